@@ -1,0 +1,53 @@
+"""The named intrinsics that pair functions are written in: their meaning, in PyTorch.
+
+Their twins are csrc/intrinsics.h and triton_kernels/intrinsics.py; a test holds the three together. Constants are Python floats.
+All propagate NaN, and none makes NaN from a finite argument inside its domain.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def exp(z: Tensor) -> Tensor:
+    return torch.exp(z)
+
+
+def log(z: Tensor) -> Tensor:
+    return torch.log(z)
+
+
+def log1p(z: Tensor) -> Tensor:
+    return torch.log1p(z)
+
+
+def rsqrt(z: Tensor) -> Tensor:
+    return torch.rsqrt(z)
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    return torch.sigmoid(z)
+
+
+def softplus(z: Tensor) -> Tensor:
+    """log(1 + e^z). The default threshold of 20 is off by 2e-9 there, which float64 sees; e^-40 it does not."""
+    return F.softplus(z, threshold=40.0)
+
+
+def pow(z: Tensor, exponent: float) -> Tensor:
+    return torch.pow(z, exponent)
+
+
+def maximum(z: Tensor, bound: float) -> Tensor:
+    return torch.clamp(z, min=bound)
+
+
+def minimum(z: Tensor, bound: float) -> Tensor:
+    return torch.clamp(z, max=bound)
+
+
+def select_less(a: Tensor, b: float, when_less: Tensor | float, otherwise: Tensor | float) -> Tensor:
+    """when_less where a < b, otherwise elsewhere."""
+    return torch.where(a < b, when_less, otherwise)

@@ -1,0 +1,77 @@
+"""The one equation, as data: every backend receives a Problem and answers with r, c and gradients.
+
+    z_ij = a * u(x_i, y_j) + b + bx_i + by_j
+    r_i  = REDUCE_{j in M(i)} f(z_ij)          c_j = REDUCE_{i : j in M(i)} f(z_ij)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .masks import Mask
+from .pairs import PairFunction
+
+OPERANDS = ("dot", "sqdist")
+REDUCTIONS = ("sum", "logsumexp")
+OUTERS = ("sum", "contrast", "pooled")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of r, c, totals and everything scalar: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One pairwise reduction, checked: x (n, d), y (m, d) or None for x itself, and what to do with each pair."""
+
+    x: Tensor
+    y: Tensor | None
+    scale: Tensor
+    shift: Tensor
+    bias_x: Tensor | None
+    bias_y: Tensor | None
+    mask: Mask
+    operand: str
+    pair: PairFunction
+    reduce: str
+    columns: bool
+
+    @property
+    def n(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def m(self) -> int:
+        return self.x.shape[0] if self.y is None else self.y.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The accumulation dtype."""
+        return accumulation_dtype(self.x.dtype)
+
+
+class Wanted(NamedTuple):
+    """Which gradients to compute."""
+
+    x: bool
+    y: bool
+    scale: bool
+    shift: bool
+    bias_x: bool
+    bias_y: bool
+
+
+class Gradients(NamedTuple):
+    """The gradients that were wanted; None for the others."""
+
+    x: Tensor | None = None
+    y: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    bias_x: Tensor | None = None
+    bias_y: Tensor | None = None
