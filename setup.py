@@ -1,0 +1,376 @@
+"""Builds fastcl._C: every C++ and CUDA source under csrc/, one ninja graph, one shared library.
+
+Where the sources lie says how they are compiled:
+    csrc/cpu/isa/*.cpp     once per instruction set (ISAS below), with -DFASTCL_ISA=<name> and that set's flags
+    csrc/cuda/*.{cu,cpp}   only where torch is a CUDA build and nvcc of the same major version is found
+    csrc/**/*.cpp          once, for the oldest processor of the platform
+
+What cannot be built is left out, and the package installs all the same on pure PyTorch: the reasons go into
+fastcl/build_facts.json, which `fastcl doctor` reads. A source that fails to compile is an error, never left out.
+
+Environment: FASTCL_BUILD_CPU and FASTCL_BUILD_CUDA (auto, 0 = leave out, 1 = fail if it cannot be built), CXX,
+CXXFLAGS, LDFLAGS, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+FACTS = "build_facts.json"
+REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
+DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"
+
+# -ffast-math stays out: it breaks NaN and infinity, and linking with it makes the whole process flush denormals.
+CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+class Isa(NamedTuple):
+    """An instruction set: its compiler flags, and the name that ATen's vector headers know it by."""
+
+    flags: tuple[str, ...]
+    capability: str
+
+    def compile_flags(self, name: str) -> list[str]:
+        capability = [f"-DCPU_CAPABILITY={self.capability}", f"-DCPU_CAPABILITY_{self.capability}"]
+        return [*self.flags, f"-DFASTCL_ISA={name}", f"-DFASTCL_ISA_{name.upper()}", *capability]
+
+
+# Narrowest first, and the objects are linked in this order. Inline functions of the headers (std::vector, at::vec)
+# come out of every object, and the linker keeps the first copy that it meets: that must be one that every processor
+# can run. A copy that only the AVX-512 objects have is called from nowhere else.
+AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
+AVX512_FLAGS = (*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+ISAS = {"baseline": Isa((), "DEFAULT")}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    ISAS |= {"avx2": Isa(AVX2_FLAGS, "AVX2"), "avx512": Isa(AVX512_FLAGS, "AVX512")}
+
+
+class LeftOut(Exception):
+    """A part that cannot be built here: the reason, and what mends it."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}. To mend it: {remedy}")
+        self.reason, self.remedy = reason, remedy
+
+
+@contextmanager
+def optional(part: str, facts: dict[str, Any]) -> Iterator[None]:
+    """Notes why a part is left out, and goes on; FASTCL_BUILD_<PART> can ask for the opposite of either."""
+    variable = f"FASTCL_BUILD_{part.upper()}"
+    value = os.environ.get(variable, "auto").lower()
+    if value not in ("auto", "0", "1"):
+        raise CompileError(f"{variable}: expected auto, 0 or 1, got {value!r}")
+    try:
+        if value == "0":
+            raise LeftOut(f"{variable}=0 was set when it was built", f"unset {variable}; {REBUILD}")
+        yield
+    except LeftOut as cause:
+        if value == "1":
+            raise CompileError(f"{variable}=1, but {cause}") from cause
+        facts["left_out"][part] = {"reason": cause.reason, "remedy": cause.remedy}
+
+
+def first_line(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0].strip()
+
+
+@dataclass
+class Compiler:
+    """The C++ compiler, and which flags it takes."""
+
+    command: list[str]
+    version: str
+    flags: list[str]
+
+    @classmethod
+    def find(cls) -> Compiler:
+        """The compiler named by CXX, else the first of g++, clang++ and c++.
+
+        Raises:
+            LeftOut: there is none, or it does not compile C++20 against Python's headers.
+        """
+        if sys.platform == "win32":
+            raise LeftOut("the kernels are not built on Windows", "use the Windows Subsystem for Linux")
+        named = os.environ.get("CXX")
+        tried = [shlex.split(named)] if named else [["g++"], ["clang++"], ["c++"]]
+        get_one = f"apt install g++ (or conda install cxx-compiler); {REBUILD}"
+        command = next((c for c in tried if shutil.which(c[0])), None)
+        if command is None:
+            raise LeftOut(f"no C++ compiler was found (tried {', '.join(c[0] for c in tried)})", get_one)
+        extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+        compiler = cls(command, first_line([*command, "--version"]), [*CXX_FLAGS, *extra])
+        if complaint := compiler.complaint([], "#include <concepts>\n#include <vector>\n"):
+            raise LeftOut(f"{command[0]} does not compile C++20: {complaint}", get_one)
+        if compiler.complaint([f"-I{sysconfig.get_path('include')}"], "#include <Python.h>\n"):
+            raise LeftOut("Python's headers (Python.h) were not found", f"apt install python3-dev; {REBUILD}")
+        # Compiled with OpenMP but not linked with it: the runtime must be the one that torch has loaded, so that
+        # torch.set_num_threads holds here too and no second pool of threads is started.
+        if compiler.complaint(["-fopenmp"], "#include <omp.h>\n") is None:
+            compiler.flags.append("-fopenmp")
+        return compiler
+
+    def complaint(self, flags: list[str], source: str) -> str | None:
+        """What the compiler says against this source with these flags, or None."""
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder, "probe.cpp")
+            probe.write_text(source + "int main() { return 0; }\n")
+            command = [*self.command, *self.flags, *flags, "-c", str(probe), "-o", str(probe.with_suffix(".o"))]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode == 0:
+            return None
+        lines = [line for line in run.stderr.splitlines() if "error" in line] or ["it failed without a message"]
+        return lines[0].strip()
+
+
+@dataclass
+class Cuda:
+    """nvcc, its toolkit, and the architectures to build for."""
+
+    nvcc: str
+    home: Path
+    version: str
+    archs: list[str]
+
+    @classmethod
+    def find(cls, torch: Any) -> Cuda:
+        """The toolkit at CUDA_HOME, else the one of the nvcc on the path.
+
+        Raises:
+            LeftOut: torch has no CUDA, or there is no nvcc of its major version.
+        """
+        if torch.version.cuda is None:
+            raise LeftOut(f"torch {torch.__version__} is not a CUDA build", f"install a CUDA build of torch; {REBUILD}")
+        wanted = f"install the CUDA toolkit {torch.version.cuda} or set CUDA_HOME to it; {REBUILD}"
+        named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        nvcc = shutil.which("nvcc", path=str(Path(named, "bin")) if named else None)
+        if nvcc is None:
+            raise LeftOut(f"nvcc was not found (looked in {named or 'PATH'})", wanted)
+        # nvcc's own word for its folder: the one on the path may be a link or a script that lies elsewhere.
+        dry = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+        top = re.search(r"^#\$ TOP=(.*)$", dry.stderr, re.MULTILINE)
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+        release = re.search(r"V(\d+\.\d+\.\d+)", text)
+        if top is None or release is None:
+            raise LeftOut(f"{nvcc} does not tell its folder and version", wanted)
+        if release[1].split(".")[0] != torch.version.cuda.split(".")[0]:
+            raise LeftOut(f"nvcc is {release[1]}, but torch was built with CUDA {torch.version.cuda}", wanted)
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
+        return cls(nvcc, Path(top[1].strip()).resolve(), release[1], re.split(r"[;, ]+", archs.strip()))
+
+    def arch_flags(self) -> list[str]:
+        """One -gencode for each architecture's code, and one more for the PTX where +PTX asks for it."""
+        flags = []
+        for arch in self.archs:
+            if not (form := re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)):
+                raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected names such as 9.0 or 9.0+PTX, got {arch!r}")
+            number = form[1] + form[2]
+            flags += [f"-gencode=arch=compute_{number},code=sm_{number}"]
+            flags += [f"-gencode=arch=compute_{number},code=compute_{number}"] if form[3] else []
+        return flags
+
+    def include_dirs(self) -> list[Path]:
+        """The toolkit's headers, and those of the libraries (cuBLAS) that come as wheels beside torch."""
+        spec = importlib.util.find_spec("nvidia")
+        wheels = [d for root in (spec.submodule_search_locations or [] if spec else []) for d in Path(root).glob("*/include")]
+        return [self.home / "include", *wheels]
+
+
+@dataclass
+class Graph:
+    """The build as text for ninja: compile edges, and one link."""
+
+    rules: list[str]
+    edges: list[str] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
+
+    def compile(self, rule: str, source: Path, flags: Sequence[str] = (), folder: str = "common") -> None:
+        target = f"{folder}/{source.relative_to(CSRC)}.o"
+        self.edges.append(f"build {target}: {rule} {escape(str(source))}\n  flags = {join(flags)}")
+        self.objects.append(target)
+
+    def link(self, library: str) -> None:
+        self.edges.append(f"build {library}: link {' '.join(self.objects)}\ndefault {library}")
+
+    def run(self, folder: Path) -> None:
+        """Writes the file and runs ninja, which compiles only what has changed."""
+        (folder / "build.ninja").write_text("\n".join([*self.rules, *self.edges, ""]))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        command = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
+        if subprocess.run([*command, *jobs], cwd=folder, check=False).returncode:
+            raise CompileError(
+                "fastcl's kernels did not compile; the compiler's message is above. To install without them, on pure"
+                " PyTorch: FASTCL_BUILD_CPU=0 (or, for the CUDA kernels alone, FASTCL_BUILD_CUDA=0)"
+            )
+
+
+def escape(path: str) -> str:
+    return re.sub(r"([$: ])", r"$\1", path)
+
+
+def join(flags: Sequence[str]) -> str:
+    return shlex.join(flags).replace("$", "$$")
+
+
+class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of the command as it stands
+    """build_ext with torch imported only when something is to be compiled, and ninja doing the compiling."""
+
+    def build_extension(self, ext: Extension) -> None:
+        began = time.perf_counter()
+        library = Path(self.get_ext_fullpath(ext.name)).resolve()
+        library.parent.mkdir(parents=True, exist_ok=True)
+        library.unlink(missing_ok=True)  # one left from an earlier build must not pass for this one's
+        facts: dict[str, Any] = {
+            "fastcl": self.distribution.get_version(),
+            "torch": None,
+            "torch_cuda": None,
+            "python": sysconfig.get_config_var("SOABI"),
+            "machine": platform.machine(),
+            "compiler": None,
+            "nvcc": None,
+            "cpu_isas": [],
+            "cuda_archs": [],
+            "left_out": {},
+        }
+        with optional("cpu", facts):
+            torch = import_torch()
+            facts |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
+            compiler = Compiler.find()
+            facts["compiler"] = compiler.version
+            folder = ROOT / "build" / f"native-{torch.__version__}-{facts['python']}"
+            folder.mkdir(parents=True, exist_ok=True)
+            compile_all(compiler, facts, folder)
+            shutil.copy2(folder / "_C.so", library)
+        facts["seconds"] = round(time.perf_counter() - began, 1)
+        (library.parent / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        report(facts)
+
+    def copy_extensions_to_source(self) -> None:
+        """Editable installs: the library and the facts beside the sources, and no library of an earlier build."""
+        for ext in self.extensions:
+            in_source, built = (Path(p) for p in self._get_inplace_equivalent(self.get_finalized_command("build_py"), ext))
+            in_source.unlink(missing_ok=True)
+            for made in (built, built.with_name(FACTS)):
+                if made.exists():
+                    shutil.copy2(made, in_source.parent / made.name)
+
+
+def import_torch() -> Any:
+    try:
+        import torch
+        import torch.utils.cpp_extension
+    except ImportError as cause:
+        raise LeftOut(
+            f"torch could not be imported when it was built ({cause}); pip's build isolation hides an installed torch",
+            f"pip install torch setuptools ninja; {REBUILD}",
+        ) from cause
+    return torch
+
+
+def compile_all(compiler: Compiler, facts: dict[str, Any], folder: Path) -> None:
+    """Compiles and links every source that can be built here, and completes the facts."""
+    import torch
+    from torch.utils import cpp_extension
+
+    if not (importlib.util.find_spec("ninja") or shutil.which("ninja")):
+        raise LeftOut("ninja was not found", f"pip install ninja; {REBUILD}")
+    cuda = None
+    with optional("cuda", facts):
+        cuda = Cuda.find(torch)
+        facts |= {"nvcc": cuda.version, "cuda_archs": cuda.archs}
+    isas = {}
+    for name, isa in ISAS.items():
+        with optional(name, facts):
+            if complaint := compiler.complaint(list(isa.flags), ""):
+                raise LeftOut(f"{compiler.version} does not take its flags: {complaint}", f"use a newer compiler; {REBUILD}")
+            isas[name] = isa
+    facts["cpu_isas"] = list(isas)
+    write_if_new(folder / FACTS.replace(".json", ".h"), facts_header(facts))
+
+    graph = Graph(rules(compiler, cuda, [CSRC, folder], cpp_extension))
+    for source in sorted(CSRC.rglob("*.cpp")):
+        place = source.relative_to(CSRC).parts
+        if place[:2] != ("cpu", "isa") and (cuda or place[0] != "cuda"):
+            graph.compile("cxx", source)
+    for name, isa in isas.items():
+        for source in sorted(CSRC.glob("cpu/isa/*.cpp")):
+            graph.compile("cxx", source, isa.compile_flags(name), name)
+    for source in sorted(CSRC.glob("cuda/*.cu")) if cuda else []:
+        graph.compile("nvcc", source)
+    graph.link("_C.so")
+    graph.run(folder)
+
+
+def rules(compiler: Compiler, cuda: Cuda | None, own: list[Path], cpp_extension: Any) -> list[str]:
+    """ninja's three rules: a C++ object, a CUDA object, and the library."""
+    kind = "cuda" if cuda else "cpu"
+    includes = [f"-I{path}" for path in own] + [f"-isystem{path}" for path in (cuda.include_dirs() if cuda else [])]
+    torch_includes = [f"-isystem{path}" for path in [*cpp_extension.include_paths(), sysconfig.get_path("include")]]
+    defines = ["-DTORCH_EXTENSION_NAME=_C", "-DTORCH_API_INCLUDE_EXTENSION_H", f"-DFASTCL_WITH_CUDA={int(cuda is not None)}"]
+    libraries = ["-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
+    libraries += ["-lc10_cuda", "-ltorch_cuda", "-lcudart"] if cuda else []
+    shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+    extra = shlex.split(os.environ.get("LDFLAGS", ""))
+    link = [*shared, *(f"-L{path}" for path in cpp_extension.library_paths(kind)), *libraries, *extra]
+    return [
+        "ninja_required_version = 1.3",
+        f"rule cxx\n  command = {join(compiler.command)} -MMD -MF $out.d -c $in -o $out"
+        f" {join([*compiler.flags, *defines, *includes, *torch_includes])} $flags\n  depfile = $out.d\n  deps = gcc",
+        f"rule nvcc\n  command = {join([cuda.nvcc])} -MMD -MF $out.d -c $in -o $out -ccbin {join(compiler.command[:1])}"
+        f" {join([*NVCC_FLAGS, *cuda.arch_flags(), *includes])} $flags\n  depfile = $out.d\n  deps = gcc" if cuda else "",
+        f"rule link\n  command = {join(compiler.command)} $in -o $out {join(link)}",
+    ]
+
+
+def facts_header(facts: dict[str, Any]) -> str:
+    """The facts for the library itself, and the list of instruction sets for its table of kernels."""
+    isas = " ".join(f"X({name})" for name in facts["cpu_isas"])
+    return (
+        "// Written by setup.py at each build.\n#pragma once\n"
+        f"#define FASTCL_FOR_EACH_ISA(X) {isas}\n"
+        f'namespace fastcl {{ constexpr char build_facts[] = R"json({json.dumps(facts)})json"; }}\n'
+    )
+
+
+def write_if_new(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def report(facts: dict[str, Any]) -> None:
+    print(f"fastcl: built for {', '.join(facts['cpu_isas']) or 'no instruction set'} in {facts['seconds']} s")
+    for part, why in facts["left_out"].items():
+        print(f"fastcl: left out {part}: {why['reason']}. To mend it: {why['remedy']}")
+
+
+# depends brings every source and header into the source distribution.
+sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
+setup(
+    # triton_kernels/ lies beside csrc/, but its import name at the top level belongs to another package.
+    packages=[*find_packages(include=["fastcl", "fastcl.*"]), "fastcl.triton_kernels"],
+    package_dir={"fastcl.triton_kernels": "triton_kernels"},
+    ext_modules=[Extension("fastcl._C", sources=[], depends=sources, language="c++", optional=True)],
+    cmdclass={"build_ext": build_kernels},
+)
