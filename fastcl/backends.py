@@ -1,0 +1,87 @@
+"""Which backend serves a device and dtype, and why: chosen inside the op, from shapes, devices and dtypes only."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import torch
+
+from . import blocked
+
+ENVIRONMENT_VARIABLE = "FASTCL_BACKEND"
+
+# name -> module with rows, gradients, total and unavailable; loaded when first asked for.
+MODULES = {
+    "reference": "fastcl.reference",
+    "blocked": "fastcl.blocked",
+    "cpu": "fastcl.native",
+    "triton": "fastcl.triton_kernels",
+    "cuda": "fastcl.native",
+}
+NAMES = ("auto", *MODULES)
+
+# The order in which `auto` asks, by device type.
+PREFERENCE = {"cpu": ("cpu", "blocked"), "cuda": ("cuda", "triton", "blocked")}
+PREFERENCE_ELSEWHERE = ("blocked",)
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend that was asked for cannot serve this device and dtype; the message says why and what mends it."""
+
+
+def requested(backend: str | None) -> str:
+    """The backend argument, or what FASTCL_BACKEND says at this moment, or "auto"."""
+    name = backend if backend not in (None, "", "auto") else os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    if name not in NAMES:
+        from .checks import one_of
+
+        source = "backend" if backend == name else ENVIRONMENT_VARIABLE
+        return one_of(source, name, NAMES)
+    return name
+
+
+def reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None when the backend serves the device and dtype; otherwise why not, and the command that mends it."""
+    if name in ("cpu", "cuda") and device.type != name:
+        return f"it serves {name} tensors, and these are on {device.type}"
+    try:
+        module = importlib.import_module(MODULES[name])
+    except ImportError as error:
+        return f"it is not installed ({error}); reinstall fastcl with `pip install --no-build-isolation .`"
+    answer: str | None = module.unavailable(device, dtype)
+    return answer
+
+
+def choose(backend: str | None, device: torch.device, dtype: torch.dtype) -> tuple[str, ModuleType]:
+    """The name and module of the backend that serves this call.
+
+    Raises:
+        BackendUnavailableError: when the backend that was asked for cannot serve it.
+    """
+    name = requested(backend)
+    if name != "auto":
+        why = reason(name, device, dtype)
+        if why is not None:
+            raise BackendUnavailableError(f"backend {name!r} cannot serve {device.type} tensors of {dtype}: {why}")
+        return name, importlib.import_module(MODULES[name])
+    for name in PREFERENCE.get(device.type, PREFERENCE_ELSEWHERE):
+        if reason(name, device, dtype) is None:
+            return name, importlib.import_module(MODULES[name])
+    return "blocked", blocked
+
+
+def explain(device: torch.device, dtype: torch.dtype) -> list[tuple[str, str | None]]:
+    """Each backend with None or the reason why it does not serve the device and dtype, in the order in which `auto` asks."""
+    order = PREFERENCE.get(device.type, PREFERENCE_ELSEWHERE)
+    names = [*order, *(name for name in MODULES if name not in order)]
+    return [(name, reason(name, device, dtype)) for name in names]
+
+
+def is_reference(backend: str | None) -> bool:
+    """Whether this call is served by the definition itself, which alone is differentiable twice."""
+    return requested(backend) == "reference"
+
+
+__all__ = ["BackendUnavailableError", "choose", "explain", "is_reference", "reason", "requested"]

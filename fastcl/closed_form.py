@@ -1,0 +1,203 @@
+"""Reductions that need no sweep over pairs, for every backend but the definition.
+
+identity with sum, O(n d):       sum_j z_ij     = a <x_i, s> + b m + ...,                     s = sum_j y_j
+square on dot, O(n d^2) (Gram):  sum_j z_ij^2   = a^2 x_i^T G x_i + 2ab <x_i, s> + b^2 m,     G = Y^T Y
+
+both minus what the mask leaves out. The Gram form is taken where it is cheaper: forward + backward, n = m > 4d/3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .problem import Gradients, Problem, Wanted
+from .sides import Sides, Sums
+
+
+def applies(p: Problem) -> bool:
+    """Whether this problem has a closed form that is cheaper than a sweep; reads shapes only."""
+    if p.reduce != "sum":
+        return False
+    if p.pair.name == "identity":
+        return True
+    gram = p.pair.name == "square" and p.operand == "dot" and p.mask.kind in ("all", "off_diagonal")
+    return gram and p.bias_x is None and p.bias_y is None and 3 * p.n * p.m > 2 * p.x.shape[1] * (p.n + p.m)
+
+
+def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
+    """r, and c when asked."""
+    form = _form(p)
+    return form.rows(), form.columns() if p.columns else None
+
+
+def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+    """The gradients of <g, r> + <h, c>."""
+    return _form(p).gradients(g, h, wanted).gradients(p.x.dtype)
+
+
+def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
+    """The sum of all rows (the only outer form that a sum has) and its gradients."""
+    form = _form(p)
+    value = form.rows().sum(dtype=torch.float64).to(p.dtype)
+    ones = form.x.new_ones(p.n)
+    return value, form.gradients(ones, None, wanted).gradients(p.dtype), None
+
+
+class Visits:
+    """Sums over the visited pairs: across(Q)_i = sum_{j in M(i)} Q_j, and back(Q)_j = sum_{i: j in M(i)} Q_i."""
+
+    def __init__(self, p: Problem) -> None:
+        self.p, self.kind = p, p.mask.kind
+        if p.mask.group_x is not None:
+            group_y = p.mask.group_x if p.mask.group_y is None else p.mask.group_y
+            names, index = torch.unique(torch.cat([p.mask.group_x, group_y]), return_inverse=True)
+            self.classes, self.of_x, self.of_y = names.shape[0], index[: p.n], index[p.n :]
+
+    def across(self, q: Tensor) -> Tensor:
+        return self._visit(q, self.p.n, self.p.mask.row_offset - self.p.mask.col_offset, "of_y", "of_x")
+
+    def back(self, q: Tensor) -> Tensor:
+        return self._visit(q, self.p.m, self.p.mask.col_offset - self.p.mask.row_offset, "of_x", "of_y")
+
+    def _visit(self, q: Tensor, length: int, offset: int, source: str, target: str) -> Tensor:
+        everything = q.sum(0).expand(length, *q.shape[1:])
+        if self.kind == "all":
+            return everything
+        if self.kind == "off_diagonal":
+            return everything - shifted(q, length, offset)
+        classes = q.new_zeros(self.classes, *q.shape[1:]).index_add_(0, getattr(self, source), q)
+        same = classes[getattr(self, target)]
+        return same if self.kind == "within_groups" else everything - same
+
+
+def shifted(q: Tensor, length: int, offset: int) -> Tensor:
+    """Row i of the result is row i + offset of q, and 0 where q has none: the partner on the left-out diagonal."""
+    result = q.new_zeros(length, *q.shape[1:])
+    start, stop = max(0, -offset), min(length, q.shape[0] - offset)
+    if stop > start:
+        result[start:stop] = q[start + offset : stop + offset]
+    return result
+
+
+class Linear(Sides):
+    """f = identity: everything is a sum of visited rows."""
+
+    def __init__(self, p: Problem) -> None:
+        super().__init__(p)
+        self.visits = Visits(p)
+
+    def _along(self, x: Tensor, y: Tensor, norms: tuple[Tensor | None, Tensor | None], biases: tuple, visit) -> Tensor:  # type: ignore[no-untyped-def, type-arg]
+        p = self.p
+        (norm_x, norm_y), (own, other) = norms, biases
+        count = visit(torch.ones_like(y[:, :1])[:, 0] if y.shape[1] else y.new_ones(y.shape[0]))
+        u = (x * visit(y)).sum(1)
+        if norm_x is not None and norm_y is not None:
+            u = count * norm_x + visit(norm_y) - 2.0 * u
+        result = p.scale * u + p.shift * count
+        if own is not None:
+            result = result + own * count
+        return result if other is None else result + visit(other)
+
+    def rows(self) -> Tensor:
+        return self._along(
+            self.x, self.y, (self.norm_x, self.norm_y), (self.p.bias_x, self.p.bias_y), self.visits.across
+        )
+
+    def columns(self) -> Tensor:
+        return self._along(self.y, self.x, (self.norm_y, self.norm_x), (self.p.bias_y, self.p.bias_x), self.visits.back)
+
+    def gradients(self, g: Tensor, h: Tensor | None, wanted: Wanted) -> Sums:
+        """W = M o (g 1^T + 1 h^T)."""
+        sums, across, back = Sums(self, wanted), self.visits.across, self.visits.back
+        if self.p.y is None:
+            h = g
+        ones_x, ones_y = self.x.new_ones(self.p.n), self.y.new_ones(self.p.m)
+        if sums.wy is not None:
+            sums.wy.copy_(g[:, None] * across(self.y))
+            if h is not None:
+                sums.wy += across(h[:, None] * self.y)
+        if sums.wtx is not None and self.p.y is not None:
+            sums.wtx.copy_(back(g[:, None] * self.x))
+            if h is not None:
+                sums.wtx += h[:, None] * back(self.x)
+        if sums.w_rows is not None:
+            sums.w_rows.copy_(g * across(ones_y) if h is None else g * across(ones_y) + across(h))
+        if sums.w_cols is not None and self.p.y is not None:
+            sums.w_cols.copy_(back(g) if h is None else back(g) + h * back(ones_x))
+        return sums
+
+
+class Gram(Sides):
+    """f = square on dot: everything goes through d x d matrices."""
+
+    def __init__(self, p: Problem) -> None:
+        super().__init__(p)
+        self.offset = p.mask.row_offset - p.mask.col_offset
+        self.diagonal = p.mask.kind == "off_diagonal"
+        self.x_gram_y = self.x @ (self.y.T @ self.y)
+
+    def _left_out(self, x: Tensor, y: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+        """The partner y of each row on the left-out diagonal (0 where there is none), and its z (0 likewise)."""
+        partner = shifted(y, x.shape[0], offset)
+        z = self.p.scale * (x * partner).sum(1) + self.p.shift
+        return partner, z * shifted(y.new_ones(y.shape[0]), x.shape[0], offset)
+
+    def _along(self, x: Tensor, y: Tensor, x_gram_y: Tensor, offset: int) -> Tensor:
+        a, b = self.p.scale, self.p.shift
+        r = a * a * (x_gram_y * x).sum(1) + 2.0 * a * b * (x @ y.sum(0)) + b * b * y.shape[0]
+        return r - self._left_out(x, y, offset)[1].square() if self.diagonal else r
+
+    def rows(self) -> Tensor:
+        return self._along(self.x, self.y, self.x_gram_y, self.offset)
+
+    def columns(self) -> Tensor:
+        return self._along(self.y, self.x, self.y @ (self.x.T @ self.x), -self.offset)
+
+    def _gather(
+        self, x: Tensor, y: Tensor, x_gram_y: Tensor | None, g: Tensor | None, h: Tensor | None, offset: int
+    ) -> tuple[Tensor, Tensor]:
+        """W Y and W 1 for w_ij = 2 z_ij (g_i + h_j): also W^T X and W^T 1, with the two sides exchanged."""
+        a, b = self.p.scale, self.p.shift
+        partner, z = self._left_out(x, y, offset) if self.diagonal else (y[:0], x[:0, 0])
+        wy, ones = torch.zeros_like(x), x.new_zeros(x.shape[0])
+        if g is not None:
+            s = y.sum(0)
+            gram = x @ (y.T @ y) if x_gram_y is None else x_gram_y
+            wy += g[:, None] * (a * gram + b * s)
+            ones += g * (a * (x @ s) + b * y.shape[0])
+            if self.diagonal:
+                wy -= (g * z)[:, None] * partner
+                ones -= g * z
+        if h is not None:
+            hy = h[:, None] * y
+            s = hy.sum(0)
+            wy += a * (x @ (y.T @ hy)) + b * s
+            ones += a * (x @ s) + b * h.sum()
+            if self.diagonal:
+                z = z * shifted(h, x.shape[0], offset)
+                wy -= z[:, None] * partner
+                ones -= z
+        return wy.mul_(2.0), ones.mul_(2.0)
+
+    def gradients(self, g: Tensor, h: Tensor | None, wanted: Wanted) -> Sums:
+        sums = Sums(self, wanted)
+        h = g if self.p.y is None else h
+        if sums.wy is not None or sums.w_rows is not None:
+            wy, ones = self._gather(self.x, self.y, self.x_gram_y, g, h, self.offset)
+            _put(sums.wy, wy)
+            _put(sums.w_rows, ones)
+        if self.p.y is not None and (sums.wtx is not None or sums.w_cols is not None):
+            wtx, ones = self._gather(self.y, self.x, None, h, g, -self.offset)
+            _put(sums.wtx, wtx)
+            _put(sums.w_cols, ones)
+        return sums
+
+
+def _put(into: Tensor | None, value: Tensor) -> None:
+    if into is not None:
+        into.copy_(value)
+
+
+def _form(p: Problem) -> Linear | Gram:
+    return Linear(p) if p.pair.name == "identity" else Gram(p)

@@ -1,0 +1,425 @@
+"""The one op in its two forms, as torch.library ops: schema, real, fake, autograd and autocast.
+
+    pair_reduce   r (and c), with any upstream gradient
+    pair_total    outer(r), one scalar upstream gradient: value and gradients come from one call
+
+Schemas are defined here, so that they exist without a compiler. The kernel ops at the end are what C++ implements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, checks, closed_form, reference
+from .masks import Mask
+from .pairs import PairFunction
+from .problem import Gradients, Problem, Wanted, accumulation_dtype
+
+PROBLEM = (
+    "Tensor x, Tensor? y, Tensor scale, Tensor shift, Tensor? bias_x, Tensor? bias_y, Tensor? group_x, Tensor? group_y, "
+    "SymInt row_offset, SymInt col_offset, str mask, str operand, str pair, float[] constants, str reduce, bool columns"
+)
+LENGTH = 16  # of PROBLEM
+DIFFERENTIABLE = 6  # x, y, scale, shift, bias_x, bias_y lead it, in the order of Wanted and Gradients
+
+library = torch.library.Library("fastcl", "DEF")
+library.define(f"pair_reduce({PROBLEM}, str backend) -> (Tensor r, Tensor c)", tags=(torch.Tag.pt2_compliant_tag,))
+library.define(
+    f"pair_reduce_backward({PROBLEM}, Tensor r, Tensor c, Tensor g, Tensor h, bool[] wanted, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.define(
+    f"pair_total({PROBLEM}, Tensor? positive, str outer, bool[] wanted, str backend)"
+    " -> (Tensor value, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+# What csrc/ops.cpp implements for CPU and CUDA tensors; an absent output is an empty tensor.
+library.define(f"kernel_rows({PROBLEM}) -> (Tensor, Tensor)")
+library.define(
+    f"kernel_gradients({PROBLEM}, Tensor r, Tensor c, Tensor g, Tensor h, bool[] wanted)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+library.define(
+    f"kernel_total({PROBLEM}, Tensor? positive, str outer, bool[] wanted)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+CREATE_GRAPH = (
+    "fastcl: create_graph=True asks for second derivatives, which the {name!r} backend does not have (its gradients are formed "
+    "outside autograd, so they would silently be zero); pass backend='reference', which is differentiable twice"
+)
+
+
+def pack(p: Problem) -> tuple[Any, ...]:
+    """The problem as the flat arguments of PROBLEM."""
+    m = p.mask
+    return (
+        p.x, p.y, p.scale, p.shift, p.bias_x, p.bias_y, m.group_x, m.group_y, m.row_offset, m.col_offset, m.kind,
+        p.operand, p.pair.name, list(p.pair.constants), p.reduce, p.columns,
+    )  # fmt: skip
+
+
+def unpack(arguments: tuple[Any, ...]) -> Problem:
+    """The problem from the flat arguments of PROBLEM."""
+    (x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, mask,
+     operand, pair, constants, reduce, columns) = arguments[:LENGTH]  # fmt: skip
+    f = PairFunction.registry[pair](*constants)
+    kept = Mask(mask, row_offset, col_offset, group_x, group_y)
+    return Problem(x, y, scale, shift, bias_x, bias_y, kept, operand, f, reduce, columns)
+
+
+def _serve(p: Problem, backend: str) -> Any:
+    """The module that serves the problem: a closed form where there is one, then the backend (chosen here, at run time)."""
+    name, module = backends.choose(backend, p.x.device, p.x.dtype)
+    return closed_form if name != "reference" and closed_form.applies(p) else module
+
+
+def _present(tensors: tuple[Tensor | None, ...], like: Tensor) -> tuple[Tensor, ...]:
+    return tuple(like.new_empty(0) if t is None else t for t in tensors)
+
+
+def _absent(t: Tensor, wanted: bool) -> Tensor | None:
+    return t if wanted else None
+
+
+# ---- real -----------------------------------------------------------------------------------------------------------------
+
+
+def _pair_reduce(*arguments: Any) -> tuple[Tensor, ...]:
+    p = unpack(arguments)
+    r, c = _serve(p, arguments[-1]).rows(p)
+    return _present((r, c), r)
+
+
+def _pair_reduce_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    p = unpack(arguments)
+    r, c, g, h, wanted, backend = arguments[LENGTH:]
+    module = _serve(p, backend)
+    answer = module.gradients(p, r, _absent(c, p.columns), g, _absent(h, p.columns), Wanted(*wanted))
+    return _present(tuple(answer), r)
+
+
+def _pair_total(*arguments: Any) -> tuple[Tensor, ...]:
+    p = unpack(arguments)
+    positive, outer, wanted, backend = arguments[LENGTH:]
+    value, answer, dpositive = _serve(p, backend).total(p, positive, outer, Wanted(*wanted))
+    return (value, *_present((*answer, dpositive), value))
+
+
+# ---- fake -----------------------------------------------------------------------------------------------------------------
+
+
+def _fake_gradients(arguments: tuple[Any, ...], wanted: list[bool], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    x, y = arguments[0], arguments[1]
+    m = x.shape[0] if y is None else y.shape[0]
+    shapes = [(x.shape[0], x.shape[1]), (m, x.shape[1]), (), (), (x.shape[0],), (m,)]
+    small = accumulation_dtype(x.dtype)
+    dtypes = [dtype, dtype, small, small, small, small]
+    return tuple(
+        x.new_empty(s if w else (0,), dtype=t if w else small) for s, t, w in zip(shapes, dtypes, wanted, strict=True)
+    )
+
+
+def _fake_pair_reduce(*arguments: Any) -> tuple[Tensor, ...]:
+    p = unpack(arguments)
+    return p.x.new_empty(p.n, dtype=p.dtype), p.x.new_empty(p.m if p.columns else 0, dtype=p.dtype)
+
+
+def _fake_pair_reduce_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    return _fake_gradients(arguments, arguments[-2], arguments[0].dtype)
+
+
+def _fake_pair_total(*arguments: Any) -> tuple[Tensor, ...]:
+    x, positive, wanted = arguments[0], arguments[LENGTH], arguments[-2]
+    dtype = accumulation_dtype(x.dtype)
+    dpositive = x.new_empty(0 if positive is None else x.shape[0], dtype=dtype)
+    return (x.new_empty((), dtype=dtype), *_fake_gradients(arguments, wanted, dtype), dpositive)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------------
+
+
+def _save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+    """Keep tensors by save_for_backward (so that in-place changes are noticed) and the rest as they are."""
+    tensors = [a for a in arguments[:8]]
+    ctx.present = [t is not None for t in tensors]
+    ctx.rest = arguments[8:]
+    ctx.save_for_backward(*(t for t in tensors if t is not None), *outputs)
+
+
+def _restore(ctx: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+    saved = iter(ctx.saved_tensors)
+    tensors = [next(saved) if present else None for present in ctx.present]
+    return (*tensors, *ctx.rest), tuple(saved)
+
+
+def _save_pair_reduce(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, inputs, output)
+
+
+def _backward_pair_reduce(ctx: Any, g: Tensor, h: Tensor) -> tuple[Any, ...]:
+    arguments, (r, c) = _restore(ctx)
+    backend = arguments[-1]
+    if torch.is_grad_enabled():
+        _require_reference(backend)
+        return _differentiable(ctx, arguments, lambda p: _present(reference.rows(p), p.scale), (g, h), len(ctx.needs_input_grad))
+    wanted = list(ctx.needs_input_grad[:DIFFERENTIABLE])
+    answer = torch.ops.fastcl.pair_reduce_backward(*arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted, backend)
+    return _fill(answer, wanted, len(ctx.needs_input_grad))
+
+
+def _save_pair_total(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    positive, outer, wanted, backend = inputs[LENGTH:]
+    ctx.wanted, ctx.positive, ctx.dtype, ctx.backend = wanted, positive is not None, inputs[0].dtype, backend
+    ctx.twice = backends.is_reference(backend)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    if ctx.twice:
+        _save(ctx, (*inputs[:8], *inputs[8:LENGTH], outer), (*output[1:], *([positive] if ctx.positive else [])))
+    else:
+        ctx.save_for_backward(*output[1:])
+
+
+def _backward_pair_total(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    length = len(ctx.needs_input_grad)
+    if upstream is None:
+        return (None,) * length
+    if torch.is_grad_enabled():
+        _require_reference(ctx.backend)
+        arguments, saved = _restore(ctx)
+        positive = saved[-1] if ctx.positive else None
+
+        def value(p: Problem, positive: Tensor | None = None) -> tuple[Tensor, ...]:
+            return (reference.outer_value(arguments[-1], reference.rows(p)[0], positive),)
+
+        return _differentiable(ctx, arguments, value, (upstream,), length, positive)
+    saved = _restore(ctx)[1] if ctx.twice else ctx.saved_tensors
+    answer = [upstream * gradient for gradient in saved[: DIFFERENTIABLE + 1]]
+    for i in (0, 1):
+        answer[i] = answer[i].to(ctx.dtype)
+    filled = list(_fill(answer, ctx.wanted, length))
+    filled[LENGTH] = answer[DIFFERENTIABLE] if ctx.positive and ctx.needs_input_grad[LENGTH] else None
+    return tuple(filled)
+
+
+def _fill(answer: Any, wanted: list[bool], length: int) -> tuple[Any, ...]:
+    gradients = [a if w else None for a, w in zip(answer, wanted, strict=False)]
+    return (*gradients, *(None for _ in range(length - len(gradients))))
+
+
+def _require_reference(backend: str) -> None:
+    name = backends.requested(backend)
+    if name != "reference":
+        raise RuntimeError(CREATE_GRAPH.format(name=name))
+
+
+def _differentiable(
+    ctx: Any,
+    arguments: tuple[Any, ...],
+    outputs: Callable[..., tuple[Tensor, ...]],
+    upstream: tuple[Tensor, ...],
+    length: int,
+    positive: Tensor | None = None,
+) -> tuple[Any, ...]:
+    """The gradients by autograd through the definition, with a graph of their own."""
+    p = unpack(arguments)
+    values = outputs(p) if positive is None else outputs(p, positive)
+    candidates = [*arguments[:DIFFERENTIABLE], *(None for _ in range(LENGTH - DIFFERENTIABLE)), positive]
+    places = [i for i, t in enumerate(candidates) if t is not None and ctx.needs_input_grad[i]]
+    answer = torch.autograd.grad(values, [candidates[i] for i in places], upstream, create_graph=True, allow_unused=True)
+    filled: list[Any] = [None] * length
+    for place, gradient in zip(places, answer, strict=True):
+        filled[place] = gradient
+    return tuple(filled)
+
+
+# ---- autocast -------------------------------------------------------------------------------------------------------------
+
+
+def _autocast(op: Any, device: str) -> Callable[..., Any]:
+    """Cast x and y as mm does, and nothing else: a scale or a bias keeps its precision."""
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+    def cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return t if t is None or t.dtype == torch.float64 else t.to(dtype)
+
+    def call(x: Tensor, y: Tensor | None, *rest: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            return op(cast(x, dtype), cast(y, dtype), *rest)
+
+    return call
+
+
+def _register() -> None:
+    forms: list[tuple[str, Any, Any]] = [
+        ("pair_reduce", _pair_reduce, _fake_pair_reduce),
+        ("pair_reduce_backward", _pair_reduce_backward, _fake_pair_reduce_backward),
+        ("pair_total", _pair_total, _fake_pair_total),
+    ]
+    for name, real, fake in forms:
+        library.impl(name, real, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastcl::{name}", fake, lib=library)
+    torch.library.register_autograd(
+        "fastcl::pair_reduce", _backward_pair_reduce, setup_context=_setup(_save_pair_reduce), lib=library
+    )
+    torch.library.register_autograd("fastcl::pair_total", _backward_pair_total, setup_context=_setup(_save_pair_total), lib=library)
+    for name in ("pair_reduce", "pair_total"):
+        for device in ("cpu", "cuda"):
+            library.impl(name, _autocast(getattr(torch.ops.fastcl, name), device), f"Autocast{device.upper()}")
+
+
+def _setup(save: Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None]) -> Callable[..., None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        save(ctx, inputs, output)
+
+    return setup_context
+
+
+_register()
+
+
+# ---- public ---------------------------------------------------------------------------------------------------------------
+
+
+def problem(
+    x: Tensor,
+    y: Tensor | None,
+    *,
+    operand: str,
+    pair: str | PairFunction,
+    reduce: str,
+    mask: str | Mask,
+    scale: float | Tensor,
+    shift: float | Tensor,
+    bias_x: Tensor | None,
+    bias_y: Tensor | None,
+    columns: bool,
+) -> Problem:
+    """The checked problem; every error is raised here."""
+    if y is None:
+        checks.matrix("x", x)
+        for name, given in (("bias_x", bias_x is not None), ("bias_y", bias_y is not None), ("columns", columns)):
+            if given:
+                raise ValueError(f"{name}: x with itself (y=None) takes no {name}; pass y=x")
+    else:
+        checks.pair_of_matrices("x", x, "y", y)
+    dtype = accumulation_dtype(x.dtype)
+    f = checks.reduction_of_pairs(operand, pair, reduce)
+    if bias_x is not None:
+        bias_x = checks.vector("bias_x", bias_x, x.shape[0], "x", x).to(dtype)
+    if bias_y is not None and y is not None:
+        bias_y = checks.vector("bias_y", bias_y, y.shape[0], "y", x).to(dtype)
+    a, b = checks.scalar("scale", scale, x), checks.scalar("shift", shift, x)
+    return Problem(x, y, a, b, bias_x, bias_y, checks.mask(mask, x, y), operand, f, reduce, columns)
+
+
+def pair_reduce(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    operand: str = "dot",
+    pair: str | PairFunction = "identity",
+    reduce: str = "logsumexp",
+    mask: str | Mask = "all",
+    scale: float | Tensor = 1.0,
+    shift: float | Tensor = 0.0,
+    bias_x: Tensor | None = None,
+    bias_y: Tensor | None = None,
+    columns: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Reduce a function of every visited pair of rows, without ever holding the n x m matrix.
+
+        r_i = REDUCE_{j in M(i)} f(z_ij),   z_ij = a u(x_i, y_j) + b + bx_i + by_j,   c_j = REDUCE_{i: j in M(i)} f(z_ij)
+
+    Gradients flow to x, y, scale, shift and the biases; memory is O(n d). sqdist is computed from norms and dot products about
+    a common centre: its absolute error is eps (|x|^2 + |y|^2), right for unit rows, not for tiny distances between far rows.
+
+    Args:
+        x: (n, d), float64, float32, bfloat16 or float16; any strides.
+        y: (m, d), dtype and device of x. None means x itself: half the work, no biases, no columns.
+        operand: u, "dot" <x_i, y_j> or "sqdist" |x_i - y_j|^2.
+        pair: f, a name or a fastcl.pairs.PairFunction; "identity" for logsumexp.
+        reduce: "logsumexp" or "sum".
+        mask: M, "all", "off_diagonal" or a mask made by off_diagonal, across_groups, within_groups.
+        scale: a, a number or a tensor with one element.
+        shift: b, a number or a tensor with one element.
+        bias_x: (n,) bx, floating; None for 0.
+        bias_y: (m,) by, floating; None for 0.
+        columns: whether to return c too, from the same sweep.
+        backend: "auto" (None), "reference", "blocked", "cpu", "triton" or "cuda".
+
+    Returns:
+        r (n,), or (r, c) with c (m,); float32 (float64 for float64 input). A row with nothing left has sum 0 and logsumexp
+        -inf, and gradient 0.
+
+    Raises:
+        ValueError: for shapes, names or values that do not fit.
+        TypeError: for unsupported or mixed dtypes.
+        BackendUnavailableError: when the backend asked for cannot serve the device and dtype.
+        RuntimeError: from backward with create_graph=True, except on backend "reference".
+    """
+    p = problem(
+        x, y, operand=operand, pair=pair, reduce=reduce, mask=mask, scale=scale, shift=shift, bias_x=bias_x, bias_y=bias_y,
+        columns=columns,
+    )  # fmt: skip
+    r, c = torch.ops.fastcl.pair_reduce(*pack(p), _backend(backend))
+    return (r, c) if columns else r
+
+
+def pair_total(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    outer: str,
+    positive: Tensor | None = None,
+    operand: str = "dot",
+    pair: str | PairFunction = "identity",
+    reduce: str = "logsumexp",
+    mask: str | Mask = "all",
+    scale: float | Tensor = 1.0,
+    shift: float | Tensor = 0.0,
+    bias_x: Tensor | None = None,
+    bias_y: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Reduce all rows to one number, with value and gradients from one call.
+
+        "sum": sum_i r_i      "contrast": sum_i softplus(r_i - p_i)      "pooled": log-sum-exp over all visited pairs
+
+    Args:
+        x, y, operand, pair, reduce, mask, scale, shift, bias_x, bias_y, backend: as in pair_reduce.
+        outer: "sum", "contrast" or "pooled"; the last two go with reduce="logsumexp".
+        positive: (n,) floating, p_i, the logit of each row's positive, which the mask leaves out; exactly for "contrast".
+
+    Returns:
+        A scalar, float32 (float64 for float64 input).
+
+    Raises:
+        ValueError, TypeError, BackendUnavailableError, RuntimeError: as in pair_reduce.
+    """
+    p = problem(
+        x, y, operand=operand, pair=pair, reduce=reduce, mask=mask, scale=scale, shift=shift, bias_x=bias_x, bias_y=bias_y,
+        columns=False,
+    )  # fmt: skip
+    checks.outer(outer, reduce, positive, x)
+    arguments = pack(p)
+    if positive is not None:
+        positive = positive.to(p.dtype)
+    recording = torch.is_grad_enabled()
+    wanted = [recording and t is not None and t.requires_grad for t in arguments[:DIFFERENTIABLE]]
+    value: Tensor = torch.ops.fastcl.pair_total(*arguments, positive, outer, wanted, _backend(backend))[0]
+    return value
+
+
+def _backend(backend: str | None) -> str:
+    return "auto" if backend is None else checks.one_of("backend", backend, backends.NAMES)
+
+
+__all__ = ["Gradients", "Problem", "pair_reduce", "pair_total", "problem"]
