@@ -1,0 +1,65 @@
+# Everything runs in .venv, which the targets make themselves; `make setup` is quick when nothing has changed.
+#   make test            lint, then the tests            make test ARGS="-k clip"
+#   make demo            the main job, on real images    make demo ARGS="--help"
+# For another torch:     make setup TORCH="torch==2.14.1"
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+STAMPS := $(VENV)/stamps
+TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
+# Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+.PHONY: setup lint test demo bench sanitize test-gpu-emulated clean
+
+setup: $(STAMPS)/dropin
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip setuptools wheel ninja
+	mkdir -p $(STAMPS)
+	touch $@
+
+# torch comes before the package, since the kernels are built against it; from then on nothing may replace it.
+$(TORCH_STAMP): $(STAMPS)/venv
+	rm -f $(STAMPS)/torch*
+	$(PIP) install $(TORCH)
+	$(PIP) freeze | grep '^torch==' > $(VENV)/torch.txt
+	touch $@
+
+$(STAMPS)/package: $(TORCH_STAMP) pyproject.toml setup.py $(shell find csrc -type f)
+	@echo "installing fastcl and building its kernels (log: $(VENV)/build.log)"
+	@$(BIN)/python -m pip install --verbose --no-build-isolation --constraint $(VENV)/torch.txt \
+	    --editable '.[test,bench,demo]' > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@sed -n 's/^ *fastcl: /  /p' $(VENV)/build.log
+	@touch $@
+
+# The packages whose classes fastcl replaces, for the comparing tests; without their dependencies, which bring another torch.
+$(STAMPS)/dropin: $(STAMPS)/package $(wildcard requirements/dropin.txt)
+	$(if $(wildcard requirements/dropin.txt),$(PIP) install --no-deps --requirement requirements/dropin.txt)
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# pytest comes last, so that its summary is the last line.
+test: lint
+	$(PYTEST) -n $(JOBS) --dist loadgroup $(ARGS)
+
+demo: setup
+	$(BIN)/python -m examples.train_images $(ARGS)
+
+bench: setup
+	$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info fastcl/_C.*.so fastcl/build_facts.json .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,20 @@
+// Which instruction set the CPU kernels run with: of those that were built, the widest that this processor has.
+// csrc/cpu/isa/*.cpp is compiled once for each, with FASTCL_ISA defined as its name; what those files define has to
+// lie in a namespace of that name, or the linker would keep one copy for all.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "build_facts.h"  // FASTCL_FOR_EACH_ISA(X): X(baseline) X(avx2) ..., those that were built, narrowest first
+
+namespace fastcl {
+
+// Of the instruction sets that were built, those that this processor has; narrowest first, never empty.
+const std::vector<std::string>& usable_isas();
+
+// The widest of them, or the one that the environment variable FASTCL_CPU_ISA named when this was first called.
+// Throws std::invalid_argument when that one is not usable.
+const std::string& chosen_isa();
+
+}  // namespace fastcl
