@@ -1,8 +1,8 @@
-"""Values of the papers' own codes (independent float64 evaluations where no code is public), with their inputs.
+"""Values of the papers' own codes (independent float64 evaluations where none is public), with their inputs.
 
-`reference_values.json` is data: how its inputs are made, and which repository and commit gave each number, is written
-in it. `records()` turns it into one list of Record, in the names of fastcl.functional, which the oracles and the
-library both have to meet.
+`reference_values.json` is data: how its inputs are made, and which repository and commit gave each
+number, is written in it. `records()` turns it into one list of Record, in the names of fastcl.functional,
+which the oracles and the library both have to meet.
 """
 
 import functools
@@ -27,10 +27,11 @@ EPS = torch.finfo(torch.float64).eps
 class Record:
     """One recorded evaluation.
 
-    name: a unique id. objective: the function's name. inputs: the rows, float64. arguments: its keyword arguments.
-    value: the recorded loss. facts: what was recorded of the gradients to the inputs. public: False where the recorded
-    form is the oracle's alone. evaluate: how the value follows from the functions where it is not one call. noise: the
-    rounding error of the recorded evaluation itself, absolute.
+    name: a unique id. objective: the function's name. inputs: the rows, float64. arguments: its keyword
+    arguments. value: the recorded loss. facts: what was recorded of the gradients to the inputs. public:
+    False where the recorded form is the oracle's alone. evaluate: how the value follows from the
+    functions where it is not one call. noise: the rounding error of the recorded evaluation itself,
+    absolute.
     """
 
     name: str
@@ -265,7 +266,7 @@ def _f_micl(data: dict[str, Any]) -> Iterator[Record]:
 
 
 def _pooled_spectral(functions: Functions, u: Tensor, v: Tensor) -> Tensor:
-    """-2 mean <u_i, v_i> + ||Lambda||_F^2 (minc.md section 3), which is no public objective."""
+    """-2 mean <u_i, v_i> + ||Lambda||_F^2 (pooled over both views), which is no public objective."""
     aligned = sum(((a * b).sum() for a, b in zip(u, v, strict=True)), u.new_zeros(())) / len(u)
     return -2 * aligned + (functions.second_moment(u, v) ** 2).sum()
 

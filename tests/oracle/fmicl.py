@@ -12,9 +12,9 @@ from .pairwise import negatives as kept
 Groups = Sequence[int] | None
 Scalar = Callable[[Tensor, float], Tensor]
 
-# The table of the paper (section 3 and appendix), one divergence a line: f'(u) and psi(u) = f*(f'(u)) = u f'(u) - f(u). q is
-# Tsallis' order.
-# VLC's psi is the composition of the paper's own f* and f', not the expression printed in its table.
+# The table of the paper (section 3 and appendix), one divergence a line: f'(u) and psi(u) = f*(f'(u)), which is
+# u f'(u) - f(u). q is Tsallis' order. VLC's psi is the composition of the paper's own f* and f', not the
+# expression printed in its table.
 DIVERGENCES: dict[str, tuple[Scalar, Scalar]] = {
     "kl": (lambda u, q: torch.log(u) + 1, lambda u, q: u),
     "js": (lambda u, q: math.log(2) + torch.log(u / (1 + u)), lambda u, q: torch.log((1 + u) / 2)),
@@ -73,9 +73,9 @@ def f_micl(
     js_eps: float = JS_LIMIT,
     terms: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """-f'(u_ii) + alpha mean_j psi(u_ij), the sample objective with its weight; `return_terms` adds the two means.
+    """-f'(u_ii) + alpha mean_j psi(u_ij), the weighted sample objective; `return_terms` adds the two means.
 
-    Negatives xx: x_i against x_j; xx+yy: both views' mean; xy: x_i against y_j. Cosine: s in the place of f'(u).
+    Negatives xx: x_i against x_j; xx+yy: both views' mean; xy: x_i against y_j. Cosine: s in place of f'(u).
     """
     x, y = (unit(x), unit(y)) if normalize else (x, y)
     n, keep = len(x), kept(groups)

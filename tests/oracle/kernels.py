@@ -45,9 +45,8 @@ def align_uniform(
     return alignment(x, y, alpha=alpha, normalize=normalize) + weight * spread
 
 
-# The kernels of the code of Koromilas et al. 2024: (energy K_U, alignment K_A) as functions of d^2 and t. The log kernel's 1/2
-# stands in the
-# energy and not in the alignment, as in the authors' code.
+# The kernels of the code of Koromilas et al. 2024: (energy K_U, alignment K_A) as functions of d^2 and t.
+# The log kernel's 1/2 stands in the energy and not in the alignment, as in the authors' code.
 KERNELS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor]]] = {
     "gaussian": (lambda d2, t: torch.exp(-t * d2), lambda d2, t: torch.exp(-t * d2)),
     "log": (lambda d2, t: -0.5 * torch.log(1 + t * d2), lambda d2, t: -torch.log(1 + t * d2)),
@@ -139,7 +138,7 @@ def minc(
 ) -> Tensor:
     """-2 <z, sg(z'_target)> + 2 <z, sg(T z)>, the mean over both views' rows, T = tril(Lambda) or Lambda.
 
-    Its gradient is the MINC direction (arXiv 2504.16667): power iteration with the deflation of Sanger 1989 (GHA).
+    Its gradient is the MINC direction (arXiv 2504.16667): power iteration, deflated as in Sanger 1989 (GHA).
     """
     u, v = (unit(u), unit(v)) if normalize else (u, v)
     tu = (u if target_u is None else unit(target_u) if normalize else target_u).detach()
@@ -171,9 +170,9 @@ def f_mi_alpha(
     groups: Groups = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """-f'(s_ii) + mean_j (s_ij f'(s_ij) - f(s_ij)), f the alpha-divergence, s clamped at eps (arXiv 2504.16667).
+    """-f'(s_ii) + mean_j (s_ij f'(s_ij) - f(s_ij)), f the alpha-divergence of order a, s clamped at eps.
 
-    f(u) = (u^a - a u + a - 1) / (a (a - 1)): f' = (s^{a-1} - 1) / (a - 1), s f' - f = (s^a - 1) / a, limits at 0 and 1.
+    f(u) = (u^a - a u + a - 1) / (a (a - 1)): f' = (s^{a-1} - 1) / (a - 1), s f' - f = (s^a - 1) / a.
     """
     u, v = (unit(u), unit(v)) if normalize else (u, v)
     n, keep = len(u), negatives(groups)

@@ -156,7 +156,7 @@ def dhel(
     groups: Groups = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """-u_i.v_i / tau + same-view energies (Koromilas et al. 2024): joint as coded, anchor as drawn, symmetric."""
+    """-u_i.v_i / tau + same-view energies (Koromilas et al. 2024), of both views or one."""
     u, v = (unit(u), unit(v)) if normalize else (u, v)
     keep = negatives(groups)
     weight_u, weight_v = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}[form]
@@ -181,9 +181,9 @@ def sup_con(
     reduction: str = "mean",
     anchors: int | None = None,
 ) -> Tensor:
-    """-(tau / base) mean_{p in P(i)} [z_i.z_p / tau - LSE_{a != i} z_i.z_a / tau], (Khosla et al. 2020, eq. 2).
+    """-(tau / base) mean_{p in P(i)} [z_i.z_p / tau - LSE_{a != i} z_i.z_a / tau] (Khosla et al. 2020).
 
-    An anchor without positives gives 0 and counts. `anchors`: only the first so many rows are (their mode 'one').
+    An anchor without positives gives 0 and counts. `anchors`: only the first so many rows (mode 'one').
     """
     z = unit(z) if normalize else z
     rows = []
@@ -209,7 +209,7 @@ def siglip(
     groups: Groups = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """sum_j softplus(-t_ij z_ij), t = 1 on the diagonal, -1 off it, z = scale x_i.y_j + bias (Zhai et al. 2023)."""
+    """sum_j softplus(-t_ij z_ij), t = 1 on the diagonal, -1 off it, z = scale s + bias (Zhai et al. 2023)."""
     x, y = (unit(x), unit(y)) if normalize else (x, y)
     keep = negatives(groups)
     rows = []
