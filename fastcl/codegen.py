@@ -14,7 +14,6 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 from . import intrinsics, pairs
@@ -135,7 +134,7 @@ def cpp_header(registry: dict[str, type[PairFunction]]) -> str:
             out += [f"    {line}" for line in lines] + ["  }"]
         out.append("};")
     out += ["", "}  // namespace fastcl::pairs", "", "// X(name, struct, number of constants)", "#define FASTCL_FOR_EACH_PAIR(X) \\"]
-    rows = [f'  X("{name}", ::fastcl::pairs::{cls.__name__}, {len(fields(cls))})' for name, cls in registry.items()]
+    rows = [f'  X("{name}", ::fastcl::pairs::{cls.__name__}, {len(cls.constant_names)})' for name, cls in registry.items()]
     return "\n".join(out) + "\n" + " \\\n".join(rows) + "\n"
 
 

@@ -80,7 +80,8 @@ def _serve(p: Problem, backend: str) -> Any:
 
 
 def _present(tensors: tuple[Tensor | None, ...], like: Tensor) -> tuple[Tensor, ...]:
-    return tuple(like.new_empty(0) if t is None else t for t in tensors)
+    """Outputs as the fake form promises them: contiguous, and an empty tensor for what is absent."""
+    return tuple(like.new_empty(0) if t is None else t.contiguous() for t in tensors)
 
 
 def _absent(t: Tensor, wanted: bool) -> Tensor | None:

@@ -8,8 +8,9 @@ To add one: a class here, codegen, rebuild. The pure PyTorch backends need no re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
+from inspect import get_annotations
 from typing import Any, ClassVar
 
 import torch
@@ -25,15 +26,17 @@ class PairFunction:
     """A scalar function of z_ij with its slope; its constants are the fields of the class."""
 
     name: ClassVar[str]
+    constant_names: ClassVar[tuple[str, ...]] = ()
     registry: ClassVar[dict[str, type[PairFunction]]] = {}
 
     def __init_subclass__(cls, name: str) -> None:
         cls.name = name
+        cls.constant_names = tuple(get_annotations(cls))
         PairFunction.registry[name] = cls
 
     @property
     def constants(self) -> tuple[float, ...]:
-        return tuple(float(getattr(self, field.name)) for field in fields(self))
+        return tuple(float(getattr(self, name)) for name in self.constant_names)
 
     @staticmethod
     def value(z: Any, *constants: Any) -> Any:
@@ -227,9 +230,7 @@ def pair_function(pair: str | PairFunction) -> PairFunction:
         near = get_close_matches(pair, PairFunction.registry, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"pair: expected one of {sorted(PairFunction.registry)}, got {pair!r}{hint}")
-    needed = [field.name for field in fields(cls)]
-    if needed:
-        raise ValueError(
-            f"pair: {pair!r} needs constants {needed}; pass fastcl.pairs.{cls.__name__}({', '.join(f'{k}=...' for k in needed)})"
-        )
+    if cls.constant_names:
+        call = f"fastcl.pairs.{cls.__name__}({', '.join(f'{k}=...' for k in cls.constant_names)})"
+        raise ValueError(f"pair: {pair!r} needs constants; pass {call}")
     return cls()

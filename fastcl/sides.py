@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .problem import Gradients, Problem, Wanted
@@ -33,8 +32,8 @@ class Sums:
     def __init__(self, sides: Sides, wanted: Wanted) -> None:
         self.sides, self.wanted = sides, wanted
         p = sides.p
-        self.wy = torch.zeros_like(sides.x) if wanted.x or wanted.scale else None
-        self.wtx = self.wy if p.y is None else (torch.zeros_like(sides.y) if wanted.y else None)
+        self.wy = sides.x.new_zeros(sides.x.shape) if wanted.x or wanted.scale else None
+        self.wtx = self.wy if p.y is None else (sides.y.new_zeros(sides.y.shape) if wanted.y else None)
         ones = any(wanted[2:]) or (p.operand == "sqdist" and any(wanted))
         self.w_rows = sides.x.new_zeros(p.n) if ones else None
         self.w_cols = self.w_rows if p.y is None else (sides.y.new_zeros(p.m) if ones else None)
