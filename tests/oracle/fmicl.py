@@ -12,7 +12,7 @@ from .pairwise import negatives as kept
 Groups = Sequence[int] | None
 Scalar = Callable[[Tensor, float], Tensor]
 
-# The table of the paper (section 3 and appendix), one divergence a line: f'(u) and psi(u) = f*(f'(u)), which is
+# The table of the paper (section 3, appendix), one divergence a line: f'(u) and psi(u) = f*(f'(u)), which is
 # u f'(u) - f(u). q is Tsallis' order. VLC's psi is the composition of the paper's own f* and f', not the
 # expression printed in its table.
 DIVERGENCES: dict[str, tuple[Scalar, Scalar]] = {
