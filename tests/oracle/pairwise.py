@@ -168,17 +168,19 @@ def pair_total(
     *,
     outer: str,
     positive: Tensor | None = None,
+    pair: str = "identity",
+    constants: Sequence[float] = (),
+    reduce: str = "logsumexp",
     keep: Keep = everything,
-    **reduction: object,
+    **affine: object,
 ) -> Tensor:
     """sum_i r_i | sum_i softplus(r_i - p_i) | log-sum-exp over every pair of the mask."""
     if outer == "pooled":
-        affine = {k: v for k, v in reduction.items() if k not in ("pair", "reduce")}
         z = pair_logits(x, y, **affine)  # type: ignore[arg-type]
         return lse([zij for i, row in enumerate(z) for j, zij in enumerate(row) if keep(i, j)], x)
-    r = pair_reduce(x, y, keep=keep, **reduction)  # type: ignore[arg-type]
+    r = pair_reduce(x, y, pair=pair, constants=constants, reduce=reduce, keep=keep, **affine)
     assert isinstance(r, Tensor)
     if outer == "sum":
         return add(list(r), x)
     assert positive is not None
-    return add([_softplus(r[i] - positive[i]) for i in range(len(r)) if r[i] != -math.inf], x)
+    return add([_softplus(ri - p) for ri, p in zip(r, positive, strict=True) if ri != -math.inf], x)
