@@ -1,15 +1,15 @@
 """Builds fastcl._C: every C++ and CUDA source under csrc/, one ninja graph, one shared library.
 
 Where the sources lie says how they are compiled:
-    csrc/cpu/isa/*.cpp     once per instruction set (ISAS below), with -DFASTCL_ISA=<name> and that set's flags
+    csrc/cpu/isa/*.cpp     once per instruction set (ISAS below), with -DFASTCL_ISA=<name> and its flags
     csrc/cuda/*.{cu,cpp}   only where torch is a CUDA build and nvcc of the same major version is found
     csrc/**/*.cpp          once, for the oldest processor of the platform
 
-What cannot be built is left out, and the package installs all the same on pure PyTorch: the reasons go into
-fastcl/build_facts.json, which `fastcl doctor` reads. A source that fails to compile is an error, never left out.
+What cannot be built is left out, and the package installs all the same on pure PyTorch: the reasons go
+into fastcl/build_facts.json, which `fastcl doctor` reads. A source that does not compile is an error.
 
-Environment: FASTCL_BUILD_CPU and FASTCL_BUILD_CUDA (auto, 0 = leave out, 1 = fail if it cannot be built), CXX,
-CXXFLAGS, LDFLAGS, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
+Environment: FASTCL_BUILD_CPU, FASTCL_BUILD_CUDA, FASTCL_BUILD_AVX2 and FASTCL_BUILD_AVX512 (auto; 0 leaves
+it out; 1 fails where it cannot be built), CXX, CXXFLAGS, LDFLAGS, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ FACTS = "build_facts.json"
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
 DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"
 
-# -ffast-math stays out: it breaks NaN and infinity, and linking with it makes the whole process flush denormals.
-CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas"]
+# -ffast-math stays out: it breaks NaN and infinity, and linking with it makes the process flush denormals.
+CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
@@ -58,17 +58,21 @@ class Isa(NamedTuple):
         return [*self.flags, f"-DFASTCL_ISA={name}", f"-DFASTCL_ISA_{name.upper()}", *capability]
 
 
-# Narrowest first, and the objects are linked in this order. Inline functions of the headers (std::vector, at::vec)
-# come out of every object, and the linker keeps the first copy that it meets: that must be one that every processor
-# can run. A copy that only the AVX-512 objects have is called from nowhere else.
+# Narrowest first, and the objects are linked in this order. Inline functions of headers (std::vector) come
+# out of every object, and the linker keeps the first copy that it meets: that must be one that every
+# processor can run. A copy that only the AVX-512 objects have is called from nowhere else.
 AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
-AVX512_FLAGS = (*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+AVX512_FLAGS = (
+    *AVX2_FLAGS,
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    "-mprefer-vector-width=512",
+)
 ISAS = {"baseline": Isa((), "DEFAULT")}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS |= {"avx2": Isa(AVX2_FLAGS, "AVX2"), "avx512": Isa(AVX512_FLAGS, "AVX512")}
 
 
-class LeftOut(Exception):
+class LeftOut(Exception):  # noqa: N818 - caught and noted, never an error by itself
     """A part that cannot be built here: the reason, and what mends it."""
 
     def __init__(self, reason: str, remedy: str) -> None:
@@ -78,7 +82,7 @@ class LeftOut(Exception):
 
 @contextmanager
 def optional(part: str, facts: dict[str, Any]) -> Iterator[None]:
-    """Notes why a part is left out, and goes on; FASTCL_BUILD_<PART> can ask for the opposite of either."""
+    """Notes why a part is left out, and goes on; FASTCL_BUILD_<PART> overrides that in either direction."""
     variable = f"FASTCL_BUILD_{part.upper()}"
     value = os.environ.get(variable, "auto").lower()
     if value not in ("auto", "0", "1"):
@@ -93,8 +97,10 @@ def optional(part: str, facts: dict[str, Any]) -> Iterator[None]:
         facts["left_out"][part] = {"reason": cause.reason, "remedy": cause.remedy}
 
 
-def first_line(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0].strip()
+def output(command: list[str]) -> str:
+    """All that a command prints."""
+    run = subprocess.run(command, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return run.stdout
 
 
 @dataclass
@@ -121,13 +127,14 @@ class Compiler:
         if command is None:
             raise LeftOut(f"no C++ compiler was found (tried {', '.join(c[0] for c in tried)})", get_one)
         extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-        compiler = cls(command, first_line([*command, "--version"]), [*CXX_FLAGS, *extra])
+        version = output([*command, "--version"]).partition("\n")[0].strip()
+        compiler = cls(command, version, [*CXX_FLAGS, *extra])
         if complaint := compiler.complaint([], "#include <concepts>\n#include <vector>\n"):
             raise LeftOut(f"{command[0]} does not compile C++20: {complaint}", get_one)
         if compiler.complaint([f"-I{sysconfig.get_path('include')}"], "#include <Python.h>\n"):
             raise LeftOut("Python's headers (Python.h) were not found", f"apt install python3-dev; {REBUILD}")
-        # Compiled with OpenMP but not linked with it: the runtime must be the one that torch has loaded, so that
-        # torch.set_num_threads holds here too and no second pool of threads is started.
+        # Compiled with OpenMP but not linked with it: the runtime is then the one that torch has loaded, so
+        # that torch.set_num_threads holds here too and no second pool of threads is started.
         if compiler.complaint(["-fopenmp"], "#include <omp.h>\n") is None:
             compiler.flags.append("-fopenmp")
         return compiler
@@ -137,12 +144,12 @@ class Compiler:
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.cpp")
             probe.write_text(source + "int main() { return 0; }\n")
-            command = [*self.command, *self.flags, *flags, "-c", str(probe), "-o", str(probe.with_suffix(".o"))]
+            command = [*self.command, *self.flags, *flags, "-c", str(probe), "-o", os.devnull]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode == 0:
             return None
-        lines = [line for line in run.stderr.splitlines() if "error" in line] or ["it failed without a message"]
-        return lines[0].strip()
+        lines = [line.strip() for line in run.stderr.splitlines() if "error" in line]
+        return lines[0] if lines else f"exit status {run.returncode} without a message"
 
 
 @dataclass
@@ -162,17 +169,17 @@ class Cuda:
             LeftOut: torch has no CUDA, or there is no nvcc of its major version.
         """
         if torch.version.cuda is None:
-            raise LeftOut(f"torch {torch.__version__} is not a CUDA build", f"install a CUDA build of torch; {REBUILD}")
+            remedy = f"install a CUDA build of torch; {REBUILD}"
+            raise LeftOut(f"torch {torch.__version__} is not a CUDA build", remedy)
         wanted = f"install the CUDA toolkit {torch.version.cuda} or set CUDA_HOME to it; {REBUILD}"
         named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         nvcc = shutil.which("nvcc", path=str(Path(named, "bin")) if named else None)
         if nvcc is None:
             raise LeftOut(f"nvcc was not found (looked in {named or 'PATH'})", wanted)
         # nvcc's own word for its folder: the one on the path may be a link or a script that lies elsewhere.
-        dry = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
-        top = re.search(r"^#\$ TOP=(.*)$", dry.stderr, re.MULTILINE)
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-        release = re.search(r"V(\d+\.\d+\.\d+)", text)
+        dry_run = output([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull])
+        top = re.search(r"^#\$ TOP=(.*)$", dry_run, re.MULTILINE)
+        release = re.search(r"V(\d+\.\d+\.\d+)", output([nvcc, "--version"]))
         if top is None or release is None:
             raise LeftOut(f"{nvcc} does not tell its folder and version", wanted)
         if release[1].split(".")[0] != torch.version.cuda.split(".")[0]:
@@ -185,7 +192,9 @@ class Cuda:
         flags = []
         for arch in self.archs:
             if not (form := re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)):
-                raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected names such as 9.0 or 9.0+PTX, got {arch!r}")
+                raise CompileError(
+                    f"TORCH_CUDA_ARCH_LIST: expected names such as 9.0 or 9.0+PTX, got {arch!r}"
+                )
             number = form[1] + form[2]
             flags += [f"-gencode=arch=compute_{number},code=sm_{number}"]
             flags += [f"-gencode=arch=compute_{number},code=compute_{number}"] if form[3] else []
@@ -194,8 +203,8 @@ class Cuda:
     def include_dirs(self) -> list[Path]:
         """The toolkit's headers, and those of the libraries (cuBLAS) that come as wheels beside torch."""
         spec = importlib.util.find_spec("nvidia")
-        wheels = [d for root in (spec.submodule_search_locations or [] if spec else []) for d in Path(root).glob("*/include")]
-        return [self.home / "include", *wheels]
+        roots = (spec.submodule_search_locations or []) if spec else []
+        return [self.home / "include", *(path for root in roots for path in Path(root).glob("*/include"))]
 
 
 @dataclass
@@ -221,8 +230,8 @@ class Graph:
         command = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
         if subprocess.run([*command, *jobs], cwd=folder, check=False).returncode:
             raise CompileError(
-                "fastcl's kernels did not compile; the compiler's message is above. To install without them, on pure"
-                " PyTorch: FASTCL_BUILD_CPU=0 (or, for the CUDA kernels alone, FASTCL_BUILD_CUDA=0)"
+                "fastcl's kernels did not compile; the compiler's message is above. FASTCL_BUILD_CPU=0 installs "
+                "without them, on pure PyTorch; FASTCL_BUILD_CUDA=0 leaves out the CUDA kernels alone"
             )
 
 
@@ -261,16 +270,17 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
             facts["compiler"] = compiler.version
             folder = ROOT / "build" / f"native-{torch.__version__}-{facts['python']}"
             folder.mkdir(parents=True, exist_ok=True)
-            compile_all(compiler, facts, folder)
+            compile_all(torch, compiler, facts, folder)
             shutil.copy2(folder / "_C.so", library)
         facts["seconds"] = round(time.perf_counter() - began, 1)
         (library.parent / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         report(facts)
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installs: the library and the facts beside the sources, and no library of an earlier build."""
+        """Editable installs: the library and the facts beside the sources, and no library of before."""
+        build_py = self.get_finalized_command("build_py")
         for ext in self.extensions:
-            in_source, built = (Path(p) for p in self._get_inplace_equivalent(self.get_finalized_command("build_py"), ext))
+            in_source, built = (Path(path) for path in self._get_inplace_equivalent(build_py, ext))
             in_source.unlink(missing_ok=True)
             for made in (built, built.with_name(FACTS)):
                 if made.exists():
@@ -282,34 +292,30 @@ def import_torch() -> Any:
         import torch
         import torch.utils.cpp_extension
     except ImportError as cause:
-        raise LeftOut(
-            f"torch could not be imported when it was built ({cause}); pip's build isolation hides an installed torch",
-            f"pip install torch setuptools ninja; {REBUILD}",
-        ) from cause
+        reason = f"torch could not be imported at build time ({cause}); pip's build isolation hides it"
+        raise LeftOut(reason, f"pip install torch setuptools ninja; {REBUILD}") from cause
     return torch
 
 
-def compile_all(compiler: Compiler, facts: dict[str, Any], folder: Path) -> None:
+def compile_all(torch: Any, compiler: Compiler, facts: dict[str, Any], folder: Path) -> None:
     """Compiles and links every source that can be built here, and completes the facts."""
-    import torch
-    from torch.utils import cpp_extension
-
     if not (importlib.util.find_spec("ninja") or shutil.which("ninja")):
         raise LeftOut("ninja was not found", f"pip install ninja; {REBUILD}")
     cuda = None
     with optional("cuda", facts):
         cuda = Cuda.find(torch)
         facts |= {"nvcc": cuda.version, "cuda_archs": cuda.archs}
-    isas = {}
-    for name, isa in ISAS.items():
+    isas = {"baseline": ISAS["baseline"]}
+    for name, isa in list(ISAS.items())[1:]:
         with optional(name, facts):
             if complaint := compiler.complaint(list(isa.flags), ""):
-                raise LeftOut(f"{compiler.version} does not take its flags: {complaint}", f"use a newer compiler; {REBUILD}")
+                remedy = f"use a newer compiler; {REBUILD}"
+                raise LeftOut(f"{compiler.version} does not take its flags: {complaint}", remedy)
             isas[name] = isa
     facts["cpu_isas"] = list(isas)
-    write_if_new(folder / FACTS.replace(".json", ".h"), facts_header(facts))
+    write_if_new(folder / "build_facts.h", facts_header(facts))
 
-    graph = Graph(rules(compiler, cuda, [CSRC, folder], cpp_extension))
+    graph = Graph(rules(compiler, cuda, [CSRC, folder], torch.utils.cpp_extension))
     for source in sorted(CSRC.rglob("*.cpp")):
         place = source.relative_to(CSRC).parts
         if place[:2] != ("cpu", "isa") and (cuda or place[0] != "cuda"):
@@ -325,23 +331,22 @@ def compile_all(compiler: Compiler, facts: dict[str, Any], folder: Path) -> None
 
 def rules(compiler: Compiler, cuda: Cuda | None, own: list[Path], cpp_extension: Any) -> list[str]:
     """ninja's three rules: a C++ object, a CUDA object, and the library."""
-    kind = "cuda" if cuda else "cpu"
-    includes = [f"-I{path}" for path in own] + [f"-isystem{path}" for path in (cuda.include_dirs() if cuda else [])]
-    torch_includes = [f"-isystem{path}" for path in [*cpp_extension.include_paths(), sysconfig.get_path("include")]]
-    defines = ["-DTORCH_EXTENSION_NAME=_C", "-DTORCH_API_INCLUDE_EXTENSION_H", f"-DFASTCL_WITH_CUDA={int(cuda is not None)}"]
-    libraries = ["-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
-    libraries += ["-lc10_cuda", "-ltorch_cuda", "-lcudart"] if cuda else []
-    shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-    extra = shlex.split(os.environ.get("LDFLAGS", ""))
-    link = [*shared, *(f"-L{path}" for path in cpp_extension.library_paths(kind)), *libraries, *extra]
-    return [
-        "ninja_required_version = 1.3",
-        f"rule cxx\n  command = {join(compiler.command)} -MMD -MF $out.d -c $in -o $out"
-        f" {join([*compiler.flags, *defines, *includes, *torch_includes])} $flags\n  depfile = $out.d\n  deps = gcc",
-        f"rule nvcc\n  command = {join([cuda.nvcc])} -MMD -MF $out.d -c $in -o $out -ccbin {join(compiler.command[:1])}"
-        f" {join([*NVCC_FLAGS, *cuda.arch_flags(), *includes])} $flags\n  depfile = $out.d\n  deps = gcc" if cuda else "",
-        f"rule link\n  command = {join(compiler.command)} $in -o $out {join(link)}",
-    ]
+    includes = [f"-I{path}" for path in own]
+    includes += [f"-isystem{path}" for path in (cuda.include_dirs() if cuda else [])]
+    torch_includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    common = [f"-DFASTCL_WITH_CUDA={int(cuda is not None)}", "-DTORCH_EXTENSION_NAME=_C", *includes]
+    cxx = [*compiler.flags, *common, *(f"-isystem{path}" for path in torch_includes)]
+    link = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+    link += [f"-L{path}" for path in cpp_extension.library_paths("cuda" if cuda else "cpu")]
+    link += ["-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
+    link += ["-lc10_cuda", "-ltorch_cuda", "-lcudart"] if cuda else []
+    link += shlex.split(os.environ.get("LDFLAGS", ""))
+    compiling = "$flags -c $in -o $out -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc"
+    lines = [f"rule cxx\n  command = {join([*compiler.command, *cxx])} {compiling}"]
+    if cuda:
+        nvcc = [cuda.nvcc, *NVCC_FLAGS, "-ccbin", compiler.command[0], *cuda.arch_flags(), *includes]
+        lines += [f"rule nvcc\n  command = {join(nvcc)} {compiling}"]
+    return [*lines, f"rule link\n  command = {join(compiler.command)} $in -o $out {join(link)}"]
 
 
 def facts_header(facts: dict[str, Any]) -> str:
@@ -371,6 +376,6 @@ setup(
     # triton_kernels/ lies beside csrc/, but its import name at the top level belongs to another package.
     packages=[*find_packages(include=["fastcl", "fastcl.*"]), "fastcl.triton_kernels"],
     package_dir={"fastcl.triton_kernels": "triton_kernels"},
-    ext_modules=[Extension("fastcl._C", sources=[], depends=sources, language="c++", optional=True)],
+    ext_modules=[Extension("fastcl._C", sources=[], depends=sources, language="c++")],
     cmdclass={"build_ext": build_kernels},
 )

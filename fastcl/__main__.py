@@ -9,9 +9,12 @@ from collections.abc import Sequence
 
 from .version import __version__
 
-# name -> the module whose main(argv) runs it, and one line about it. A module is imported only when its command is asked for.
+# name -> the module whose main(argv) runs it, imported only when it is asked for; and one line about it.
 COMMANDS = {
-    "doctor": ("fastcl.doctor", "what fastcl runs on here: versions, what was built, which backend serves what, and why"),
+    "doctor": (
+        "fastcl.doctor",
+        "what fastcl runs on here: versions, what was built, which backend serves what",
+    ),
 }
 
 
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fastcl {__version__}")
     parser.add_argument("command", choices=sorted(COMMANDS))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on; COMMAND --help lists them")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="fastcl COMMAND --help lists them")
     chosen = parser.parse_args(argv)
     status: int = importlib.import_module(COMMANDS[chosen.command][0]).main(chosen.arguments)
     return status

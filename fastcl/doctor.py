@@ -1,4 +1,4 @@
-"""Says what fastcl runs on here: versions, what was built, and which backend serves each device and dtype, and why."""
+"""Says what fastcl runs on here: versions, what was built, and which backend serves each dtype, and why."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def versions() -> Iterator[tuple[str, str]]:
 def machine() -> Iterator[tuple[str, str]]:
     """The operating system, the processor and the GPUs."""
     yield "system", platform.platform()
-    yield "processor", f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in torch"
+    threads = torch.get_num_threads()
+    yield "processor", f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads in torch"
     yield "torch's kernels", torch.backends.cpu.get_cpu_capability()
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -75,7 +76,7 @@ def built() -> Iterator[tuple[str, str]]:
     if facts is None:
         return
     yield "built for", f"torch {facts['torch']}, {facts['python']}"
-    yield "compiler", " and nvcc ".join(str(facts[key]) for key in ("compiler", "nvcc") if facts[key]) or "none"
+    yield "compiler", str(facts["compiler"]) + (f" and nvcc {facts['nvcc']}" if facts["nvcc"] else "")
     yield "instruction sets", ", ".join(facts["cpu_isas"]) or "none"
     if library:
         yield "usable here", ", ".join(library.usable_isas())
@@ -92,7 +93,7 @@ def chosen_isa(library: ModuleType) -> str:
         chosen: str = library.chosen_isa()
     except ValueError as error:
         return str(error)
-    return f"{chosen} (FASTCL_CPU_ISA={asked})" if asked else f"{chosen} (the widest; FASTCL_CPU_ISA takes another)"
+    return f"{chosen} ({f'FASTCL_CPU_ISA={asked}' if asked else 'the widest; FASTCL_CPU_ISA takes another'})"
 
 
 def devices() -> Iterator[torch.device]:
@@ -103,7 +104,7 @@ def devices() -> Iterator[torch.device]:
 
 
 def served(device: torch.device) -> Iterator[tuple[str, str]]:
-    """For each dtype the backend that `auto` takes, then why not each other one; dtypes with one answer together."""
+    """For each dtype the backend that `auto` takes, then why not each other one; equal dtypes together."""
     asked = os.environ.get(backends.ENVIRONMENT_VARIABLE)
     if asked:
         yield "asked for", f"{backends.ENVIRONMENT_VARIABLE}={asked} (the following is what auto takes)"

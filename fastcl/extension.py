@@ -1,7 +1,7 @@
 """The compiled extension fastcl._C: whether it fits this torch and this processor, and loading it if so.
 
-A library built for another torch can crash the process the moment it is opened, so the decision is made from the
-facts that the build wrote beside it (build_facts.json), before it is opened.
+A library built for another torch can crash the process the moment it is opened, so the decision is made from
+the facts that the build wrote beside it (build_facts.json), before it is opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder 
 
 
 def facts() -> dict[str, Any] | None:
-    """What the last build wrote: versions, instruction sets, CUDA architectures, and what was left out and why.
+    """What the last build wrote: versions, instruction sets, CUDA architectures, what was left out and why.
 
     Returns:
         The content of build_facts.json, or None where there was no build or the file cannot be read.
@@ -35,11 +35,14 @@ def facts() -> dict[str, Any] | None:
 
 def misfit(built: dict[str, Any]) -> str | None:
     """Why the library that these facts describe must not be opened by this process; None when it fits."""
-    here = {"torch": str(torch.__version__), "torch_cuda": torch.version.cuda, "python": sysconfig.get_config_var("SOABI")}
-    names = {"torch": "torch", "torch_cuda": "a torch with CUDA", "python": "Python"}
-    for key, present in here.items():
-        if built.get(key) != present:
-            return f"it was built for {names[key]} {built.get(key)}, and this is {present}; rebuild it: {REBUILD}"
+    needs = [
+        ("Python", "python", sysconfig.get_config_var("SOABI")),
+        ("torch", "torch", str(torch.__version__)),
+        ("a torch with CUDA", "torch_cuda", torch.version.cuda),
+    ]
+    for name, key, here in needs:
+        if built.get(key) != here:
+            return f"it was built for {name} {built.get(key)}, and this is {here}; rebuild it: {REBUILD}"
     return None
 
 
@@ -52,15 +55,16 @@ def open_library() -> tuple[ModuleType | None, str | None]:
     built = facts()
     if built is None:
         return None, f"the compiled extension was not built; build it: {REBUILD}"
-    if left_out := built.get("left_out", {}).get("cpu"):
-        return None, f"the compiled extension was left out: {left_out['reason']}. To mend it: {left_out['remedy']}"
+    if cause := built.get("left_out", {}).get("cpu"):
+        return None, f"the compiled extension was left out: {cause['reason']}. To mend it: {cause['remedy']}"
     why = misfit(built)
     if why is None:
         try:
             return importlib.import_module("fastcl._C"), None
         except ImportError as error:
             why = f"it cannot be opened ({error}); rebuild it: {REBUILD}"
-    warnings.warn(f"fastcl's compiled extension is not used, and pure PyTorch is: {why}", RuntimeWarning, stacklevel=2)
+    message = f"fastcl's compiled extension is not used, and fastcl runs on pure PyTorch: {why}"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
     return None, why
 
 
