@@ -23,6 +23,13 @@ def nvcc_path():
     raise RuntimeError("nvcc not found: set CUDA_HOME")
 
 
+def toolkit_include(nvcc):
+    """The toolkit's own include folder, from nvcc itself: the nvcc on the path may be a script that calls the real one."""
+    plan = _build.run([nvcc, "-dryrun", "-x", "cu", os.devnull, "-o", os.devnull])
+    top = next(line.partition("TOP=")[2] for line in plan.splitlines() if "TOP=" in line)
+    return pathlib.Path(top.strip()) / "include"
+
+
 def _flags(arch, include_dirs, defines, extra):
     arch = arch if str(arch).startswith("sm_") else f"sm_{arch}"
     out = [f"-arch={arch}", "-std=c++17", "-O3"]
@@ -138,7 +145,7 @@ def load_host_library(*sources, arch="sm_80", include_dirs=(), defines=(), extra
                 objects.append(os.path.join(tmp, f"{k}.o"))
                 _build.run([nvcc, *flags, "-Xcompiler", "-fPIC", "-c", s, "-o", objects[-1]])
             objects.append(os.path.join(tmp, "shim.o"))
-            include = pathlib.Path(nvcc).parent.parent / "include"
+            include = toolkit_include(nvcc)
             _build.run(
                 [
                     os.environ.get("CXX", "g++"),

@@ -9,6 +9,7 @@ import pytest
 
 from tests import ptxemu
 from tests.ptxemu import Module
+from tests.ptxemu import triton as emulated
 
 from .launching import needs_triton
 
@@ -23,7 +24,7 @@ TAU = 0.07
 def session(request):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with ptxemu.triton.activate(request.param) as s:
+        with emulated.activate(request.param) as s:
             yield s
 
 
@@ -167,7 +168,7 @@ def test_mutants_are_caught(monkeypatch, capability):
         return original(self, *a, **k)
 
     monkeypatch.setattr(Module, "launch", launch)
-    with ptxemu.triton.activate(capability):
+    with emulated.activate(capability):
         k = lse_fwd[(3,)](
             X, Y, out, N, M, 1 / TAU, D, D, D=D, BM=64, BN=64, BD=32, PREC="ieee", num_warps=4, num_stages=3
         )
