@@ -61,5 +61,19 @@ demo: setup
 bench: setup
 	$(BIN)/python -m bench $(ARGS)
 
+# The compiled GPU kernels, run on the CPU by tests/ptxemu.
+test-gpu-emulated: setup
+	$(PYTEST) -n $(JOBS) --dist loadgroup $(wildcard tests/ptxemu tests/cuda tests/triton) $(ARGS)
+
+# The CPU kernels with the address and undefined-behaviour sanitizers, in a copy of the tree.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: setup
+	mkdir -p build/sanitize
+	cp -r fastcl csrc triton_kernels tests setup.py pyproject.toml LICENSE README.md build/sanitize/
+	cd build/sanitize && CXXFLAGS="-O1 -g -fno-omit-frame-pointer $(SANITIZE)" LDFLAGS="$(SANITIZE)" FASTCL_BUILD_CUDA=0 \
+	    ../../$(BIN)/python setup.py -q build_ext --inplace
+	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q tests/cpu $(ARGS)
+
 clean:
 	rm -rf build dist *.egg-info fastcl/_C.*.so fastcl/build_facts.json .pytest_cache .mypy_cache .ruff_cache

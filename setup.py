@@ -230,8 +230,8 @@ class Graph:
         command = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
         if subprocess.run([*command, *jobs], cwd=folder, check=False).returncode:
             raise CompileError(
-                "fastcl's kernels did not compile; the compiler's message is above. FASTCL_BUILD_CPU=0 installs "
-                "without them, on pure PyTorch; FASTCL_BUILD_CUDA=0 leaves out the CUDA kernels alone"
+                "fastcl's kernels did not compile; the compiler's message is above. FASTCL_BUILD_CPU=0 "
+                "installs without them, on pure PyTorch; FASTCL_BUILD_CUDA=0 leaves out the CUDA kernels alone"
             )
 
 
@@ -365,7 +365,8 @@ def write_if_new(path: Path, text: str) -> None:
 
 
 def report(facts: dict[str, Any]) -> None:
-    print(f"fastcl: built for {', '.join(facts['cpu_isas']) or 'no instruction set'} in {facts['seconds']} s")
+    made = f"built for {', '.join(facts['cpu_isas'])}" if facts["cpu_isas"] else "built no kernels"
+    print(f"fastcl: {made} in {facts['seconds']} s")
     for part, why in facts["left_out"].items():
         print(f"fastcl: left out {part}: {why['reason']}. To mend it: {why['remedy']}")
 
