@@ -3,14 +3,12 @@
 Every contrastive loss is an alignment term plus one pairwise reduction; one family of fused kernels does all reductions.
 """
 
-
+from . import functional
 from .backends import BackendUnavailableError
 from .masks import Mask, across_groups, all_pairs, off_diagonal, within_groups
 from .ops import pair_reduce, pair_total
 from .reductions import merge
 from .version import __version__
-
-
 
 __all__ = [
     "BackendUnavailableError",
@@ -18,6 +16,7 @@ __all__ = [
     "__version__",
     "across_groups",
     "all_pairs",
+    "functional",
     "merge",
     "off_diagonal",
     "pair_reduce",

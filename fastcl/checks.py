@@ -33,7 +33,9 @@ def matrix(name: str, x: Any) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected float64, float32, bfloat16 or float16, got {_dtype(x)}; convert it, e.g. {name}.float()")
+        raise TypeError(
+            f"{name}: expected float64, float32, bfloat16 or float16, got {_dtype(x)}; convert it, e.g. {name}.float()"
+        )
     if x.dim() != 2:
         raise ValueError(f"{name}: expected a matrix (rows, d), got shape {tuple(x.shape)}; flatten or unsqueeze it")
     return x
@@ -87,7 +89,9 @@ def number(name: str, value: Any) -> float | Tensor:
     """A finite Python number, or a floating tensor with one element (whose value is not read)."""
     if isinstance(value, Tensor):
         if not value.is_floating_point():
-            raise TypeError(f"{name}: expected a number or a floating-point tensor, got {_dtype(value)}; convert it with .float()")
+            raise TypeError(
+                f"{name}: expected a number or a floating-point tensor, got {_dtype(value)}; convert it with .float()"
+            )
         if value.numel() != 1:
             raise ValueError(f"{name}: expected a number or a tensor with one element, got shape {tuple(value.shape)}")
         return value
@@ -95,7 +99,7 @@ def number(name: str, value: Any) -> float | Tensor:
         raise TypeError(f"{name}: expected a number or a tensor with one element, got {type(value).__name__}")
     if not float("-inf") < value < float("inf"):
         raise ValueError(f"{name}: expected a finite number, got {value}")
-    return value
+    return value  # type: ignore[return-value]
 
 
 def positive_number(name: str, value: Any) -> float | Tensor:
@@ -121,7 +125,9 @@ def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:
             raise ValueError(f"mask: {m!r} needs groups; pass fastcl.{m}(group_x, group_y)")
         m = Mask(one_of("mask", m, KINDS))
     if not isinstance(m, Mask):
-        raise TypeError(f"mask: expected a name or a fastcl.Mask, got {type(m).__name__}; build one with fastcl.off_diagonal()")
+        raise TypeError(
+            f"mask: expected a name or a fastcl.Mask, got {type(m).__name__}; build one with fastcl.off_diagonal()"
+        )
     one_of("mask", m.kind, KINDS)
     if m.kind in ("all", "off_diagonal"):
         if y is None and m.row_offset != m.col_offset:
@@ -132,7 +138,9 @@ def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:
     group_x = groups("group_x", m.group_x, x.shape[0], "x", x)
     if y is None:
         if m.group_y is not None and m.group_y is not m.group_x:
-            raise ValueError("mask: x with itself needs one vector of groups, got group_x and group_y; leave group_y out or pass y=x")
+            raise ValueError(
+                "mask: x with itself needs one vector of groups, got group_x and group_y; leave group_y out or pass y=x"
+            )
         return Mask(m.kind, 0, 0, group_x, None)
     group_y = m.group_x if m.group_y is None else m.group_y
     return Mask(m.kind, 0, 0, group_x, groups("group_y", group_y, y.shape[0], "y", x))

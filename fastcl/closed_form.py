@@ -8,6 +8,8 @@ both minus what the mask leaves out. The Gram form is taken where it is cheaper:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -87,7 +89,14 @@ class Linear(Sides):
         super().__init__(p)
         self.visits = Visits(p)
 
-    def _along(self, x: Tensor, y: Tensor, norms: tuple[Tensor | None, Tensor | None], biases: tuple, visit) -> Tensor:  # type: ignore[no-untyped-def, type-arg]
+    def _along(
+        self,
+        x: Tensor,
+        y: Tensor,
+        norms: tuple[Tensor | None, Tensor | None],
+        biases: tuple[Tensor | None, Tensor | None],
+        visit: Callable[[Tensor], Tensor],
+    ) -> Tensor:
         p = self.p
         (norm_x, norm_y), (own, other) = norms, biases
         count = visit(torch.ones_like(y[:, :1])[:, 0] if y.shape[1] else y.new_ones(y.shape[0]))

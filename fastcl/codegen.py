@@ -29,7 +29,7 @@ CONSTANT_SLOTS = 2
 OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """A pair function uses something outside the language."""
 
 
@@ -45,7 +45,7 @@ class Body:
         statements = [s for s in function.body if not _is_docstring(s)]
         *assignments, last = statements
         if not isinstance(last, ast.Return) or last.value is None:
-            raise Refused(f"{self.where}: expected a return at the end, got {type(last).__name__}")
+            raise RefusedError(f"{self.where}: expected a return at the end, got {type(last).__name__}")
         self.assignments = [self._assignment(s) for s in assignments]
         self.returned = last.value
 
@@ -56,7 +56,7 @@ class Body:
             and isinstance(statement.targets[0], ast.Name)
         ):
             return statement.targets[0].id, statement.value
-        raise Refused(f"{self.where}: expected `name = expression`, got {ast.unparse(statement)!r}")
+        raise RefusedError(f"{self.where}: expected `name = expression`, got {ast.unparse(statement)!r}")
 
     def expression(self, node: ast.expr, literal: Callable[[float], str], call: str, names: dict[str, str]) -> str:
         """The expression in the target language: `literal` prints numbers, `call` prefixes intrinsics, `names` maps names."""
@@ -75,7 +75,7 @@ class Body:
                     return f"({emit(left)} {OPERATORS[type(op)]} {emit(right)})"
                 case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in INTRINSICS:
                     return f"{call}{name}({', '.join(_strip_parentheses(emit(a)) for a in args)})"
-            raise Refused(
+            raise RefusedError(
                 f"{self.where}: {ast.unparse(node)!r} is outside the language; expected + - * /, literals, constants, "
                 f"local names or one of {sorted(INTRINSICS)}"
             )
@@ -121,7 +121,7 @@ def cpp_header(registry: dict[str, type[PairFunction]]) -> str:
         "",
         "namespace fastcl::pairs {",
     ]
-    for name, cls in registry.items():
+    for cls in registry.values():
         out += ["", f"struct {cls.__name__} {{", f"  // {(cls.__doc__ or '').strip()}"]
         for method in ("value", "slope"):
             body = Body(cls, method)
@@ -133,8 +133,16 @@ def cpp_header(registry: dict[str, type[PairFunction]]) -> str:
             out.append(f"  template <class T> static FASTCL_INLINE T {method}({z}, {k}) {{")
             out += [f"    {line}" for line in lines] + ["  }"]
         out.append("};")
-    out += ["", "}  // namespace fastcl::pairs", "", "// X(name, struct, number of constants)", "#define FASTCL_FOR_EACH_PAIR(X) \\"]
-    rows = [f'  X("{name}", ::fastcl::pairs::{cls.__name__}, {len(cls.constant_names)})' for name, cls in registry.items()]
+    out += [
+        "",
+        "}  // namespace fastcl::pairs",
+        "",
+        "// X(name, struct, number of constants)",
+        "#define FASTCL_FOR_EACH_PAIR(X) \\",
+    ]
+    rows = [
+        f'  X("{name}", ::fastcl::pairs::{cls.__name__}, {len(cls.constant_names)})' for name, cls in registry.items()
+    ]
     return "\n".join(out) + "\n" + " \\\n".join(rows) + "\n"
 
 

@@ -147,7 +147,7 @@ def _fake_pair_total(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
     """Keep tensors by save_for_backward (so that in-place changes are noticed) and the rest as they are."""
-    tensors = [a for a in arguments[:8]]
+    tensors = arguments[:8]
     ctx.present = [t is not None for t in tensors]
     ctx.rest = arguments[8:]
     ctx.save_for_backward(*(t for t in tensors if t is not None), *outputs)
@@ -168,9 +168,13 @@ def _backward_pair_reduce(ctx: Any, g: Tensor, h: Tensor) -> tuple[Any, ...]:
     backend = arguments[-1]
     if torch.is_grad_enabled():
         _require_reference(backend)
-        return _differentiable(ctx, arguments, lambda p: _present(reference.rows(p), p.scale), (g, h), len(ctx.needs_input_grad))
+        return _differentiable(
+            ctx, arguments, lambda p: _present(reference.rows(p), p.scale), (g, h), len(ctx.needs_input_grad)
+        )
     wanted = list(ctx.needs_input_grad[:DIFFERENTIABLE])
-    answer = torch.ops.fastcl.pair_reduce_backward(*arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted, backend)
+    answer = torch.ops.fastcl.pair_reduce_backward(
+        *arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted, backend
+    )
     return _fill(answer, wanted, len(ctx.needs_input_grad))
 
 
@@ -232,7 +236,9 @@ def _differentiable(
     values = outputs(p) if positive is None else outputs(p, positive)
     candidates = [*arguments[:DIFFERENTIABLE], *(None for _ in range(LENGTH - DIFFERENTIABLE)), positive]
     places = [i for i, t in enumerate(candidates) if t is not None and ctx.needs_input_grad[i]]
-    answer = torch.autograd.grad(values, [candidates[i] for i in places], upstream, create_graph=True, allow_unused=True)
+    answer = torch.autograd.grad(
+        values, [candidates[i] for i in places], upstream, create_graph=True, allow_unused=True
+    )
     filled: list[Any] = [None] * length
     for place, gradient in zip(places, answer, strict=True):
         filled[place] = gradient
@@ -269,7 +275,9 @@ def _register() -> None:
     torch.library.register_autograd(
         "fastcl::pair_reduce", _backward_pair_reduce, setup_context=_setup(_save_pair_reduce), lib=library
     )
-    torch.library.register_autograd("fastcl::pair_total", _backward_pair_total, setup_context=_setup(_save_pair_total), lib=library)
+    torch.library.register_autograd(
+        "fastcl::pair_total", _backward_pair_total, setup_context=_setup(_save_pair_total), lib=library
+    )
     for name in ("pair_reduce", "pair_total"):
         for device in ("cpu", "cuda"):
             library.impl(name, _autocast(getattr(torch.ops.fastcl, name), device), f"Autocast{device.upper()}")

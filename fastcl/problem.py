@@ -1,7 +1,7 @@
 """The one equation, as data: every backend receives a Problem and answers with r, c and gradients.
 
-    z_ij = a * u(x_i, y_j) + b + bx_i + by_j
-    r_i  = REDUCE_{j in M(i)} f(z_ij)          c_j = REDUCE_{i : j in M(i)} f(z_ij)
+z_ij = a * u(x_i, y_j) + b + bx_i + by_j
+r_i  = REDUCE_{j in M(i)} f(z_ij)          c_j = REDUCE_{i : j in M(i)} f(z_ij)
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ def merge(r1: Tensor, r2: Tensor) -> Tensor:
     """
     for name, r in (("r1", r1), ("r2", r2)):
         if not isinstance(r, Tensor) or not r.is_floating_point():
-            raise TypeError(f"merge: expected {name} to be a floating-point tensor, got {getattr(r, 'dtype', type(r).__name__)}")
+            raise TypeError(
+                f"merge: expected {name} to be a floating-point tensor, got {getattr(r, 'dtype', type(r).__name__)}"
+            )
     empty = torch.isneginf(r1) & torch.isneginf(r2)
     merged = torch.logaddexp(torch.where(empty, 0.0, r1), torch.where(empty, 0.0, r2))
     return torch.where(empty, float("-inf"), merged)

@@ -1,11 +1,11 @@
 """The definition: the n x m matrix of z in float64, by plain PyTorch, differentiable twice. For tests and for small problems.
 
-    z_ij = a * u(x_i, y_j) + b + bx_i + by_j,   u = <x_i, y_j> or |x_i - y_j|^2
-    r_i  = REDUCE_{j in M(i)} f(z_ij)           c_j the column twin
-    w_ij = f'(z_ij) (g_i e_ij + h_j k_ij),      e = k = 1 for sum; e_ij = exp(z_ij - r_i), k_ij = exp(z_ij - c_j) for logsumexp
-    dot:    dX = a W Y                          dY = a W^T X
-    sqdist: dX = 2a (diag(W 1) X - W Y)         dY = 2a (diag(W^T 1) Y - W^T X)
-    da = <W, U>   db = <W, 1>   dbx = W 1   dby = W^T 1
+z_ij = a * u(x_i, y_j) + b + bx_i + by_j,   u = <x_i, y_j> or |x_i - y_j|^2
+r_i  = REDUCE_{j in M(i)} f(z_ij)           c_j the column twin
+w_ij = f'(z_ij) (g_i e_ij + h_j k_ij),      e = k = 1 for sum; e_ij = exp(z_ij - r_i), k_ij = exp(z_ij - c_j) for logsumexp
+dot:    dX = a W Y                          dY = a W^T X
+sqdist: dX = 2a (diag(W 1) X - W Y)         dY = 2a (diag(W^T 1) Y - W^T X)
+da = <W, U>   db = <W, 1>   dbx = W 1   dby = W^T 1
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tu
     r = _reduce(p, z, keep, dim=1)
     value, g, dpositive = outer_form(outer, r, None if positive is None else positive.double())
     w = _weights(p, z, keep, g, None)
-    return value.to(p.dtype), _gradients(p, u, w, wanted, p.dtype), dpositive if dpositive is None else dpositive.to(p.dtype)
+    return (
+        value.to(p.dtype),
+        _gradients(p, u, w, wanted, p.dtype),
+        dpositive if dpositive is None else dpositive.to(p.dtype),
+    )
 
 
 def outer_form(outer: str, r: Tensor, positive: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,10 +1,11 @@
 """What every backend in PyTorch shares: the two sides of a problem, and the gradients that follow from four sums.
 
-    W Y (n, d)   W^T X (m, d)   W 1 (n,)   W^T 1 (m,)
+W Y (n, d)   W^T X (m, d)   W 1 (n,)   W^T 1 (m,)
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .problem import Gradients, Problem, Wanted
@@ -56,7 +57,7 @@ class Sums:
         if wanted.scale:
             assert self.wy is not None and self.w_rows is not None and self.w_cols is not None
             da = (s.x * self.wy).sum()
-            if p.operand == "sqdist":
+            if s.norm_x is not None and s.norm_y is not None:
                 da = (self.w_rows * s.norm_x).sum() + (self.w_cols * s.norm_y).sum() - 2.0 * da
             da = half * da
         dx = self._finish(self.wy, self.w_rows, s.x, dtype) if wanted.x else None

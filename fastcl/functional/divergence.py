@@ -1,0 +1,284 @@
+"""f-MICL: mutual information by any f-divergence, with the f-Gaussian or the cosine similarity (Lu et al. 2023).
+
+    L = -mean_i f'(u_ii) + alpha mean_{i != j} psi(u_ij),   psi = f* o f',   u = mu exp(-beta |x - y|^2)
+
+With the Gaussian all is written in l = log u = log mu - beta |x - y|^2, so that no u underflows, and psi becomes
+terms  c * F(p l + q)  of one pair function F each, plus  c1 * l + c0  in closed form. With the cosine the critic is
+s = <x, y> itself, and f*(s) is written in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..masks import Mask
+from ..ops import pair_reduce, pair_total
+from ..pairs import CosineJS, Exp, PairFunction, Power, SigmoidSquared, Softplus, Square
+from .rows import (
+    at_least,
+    check_reduction,
+    own_pairs_left_out,
+    pair_count,
+    reduced,
+    row_dot,
+    row_sqdist,
+    softplus,
+    times,
+    views,
+)
+from .uniformity import log_mean_gaussian
+
+LOG_2 = 0.6931471805599453
+EPS = 1e-6  # how near to the edge of a conjugate's domain a cosine may come
+
+DIVERGENCES = ("kl", "js", "pearson", "sh", "tsallis", "vlc", "rkl", "neyman", "jeffrey")
+SIMILARITIES = ("gaussian", "cosine")
+NEGATIVES = ("xx", "xx+yy", "xy")
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The critic of the positives, and psi = coefficient * pair(slope * v + offset) + linear * v + constant, v = l or s."""
+
+    critic: Callable[[Tensor], Tensor]
+    pair: PairFunction | None = None
+    coefficient: float = 1.0
+    slope: float = 1.0
+    offset: float = 0.0
+    linear: float = 0.0
+    constant: float = 0.0
+
+
+class FMICLTerms(NamedTuple):
+    """The loss and its two parts: loss = -positive + alpha * negative, each exact where alpha drowns the sum in float32."""
+
+    loss: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+def gaussian_divergence(name: str, q: float | None) -> Divergence:
+    """The divergence in l = log u (fmicl table, derived: VLC is the composition of the paper's own f* and f')."""
+    if name == "tsallis":
+        assert q is not None
+        ratio = q / (q - 1.0)
+        return Divergence(lambda l: ratio * torch.exp((q - 1.0) * l), Exp(), slope=q)
+    table = {
+        "kl": Divergence(lambda l: l + 1.0, Exp()),
+        "js": Divergence(lambda l: LOG_2 - softplus(-l), Softplus(), constant=-LOG_2),
+        "pearson": Divergence(lambda l: 2.0 * torch.expm1(l), Exp(), slope=2.0, constant=-1.0),
+        "sh": Divergence(lambda l: -torch.expm1(-0.5 * l), Exp(), slope=0.5, constant=-1.0),
+        "vlc": Divergence(
+            lambda l: 1.0 - 4.0 * torch.sigmoid(-l).square(), SigmoidSquared(), coefficient=4.0, constant=-1.0
+        ),
+        "rkl": Divergence(lambda l: -torch.exp(-l), linear=1.0, constant=-1.0),
+        "neyman": Divergence(lambda l: -torch.expm1(-2.0 * l), Exp(), coefficient=-2.0, slope=-1.0, constant=2.0),
+        "jeffrey": Divergence(lambda l: l - torch.expm1(-l), Exp(), linear=1.0, constant=-1.0),
+    }
+    return table[name]
+
+
+def cosine_divergence(name: str, q: float | None) -> Divergence:
+    """f*(s) for s = <x, y>, clamped EPS inside its domain; the critic is s itself."""
+    if name in ("jeffrey", "rkl") or (name == "tsallis" and q is not None and q < 1.0):
+        why = "has no closed conjugate" if name == "jeffrey" else "has a conjugate that is infinite for s >= 0"
+        raise ValueError(
+            f"divergence: {name!r} {why}; use similarity='gaussian'" + (" or q > 1" if name == "tsallis" else "")
+        )
+    if name == "tsallis":
+        assert q is not None
+        return Divergence(_itself, Power(q / (q - 1.0), EPS), slope=(q - 1.0) / q)
+    table = {
+        "kl": Divergence(_itself, Exp(), offset=-1.0),
+        "js": Divergence(_itself, CosineJS(EPS)),
+        "pearson": Divergence(_itself, Square(), slope=0.5, offset=1.0, constant=-1.0),
+        "sh": Divergence(_itself, Power(-1.0, EPS), slope=-1.0, offset=1.0, constant=-1.0),
+        "vlc": Divergence(
+            _itself, Power(0.5, EPS), coefficient=-4.0, slope=-1.0, offset=1.0, linear=-1.0, constant=4.0
+        ),
+        "neyman": Divergence(_itself, Power(0.5, EPS), coefficient=-2.0, slope=-1.0, offset=1.0, constant=2.0),
+    }
+    return table[name]
+
+
+def _itself(s: Tensor) -> Tensor:
+    return s
+
+
+def f_micl(
+    x: Tensor,
+    y: Tensor,
+    *,
+    divergence: str = "kl",
+    similarity: str = "gaussian",
+    beta: float | Tensor = 1.0,
+    mu: float | Tensor = 1.0,
+    alpha: float | Tensor = 40.0,
+    negatives: str = "xx",
+    q: float | None = None,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_terms: bool = False,
+    backend: str | None = None,
+) -> Tensor | FMICLTerms:
+    """f-MICL: a lower bound of the f-mutual information of two views.
+
+        L = -mean_i f'(u_ii) + alpha mean_{i != j} f*(f'(u_ij)),   u = mu exp(-beta |x - y|^2)
+        L = -mean_i s_ii + alpha mean_{i != j} f*(s_ij),           s = <x, y>   (similarity="cosine")
+
+    Source: Lu et al. 2023 (arXiv 2402.10150), eq. objective_sample and table 1. The table's composition for VLC is misprinted;
+    f* o f' of its own f* and f' is what is computed here. With mu = 1, alpha absorbs the kernel's constant.
+
+    Args:
+        x: (n, d) floating, n >= 2.
+        y: (n, d), dtype of x; y_i is the positive of x_i.
+        divergence: "kl", "js", "pearson", "sh", "tsallis", "vlc", "rkl", "neyman" or "jeffrey". The paper shows that rkl and
+            neyman fail; with similarity="cosine", rkl and jeffrey raise.
+        similarity: "gaussian" or "cosine".
+        beta: inverse width 1 / (2 sigma^2) > 0 of the Gaussian, a number or a tensor with one element.
+        mu: constant > 0 of the Gaussian, a number or a tensor with one element.
+        alpha: weight of the negatives, a number or a tensor with one element.
+        negatives: "xx" (pairs of x, the paper's), "xx+yy" (mean of both views) or "xy" (across the views).
+        q: order of "tsallis", > 0 and not 1 (> 1 for the cosine); for no other divergence.
+        groups: (n,) int64, one group per row: pairs of equal groups are no negatives.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
+        return_terms: whether to return (loss, positive, negative) with loss = -positive + alpha * negative. In float32 a weight
+            such as 409600 drowns the positive in the loss's last digits; its gradient is right all the same.
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none", float32 (float64 for float64 input); with return_terms an FMICLTerms of three such.
+
+    Raises:
+        ValueError: for shapes, names or values that do not fit, or fewer than 2 rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    checks.one_of("divergence", divergence, DIVERGENCES)
+    checks.one_of("similarity", similarity, SIMILARITIES)
+    checks.one_of("negatives", negatives, NEGATIVES)
+    _check_order(divergence, q)
+    checks.number("alpha", alpha)
+    gaussian = similarity == "gaussian"
+    scale, shift = (-checks.positive_number("beta", beta), _log("mu", mu)) if gaussian else (1.0, 0.0)
+    d = gaussian_divergence(divergence, q) if gaussian else cosine_divergence(divergence, q)
+    x, y = views(x, y, normalize)
+    at_least(2, x, "f_micl")
+    v = row_sqdist(x, y) if gaussian else row_dot(x, y)
+    v = times(scale, v) + checks.scalar("mu", shift, x)
+    energy = Energy(d, "sqdist" if gaussian else "dot", scale, shift, groups, reduction == "none", backend)
+    if negatives == "xx+yy":
+        negative = 0.5 * (energy(x, None) + energy(y, None))
+    else:
+        negative = energy(x, y if negatives == "xy" else None)
+    positive = reduced(d.critic(v), reduction, "f_micl")
+    if reduction == "sum":
+        negative = negative * x.shape[0]
+    loss = checks.scalar("alpha", alpha, x) * negative - positive
+    return FMICLTerms(loss, positive, negative) if return_terms else loss
+
+
+@dataclass(frozen=True)
+class Energy:
+    """mean over the visited pairs of psi(v), or each row's share of it: one sweep for the pair function, none for the rest."""
+
+    divergence: Divergence
+    operand: str
+    scale: float | Tensor
+    shift: float | Tensor
+    groups: Tensor | None
+    rows: bool
+    backend: str | None
+
+    def __call__(self, x: Tensor, y: Tensor | None) -> Tensor:
+        d = self.divergence
+        mask = own_pairs_left_out(self.groups, x)
+        count = checks.scalar("count", pair_count(x, y, mask), x)
+        share = x.shape[0] / count if self.rows else 1.0 / count
+        terms = []
+        if d.pair is not None:
+            terms.append(d.coefficient * self._sum(x, y, mask, d.pair, d.slope, d.offset))
+        if d.linear != 0.0:
+            terms.append(d.linear * self._sum(x, y, mask, "identity", 1.0, 0.0))
+        return share * sum(terms[1:], terms[0]) + d.constant
+
+    def _sum(
+        self, x: Tensor, y: Tensor | None, mask: Mask, pair: str | PairFunction, slope: float, offset: float
+    ) -> Tensor:
+        arguments: dict[str, Any] = {
+            "operand": self.operand, "pair": pair, "reduce": "sum", "mask": mask, "scale": slope * self.scale,
+            "shift": slope * self.shift + offset, "backend": self.backend,
+        }  # fmt: skip
+        if not self.rows:
+            return pair_total(x, y, outer="sum", **arguments)
+        r = pair_reduce(x, y, **arguments)
+        assert isinstance(r, Tensor)
+        return r
+
+
+def f_micl_dv(
+    x: Tensor,
+    y: Tensor,
+    *,
+    beta: float | Tensor = 1.0,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """f-MICL for KL after the Donsker-Varadhan shift: the weight alpha at its optimum for each batch.
+
+        L = mean_i beta |x_i - y_i|^2 + log mean_{i != j} exp(-beta |x_i - x_j|^2)
+
+    Source: Lu et al. 2023 (arXiv 2402.10150), the Donsker-Varadhan objective.
+
+    Args:
+        x: (n, d) floating, n >= 2; its pairs are the negatives.
+        y: (n, d), dtype of x; y_i is the positive of x_i.
+        beta: inverse width > 0 of the Gaussian, a number or a tensor with one element.
+        groups: (n,) int64, one group per row: pairs of equal groups are no negatives.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean" only: the logarithm has no rows.
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or fewer than 2 rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction, has_rows=False, objective="f_micl_dv")
+    beta = checks.positive_number("beta", beta)
+    x, y = views(x, y, normalize)
+    at_least(2, x, "f_micl_dv")
+    return times(beta, row_sqdist(x, y)).mean() + log_mean_gaussian(x, beta, groups, backend)
+
+
+def _check_order(divergence: str, q: float | None) -> None:
+    if divergence != "tsallis":
+        if q is not None:
+            raise ValueError(f"q: expected None for divergence={divergence!r}, got {q}; only 'tsallis' has an order")
+        return
+    if q is None:
+        raise ValueError(
+            "q: expected the order of 'tsallis', a number > 0 and not 1, got None; pass for instance q=1.5"
+        )
+    if not (checks.positive_number("q", q) and q != 1.0):
+        raise ValueError("q: expected a number > 0 and not 1, got 1.0; its limit is divergence='kl'")
+
+
+def _log(name: str, value: float | Tensor) -> float | Tensor:
+    value = checks.positive_number(name, value)
+    if isinstance(value, Tensor):
+        return value.log()
+    return math.log(value)

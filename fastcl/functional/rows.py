@@ -1,0 +1,149 @@
+"""What every objective does to its rows: check them, normalise, pair with positives, count pairs, take the mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import checks
+from ..masks import Mask, across_groups, off_diagonal
+from ..ops import pair_total
+from ..problem import accumulation_dtype
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class _Normalize(torch.autograd.Function):
+    """x / max(|x|, 1e-12), saving x alone; scaled by the largest entry first, so that no norm overflows.
+
+    The bound is a literal: torch.compile(dynamic=True) cannot lift a module's float out of an autograd.Function.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        unit, _ = _unit(x)
+        return unit.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        g = upstream[0].to(accumulation_dtype(x.dtype))
+        unit, norm = _unit(x)
+        radial = torch.where(norm > 1e-12, (g * unit).sum(1, keepdim=True), 0.0)
+        return ((g - radial * unit) / norm.clamp(min=1e-12)).to(x.dtype)
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.to(accumulation_dtype(x.dtype))
+    largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    scaled = x / largest
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    norm = largest * length
+    return torch.where(norm > 1e-12, scaled / length.clamp(min=1e-12), x / 1e-12), norm
+
+
+def normalize_rows(x: Tensor) -> Tensor:
+    """Rows of unit length, in the dtype of x: x_i / max(|x_i|, 1e-12)."""
+    return _Normalize.apply(x) if x.shape[1] else x
+
+
+def views(
+    x: Tensor, y: Tensor, normalize: bool, names: tuple[str, str] = ("x", "y"), same_rows: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Two checked views, normalised when asked."""
+    checks.pair_of_matrices(names[0], x, names[1], y, same_rows)
+    return (normalize_rows(x), normalize_rows(y)) if normalize else (x, y)
+
+
+def inverse(name: str, value: float | Tensor) -> float | Tensor:
+    """1 / value for a positive number or a tensor with one element."""
+    value = checks.positive_number(name, value)
+    return 1.0 / value
+
+
+def row_dot(x: Tensor, y: Tensor) -> Tensor:
+    """<x_i, y_i> in the accumulation dtype."""
+    dtype = accumulation_dtype(x.dtype)
+    return (x.to(dtype) * y.to(dtype)).sum(1)
+
+
+def row_sqdist(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_i|^2 in the accumulation dtype, from differences."""
+    dtype = accumulation_dtype(x.dtype)
+    return (x.to(dtype) - y.to(dtype)).square().sum(1)
+
+
+def times(factor: float | Tensor, rows: Tensor) -> Tensor:
+    """factor * rows in the dtype of rows, whatever the shape of a one-element factor."""
+    return rows * checks.scalar("factor", factor, rows)
+
+
+def softplus(z: Tensor) -> Tensor:
+    """log(1 + e^z), to float64's precision."""
+    return F.softplus(z, threshold=40.0)
+
+
+def own_pairs_left_out(groups: Tensor | None, rows: Tensor, views: int = 1) -> Mask:
+    """The mask of the negatives: other rows, or rows of other groups; with several stacked views, `groups` is repeated.
+
+    Args:
+        groups: (n,) int64 or None.
+        rows: (n * views, d) rows that the mask is for.
+        views: how many stacked views of n rows each.
+    """
+    n = rows.shape[0] // views
+    if groups is not None:
+        checks.groups("groups", groups, n, "the batch", rows)
+    elif views == 1:
+        return off_diagonal()
+    else:
+        groups = torch.arange(n, device=rows.device)
+    return across_groups(groups if views == 1 else groups.repeat(views))
+
+
+def pair_count(x: Tensor, y: Tensor | None, mask: Mask) -> float | Tensor:
+    """How many pairs the mask visits: by arithmetic where it is off_diagonal, and without a host read where it has groups."""
+    if mask.kind == "off_diagonal":
+        m = x.shape[0] if y is None else y.shape[0]
+        return float(x.shape[0] * m - min(x.shape[0], m))
+    empty = x.detach()[:, :0]
+    other = None if y is None else y.detach()[:, :0]
+    count = pair_total(empty, other, outer="sum", pair="identity", reduce="sum", mask=mask, scale=0.0, shift=1.0)
+    return count.clamp(min=1.0)
+
+
+def at_least(rows: int, x: Tensor, objective: str) -> None:
+    """A mean needs something to be taken over."""
+    if x.shape[0] < rows:
+        what = "row" if rows == 1 else "rows, or there is no pair of different rows"
+        raise ValueError(f"{objective}: expected at least {rows} {what}, got {x.shape[0]}; skip empty batches")
+
+
+def reduced(losses: Tensor, reduction: str, objective: str) -> Tensor:
+    """Mean, sum or the rows themselves."""
+    if reduction == "none":
+        return losses
+    return reduced_total(losses.sum(), losses, reduction, objective)
+
+
+def reduced_total(total: Tensor, rows: Tensor, reduction: str, objective: str) -> Tensor:
+    """The total as it is, or over the number of rows."""
+    if reduction == "sum":
+        return total
+    at_least(1, rows, objective)
+    return total / rows.shape[0]
+
+
+def check_reduction(reduction: str, has_rows: bool = True, objective: str = "") -> str:
+    """One of mean, sum, none; objectives without rows of their own refuse none (and sum, which would equal mean)."""
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    if not has_rows and reduction != "mean":
+        raise ValueError(
+            f"reduction: {objective} is one number, not a mean over rows; expected 'mean', got {reduction!r}"
+        )
+    return reduction

@@ -1,0 +1,165 @@
+"""Softmax objectives of two views: a positive against a log-sum-exp of negatives. The positive never enters the reduction.
+
+softplus(r_i - p_i) = LSE_{all j} z_ij - z_ii,   r_i = LSE_{j != i} z_ij,   p_i = z_ii
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..masks import across_groups, off_diagonal
+from ..ops import pair_reduce, pair_total
+from .rows import (
+    check_reduction,
+    inverse,
+    normalize_rows,
+    own_pairs_left_out,
+    reduced,
+    reduced_total,
+    row_dot,
+    softplus,
+    times,
+    views,
+)
+
+
+def info_nce(
+    x: Tensor,
+    y: Tensor,
+    *,
+    temperature: float | Tensor = 0.07,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """InfoNCE, one direction: each row of x finds its row of y among all rows of y.
+
+        L = mean_i [ LSE_j s_ij / tau - s_ii / tau ],   s_ij = <x_i, y_j>
+
+    Source: van den Oord et al. 2018 (arXiv 1807.03748), eq. 4.
+
+    Args:
+        x: (n, d) floating, the anchors.
+        y: (m, d) with m >= n, dtype of x; y_i is the positive of x_i, rows beyond n are negatives only.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    a = inverse("temperature", temperature)
+    x, y = views(x, y, normalize, same_rows=False)
+    n, m = x.shape[0], y.shape[0]
+    if m < n:
+        raise ValueError(f"y: expected at least one row for each row of x, {n}, got {m}; y_i is the positive of x_i")
+    mask = off_diagonal()
+    if groups is not None:
+        checks.groups("groups", groups, m, "y", x)
+        mask = across_groups(groups[:n], groups)
+    p = times(a, row_dot(x, y[:n]))
+    if reduction == "none":
+        r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
+        assert isinstance(r, Tensor)
+        return softplus(r - p)
+    total = pair_total(x, y, outer="contrast", positive=p, scale=a, mask=mask, backend=backend)
+    return reduced_total(total, x, reduction, "info_nce")
+
+
+def clip(
+    x: Tensor,
+    y: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """CLIP: InfoNCE in both directions, rows and columns from one sweep.
+
+        L = mean_i [ (LSE_j z_ij + LSE_j z_ji) / 2 - z_ii ],   z_ij = logit_scale <x_i, y_j>
+
+    Source: Radford et al. 2021 (arXiv 2103.00020), figure 3.
+
+    Args:
+        x: (n, d) floating, for instance image features.
+        y: (n, d), dtype of x; y_i is the positive of x_i.
+        logit_scale: the factor itself (not its logarithm), 1 / tau; a number > 0 or a tensor with one element (may want gradients).
+        groups: (n,) int64, one group per pair: pairs of equal groups are no negatives of each other.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    a = checks.positive_number("logit_scale", logit_scale)
+    x, y = views(x, y, normalize)
+    p = times(a, row_dot(x, y))
+    r, c = pair_reduce(x, y, scale=a, mask=own_pairs_left_out(groups, x), columns=True, backend=backend)
+    return reduced(0.5 * (softplus(r - p) + softplus(c - p)), reduction, "clip")
+
+
+def nt_xent(
+    u: Tensor,
+    v: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """NT-Xent (SimCLR): each of the 2n rows finds its other view among the 2n - 1 others.
+
+        L = mean_{i <= 2n} [ LSE_{k != i} s_ik / tau - s_ip(i) / tau ],   s over z = [u; v], p(i) the other view of i
+
+    Source: Chen et al. 2020 (arXiv 2002.05709), eq. 1; the authors' TensorFlow code returns twice this mean.
+
+    Args:
+        u: (n, d) floating, the first views.
+        v: (n, d), dtype of u, the second views.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (2n values, those of u first).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (2n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    a = inverse("temperature", temperature)
+    checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+    z = torch.cat([u, v])
+    if normalize:
+        z = normalize_rows(z)
+    n = u.shape[0]
+    p = times(a, row_dot(z[:n], z[n:])).repeat(2)
+    mask = own_pairs_left_out(groups, z, views=2)
+    if reduction == "none":
+        r = pair_reduce(z, scale=a, mask=mask, backend=backend)
+        assert isinstance(r, Tensor)
+        return softplus(r - p)
+    total = pair_total(z, outer="contrast", positive=p, scale=a, mask=mask, backend=backend)
+    return reduced_total(total, z, reduction, "nt_xent")

@@ -1,0 +1,154 @@
+"""Alignment and uniformity on the hypersphere (Wang & Isola 2020, arXiv 2005.10242)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..ops import pair_total
+from .rows import (
+    at_least,
+    check_reduction,
+    normalize_rows,
+    own_pairs_left_out,
+    pair_count,
+    reduced,
+    row_sqdist,
+    views,
+)
+
+
+def alignment(
+    x: Tensor,
+    y: Tensor,
+    *,
+    alpha: float = 2.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """Alignment: the mean distance of positives.
+
+        L = mean_i |x_i - y_i|^alpha
+
+    Source: Wang & Isola 2020 (arXiv 2005.10242), section 4.1.2.
+
+    Args:
+        x: (n, d) floating.
+        y: (n, d), dtype of x.
+        alpha: the exponent, > 0. Below 2 the gradient at x_i = y_i is taken as 0.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    alpha = _number("alpha", alpha)
+    x, y = views(x, y, normalize)
+    squared = row_sqdist(x, y)
+    if alpha == 2.0:
+        return reduced(squared, reduction, "alignment")
+    same = squared == 0
+    return reduced(torch.where(same, 0.0, torch.where(same, 1.0, squared) ** (alpha / 2)), reduction, "alignment")
+
+
+def uniformity(
+    x: Tensor,
+    *,
+    t: float | Tensor = 2.0,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Uniformity: the logarithm of the mean Gaussian potential of all pairs.
+
+        L = log mean_{i != j} exp(-t |x_i - x_j|^2)
+
+    Source: Wang & Isola 2020 (arXiv 2005.10242), section 4.1.2.
+
+    Args:
+        x: (n, d) floating, n >= 2.
+        t: the inverse width, > 0, a number or a tensor with one element.
+        groups: (n,) int64, one group per row: pairs of equal groups are left out.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean" only: the logarithm has no rows.
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or fewer than 2 rows.
+        TypeError: for unsupported dtypes.
+    """
+    check_reduction(reduction, has_rows=False, objective="uniformity")
+    t = checks.positive_number("t", t)
+    at_least(2, checks.matrix("x", x), "uniformity")
+    if normalize:
+        x = normalize_rows(x)
+    return log_mean_gaussian(x, t, groups, backend)
+
+
+def align_uniform(
+    x: Tensor,
+    y: Tensor,
+    *,
+    alpha: float = 2.0,
+    t: float | Tensor = 2.0,
+    weight: float | Tensor = 1.0,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Alignment plus the weighted uniformity of both views.
+
+        L = mean_i |x_i - y_i|^alpha + weight (uniformity(x) + uniformity(y)) / 2
+
+    Source: Wang & Isola 2020 (arXiv 2005.10242), section 4.1.2 and figure 5.
+
+    Args:
+        x: (n, d) floating, n >= 2.
+        y: (n, d), dtype of x.
+        alpha: the exponent of the alignment, > 0.
+        t: the inverse width of the potential, > 0, a number or a tensor with one element.
+        weight: the weight of the uniformity, a number or a tensor with one element.
+        groups: (n,) int64, one group per row: pairs of equal groups are left out of the uniformity.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean" only: the uniformity has no rows.
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or fewer than 2 rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction, has_rows=False, objective="align_uniform")
+    alpha, t = _number("alpha", alpha), checks.positive_number("t", t)
+    x, y = views(x, y, normalize)
+    at_least(2, x, "align_uniform")
+    aligned = alignment(x, y, alpha=alpha, normalize=False)
+    spread = log_mean_gaussian(x, t, groups, backend) + log_mean_gaussian(y, t, groups, backend)
+    return aligned + 0.5 * checks.scalar("weight", weight, spread) * spread
+
+
+def log_mean_gaussian(x: Tensor, t: float | Tensor, groups: Tensor | None, backend: str | None) -> Tensor:
+    """log mean over the visited pairs of exp(-t |x_i - x_j|^2): the pooled form minus the logarithm of the count."""
+    mask = own_pairs_left_out(groups, x)
+    total = pair_total(x, outer="pooled", operand="sqdist", scale=-t, mask=mask, backend=backend)
+    return total - checks.scalar("count", pair_count(x, None, mask), total).log()
+
+
+def _number(name: str, value: float) -> float:
+    value = checks.positive_number(name, value)  # type: ignore[assignment]
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a number, got a tensor; pass float({name}) (it takes no gradient)")
+    return value
