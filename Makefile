@@ -32,7 +32,7 @@ $(STAMPS)/venv:
 $(TORCH_STAMP): $(STAMPS)/venv
 	rm -f $(STAMPS)/torch*
 	$(PIP) install $(TORCH)
-	$(PIP) freeze | grep '^torch==' > $(VENV)/torch.txt
+	$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $(VENV)/torch.txt
 	touch $@
 
 $(STAMPS)/package: $(TORCH_STAMP) pyproject.toml setup.py $(shell find csrc -type f)

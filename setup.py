@@ -192,9 +192,7 @@ class Cuda:
         flags = []
         for arch in self.archs:
             if not (form := re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)):
-                raise CompileError(
-                    f"TORCH_CUDA_ARCH_LIST: expected names such as 9.0 or 9.0+PTX, got {arch!r}"
-                )
+                raise CompileError(f"TORCH_CUDA_ARCH_LIST: expected names such as 9.0 or 9.0+PTX, got {arch!r}")
             number = form[1] + form[2]
             flags += [f"-gencode=arch=compute_{number},code=sm_{number}"]
             flags += [f"-gencode=arch=compute_{number},code=compute_{number}"] if form[3] else []
@@ -209,34 +207,35 @@ class Cuda:
 
 @dataclass
 class Graph:
-    """The build as text for ninja: compile edges, and one link."""
+    """The build as text for ninja: compile edges, and one link.
 
+    Paths to the sources are relative to the folder, so that the objects stay good where the tree is moved.
+    """
+
+    folder: Path
     rules: list[str]
     edges: list[str] = field(default_factory=list)
     objects: list[str] = field(default_factory=list)
 
     def compile(self, rule: str, source: Path, flags: Sequence[str] = (), folder: str = "common") -> None:
         target = f"{folder}/{source.relative_to(CSRC)}.o"
-        self.edges.append(f"build {target}: {rule} {escape(str(source))}\n  flags = {join(flags)}")
+        path = re.sub(r"([$: ])", r"$\1", os.path.relpath(source, self.folder))
+        self.edges.append(f"build {target}: {rule} {path}\n  flags = {join(flags)}")
         self.objects.append(target)
 
     def link(self, library: str) -> None:
         self.edges.append(f"build {library}: link {' '.join(self.objects)}\ndefault {library}")
 
-    def run(self, folder: Path) -> None:
+    def run(self) -> None:
         """Writes the file and runs ninja, which compiles only what has changed."""
-        (folder / "build.ninja").write_text("\n".join([*self.rules, *self.edges, ""]))
+        (self.folder / "build.ninja").write_text("\n".join([*self.rules, *self.edges, ""]))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         command = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
-        if subprocess.run([*command, *jobs], cwd=folder, check=False).returncode:
+        if subprocess.run([*command, *jobs], cwd=self.folder, check=False).returncode:
             raise CompileError(
-                "fastcl's kernels did not compile; the compiler's message is above. FASTCL_BUILD_CPU=0 "
-                "installs without them, on pure PyTorch; FASTCL_BUILD_CUDA=0 leaves out the CUDA kernels alone"
+                "fastcl's kernels did not compile: the compiler's message is above. To install without them, on "
+                "pure PyTorch: FASTCL_BUILD_CPU=0; without the CUDA kernels alone: FASTCL_BUILD_CUDA=0"
             )
-
-
-def escape(path: str) -> str:
-    return re.sub(r"([$: ])", r"$\1", path)
 
 
 def join(flags: Sequence[str]) -> str:
@@ -315,7 +314,7 @@ def compile_all(torch: Any, compiler: Compiler, facts: dict[str, Any], folder: P
     facts["cpu_isas"] = list(isas)
     write_if_new(folder / "build_facts.h", facts_header(facts))
 
-    graph = Graph(rules(compiler, cuda, [CSRC, folder], torch.utils.cpp_extension))
+    graph = Graph(folder, rules(compiler, cuda, [os.path.relpath(CSRC, folder), "."], torch.utils.cpp_extension))
     for source in sorted(CSRC.rglob("*.cpp")):
         place = source.relative_to(CSRC).parts
         if place[:2] != ("cpu", "isa") and (cuda or place[0] != "cuda"):
@@ -326,10 +325,10 @@ def compile_all(torch: Any, compiler: Compiler, facts: dict[str, Any], folder: P
     for source in sorted(CSRC.glob("cuda/*.cu")) if cuda else []:
         graph.compile("nvcc", source)
     graph.link("_C.so")
-    graph.run(folder)
+    graph.run()
 
 
-def rules(compiler: Compiler, cuda: Cuda | None, own: list[Path], cpp_extension: Any) -> list[str]:
+def rules(compiler: Compiler, cuda: Cuda | None, own: list[str], cpp_extension: Any) -> list[str]:
     """ninja's three rules: a C++ object, a CUDA object, and the library."""
     includes = [f"-I{path}" for path in own]
     includes += [f"-isystem{path}" for path in (cuda.include_dirs() if cuda else [])]
@@ -371,12 +370,13 @@ def report(facts: dict[str, Any]) -> None:
         print(f"fastcl: left out {part}: {why['reason']}. To mend it: {why['remedy']}")
 
 
-# depends brings every source and header into the source distribution.
-sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
-setup(
-    # triton_kernels/ lies beside csrc/, but its import name at the top level belongs to another package.
-    packages=[*find_packages(include=["fastcl", "fastcl.*"]), "fastcl.triton_kernels"],
-    package_dir={"fastcl.triton_kernels": "triton_kernels"},
-    ext_modules=[Extension("fastcl._C", sources=[], depends=sources, language="c++")],
-    cmdclass={"build_ext": build_kernels},
-)
+if __name__ == "__main__":
+    # depends brings every source and header into the source distribution.
+    sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
+    setup(
+        # triton_kernels/ lies beside csrc/, but its import name at the top level belongs to another package.
+        packages=[*find_packages(include=["fastcl", "fastcl.*"]), "fastcl.triton_kernels"],
+        package_dir={"fastcl.triton_kernels": "triton_kernels"},
+        ext_modules=[Extension("fastcl._C", sources=[], depends=sources, language="c++")],
+        cmdclass={"build_ext": build_kernels},
+    )

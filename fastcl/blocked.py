@@ -134,7 +134,7 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
-    """Value and gradients; in one sweep wherever a block knows its own weights, which only the log-sum-exp of x with itself does not."""
+    """Value and gradients, in one sweep wherever a block knows its own weights: the log-sum-exp of x with itself does not."""
     if p.reduce == "logsumexp" and p.y is None:
         r, _ = rows(p)
         value, g, dpositive = outer_form(outer, r.double(), None if positive is None else positive.double())

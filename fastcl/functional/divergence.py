@@ -176,10 +176,9 @@ def f_micl(
     v = row_sqdist(x, y) if gaussian else row_dot(x, y)
     v = times(scale, v) + checks.scalar("mu", shift, x)
     energy = Energy(d, "sqdist" if gaussian else "dot", scale, shift, groups, reduction == "none", backend)
+    negative = energy(x, y if negatives == "xy" else None)
     if negatives == "xx+yy":
-        negative = 0.5 * (energy(x, None) + energy(y, None))
-    else:
-        negative = energy(x, y if negatives == "xy" else None)
+        negative = 0.5 * (negative + energy(y, None))
     positive = reduced(d.critic(v), reduction, "f_micl")
     if reduction == "sum":
         negative = negative * x.shape[0]
