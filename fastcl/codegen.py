@@ -153,6 +153,7 @@ def triton_module(registry: dict[str, type[PairFunction]]) -> str:
         '"""Pair functions and their slopes, for Triton. k0 and k1 are the constants, in the order of the class."""',
         "",
         "import triton",
+        "import triton.language as tl  # noqa: F401  Triton's interpreter looks for it beside each function",
         "",
         "from . import intrinsics",
     ]

@@ -2,6 +2,7 @@
 """Pair functions and their slopes, for Triton. k0 and k1 are the constants, in the order of the class."""
 
 import triton
+import triton.language as tl  # noqa: F401  Triton's interpreter looks for it beside each function
 
 from . import intrinsics
 
