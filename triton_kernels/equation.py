@@ -1,0 +1,79 @@
+"""The equation on one tile, shared by every kernel:
+
+    z_ij = a u(x_i, y_j) + b + bx_i + by_j        u = <x_i, y_j> or |x_i - y_j|^2,  j in M(i)
+
+Under log-sum-exp z is in units of log 2 (a, b, bx, by arrive multiplied by log2 e), so that each exponential is one ex2.
+"""
+
+import triton
+import triton.language as tl
+
+from .intrinsics import LOG2E, maximum
+
+# Farther than any tile is wide: a diagonal that far away does not cross the tile.
+_FAR = tl.constexpr(1 << 20)
+
+
+@triton.jit
+def unit_of(LSE: tl.constexpr):
+    """What z is multiplied by: log2 e where exponentials follow, 1 for a plain sum."""
+    return LOG2E if LSE else 1.0
+
+
+@triton.jit
+def load_side(P, index, size, other, PRESENT: tl.constexpr):
+    """A vector that belongs to rows or columns, or a zero that costs nothing where there is none."""
+    if PRESENT:
+        return tl.load(P + index, mask=index < size, other=other)
+    else:
+        return 0.0
+
+
+@triton.jit
+def logits(
+    dot, a, b, nx, ny, bx, by, SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr, LSE: tl.constexpr
+):
+    """z from a tile of dot products and the vectors of its rows and columns."""
+    u = dot
+    if SQDIST:
+        # The norms and the product round apart: a distance below 0 is 0.
+        u = maximum(nx[:, None] + ny[None, :] - 2.0 * dot, 0.0)
+    unit = unit_of(LSE)
+    if HAS_BX:
+        z = u * (a * unit) + ((b + bx) * unit)[:, None]
+    else:
+        z = u * (a * unit) + b * unit
+    if HAS_BY:
+        z += (by * unit)[None, :]
+    return z
+
+
+@triton.jit
+def visited(i0, j0, n, m, shift, gx, gy, BM: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr):
+    """M on the tile at (i0, j0), edges of the matrix included; shift = row_offset - col_offset + i0 - j0, clamped."""
+    ii = tl.arange(0, BM)
+    jj = tl.arange(0, BN)
+    keep = (ii < n - i0)[:, None] & (jj < m - j0)[None, :]
+    if MASK == "off_diagonal":
+        keep = keep & ((ii + shift)[:, None] != jj[None, :])
+    if MASK == "across_groups":
+        keep = keep & (gx[:, None] != gy[None, :])
+    if MASK == "within_groups":
+        keep = keep & (gx[:, None] == gy[None, :])
+    return keep
+
+
+@triton.jit
+def mask_tile(t, i0, j0, n, m, diff, gx, gy, fill, BM: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr):
+    """t where M visits the pair, fill elsewhere. A branch: tiles inside the matrix and off the diagonal pay nothing."""
+    far = diff.to(tl.int64) + i0 - j0
+    shift = tl.minimum(tl.maximum(far, -_FAR), _FAR).to(tl.int32)
+    crossed = (i0 + BM > n) | (j0 + BN > m)
+    if MASK == "off_diagonal":
+        crossed = crossed | ((shift > -BM) & (shift < BN))
+    if MASK == "across_groups" or MASK == "within_groups":
+        t = tl.where(visited(i0, j0, n, m, shift, gx, gy, BM, BN, MASK), t, fill)
+    else:
+        if crossed:
+            t = tl.where(visited(i0, j0, n, m, shift, gx, gy, BM, BN, MASK), t, fill)
+    return t

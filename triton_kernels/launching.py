@@ -1,0 +1,62 @@
+"""What every launch shares: absent pointers, the vectors and constants of the equation, and the device that is current."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .generated_pairs import PAIRS
+from .sides import Sides
+
+
+def on_device(t: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: make it that of the operands."""
+    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
+
+
+def present(t: Tensor | None, absent: Tensor) -> Tensor:
+    """t, or a pointer that no kernel reads."""
+    return absent if t is None else t
+
+
+def vectors(s: Sides, swapped: bool = False) -> dict[str, Any]:
+    """The arguments that say what z is, by the kernels' parameter names; swapped: with the roles of x and y exchanged."""
+    p = s.p
+    sides = [(s.norm_x, p.bias_x, s.groups[0]), (s.norm_y, p.bias_y, s.groups[1])]
+    (nx, bx, gx), (ny, by, gy) = reversed(sides) if swapped else sides
+    pointers = {"NX": nx, "NY": ny, "BX": bx, "BY": by, "GX": gx, "GY": gy}
+    constants = (*p.pair.constants, 0.0, 0.0)[:2]
+    return {
+        **{name: present(t, p.scale) for name, t in pointers.items()},
+        "A": p.scale,
+        "B": p.shift,
+        "k0": constants[0],
+        "k1": constants[1],
+        "SQDIST": p.operand == "sqdist",
+        "HAS_BX": bx is not None,
+        "HAS_BY": by is not None,
+        "MASK": p.mask.kind,
+        "LSE": p.reduce == "logsumexp",
+    }
+
+
+def pair_value(s: Sides) -> Any:
+    return PAIRS[s.p.pair.name][0]
+
+
+def pair_slope(s: Sides) -> Any:
+    return PAIRS[s.p.pair.name][1]
+
+
+def softmax_reference(r: Tensor, c: Tensor) -> Tensor:
+    """(rho, close) for reductions.softmax_weights, in units of log 2, without reading a value on the host."""
+    both = torch.cat((r, c))
+    finite = torch.isfinite(both)
+    high = torch.where(finite, both, float("-inf")).amax()
+    low = torch.where(finite, both, float("inf")).amin()
+    to_log2 = 1.4426950408889634
+    close = (high - low) * to_log2 < 80.0
+    return torch.stack(((high + low) * (0.5 * to_log2), close.to(both.dtype))).nan_to_num(0.0)

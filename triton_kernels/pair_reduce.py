@@ -1,0 +1,82 @@
+"""The backend's three functions: which form serves this problem, and the guards that both forms need.
+
+FASTCL_TRITON (read at each call) picks the form: strip (the default), fused (deterministic), fused-atomic (dY by
+floating-point atomics: one product less, not repeatable), or auto (the predictions of tuning.py).
+FASTCL_TRITON_WORKSPACE_MB bounds the workspace of the strip form, 64 unless told.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..problem import Gradients, Problem, Wanted
+from . import fused, strip, tuning
+
+FORM_VARIABLE = "FASTCL_TRITON"
+WORKSPACE_VARIABLE = "FASTCL_TRITON_WORKSPACE_MB"
+FORMS = ("strip", "fused", "fused-atomic", "auto")
+WORKSPACE_MB = 64
+
+
+def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
+    """r (n,), and c (m,) when p.columns."""
+    with _plain(p):
+        return fused.rows(p) if form(p) != "strip" else strip.rows(p, workspace_bytes())
+
+
+def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+    """The gradients of <g, r> + <h, c>; dx and dy in the dtype of x."""
+    with _plain(p):
+        if form(p) == "strip":
+            return strip.gradients(p, r, c, g, h, wanted, workspace_bytes())
+        return fused.gradients(p, r, c, g, h, wanted, atomic=form(p) == "fused-atomic")
+
+
+def total(
+    p: Problem, positive: Tensor | None, outer: str, wanted: Wanted
+) -> tuple[Tensor, Gradients, Tensor | None]:
+    """The value of the total form and its gradients, all in the accumulation dtype."""
+    with _plain(p):
+        if form(p) == "strip":
+            return strip.total(p, positive, outer, wanted, workspace_bytes())
+        return fused.total(p, positive, outer, wanted, atomic=form(p) == "fused-atomic")
+
+
+def form(p: Problem) -> str:
+    """The form that serves this problem: strip, fused or fused-atomic.
+
+    Raises:
+        ValueError: if FASTCL_TRITON names none of them.
+    """
+    name = os.environ.get(FORM_VARIABLE) or "strip"
+    if name not in FORMS:
+        raise ValueError(f"{FORM_VARIABLE}: expected one of {', '.join(FORMS)}, got {name!r}")
+    return tuning.predicted_form(p) if name == "auto" else name
+
+
+def workspace_bytes() -> int:
+    """The bound on the strip form's workspace.
+
+    Raises:
+        ValueError: if FASTCL_TRITON_WORKSPACE_MB is not a positive number.
+    """
+    text = os.environ.get(WORKSPACE_VARIABLE) or str(WORKSPACE_MB)
+    try:
+        megabytes = float(text)
+    except ValueError:
+        megabytes = 0.0
+    if not megabytes > 0.0:
+        raise ValueError(f"{WORKSPACE_VARIABLE}: expected a positive number of megabytes, got {text!r}")
+    return int(megabytes * (1 << 20))
+
+
+@contextmanager
+def _plain(p: Problem) -> Iterator[None]:
+    """Neither autograd nor autocast inside: a product of float32 sums stays float32."""
+    with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False):
+        yield
