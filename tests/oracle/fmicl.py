@@ -11,6 +11,12 @@ from .pairwise import negatives as kept
 
 Groups = Sequence[int] | None
 Scalar = Callable[[Tensor, float], Tensor]
+EPS = 1e-6  # how far inside the domain of f* a cosine is kept
+
+
+def _at_least(value: Tensor, bound: float) -> Tensor:
+    return value if value >= bound else value.new_tensor(bound)
+
 
 # The table of the paper (section 3, appendix), one divergence a line: f'(u) and psi(u) = f*(f'(u)), which is
 # u f'(u) - f(u). q is Tsallis' order. VLC's psi is the composition of the paper's own f* and f', not the
@@ -45,15 +51,12 @@ CONJUGATES: dict[str, Scalar] = {
     "js": lambda t, q: -torch.log(2 - torch.exp(t)),
     "pearson": lambda t, q: t**2 / 4 + t,
     "sh": lambda t, q: t / (1 - t),
-    # The monotone conjugate is 0 for t < 0 when q > 1.
-    "tsallis": lambda t, q: ((q - 1) * t / q) ** (q / (q - 1)) if q < 1 or t > 0 else 0 * t,
+    # q > 1: the monotone conjugate is 0 for t < 0; fastcl keeps its base at EPS there, and so does this.
+    "tsallis": lambda t, q: _at_least((q - 1) * t / q, EPS) ** (q / (q - 1)),
     "vlc": lambda t, q: 4 - t - 4 * torch.sqrt(1 - t),
     "rkl": lambda t, q: -1 - torch.log(-t),
     "neyman": lambda t, q: 2 - 2 * torch.sqrt(1 - t),
 }
-JS_LIMIT = (
-    1e-3  # how far below log 2 the cosine similarity's JS stops; the value in use is the test's to give
-)
 
 
 def f_micl(
@@ -63,16 +66,15 @@ def f_micl(
     divergence: str = "kl",
     similarity: str = "gaussian",
     beta: Tensor | float = 1.0,
-    mu: float = 1.0,
-    alpha: float = 40.0,
+    mu: Tensor | float = 1.0,
+    alpha: Tensor | float = 40.0,
     negatives: str = "xx",
     q: float = math.nan,
     normalize: bool = True,
     groups: Groups = None,
     reduction: str = "mean",
-    js_eps: float = JS_LIMIT,
-    terms: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_terms: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """-f'(u_ii) + alpha mean_j psi(u_ij), the weighted sample objective; `return_terms` adds the two means.
 
     Negatives xx: x_i against x_j; xx+yy: both views' mean; xy: x_i against y_j. Cosine: s in place of f'(u).
@@ -88,20 +90,19 @@ def f_micl(
         if similarity == "gaussian":
             return psi(mu * torch.exp(-beta * sqdist(a, b)), q)
         s = dot(a, b)
-        if divergence == "js" and s > math.log(2) - js_eps:
-            s = s.new_tensor(math.log(2) - js_eps)
+        if divergence == "js":
+            s = -_at_least(-s, EPS - math.log(2))
         return CONJUGATES[divergence](s, q)
 
     views = {"xx": [(x, x)], "xx+yy": [(x, x), (y, y)], "xy": [(x, y)]}[negatives]
-    pairs = sum(keep(i, j) for i in range(n) for j in range(n))
+    pairs = max(1, sum(keep(i, j) for i in range(n) for j in range(n)))
     positives, spreads = [], []
     for i in range(n):
         positives.append(positive(x[i], y[i]))
         spread = add([negative(a[i], b[j]) for a, b in views for j in range(n) if keep(i, j)], x)
         spreads.append(spread * n / (pairs * len(views)))
-    if terms:
-        return add(positives, x) / n, add(spreads, x) / n
-    return reduced([-p + alpha * s for p, s in zip(positives, spreads, strict=True)], reduction)
+    loss = reduced([-p + alpha * s for p, s in zip(positives, spreads, strict=True)], reduction)
+    return (loss, reduced(positives, reduction), reduced(spreads, reduction)) if return_terms else loss
 
 
 def f_micl_dv(
@@ -112,4 +113,4 @@ def f_micl_dv(
     n, keep = len(x), kept(groups)
     terms = [torch.exp(-beta * sqdist(x[i], x[j])) for i in range(n) for j in range(n) if keep(i, j)]
     aligned = add([beta * sqdist(x[i], y[i]) for i in range(n)], x) / n
-    return aligned + torch.log(add(terms, x) / len(terms))
+    return aligned + torch.log(add(terms, x) / max(1, len(terms)))

@@ -11,9 +11,7 @@ from .pairwise import add, dot, negatives, reduced, sqdist, unit
 Groups = Sequence[int] | None
 
 
-def alignment(
-    x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = True, reduction: str = "mean"
-) -> Tensor:
+def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = True, reduction: str = "mean") -> Tensor:
     """|x_i - y_i|^alpha (Wang and Isola 2020, section 4.1)."""
     x, y = (unit(x), unit(y)) if normalize else (x, y)
     return reduced([sqdist(x[i], y[i]) ** (alpha / 2) for i in range(len(x))], reduction)
@@ -24,7 +22,7 @@ def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True, groups: Gro
     x = unit(x) if normalize else x
     keep, n = negatives(groups), len(x)
     terms = [torch.exp(-t * sqdist(x[i], x[j])) for i in range(n) for j in range(n) if keep(i, j)]
-    return torch.log(add(terms, x) / len(terms))
+    return torch.log(add(terms, x) / max(1, len(terms)))
 
 
 def align_uniform(
@@ -39,8 +37,7 @@ def align_uniform(
 ) -> Tensor:
     """alignment + weight (uniformity(x) + uniformity(y)) / 2."""
     spread = (
-        uniformity(x, t=t, normalize=normalize, groups=groups)
-        + uniformity(y, t=t, normalize=normalize, groups=groups)
+        uniformity(x, t=t, normalize=normalize, groups=groups) + uniformity(y, t=t, normalize=normalize, groups=groups)
     ) / 2
     return alignment(x, y, alpha=alpha, normalize=normalize) + weight * spread
 
@@ -78,7 +75,7 @@ def kcl(
     u, v = (unit(u), unit(v)) if normalize else (u, v)
     energy, align = KERNELS[kernel]
     n, keep = len(u), negatives(groups)
-    pairs = sum(keep(i, j) for i in range(n) for j in range(n))
+    pairs = max(1, sum(keep(i, j) for i in range(n) for j in range(n)))
     rows = []
     for i in range(n):
         spread = add([energy(sqdist(z[i], z[j]), t) for z in (u, v) for j in range(n) if keep(i, j)], u)
@@ -89,9 +86,7 @@ def kcl(
 def _clipped(rows: Tensor, mu: float) -> Tensor:
     """Rows of norm at least sqrt(mu) brought to sqrt(mu)."""
     norms = [torch.linalg.vector_norm(row) for row in rows]
-    return torch.stack(
-        [r if s < math.sqrt(mu) else math.sqrt(mu) * r / s for r, s in zip(rows, norms, strict=True)]
-    )
+    return torch.stack([r if s < math.sqrt(mu) else math.sqrt(mu) * r / s for r, s in zip(rows, norms, strict=True)])
 
 
 def spectral(
@@ -113,7 +108,7 @@ def spectral(
     u, v = (_clipped(u, mu), _clipped(v, mu)) if clip_norms else (u, v)
     n, keep = len(u), negatives(groups)
     chosen = [[j for j in range(n) if keep(i, j) or (estimator == "biased" and i == j)] for i in range(n)]
-    pairs = sum(len(row) for row in chosen)
+    pairs = max(1, sum(len(row) for row in chosen))
     rows = []
     for i in range(n):
         squares = add([dot(u[i], v[j]) ** 2 for j in chosen[i]], u)
@@ -155,9 +150,7 @@ def minc(
 def minc_value(u: Tensor, v: Tensor, statistic: Tensor) -> Tensor:
     """-2 mean <u_i, v_i> + mean <z, Lambda z>: the value that is reported beside the surrogate."""
     quadratic = [dot(z, torch.stack([dot(row, z) for row in statistic])) for z in [*u, *v]]
-    return -2 * add([dot(a, b) for a, b in zip(u, v, strict=True)], u) / len(u) + add(quadratic, u) / (
-        2 * len(u)
-    )
+    return -2 * add([dot(a, b) for a, b in zip(u, v, strict=True)], u) / len(u) + add(quadratic, u) / (2 * len(u))
 
 
 def f_mi_alpha(
@@ -187,7 +180,7 @@ def f_mi_alpha(
         s = dot(a, b)
         return s if s >= eps else s.new_tensor(eps)
 
-    pairs = sum(keep(i, j) for i in range(n) for j in range(n))
+    pairs = max(1, sum(keep(i, j) for i in range(n) for j in range(n)))
     rows = []
     for i in range(n):
         spread = add([conjugate(clamped(u[i], v[j])) for j in range(n) if keep(i, j)], u)

@@ -245,9 +245,7 @@ def hard_negative(
         shift = max(float(t.detach()) for t in [p, *s])
         if s:
             w = [torch.exp(beta * (t - shift)) for t in s]
-            hard = (
-                len(s) * add([wk * torch.exp(t - shift) for wk, t in zip(w, s, strict=True)], z) / add(w, z)
-            )
+            hard = len(s) * add([wk * torch.exp(t - shift) for wk, t in zip(w, s, strict=True)], z) / add(w, z)
             corrected = (hard - tau_plus * len(s) * torch.exp(p - shift)) / (1 - tau_plus)
             floor = len(s) * torch.exp(torch.as_tensor(-1 / temperature - shift, dtype=z.dtype))
             negative = corrected if corrected > floor else floor

@@ -1,0 +1,313 @@
+"""The one table of this folder: every objective with inputs, arguments and what is special about it.
+
+A new objective is one line here (and its double loop in tests/oracle); every test in this folder finds it unasked, and
+test_cases.py fails while a public function has no line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rows = tuple[Tensor, ...]
+Arguments = dict[str, Any]
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator of that seed."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def two_views(n: int, d: int, seed: int = 0) -> Rows:
+    """Rows and their noisy copies, (n, d) float64."""
+    g = generator(seed)
+    u = torch.randn(n, d, generator=g, dtype=torch.float64)
+    return u, u + 0.5 * torch.randn(n, d, generator=g, dtype=torch.float64)
+
+
+def one_view(n: int, d: int, seed: int = 0) -> Rows:
+    """One matrix of rows."""
+    return two_views(n, d, seed)[:1]
+
+
+def more_columns(n: int, d: int, seed: int = 0) -> Rows:
+    """Two views, the second with 3 more rows."""
+    u, v = two_views(n, d, seed)
+    return u, torch.cat([v, torch.randn(3, d, generator=generator(seed + 1), dtype=torch.float64)])
+
+
+def with_queue(n: int, d: int, seed: int = 0) -> Rows:
+    """Queries, keys and a queue of n + 2 rows."""
+    u, v = two_views(n, d, seed)
+    return u, v, torch.randn(n + 2, d, generator=generator(seed + 1), dtype=torch.float64)
+
+
+def four_views(n: int, d: int, seed: int = 0) -> Rows:
+    """Two queries and two keys."""
+    return (*two_views(n, d, seed), *two_views(n, d, seed + 1))
+
+
+def both_views_at_once(n: int, d: int, seed: int = 0) -> Rows:
+    """Both views in one matrix, (2n, d)."""
+    return (torch.cat(two_views(n, d, seed)),)
+
+
+def labels(n: int, d: int, u: Tensor) -> Arguments:
+    """A class for each row, three or so rows to a class, one row alone in its class."""
+    value = torch.arange(u.shape[0]) % max(1, n // 2)
+    if n > 1:
+        value[-1] = 99
+    return {"labels": value}
+
+
+def statistic(n: int, d: int, u: Tensor) -> Arguments:
+    """A (d, d) second moment, as float32 as the module keeps it would be; here in the rows' dtype."""
+    z = torch.randn(3 * d + 1, d, generator=generator(5), dtype=torch.float64)
+    return {"statistic": (z.T @ z / len(z)).to(torch.float32 if u.dtype != torch.float64 else torch.float64)}
+
+
+def nothing(n: int, d: int, u: Tensor) -> Arguments:
+    """No argument that depends on the rows."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One objective.
+
+    name: in fastcl.functional and in tests.oracle. inputs: (n, d, seed) to rows, float64. grid: keyword arguments to try,
+    the first being the one that expensive tests use. scalars: one-element arguments that may be tensors and want gradients,
+    with a value. given: arguments made from (n, d, first input). rows: how many values "none" gives for each row of the
+    first input, 0 where there are none. groups: whether it takes groups. smallest: the fewest rows that have a value.
+    detached: which inputs get no gradient by definition. surrogate: for which arguments the gradient is by definition not
+    that of the value. sharp: the argument, and its value, that makes the softmax sharp. bounded: the value cannot overflow.
+    """
+
+    name: str
+    inputs: Callable[..., Rows] = two_views
+    grid: tuple[Arguments, ...] = ({},)
+    scalars: Arguments = field(default_factory=dict)
+    given: Callable[[int, int, Tensor], Arguments] = nothing
+    rows: int = 1
+    groups: bool = True
+    smallest: int = 1
+    detached: tuple[int, ...] = ()
+    surrogate: Callable[[Arguments], bool] = lambda arguments: False
+    sharp: Arguments = field(default_factory=dict)
+    backend: bool = True
+    label: str = ""
+
+    @property
+    def id(self) -> str:
+        """The name, and which variant."""
+        return f"{self.name}{self.label}"
+
+    def rows_of(self, n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+        """Fresh leaves; those that are detached by definition want gradients too, and must get none."""
+        return [x.to(dtype).requires_grad_() for x in self.inputs(n, d, seed)]
+
+    def groups_of(self, n: int, d: int) -> Tensor:
+        """Groups for its rows: two rows share the first group, two the second, the others are alone."""
+        m = max(len(x) for x in self.inputs(n, d))
+        value = torch.arange(m)
+        value[-1] = 0
+        if m > 3:
+            value[-2] = 1
+        return value
+
+    def arguments(self, index: int, n: int, d: int, u: Tensor) -> Arguments:
+        """The index-th set of its grid, complete; the set after the last is the first with groups."""
+        with_groups = index == len(self.grid)
+        chosen = dict(self.grid[0 if with_groups else index]) | self.given(n, d, u)
+        return chosen | ({"groups": self.groups_of(n, d)} if with_groups else {})
+
+    def sets(self) -> range:
+        """Indices for `arguments`."""
+        return range(len(self.grid) + (1 if self.groups else 0))
+
+
+def _f_micl_grid() -> Iterator[Arguments]:
+    for divergence in ("kl", "js", "pearson", "sh", "vlc", "rkl", "neyman", "jeffrey"):
+        yield {"divergence": divergence}
+    yield {"divergence": "tsallis", "q": 1.5}
+    yield {"divergence": "tsallis", "q": 0.5, "normalize": False, "beta": 0.25}
+    yield {"divergence": "js", "negatives": "xx+yy", "beta": 2.0, "mu": 1.5, "alpha": 3.0}
+    yield {"divergence": "vlc", "negatives": "xy", "beta": 0.5, "mu": 0.5}
+    yield {"divergence": "jeffrey", "negatives": "xx+yy"}
+    yield {"divergence": "rkl", "negatives": "xy"}
+
+
+def _f_micl_cosine_grid() -> Iterator[Arguments]:
+    for divergence in ("kl", "js", "pearson", "sh", "vlc", "neyman"):
+        yield {"similarity": "cosine", "divergence": divergence}
+    yield {"similarity": "cosine", "divergence": "tsallis", "q": 1.5, "negatives": "xy"}
+    yield {"similarity": "cosine", "divergence": "tsallis", "q": 2.0, "negatives": "xx+yy"}
+
+
+_KCL_GRID = (
+    *({"kernel": kernel} for kernel in ("gaussian", "log", "imq", "riesz", "gaussian_riesz")),
+    {"kernel": "riesz", "t": -1.0, "gamma": 2.0},
+    {"kernel": "gaussian", "t": 0.5, "gamma": 4.0, "normalize": False},
+    {"kernel": "riesz", "t": 1.0, "gamma": 1.0},
+)
+
+CASES = (
+    Case(
+        "info_nce",
+        grid=({}, {"normalize": False, "temperature": 0.5}),
+        scalars={"temperature": 0.2},
+        sharp={"temperature": 1e-3},
+    ),
+    Case("info_nce", more_columns, label="-more-columns", scalars={"temperature": 0.2}, sharp={"temperature": 1e-3}),
+    Case(
+        "clip",
+        grid=({"logit_scale": 14.3}, {"logit_scale": 1.5, "normalize": False}),
+        scalars={"logit_scale": 10.0},
+        sharp={"logit_scale": 1e3},
+    ),
+    Case(
+        "nt_xent",
+        grid=({}, {"normalize": False, "temperature": 1.0}),
+        scalars={"temperature": 0.5},
+        rows=2,
+        sharp={"temperature": 1e-3},
+    ),
+    Case(
+        "moco",
+        with_queue,
+        grid=({}, {"normalize": False, "temperature": 1.0}),
+        scalars={"temperature": 0.2},
+        groups=False,
+        detached=(1, 2),
+        sharp={"temperature": 1e-3},
+    ),
+    Case(
+        "moco_v3",
+        four_views,
+        grid=({}, {"normalize": False, "temperature": 1.0}),
+        scalars={"temperature": 0.2},
+        detached=(2, 3),
+        sharp={"temperature": 1e-3},
+    ),
+    Case(
+        "dcl",
+        grid=(
+            {"temperature": 0.3},
+            {"symmetric": False},
+            {"sigma": 0.5},
+            {"sigma": 0.5, "detach_weight": False, "symmetric": False},
+            {"sigma": 0.5, "detach_weight": False},
+            {"normalize": False, "temperature": 1.0},
+        ),
+        scalars={"temperature": 0.1},
+        smallest=2,
+        surrogate=lambda arguments: "sigma" in arguments and arguments.get("detach_weight", True),
+        sharp={"temperature": 1e-3},
+    ),
+    Case(
+        "dhel",
+        grid=({}, {"form": "anchor"}, {"form": "symmetric"}, {"normalize": False, "temperature": 1.0}),
+        scalars={"temperature": 0.3},
+        smallest=2,
+        sharp={"temperature": 1e-3},
+    ),
+    Case("kcl", grid=_KCL_GRID, scalars={"gamma": 16.0}, smallest=2),
+    Case(
+        "f_micl",
+        grid=tuple(_f_micl_grid()),
+        scalars={"beta": 1.0, "mu": 1.0, "alpha": 40.0},
+        smallest=2,
+        sharp={"beta": 50.0},
+    ),
+    Case("f_micl", grid=tuple(_f_micl_cosine_grid()), scalars={"alpha": 40.0}, smallest=2, label="-cosine"),
+    Case(
+        "f_micl_dv",
+        grid=({}, {"normalize": False, "beta": 0.5}),
+        scalars={"beta": 1.0},
+        rows=0,
+        smallest=2,
+        sharp={"beta": 500.0},
+    ),
+    Case("spectral", grid=({}, {"mu": 3.0}, {"estimator": "biased"}, {"normalize": True, "mu": 0.5}), smallest=2),
+    Case(
+        "minc",
+        grid=({}, {"gha": False}, {"normalize": True}),
+        given=statistic,
+        rows=0,
+        groups=False,
+        surrogate=lambda arguments: True,
+    ),
+    Case(
+        "f_mi_alpha",
+        grid=({}, {"alpha": 1.5}, {"alpha": 1.0}, {"alpha": 0.0}, {"alpha": 3.0, "eps": 0.1}, {"normalize": True}),
+        smallest=2,
+    ),
+    Case(
+        "sup_con",
+        both_views_at_once,
+        grid=({}, {"temperature": 0.5, "base_temperature": 0.1}, {"normalize": False, "temperature": 1.0}),
+        given=labels,
+        scalars={"temperature": 0.2},
+        groups=False,
+        smallest=2,
+        sharp={"temperature": 1e-3},
+    ),
+    Case(
+        "siglip",
+        grid=(
+            {"logit_scale": 10.0, "logit_bias": -10.0},
+            {"logit_scale": 1.0, "logit_bias": 0.5, "normalize": False},
+        ),
+        scalars={"logit_scale": 10.0, "logit_bias": -3.0},
+        sharp={"logit_scale": 1e3},
+    ),
+    Case(
+        "alignment",
+        grid=({}, {"alpha": 1.0}, {"alpha": 3.0, "normalize": False}),
+        groups=False,
+        backend=False,
+    ),
+    Case(
+        "uniformity",
+        one_view,
+        grid=({}, {"t": 0.5, "normalize": False}),
+        scalars={"t": 2.0},
+        rows=0,
+        smallest=2,
+        sharp={"t": 500.0},
+    ),
+    Case(
+        "align_uniform",
+        grid=({}, {"alpha": 1.0, "t": 3.0, "weight": 0.5, "normalize": False}),
+        scalars={"t": 2.0, "weight": 1.0},
+        rows=0,
+        smallest=2,
+        sharp={"t": 500.0},
+    ),
+    Case(
+        "debiased",
+        grid=({}, {"temperature": 0.2, "tau_plus": 0.01}, {"normalize": False, "temperature": 2.0}),
+        scalars={"temperature": 0.5},
+        rows=2,
+        sharp={"temperature": 1e-3},
+    ),
+    Case(
+        "hard_negative",
+        grid=({}, {"beta": 0.5, "tau_plus": 0.0}, {"temperature": 0.1}, {"normalize": False, "temperature": 2.0}),
+        scalars={"temperature": 0.5},
+        rows=2,
+        sharp={"temperature": 1e-3},
+    ),
+)
+
+SIZES = (6, 5)  # n, d of the double loops: ragged, and more rows than columns
+INF = math.inf
+
+import fastcl.functional  # noqa: E402  # TEMPORARY until the second family lands
+
+CASES = tuple(c for c in CASES if hasattr(fastcl.functional, c.name))
