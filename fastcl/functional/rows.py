@@ -44,7 +44,8 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     scaled = x / largest
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     norm = largest * length
-    return torch.where(norm > 1e-12, scaled / length.clamp(min=1e-12), x / 1e-12), norm
+    # Asked this way round, a row with an infinity (its norm is NaN here) becomes NaN, as in F.normalize, and is not hidden.
+    return torch.where(norm <= 1e-12, x / 1e-12, scaled / length.clamp(min=1e-12)), norm
 
 
 def normalize_rows(x: Tensor) -> Tensor:

@@ -85,7 +85,9 @@ class Case:
     with a value. given: arguments made from (n, d, first input). rows: how many values "none" gives for each row of the
     first input, 0 where there are none. groups: whether it takes groups. smallest: the fewest rows that have a value.
     detached: which inputs get no gradient by definition. surrogate: for which arguments the gradient is by definition not
-    that of the value. sharp: the argument, and its value, that makes the softmax sharp. bounded: the value cannot overflow.
+    that of the value. sharp: arguments of an extreme temperature. small: from a sharpness to arguments under which aligned
+    rows have a loss near 0. terms: the size of the terms that the value is the difference of. backend: whether there is a
+    choice of backend. label: tells two cases of one function apart.
     """
 
     name: str
@@ -99,6 +101,8 @@ class Case:
     detached: tuple[int, ...] = ()
     surrogate: Callable[[Arguments], bool] = lambda arguments: False
     sharp: Arguments = field(default_factory=dict)
+    small: Callable[[float], Arguments] | None = None
+    terms: Callable[[Arguments], float] = lambda arguments: 1.0
     backend: bool = True
     label: str = ""
 
@@ -129,6 +133,35 @@ class Case:
     def sets(self) -> range:
         """Indices for `arguments`."""
         return range(len(self.grid) + (1 if self.groups else 0))
+
+    def is_surrogate(self, index: int) -> bool:
+        """Whether the gradient is by definition not that of the value."""
+        return self.surrogate(self.grid[0 if index == len(self.grid) else index])
+
+
+def by_temperature(sharpness: float) -> Arguments:
+    """The sharpness as a temperature."""
+    return {"temperature": 1.0 / sharpness}
+
+
+def by_scale(sharpness: float) -> Arguments:
+    """The sharpness as a logit scale."""
+    return {"logit_scale": sharpness}
+
+
+def without_prior(sharpness: float) -> Arguments:
+    """The sharpness as a temperature, and no debiasing, whose floor would end the training before the loss is small."""
+    return {"temperature": 1.0 / sharpness, "tau_plus": 0.0}
+
+
+def by_scale_and_bias(sharpness: float) -> Arguments:
+    """The sharpness as a logit scale, its threshold half-way."""
+    return {"logit_scale": sharpness, "logit_bias": -0.75 * sharpness}
+
+
+def weight_of_negatives(arguments: Arguments) -> float:
+    """f-MICL's alpha times the constants of psi, up to 4."""
+    return 4.0 * float(arguments.get("alpha", 40.0))
 
 
 def _f_micl_grid() -> Iterator[Arguments]:
@@ -162,13 +195,22 @@ CASES = (
         grid=({}, {"normalize": False, "temperature": 0.5}),
         scalars={"temperature": 0.2},
         sharp={"temperature": 1e-3},
+        small=by_temperature,
     ),
-    Case("info_nce", more_columns, label="-more-columns", scalars={"temperature": 0.2}, sharp={"temperature": 1e-3}),
+    Case(
+        "info_nce",
+        more_columns,
+        label="-more-columns",
+        scalars={"temperature": 0.2},
+        sharp={"temperature": 1e-3},
+        small=by_temperature,
+    ),
     Case(
         "clip",
         grid=({"logit_scale": 14.3}, {"logit_scale": 1.5, "normalize": False}),
         scalars={"logit_scale": 10.0},
         sharp={"logit_scale": 1e3},
+        small=by_scale,
     ),
     Case(
         "nt_xent",
@@ -176,6 +218,7 @@ CASES = (
         scalars={"temperature": 0.5},
         rows=2,
         sharp={"temperature": 1e-3},
+        small=by_temperature,
     ),
     Case(
         "moco",
@@ -185,6 +228,7 @@ CASES = (
         groups=False,
         detached=(1, 2),
         sharp={"temperature": 1e-3},
+        small=by_temperature,
     ),
     Case(
         "moco_v3",
@@ -193,6 +237,7 @@ CASES = (
         scalars={"temperature": 0.2},
         detached=(2, 3),
         sharp={"temperature": 1e-3},
+        small=by_temperature,
     ),
     Case(
         "dcl",
@@ -216,15 +261,29 @@ CASES = (
         smallest=2,
         sharp={"temperature": 1e-3},
     ),
-    Case("kcl", grid=_KCL_GRID, scalars={"gamma": 16.0}, smallest=2),
+    Case(
+        "kcl",
+        grid=_KCL_GRID,
+        scalars={"gamma": 16.0},
+        smallest=2,
+        terms=lambda arguments: 2.0 * float(arguments.get("gamma", 16.0)),
+    ),
     Case(
         "f_micl",
         grid=tuple(_f_micl_grid()),
         scalars={"beta": 1.0, "mu": 1.0, "alpha": 40.0},
         smallest=2,
         sharp={"beta": 50.0},
+        terms=weight_of_negatives,
     ),
-    Case("f_micl", grid=tuple(_f_micl_cosine_grid()), scalars={"alpha": 40.0}, smallest=2, label="-cosine"),
+    Case(
+        "f_micl",
+        grid=tuple(_f_micl_cosine_grid()),
+        scalars={"alpha": 40.0},
+        smallest=2,
+        label="-cosine",
+        terms=weight_of_negatives,
+    ),
     Case(
         "f_micl_dv",
         grid=({}, {"normalize": False, "beta": 0.5}),
@@ -265,6 +324,7 @@ CASES = (
         ),
         scalars={"logit_scale": 10.0, "logit_bias": -3.0},
         sharp={"logit_scale": 1e3},
+        small=by_scale_and_bias,
     ),
     Case(
         "alignment",
@@ -295,6 +355,7 @@ CASES = (
         scalars={"temperature": 0.5},
         rows=2,
         sharp={"temperature": 1e-3},
+        small=without_prior,
     ),
     Case(
         "hard_negative",
@@ -302,6 +363,7 @@ CASES = (
         scalars={"temperature": 0.5},
         rows=2,
         sharp={"temperature": 1e-3},
+        small=without_prior,
     ),
 )
 

@@ -1,0 +1,159 @@
+"""Inputs at the edge: no rows, one, two; one group for all; equal rows; rows of any norm; NaN; any strides."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from .cases import CASES, Case
+from .witnesses import close, double_loop, gradients, library, name_of, served
+
+DOUBLE = torch.float64
+
+
+def of_size(case: Case, n: int, d: int = 5, dtype: torch.dtype = DOUBLE):
+    """Rows for n, and arguments that fit them."""
+    rows = [x.detach() for x in case.rows_of(n, d, dtype)]
+    return rows, case.arguments(0, n, d, rows[0])
+
+
+def both(case: Case, rows: list[Tensor], arguments: dict, backend: str):
+    """Value and gradients of the library, and of the double loop in float64."""
+    leaves = [x.detach().requires_grad_() for x in rows]
+    exact = [x.detach().double().requires_grad_() for x in rows]
+    value, truth = library(case, leaves, backend, **arguments), double_loop(case, exact, **arguments)
+    return value, gradients(value, leaves), truth, gradients(truth, exact)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_one_and_two_rows(case: Case, n: int) -> None:
+    rows, arguments = of_size(case, n)
+    for backend in served(DOUBLE):
+        if n < case.smallest and len(rows[0]) < case.smallest:
+            with pytest.raises(ValueError, match=rf"{case.name}: expected at least {case.smallest} rows.*got {n}"):
+                library(case, rows, backend, **arguments)
+            continue
+        value, found, truth, wanted = both(case, rows, arguments, backend)
+        # The double loop keeps the positive inside its log-sum-exp: what it knows of a small loss is known to eps of a logit.
+        one = torch.ones(())
+        close(value, truth, one)
+        for got, want in zip(found, wanted, strict=True):
+            close(got, want, one)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_no_rows(case: Case) -> None:
+    """A mean over nothing is an error, a sum over nothing is 0, and no rows have no losses."""
+    rows, arguments = [x[:0] for x in of_size(case, 3)[0]], {}
+    arguments = case.grid[0] | case.given(3, 5, rows[0])
+    if "labels" in arguments:
+        arguments["labels"] = arguments["labels"][:0]
+    for backend in served(DOUBLE):
+        with pytest.raises(ValueError, match=r"expected at least \d rows?"):
+            library(case, rows, backend, **arguments)
+        if case.rows and case.smallest == 1:
+            leaves = [x.clone().requires_grad_() for x in rows]
+            total = library(case, leaves, backend, **arguments, reduction="sum")
+            total.backward()
+            assert total == 0
+            assert library(case, rows, backend, **arguments, reduction="none").shape == (0,)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.groups], ids=name_of)
+def test_one_group_leaves_no_negatives(case: Case) -> None:
+    """Values and gradients are those without negatives, and never NaN."""
+    rows, arguments = of_size(case, 5)
+    arguments |= {"groups": torch.zeros(max(len(x) for x in rows), dtype=torch.int64)}
+    for backend in served(DOUBLE):
+        leaves = [x.detach().requires_grad_() for x in rows]
+        value = library(case, leaves, backend, **arguments)
+        truth = double_loop(case, rows, **arguments)
+        torch.testing.assert_close(value.detach(), truth, rtol=1e-12, atol=1e-12)
+        assert not any(g.isnan().any() for g in gradients(value, leaves))
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32], ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_equal_rows(case: Case, dtype: torch.dtype) -> None:
+    """All rows equal, positives too: self-pairs are masked by index, so duplicates are negatives like others."""
+    rows, arguments = of_size(case, 5, dtype=dtype)
+    rows = [rows[0][:1].expand(len(x), -1) for x in rows]
+    for backend in served(dtype):
+        leaves = [x.detach().clone().requires_grad_() for x in rows]
+        value = library(case, leaves, backend, **arguments)
+        truth = double_loop(case, [x.double() for x in rows], **arguments)
+        # The distance of equal rows is a difference of norms: eps, or its square root as a norm.
+        close(value, truth, rtol=16 * torch.finfo(dtype).eps ** 0.5)
+        assert all(torch.isfinite(g).all() for g in gradients(value, leaves))
+
+
+@pytest.mark.parametrize("norm", [1e-30, 1e30, 1e37])
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_normalised_rows_of_any_norm(case: Case, norm: float) -> None:
+    """float32 rows whose squares overflow, or which are below the 1e-12 of the normalisation."""
+    rows, arguments = of_size(case, 6, dtype=torch.float32)
+    rows = [x * norm for x in rows]
+    arguments |= {"normalize": True}
+    for backend in served(torch.float32):
+        value, found, truth, wanted = both(case, rows, arguments, backend)
+        close(value, truth, torch.as_tensor(case.terms(arguments)), rtol=1e-4)
+        for got, want in zip(found, wanted, strict=True):
+            close(got, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_rows_of_zeros_have_finite_gradients(case: Case) -> None:
+    rows, arguments = of_size(case, 6)
+    arguments |= {"normalize": True}
+    for x in rows:
+        x[1] = 0.0
+    for backend in served(DOUBLE):
+        value, found, truth, _ = both(case, rows, arguments, backend)
+        close(value, truth)
+        assert all(torch.isfinite(g).all() for g in found)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_not_a_number_stays_visible(case: Case, bad: float) -> None:
+    """A NaN or an infinity in the rows gives no finite value that would hide it."""
+    rows, arguments = of_size(case, 6)
+    rows[0][2, 1] = bad
+    for backend in served(DOUBLE):
+        assert not torch.isfinite(library(case, rows, backend, **arguments))
+
+
+def strided(x: Tensor) -> list[Tensor]:
+    """The same matrix with other strides: transposed, every second of more, a slice of a wider one."""
+    n, d = x.shape
+    spaced = x.new_full((2 * n, 3 * d), float("nan"))
+    spaced[::2, 1::3] = x
+    wide = torch.cat([x.new_full((n, 1), float("nan")), x], dim=1)
+    return [x.T.contiguous().T, spaced[::2, 1::3], wide[:, 1:]]
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_any_strides(case: Case, dtype: torch.dtype) -> None:
+    rows, arguments = of_size(case, 17, 9, dtype=dtype)
+    for backend in served(dtype):
+        plain = [x.detach().requires_grad_() for x in rows]
+        value = library(case, plain, backend, **arguments)
+        wanted = gradients(value, plain)
+        for views in zip(*(strided(x) for x in rows), strict=True):
+            leaves = [x.detach().requires_grad_() for x in views]
+            assert not all(x.is_contiguous() for x in leaves)
+            again = library(case, leaves, backend, **arguments)
+            close(again, value, torch.as_tensor(case.terms(arguments)), rtol=4 * torch.finfo(torch.float32).eps)
+            for got, want in zip(gradients(again, leaves), wanted, strict=True):
+                close(got, want, rtol=16 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_inputs_are_left_alone(case: Case) -> None:
+    rows, arguments = of_size(case, 6)
+    kept = [x.clone() for x in rows]
+    for backend in served(DOUBLE):
+        leaves = [x.requires_grad_() for x in rows]
+        library(case, leaves, backend, **arguments).backward()
+        assert all(torch.equal(x, k) for x, k in zip(rows, kept, strict=True))

@@ -1,0 +1,149 @@
+"""Errors in float32 and half precision, against float64: no more than torch's own in that dtype, and a little.
+
+The double loop is run in float64, which is the truth, and in the dtype itself, which is what torch's own operations make of
+it. `eps` is the dtype's unit roundoff for gradients, which come back in it, and float32's for values, which are float32.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from .cases import CASES, Case, generator
+from .witnesses import HALF, double_loop, gradients, library, name_of, served, sets_of, upstream_for
+
+N, D = 12, 16
+
+
+def error(got: Tensor, truth: Tensor) -> float:
+    """The largest absolute error; NaN is never right."""
+    if not truth.numel():
+        return 0.0
+    assert not got.isnan().any()
+    return float((got.detach().double() - truth.detach()).abs().max())
+
+
+def torchs_error(theirs: Tensor, truth: Tensor) -> float:
+    """The error of torch's own operations; a few units where they give no number at all (float16 underflows to log 0)."""
+    if theirs.isnan().any():
+        return 8 * torch.finfo(theirs.dtype).eps * size(truth)
+    return error(theirs, truth)
+
+
+def size(truth: Tensor) -> float:
+    return float(truth.detach().abs().max()) if truth.numel() else 0.0
+
+
+def copies(rows: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [x.detach().to(dtype).requires_grad_() for x in rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=name_of)
+@pytest.mark.parametrize(("case", "index"), sets_of(), ids=name_of)
+def test_errors_are_no_larger_than_torchs_own(case: Case, index: int, dtype: torch.dtype) -> None:
+    rows = case.rows_of(N, D, dtype)
+    arguments = case.arguments(index, N, D, rows[0]) | ({"reduction": "none"} if case.rows else {})
+    exact, rounded = copies(rows, torch.float64), copies(rows, dtype)
+    truth, torchs = double_loop(case, exact, **arguments), double_loop(case, rounded, **arguments)
+    g = upstream_for(truth)
+    truth_grads, torch_grads = gradients(truth, exact, g), gradients(torchs, rounded, g.to(dtype))
+    # float32: torch's error on a dozen rows can be small by luck, hence a few units; in half precision it is not.
+    eps, few = torch.finfo(dtype).eps, (8.0 if dtype == torch.float32 else 1.0)
+    for backend in served(dtype):
+        leaves = copies(rows, dtype)
+        value = library(case, leaves, backend, **arguments)
+        assert value.dtype == torch.float32
+        little = few * eps * max(size(truth), case.terms(arguments))
+        assert error(value, truth) <= torchs_error(torchs, truth) + little, backend
+        found = gradients(value, leaves, g.to(value.dtype))
+        for got, theirs, want in zip(found, torch_grads, truth_grads, strict=True):
+            assert got.dtype == dtype
+            assert error(got, want) <= torchs_error(theirs, want) + few * eps * size(want), backend
+
+
+def unit_rows(case: Case, dtype: torch.dtype) -> list[Tensor]:
+    """Rows of unit length but for the rounding to the dtype."""
+    rows = [x / x.norm(dim=1, keepdim=True) for x in case.inputs(N, D, 3)]
+    return [x.to(dtype) for x in rows]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_half_precision_inputs_are_all_that_is_rounded(case: Case, dtype: torch.dtype) -> None:
+    """On rows that half precision holds exactly the value is float32's, and the gradient is rounded about once."""
+    rows = unit_rows(case, dtype)
+    arguments = case.arguments(0, N, D, rows[0]) | {"normalize": False}
+    exact = copies(rows, torch.float64)
+    truth = double_loop(case, exact, **arguments)
+    want = gradients(truth, exact)
+    for backend in served(dtype):
+        leaves = copies(rows, dtype)
+        value = library(case, leaves, backend, **arguments)
+        scale = max(size(truth), case.terms(arguments), 1.0 / float(arguments.get("temperature", 1.0)))
+        assert error(value, truth) <= 16 * torch.finfo(torch.float32).eps * scale, backend
+        for got, w in zip(gradients(value, leaves), want, strict=True):
+            assert error(got, w) <= 2 * torch.finfo(dtype).eps * size(w), backend
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.sharp], ids=name_of)
+def test_extreme_temperatures(case: Case) -> None:
+    """1 / tau = 1000 on unit rows: an error of eps in a cosine is one of 1000 eps in its logit, and no more."""
+    rows = case.rows_of(N, D, torch.float32)
+    arguments = case.arguments(0, N, D, rows[0]) | case.sharp
+    exact = copies(rows, torch.float64)
+    truth = double_loop(case, exact, **arguments)
+    want = gradients(truth, exact)
+    for dtype in (torch.float64, torch.float32):
+        eps = 1000 * torch.finfo(dtype).eps
+        for backend in served(dtype):
+            leaves = copies(rows, dtype)
+            value = library(case, leaves, backend, **arguments)
+            assert error(value, truth) <= 8 * eps * max(1.0, size(truth) / 1000), backend
+            for got, w in zip(gradients(value, leaves), want, strict=True):
+                assert error(got, w) <= 8 * eps * size(w) + 8 * eps, backend
+    for dtype in HALF:
+        for backend in served(dtype):
+            leaves = copies(rows, dtype)
+            value = library(case, leaves, backend, **arguments)
+            assert torch.isfinite(value), backend
+            assert all(torch.isfinite(g).all() for g in gradients(value, leaves)), backend
+
+
+def aligned_rows(case: Case, dtype: torch.dtype) -> list[Tensor]:
+    """Unit rows whose positives are the rows themselves, rounded to the dtype: what a trained encoder gives."""
+    base = torch.randn(N, D, generator=generator(11), dtype=torch.float64)
+    base = (base / base.norm(dim=1, keepdim=True)).to(dtype)
+    rows = [base if len(x) == N else x for x in unit_rows(case, dtype)]
+    return [torch.cat([base, x[N:]]) if len(x) > N and k != 2 else x for k, x in enumerate(rows)]
+
+
+def sharpness_for(case: Case, rows: list[Tensor], target: float) -> float:
+    """The sharpness at which the loss is the target, by bisection on its logarithm."""
+    low, high = 0.0, math.log(200.0)
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        arguments = case.small(math.exp(middle)) | {"normalize": False}
+        above = float(double_loop(case, [x.double() for x in rows], **arguments)) > target
+        low, high = (middle, high) if above else (low, middle)
+    return math.exp(high)
+
+
+@pytest.mark.parametrize("target", [1e-3, 1e-6])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 3e-5), (torch.bfloat16, 1e-2)], ids=name_of)
+@pytest.mark.parametrize("case", [c for c in CASES if c.small], ids=name_of)
+def test_small_losses_keep_accurate_gradients(case: Case, dtype: torch.dtype, allowed: float, target: float) -> None:
+    """The positive stays outside the reduction: relative to its own size the gradient keeps the dtype's accuracy."""
+    rows = aligned_rows(case, dtype)
+    arguments = case.small(sharpness_for(case, rows, target)) | {"normalize": False}
+    exact = copies(rows, torch.float64)
+    truth = double_loop(case, exact, **arguments)
+    assert 0.1 * target < float(truth.detach()) < 2 * target
+    want = gradients(truth, exact)
+    for backend in served(dtype):
+        leaves = copies(rows, dtype)
+        value = library(case, leaves, backend, **arguments)
+        assert error(value, truth) <= allowed * size(truth), backend
+        for got, w in zip(gradients(value, leaves), want, strict=True):
+            assert float((got.double() - w).norm()) <= allowed * float(w.norm()), backend
