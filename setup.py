@@ -26,15 +26,17 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -80,9 +82,8 @@ class LeftOut(Exception):  # noqa: N818 - caught and noted, never an error by it
         self.reason, self.remedy = reason, remedy
 
 
-@contextmanager
-def optional(part: str, facts: dict[str, Any]) -> Iterator[None]:
-    """Notes why a part is left out, and goes on; FASTCL_BUILD_<PART> overrides that in either direction."""
+def attempt(part: str, facts: dict[str, Any], make: Callable[[], T]) -> T | None:
+    """What make() returns, or None with the reason noted where it is left out; FASTCL_BUILD_<PART> overrides."""
     variable = f"FASTCL_BUILD_{part.upper()}"
     value = os.environ.get(variable, "auto").lower()
     if value not in ("auto", "0", "1"):
@@ -90,11 +91,12 @@ def optional(part: str, facts: dict[str, Any]) -> Iterator[None]:
     try:
         if value == "0":
             raise LeftOut(f"{variable}=0 was set when it was built", f"unset {variable}; {REBUILD}")
-        yield
+        return make()
     except LeftOut as cause:
         if value == "1":
             raise CompileError(f"{variable}=1, but {cause}") from cause
         facts["left_out"][part] = {"reason": cause.reason, "remedy": cause.remedy}
+        return None
 
 
 def output(command: list[str]) -> str:
@@ -150,6 +152,13 @@ class Compiler:
             return None
         lines = [line.strip() for line in run.stderr.splitlines() if "error" in line]
         return lines[0] if lines else f"exit status {run.returncode} without a message"
+
+    def check(self, isa: Isa) -> Isa:
+        """The instruction set itself, when the compiler takes its flags."""
+        if complaint := self.complaint(list(isa.flags), ""):
+            remedy = f"use a newer compiler; {REBUILD}"
+            raise LeftOut(f"{self.version} does not take its flags: {complaint}", remedy)
+        return isa
 
 
 @dataclass
@@ -262,15 +271,8 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
             "cuda_archs": [],
             "left_out": {},
         }
-        with optional("cpu", facts):
-            torch = import_torch()
-            facts |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
-            compiler = Compiler.find()
-            facts["compiler"] = compiler.version
-            folder = ROOT / "build" / f"native-{torch.__version__}-{facts['python']}"
-            folder.mkdir(parents=True, exist_ok=True)
-            compile_all(torch, compiler, facts, folder)
-            shutil.copy2(folder / "_C.so", library)
+        if made := attempt("cpu", facts, lambda: compile_all(facts)):
+            shutil.copy2(made, library)
         facts["seconds"] = round(time.perf_counter() - began, 1)
         (library.parent / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         report(facts)
@@ -296,22 +298,27 @@ def import_torch() -> Any:
     return torch
 
 
-def compile_all(torch: Any, compiler: Compiler, facts: dict[str, Any], folder: Path) -> None:
-    """Compiles and links every source that can be built here, and completes the facts."""
+def compile_all(facts: dict[str, Any]) -> Path:
+    """Compiles and links every source that can be built here, and completes the facts.
+
+    Raises:
+        LeftOut: there is no torch, no compiler or no ninja.
+    """
+    torch = import_torch()
+    facts |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
+    compiler = Compiler.find()
+    facts["compiler"] = compiler.version
     if not (importlib.util.find_spec("ninja") or shutil.which("ninja")):
         raise LeftOut("ninja was not found", f"pip install ninja; {REBUILD}")
-    cuda = None
-    with optional("cuda", facts):
-        cuda = Cuda.find(torch)
+    if cuda := attempt("cuda", facts, lambda: Cuda.find(torch)):
         facts |= {"nvcc": cuda.version, "cuda_archs": cuda.archs}
     isas = {"baseline": ISAS["baseline"]}
-    for name, isa in list(ISAS.items())[1:]:
-        with optional(name, facts):
-            if complaint := compiler.complaint(list(isa.flags), ""):
-                remedy = f"use a newer compiler; {REBUILD}"
-                raise LeftOut(f"{compiler.version} does not take its flags: {complaint}", remedy)
+    for name in list(ISAS)[1:]:
+        if isa := attempt(name, facts, partial(compiler.check, ISAS[name])):
             isas[name] = isa
     facts["cpu_isas"] = list(isas)
+    folder = ROOT / "build" / f"native-{torch.__version__}-{facts['python']}"
+    folder.mkdir(parents=True, exist_ok=True)
     write_if_new(folder / "build_facts.h", facts_header(facts))
 
     graph = Graph(folder, rules(compiler, cuda, [os.path.relpath(CSRC, folder), "."], torch.utils.cpp_extension))
@@ -326,6 +333,7 @@ def compile_all(torch: Any, compiler: Compiler, facts: dict[str, Any], folder: P
         graph.compile("nvcc", source)
     graph.link("_C.so")
     graph.run()
+    return folder / "_C.so"
 
 
 def rules(compiler: Compiler, cuda: Cuda | None, own: list[str], cpp_extension: Any) -> list[str]:

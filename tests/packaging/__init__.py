@@ -1,0 +1,1 @@
+"""Building, installing and importing the package."""

@@ -1,0 +1,107 @@
+"""Where setup.py finds the CUDA toolkit, and the flags that it gives to nvcc; a stand-in nvcc answers as nvcc does."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from .conftest import ROOT
+
+NVCC = """#!/bin/sh
+case "$1" in
+  --version) echo 'Cuda compilation tools, release 13.0, V13.0.88' ;;
+  *) echo '#$ _SPACE_= '; echo "#$ TOP={top}/bin/.." >&2 ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def setup() -> ModuleType:
+    """setup.py as a module."""
+    spec = importlib.util.spec_from_file_location("fastcl_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A toolkit, and on the path a script in another folder that leads to its nvcc."""
+    home = tmp_path / "cuda-13.0"
+    for folder in (home / "bin", tmp_path / "local" / "bin"):
+        folder.mkdir(parents=True)
+        nvcc = folder / "nvcc"
+        nvcc.write_text(NVCC.format(top=home))
+        nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/local/bin:/usr/bin:/bin")
+    for name in ("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+def torch_with_cuda(version: str | None) -> SimpleNamespace:
+    return SimpleNamespace(__version__="2.13.0", version=SimpleNamespace(cuda=version))
+
+
+def test_the_toolkit_is_the_one_that_nvcc_names(setup: ModuleType, toolkit: Path) -> None:
+    cuda = setup.Cuda.find(torch_with_cuda("13.0"))
+    assert (cuda.home, cuda.version) == (toolkit, "13.0.88")
+    assert cuda.archs == ["8.0", "8.6", "8.9", "9.0+PTX", "10.0", "12.0+PTX"]
+    assert cuda.include_dirs()[0] == toolkit / "include"
+
+
+def test_cuda_home_comes_first(setup: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    assert setup.Cuda.find(torch_with_cuda("13.1")).nvcc == str(toolkit / "bin" / "nvcc")
+    monkeypatch.setenv("CUDA_HOME", "/nonexistent")
+    with pytest.raises(setup.LeftOut, match=r"^nvcc was not found \(looked in /nonexistent\)"):
+        setup.Cuda.find(torch_with_cuda("13.0"))
+
+
+def test_architectures(setup: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a 12.0+PTX")
+    assert setup.Cuda.find(torch_with_cuda("13.0")).arch_flags() == [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+    with pytest.raises(setup.CompileError, match=r"expected names such as 9\.0 or 9\.0\+PTX, got 'Hopper'"):
+        setup.Cuda.find(torch_with_cuda("13.0")).arch_flags()
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [(None, "torch 2.13.0 is not a CUDA build"), ("12.8", "nvcc is 13.0.88, but torch was built with CUDA 12.8")],
+)
+def test_left_out(setup: ModuleType, toolkit: Path, version: str | None, reason: str) -> None:
+    with pytest.raises(setup.LeftOut) as raised:
+        setup.Cuda.find(torch_with_cuda(version))
+    assert raised.value.reason == reason
+    assert setup.REBUILD in raised.value.remedy
+
+
+def test_parts_can_be_asked_for_and_refused(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impossible() -> None:
+        raise setup.LeftOut("it is not there", "get it")
+
+    facts: dict[str, dict[str, dict[str, str]]] = {"left_out": {}}
+    assert setup.attempt("cuda", facts, impossible) is None
+    assert facts["left_out"]["cuda"] == {"reason": "it is not there", "remedy": "get it"}
+    monkeypatch.setenv("FASTCL_BUILD_CUDA", "0")
+    assert setup.attempt("cuda", facts, lambda: 1) is None
+    assert facts["left_out"]["cuda"]["reason"] == "FASTCL_BUILD_CUDA=0 was set when it was built"
+    monkeypatch.setenv("FASTCL_BUILD_CUDA", "1")
+    with pytest.raises(setup.CompileError, match=r"FASTCL_BUILD_CUDA=1, but it is not there\. To mend"):
+        setup.attempt("cuda", facts, impossible)
+    monkeypatch.setenv("FASTCL_BUILD_CUDA", "yes")
+    with pytest.raises(setup.CompileError, match=r"FASTCL_BUILD_CUDA: expected auto, 0 or 1, got 'yes'"):
+        setup.attempt("cuda", facts, lambda: 1)

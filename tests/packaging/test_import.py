@@ -1,0 +1,54 @@
+"""Importing fastcl prints nothing and changes nothing of the process but the modules that are loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from .conftest import ROOT, run
+
+STATE = """
+import json, os, random, signal, sys, threading, warnings
+import numpy, torch, torch._dynamo, torch.library
+
+def state():
+    return {
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads(), threading.active_count()),
+        "default dtype": str(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()),
+        "random": torch.random.get_rng_state().tolist(),
+        "other random": (repr(random.getstate()), repr(numpy.random.get_state())),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "denormals": float(torch.tensor(1e-310, dtype=torch.float64) * 1),
+        "precision": torch.get_float32_matmul_precision(),
+        "warnings": [repr(entry) for entry in warnings.filters],
+        "gradients": torch.is_grad_enabled(),
+        "environment": dict(os.environ),
+        "path": list(sys.path),
+        "signals": [repr(signal.getsignal(number)) for number in signal.valid_signals()],
+        "hooks": [repr(sys.excepthook), repr(sys.displayhook), repr(warnings.showwarning)],
+        "numpy errors": numpy.geterr(),
+        "cuda": torch.cuda.is_initialized(),
+    }
+
+before = state()
+print("BEFORE")
+import fastcl, fastcl.functional, fastcl.losses
+print("AFTER")
+after = state()
+print(json.dumps({name: [before[name], after[name]] for name in before if before[name] != after[name]}))
+"""
+
+
+def test_import_is_quiet_and_changes_nothing() -> None:
+    said = run([sys.executable, "-W", "always", "-c", STATE], ROOT)
+    quiet, _, changed = said[said.index("BEFORE") + len("BEFORE\n") :].partition("AFTER\n")
+    assert quiet == ""
+    assert json.loads(changed) == {}
+
+
+def test_import_asks_for_no_optional_package() -> None:
+    """torch alone is enough: none of the packages of the extras is imported."""
+    listed = "import sys; sys.modules.update(dict.fromkeys({}, None)); import fastcl, fastcl.functional, fastcl.losses"
+    extras = ["matplotlib", "sklearn", "tqdm", "triton", "pytest", "open_clip", "lightly"]
+    run([sys.executable, "-c", listed.format(extras)], ROOT)
