@@ -1,0 +1,157 @@
+"""The fused form: no workspace beyond O(n + m), and by default the same bits in every run.
+
+    fused_rows                                   r and c: 1 product of 2 n m d flops, half with x itself
+    fused_gradient x against y                   W Y:     2
+    fused_gradient y against x                   W^T X:   2 (atomic: 1, within the sweep before)
+
+so that rows and columns take 5 products where the strip form takes 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..problem import Gradients, Problem, Wanted
+from ..reference import outer_form
+from . import tuning
+from .fused_kernels import fused_gradient, fused_rows, merge_columns
+from .launching import on_device, pair_slope, pair_value, present, vectors
+from .sides import Sides, Sums, weight_unit
+from .strip import State, Weighting, weighting
+
+_ALIGN = 16
+
+
+class Fused:
+    """The operands of one problem as the fused kernels take them."""
+
+    def __init__(self, p: Problem) -> None:
+        self.p, self.sides = p, Sides(p)
+        self.x = aligned(self.sides.x)
+        self.y = self.x if p.y is None else aligned(self.sides.y)
+        self.precision = dot_precision(p.x)
+
+    def rows(self) -> tuple[Tensor, Tensor | None]:
+        """r, and c when asked (it is r with x itself)."""
+        p, s = self.p, self.sides
+        config = tuning.fused_rows(p.x.device, p.x.dtype, self.precision, s.d)
+        blocks = triton.cdiv(s.n, config["BM"])
+        programs = min(blocks, tuning.programs(p.x.device))
+        columns = s.symmetric or p.columns
+        nothing = float("-inf") if p.reduce == "logsumexp" else 0.0
+        r = State(p, s.n)
+        col_top = p.scale.new_full((programs, s.m) if columns else (1,), nothing)
+        col_sum = torch.zeros_like(col_top)
+        if p.reduce == "sum":
+            col_top = col_sum
+        fused_rows[(programs,)](
+            X=self.x, Y=self.y, TOP=r.top, SUM=r.sum, COL_TOP=col_top, COL_SUM=col_sum, n=s.n, m=s.m, d=s.d,
+            diff=s.diff, sx=self.x.stride(0), sy=self.y.stride(0), columns_pitch=s.m, EVEN=s.d % config["BD"] == 0,
+            PAIR=pair_value(s), COLUMNS=columns, SYMMETRIC=s.symmetric, PRECISION=self.precision, **vectors(s), **config,
+        )  # fmt: skip
+        if not columns:
+            return r.result(), None
+        c = r if s.symmetric else State(p, s.m)
+        block = 128
+        merge_columns[(triton.cdiv(s.m, block),)](
+            col_top, col_sum, c.top, c.sum, programs, s.m, s.m, BLOCK=block, LSE=r.lse, JOIN=s.symmetric
+        )
+        return r.result(), c.result() if p.columns else None
+
+    def sweep(self, weights: Weighting, sums: Sums, swapped: bool, atomic: bool, values: Tensor | None) -> None:
+        """One sweep of fused_gradient: x against y, or (swapped) y against x."""
+        p, s = self.p, self.sides
+        x, y, n, m, diff = self.x, self.y, s.n, s.m, s.diff
+        wy, w_rows, wtx, w_cols = sums.wy, sums.w_rows, sums.wtx, sums.w_cols
+        if swapped:
+            x, y, n, m, diff, weights = y, x, m, n, -diff, weights.swapped()
+            wy, w_rows, wtx, w_cols = wtx, w_cols, wy, w_rows
+        config = tuning.fused_gradient(p.x.device, p.x.dtype, self.precision, s.d, atomic)
+        wy = p.scale.new_empty(n, s.d) if wy is None else wy
+        absent = p.scale
+        grid = (triton.cdiv(s.d, config["PART"]), triton.cdiv(n, config["BM"]))
+        fused_gradient[grid](
+            X=x, Y=y, WY=wy, W_ROWS=present(w_rows, absent), VALUES=present(values, absent), WTX=present(wtx, absent),
+            W_COLS=present(w_cols, absent), n=n, m=m, d=s.d, diff=diff, sx=x.stride(0), sy=y.stride(0),
+            swx=s.d, swy=s.d, EVEN=s.d % config["PART"] == 0 and s.d % config["BD"] == 0, PAIR=pair_value(s),
+            SLOPE=pair_slope(s), ROW_SUMS=w_rows is not None, VALUE=values is not None,
+            ATOMIC=atomic and wtx is not None, COL_SUMS=atomic and w_cols is not None, PRECISION=self.precision,
+            **weights.arguments(absent), **vectors(s, swapped), **config,
+        )  # fmt: skip
+
+
+def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
+    """r, and c when asked, in one sweep."""
+    if p.n == 0 or p.m == 0:
+        return State(p, p.n).result(), State(p, p.m).result() if p.columns else None
+    with on_device(p.x):
+        return Fused(p).rows()
+
+
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, atomic: bool
+) -> Gradients:
+    """The gradients of <g, r> + <h, c>: a sweep for each side, or one that adds the other side's by atomics."""
+    return _gradients(p, r, c, g, h, wanted, atomic, p.x.dtype, None)
+
+
+def _gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, atomic: bool,
+    dtype: torch.dtype, values: Tensor | None,
+) -> Gradients:  # fmt: skip
+    """The same; `values` (n,) receives the row sums of f on the way."""
+    fused = Fused(p)
+    sums = Sums(fused.sides, wanted)
+    if p.n == 0 or p.m == 0:
+        return sums.gradients(dtype)
+    unit = weight_unit(p, fused.sides, g, h if p.y is not None else g)
+    weights = weighting(p, r, c, g, h, unit)
+    both = atomic and p.y is not None
+    with on_device(p.x):
+        if sums.wy is not None or sums.w_rows is not None or both or values is not None:
+            fused.sweep(weights, sums, swapped=False, atomic=both, values=values)
+        if not both and (sums.wtx is not None or sums.w_cols is not None):
+            fused.sweep(weights, sums, swapped=True, atomic=False, values=None)
+    return sums.gradients(dtype, unit)
+
+
+def total(
+    p: Problem, positive: Tensor | None, outer: str, wanted: Wanted, atomic: bool
+) -> tuple[Tensor, Gradients, Tensor | None]:
+    """Value and gradients of the total form; a sum takes its value from the gradient's own sweep."""
+    if p.reduce == "sum" and outer == "sum" and any(wanted):
+        r, ones = p.scale.new_zeros(p.n), p.scale.new_ones(p.n)
+        grads = _gradients(p, r, None, ones, None, wanted, atomic, p.dtype, r)
+        return r.sum(dtype=torch.float64).to(p.dtype), grads, None
+    r, _ = rows(p)
+    value, g, dpositive = outer_form(outer, r.double(), None if positive is None else positive.double())
+    grads = Gradients()
+    if any(wanted):
+        grads = _gradients(p, r, None, g.to(p.dtype), None, wanted, atomic, p.dtype, None)
+    return value.to(p.dtype), grads, None if dpositive is None else dpositive.to(p.dtype)
+
+
+def aligned(t: Tensor) -> Tensor:
+    """t itself where 16-byte asynchronous copies can read its rows; otherwise an O(n d) copy whose rows are padded.
+
+    A row stride that is no multiple of 16 elements would leave the kernels with loads of single elements.
+    """
+    if t.shape[1] and t.stride(1) == 1 and t.stride(0) % _ALIGN == 0 and t.data_ptr() % 16 == 0:
+        return t
+    return F.pad(t, (0, -t.shape[1] % _ALIGN or (0 if t.shape[1] else _ALIGN)))[:, : t.shape[1]]
+
+
+def dot_precision(t: Tensor) -> str:
+    """How float32 operands are multiplied: torch's own setting, as torch.mm follows it."""
+    setting = torch.backends.cuda.matmul.fp32_precision
+    if setting == "none":
+        setting = torch.backends.fp32_precision
+    return "tf32" if t.dtype == torch.float32 and setting == "tf32" else "ieee"
+
+
+__all__: list[Any] = ["gradients", "rows", "total"]

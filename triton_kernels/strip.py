@@ -173,6 +173,10 @@ class Weighting(NamedTuple):
     c: Tensor | None = None
     reference: Tensor | None = None
 
+    def swapped(self) -> Weighting:
+        """The same weights seen from the other side."""
+        return Weighting(self.h, self.g, self.c, self.r, self.reference)
+
     def arguments(self, absent: Tensor) -> dict[str, object]:
         pointers = {"G": self.g, "H": self.h, "R": self.r, "C": self.c, "REFERENCE": self.reference}
         flags = {"HAS_G": self.g is not None, "HAS_H": self.h is not None}
