@@ -1,0 +1,26 @@
+"""No objective holds a matrix of all pairs, forward or backward, on any backend but the definition."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .cases import CASES
+from .peak_memory import ROWS
+from .witnesses import served
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("backend", served(torch.float32, definition=False))
+def test_no_matrix_of_all_pairs(backend: str) -> None:
+    command = [sys.executable, "-m", "tests.objectives.peak_memory", backend]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    growth = json.loads(done.stdout.splitlines()[-1])
+    assert set(growth) == {case.id for case in CASES}
+    matrix = ROWS * ROWS * 4
+    assert sum(growth.values()) < matrix / 8, growth

@@ -1,0 +1,168 @@
+"""What PyTorch does around an objective: autocast, torch.compile, checkpointing, inference mode, threads, other defaults."""
+
+import threading
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from .cases import CASES, Case
+from .witnesses import close, double_loop, gradients, library, name_of, served
+
+N, D = 9, 6
+SINGLE = torch.float32
+
+
+def of_size(case: Case, n: int, dtype: torch.dtype = SINGLE):
+    """Leaves and arguments that fit them."""
+    rows = case.rows_of(n, D, dtype)
+    return rows, case.arguments(0, n, D, rows[0])
+
+
+def sharpness(case: Case, arguments: dict) -> float:
+    """What multiplies an error of a cosine on its way into the value."""
+    return max(
+        1.0 / float(arguments.get("temperature", 1.0)), float(arguments.get("logit_scale", 1.0)), case.terms(arguments)
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_autocast_rounds_rows_and_nothing_else(case: Case) -> None:
+    """The op's rows become bfloat16, as mm's would; value and gradients stay float32, and right to bfloat16's precision."""
+    rows, arguments = of_size(case, N)
+    arguments |= {"normalize": True}
+    exact = [x.detach().double().requires_grad_() for x in rows]
+    truth = double_loop(case, exact, **arguments)
+    wanted = gradients(truth, exact)
+    eps = 2 * torch.finfo(torch.bfloat16).eps
+    for backend in served(torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            value = library(case, rows, backend, **arguments)
+        assert value.dtype == torch.float32
+        scale = torch.tensor(max(sharpness(case, arguments), float(truth.detach().abs())))
+        close(value, truth, scale, rtol=eps)
+        for got, want in zip(gradients(value, rows), wanted, strict=True):
+            assert got.dtype == torch.float32
+            close(got, want, want.abs().max() * sharpness(case, arguments), rtol=eps)
+            # A gradient can be wrong by the factor above only if it has the right direction.
+            assert (
+                not want.any()
+                or torch.nn.functional.cosine_similarity(got.flatten().double(), want.flatten(), 0) > 0.99
+            )
+
+
+# Of the Function that torch.compile traces, and of the torch.jit that it loads, torch itself warns.
+compiling = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@compiling
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_compiles_whole_for_any_size(case: Case) -> None:
+    """fullgraph: no graph break and no host read; dynamic: one graph for every n."""
+    torch._dynamo.reset()
+
+    def run(*rows: torch.Tensor, **arguments: object) -> torch.Tensor:
+        return library(case, rows, None, **arguments)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (N, N + 4):
+        rows, arguments = of_size(case, n)
+        with torch.compiler.set_stance("fail_on_recompile" if n > N else "default"):
+            value = compiled(*rows, **arguments)
+        plain = library(case, rows, None, **arguments)
+        close(value, plain, rtol=1e-6)
+        for got, want in zip(gradients(value, rows), gradients(plain, rows), strict=True):
+            close(got, want, rtol=1e-6)
+
+
+@compiling
+@pytest.mark.parametrize("name", ["clip", "f_micl"])
+def test_compiles_with_inductor(name: str) -> None:
+    """The default compiler, and a temperature that is learnt."""
+    torch._dynamo.reset()
+    case = next(c for c in CASES if c.name == name)
+    (scalar, value_of), *_ = case.scalars.items()
+    compiled = torch.compile(lambda rows, **arguments: library(case, rows, None, **arguments), fullgraph=True)
+    found = []
+    for call in (compiled, lambda rows, **arguments: library(case, rows, None, **arguments)):
+        rows, arguments = of_size(case, N)
+        learnt = torch.tensor(value_of, requires_grad=True)
+        value = call(rows, **arguments | {scalar: learnt})
+        found.append([value.detach(), *gradients(value, [*rows, learnt])])
+    for got, want in zip(*found, strict=True):
+        close(got, want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_checkpointed(case: Case, reentrant: bool) -> None:
+    """A first pass without gradients, then one with: the op must notice which it is."""
+    rows, arguments = of_size(case, N)
+    value = checkpoint(lambda *r: library(case, r, None, **arguments), *rows, use_reentrant=reentrant)
+    plain = library(case, rows, None, **arguments)
+    # Reentrant checkpoints work with .backward() only.
+    value.backward()
+    for x, want in zip(rows, gradients(plain, rows), strict=True):
+        assert torch.equal(torch.zeros_like(x) if x.grad is None else x.grad, want)
+
+
+@pytest.mark.parametrize("backend", served(SINGLE))
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_without_gradients(case: Case, backend: str) -> None:
+    """no_grad, inference mode and rows that want no gradient give the same value."""
+    rows, arguments = of_size(case, N)
+    value = library(case, rows, backend, **arguments)
+    with torch.no_grad():
+        quiet = library(case, rows, backend, **arguments)
+    with torch.inference_mode():
+        inference = library(case, [x.detach().clone() for x in rows], backend, **arguments)
+    plain = library(case, [x.detach() for x in rows], backend, **arguments)
+    assert value.requires_grad
+    assert not any(v.requires_grad for v in (quiet, inference, plain))
+    assert all(torch.equal(v, value) for v in (quiet, inference, plain))
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    jobs = [(case, *of_size(case, 60)) for case in CASES]
+    wanted = [[v := library(c, r, None, **a), *gradients(v, r)] for c, r, a in jobs]
+    wrong: list[str] = []
+
+    def work() -> None:
+        for (case, rows, arguments), want in zip(jobs, wanted, strict=True):
+            value = library(case, rows, None, **arguments)
+            got = [value, *gradients(value, rows)]
+            if not all(torch.equal(a, b) for a, b in zip(got, want, strict=True)):
+                wrong.append(case.id)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_the_default_dtype_does_not_matter(case: Case) -> None:
+    rows, arguments = of_size(case, N)
+    value = library(case, rows, None, **arguments)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = library(case, rows, None, **arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.dtype == torch.float32
+    assert torch.equal(again, value)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_meta_tensors_have_the_right_shape(case: Case) -> None:
+    """Shapes alone are enough: no value is read on the way."""
+    for reduction in ("mean", "none") if case.rows else ("mean",):
+        rows, arguments = of_size(case, N)
+        chosen = arguments | ({"reduction": reduction} if case.rows else {})
+        real = library(case, rows, None, **chosen)
+        moved = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in chosen.items()}
+        shadow = library(case, [x.to("meta") for x in rows], None, **moved)
+        assert shadow.device.type == "meta"
+        assert (shadow.shape, shadow.dtype) == (real.shape, real.dtype)
