@@ -32,6 +32,8 @@ def matrix(name: str, x: Any) -> Tensor:
     """A (rows, d) tensor of a supported floating dtype."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got a {_layout(x)} one; convert it, e.g. {name}.to_dense()")
     if x.dtype not in DTYPES:
         raise TypeError(
             f"{name}: expected float64, float32, bfloat16 or float16, got {_dtype(x)}; convert it, e.g. {name}.float()"
@@ -118,6 +120,14 @@ def scalar(name: str, value: Any, x: Tensor) -> Tensor:
     return torch.full((), value, dtype=dtype, device=x.device)
 
 
+def offset(name: str, value: Any) -> None:
+    """The index of a row within the whole batch: an int64 for the kernels."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}; pass int({name})")
+    if not -(2**62) <= value <= 2**62:
+        raise ValueError(f"{name}: expected an index within the whole batch, between -2**62 and 2**62, got {value}")
+
+
 def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:
     """The mask, checked against the rows; a name stands for a mask without data."""
     if isinstance(m, str):
@@ -130,6 +140,8 @@ def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:
         )
     one_of("mask", m.kind, KINDS)
     if m.kind in ("all", "off_diagonal"):
+        for name in ("row_offset", "col_offset"):
+            offset(name, getattr(m, name))
         if y is None and m.row_offset != m.col_offset:
             raise ValueError(
                 f"mask: x with itself needs equal offsets, got row_offset={m.row_offset} and col_offset={m.col_offset}; pass y=x"
@@ -166,6 +178,10 @@ def outer(name: Any, reduce: str, positive: Any, x: Tensor) -> None:
         raise ValueError(f"positive: expected a vector exactly when outer='contrast', got {got} with outer={name!r}")
     if positive is not None:
         vector("positive", positive, x.shape[0], "x", x)
+
+
+def _layout(x: Tensor) -> str:
+    return "nested" if x.is_nested else str(x.layout).removeprefix("torch.").replace("_", " ")
 
 
 def _dtype(value: Any) -> str:
