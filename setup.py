@@ -211,7 +211,9 @@ class Cuda:
         """The toolkit's headers, and those of the libraries (cuBLAS) that come as wheels beside torch."""
         spec = importlib.util.find_spec("nvidia")
         roots = (spec.submodule_search_locations or []) if spec else []
-        return [self.home / "include", *(path for root in roots for path in Path(root).glob("*/include"))]
+        # A toolkit of the distribution lies in /usr, and naming that folder hides the C headers from g++.
+        toolkit = [self.home / "include"] if self.home != Path("/usr") else []
+        return [*toolkit, *(path for root in roots for path in Path(root).glob("*/include"))]
 
 
 @dataclass
@@ -336,17 +338,21 @@ def compile_all(facts: dict[str, Any]) -> Path:
     return folder / "_C.so"
 
 
+def system(folders: Sequence[str | Path]) -> list[str]:
+    """Flags for headers that are not ours: no warnings about them. Two words each, since nvcc takes no other form."""
+    return [part for folder in folders for part in ("-isystem", str(folder))]
+
+
 def rules(compiler: Compiler, cuda: Cuda | None, own: list[str], cpp_extension: Any) -> list[str]:
     """ninja's three rules: a C++ object, a CUDA object, and the library."""
-    includes = [f"-I{path}" for path in own]
-    includes += [f"-isystem{path}" for path in (cuda.include_dirs() if cuda else [])]
-    torch_includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    includes = [f"-I{path}" for path in own] + system(cuda.include_dirs() if cuda else [])
     common = [f"-DFASTCL_WITH_CUDA={int(cuda is not None)}", "-DTORCH_EXTENSION_NAME=_C", *includes]
-    cxx = [*compiler.flags, *common, *(f"-isystem{path}" for path in torch_includes)]
+    cxx = [*compiler.flags, *common, *system([*cpp_extension.include_paths(), sysconfig.get_path("include")])]
     link = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-    link += [f"-L{path}" for path in cpp_extension.library_paths("cuda" if cuda else "cpu")]
+    link += [f"-L{path}" for path in cpp_extension.library_paths()]
     link += ["-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
-    link += ["-lc10_cuda", "-ltorch_cuda", "-lcudart"] if cuda else []
+    # The CUDA runtime and cuBLAS come in through torch's libraries: the copies that torch itself has loaded.
+    link += ["-Wl,--no-as-needed", "-lc10_cuda", "-ltorch_cuda"] if cuda else []
     link += shlex.split(os.environ.get("LDFLAGS", ""))
     compiling = "$flags -c $in -o $out -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc"
     lines = [f"rule cxx\n  command = {join([*compiler.command, *cxx])} {compiling}"]

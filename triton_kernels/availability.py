@@ -32,11 +32,11 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def interpreted() -> bool:
     """Whether the kernels were built for Triton's interpreter (TRITON_INTERPRET=1 when they were imported)."""
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton import JITFunction  # the interpreter's own class would need NumPy, which Triton and torch do without
 
     from .reductions import merge
 
-    return isinstance(merge, InterpretedFunction)
+    return not isinstance(merge, JITFunction)
 
 
 def runs_on_cpu() -> bool:

@@ -56,6 +56,8 @@ def test_the_toolkit_is_the_one_that_nvcc_names(setup: ModuleType, toolkit: Path
     assert (cuda.home, cuda.version) == (toolkit, "13.0.88")
     assert cuda.archs == ["8.0", "8.6", "8.9", "9.0+PTX", "10.0", "12.0+PTX"]
     assert cuda.include_dirs()[0] == toolkit / "include"
+    cuda.home = Path("/usr")
+    assert Path("/usr/include") not in cuda.include_dirs()
 
 
 def test_cuda_home_comes_first(setup: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
+import pytest
+
 from .conftest import ROOT, run
+from .test_installs import ONE_OP
 
 STATE = """
 import json, os, random, signal, sys, threading, warnings
@@ -47,8 +50,10 @@ def test_import_is_quiet_and_changes_nothing() -> None:
     assert json.loads(changed) == {}
 
 
-def test_import_asks_for_no_optional_package() -> None:
-    """torch alone is enough: none of the packages of the extras is imported."""
-    listed = "import sys; sys.modules.update(dict.fromkeys({}, None)); import fastcl, fastcl.functional, fastcl.losses"
-    extras = ["matplotlib", "sklearn", "tqdm", "triton", "pytest", "open_clip", "lightly"]
-    run([sys.executable, "-c", listed.format(extras)], ROOT)
+@pytest.mark.parametrize("extra", [["triton"], ["numpy"], ["numpy", "triton"]])
+def test_torch_alone_is_enough(extra: list[str]) -> None:
+    """Neither the import nor the doctor nor a loss needs a package of the extras."""
+    absent = ["matplotlib", "sklearn", "tqdm", "pytest", "open_clip", "lightly", *extra]
+    program = f"import sys; sys.modules.update(dict.fromkeys({absent}, None))\n{ONE_OP}"
+    program += "import fastcl.functional, fastcl.losses\nfrom fastcl.__main__ import main; main(['doctor'])"
+    assert "Backends for cpu tensors" in run([sys.executable, "-c", program], ROOT)
