@@ -20,7 +20,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .PHONY: setup lint test demo bench sanitize test-gpu-emulated clean
 
-setup: $(STAMPS)/dropin
+setup: $(STAMPS)/package $(STAMPS)/dropin
 
 $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
@@ -42,9 +42,9 @@ $(STAMPS)/package: $(TORCH_STAMP) pyproject.toml setup.py $(shell find csrc -typ
 	@sed -n 's/^ *fastcl: /  /p' $(VENV)/build.log
 	@touch $@
 
-# The packages whose classes fastcl replaces, for the comparing tests; without their dependencies, which bring another torch.
-$(STAMPS)/dropin: $(STAMPS)/package $(wildcard requirements/dropin.txt)
-	$(if $(wildcard requirements/dropin.txt),$(PIP) install --no-deps --requirement requirements/dropin.txt)
+# The libraries whose losses fastcl.dropin replaces; without their dependencies, which would bring another torch.
+$(STAMPS)/dropin: requirements/dropin.txt $(TORCH_STAMP)
+	$(PIP) install --no-deps --requirement $<
 	@touch $@
 
 lint: setup
@@ -76,4 +76,4 @@ sanitize: setup
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q tests/cpu $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info fastcl/_C.*.so fastcl/build_facts.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(STAMPS)/package build dist *.egg-info fastcl/_C.*.so fastcl/build_facts.json .pytest_cache .mypy_cache .ruff_cache

@@ -23,10 +23,11 @@ def run(command: list[str | Path], cwd: Path, env: Mapping[str, str] | None = No
     Raises:
         subprocess.CalledProcessError: it fails; its note holds what it printed.
     """
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("FASTCL_")}
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={**os.environ, "MAX_JOBS": "1", **(env or {})},
+        env={**surroundings, "MAX_JOBS": "1", **(env or {})},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
