@@ -1,0 +1,240 @@
+"""NTXentLoss, DCLLoss and DCLWLoss as in lightly 1.6 (lightly/loss/ntx_ent_loss.py, dcl_loss.py).
+
+    from lightly.loss import NTXentLoss, DCLLoss, DCLWLoss
+    ->  from fastcl.dropin.lightly import NTXentLoss, DCLLoss, DCLWLoss
+
+All scale rows to unit length. In a group of processes the rows of all are negatives, and gradients flow back to where rows
+came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as torch_dist
+from torch.nn import functional as F
+
+from .. import checks
+from ..functional.rows import normalize_rows, row_dot
+from ..masks import Mask, across_groups
+from ..ops import pair_total
+from . import ranks
+
+
+class MemoryBank(nn.Module):
+    """The last unit rows of the second view, overwritten batch by batch; a batch that passes the end is cut off there.
+
+    Args:
+        size: (rows, d), or 0 for none.
+        gather_distributed: whether the rows of all processes enter.
+
+    Raises:
+        ValueError: for a size without its d, or a negative one.
+    """
+
+    bank: Tensor
+    bank_ptr: Tensor
+
+    def __init__(self, size: int | Sequence[int] = 0, gather_distributed: bool = False) -> None:
+        super().__init__()
+        self.size = (size,) if isinstance(size, int) else tuple(size)
+        if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
+            raise ValueError(
+                f"memory_bank_size: expected (rows, d) or 0 for no bank, got {size}; pass e.g. (4096, 128)"
+            )
+        self.gather_distributed = gather_distributed
+        bank = F.normalize(torch.randn(self.size), dim=-1) if len(self.size) == 2 else torch.zeros(self.size)
+        self.register_buffer("bank", bank, persistent=False)
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=False)
+
+    @torch.no_grad()
+    def enqueue(self, rows: Tensor) -> None:
+        """Overwrite the oldest rows with these."""
+        if self.gather_distributed and ranks.world_size() > 1:
+            rows = ranks.gathered(rows)
+        start, length = int(self.bank_ptr), self.size[0]
+        stop = min(length, start + rows.shape[0])
+        self.bank[start:stop] = rows[: stop - start]
+        self.bank_ptr[0] = 0 if stop == length else stop
+
+
+class NTXentLoss(nn.Module):
+    """NT-Xent (SimCLR), or with a memory bank InfoNCE against its rows (MoCo).
+
+        L = mean_{i <= 2n} [ LSE_{k != i} s_ik / tau - s_ip(i) / tau ],   s over z = [out0; out1]
+        with a bank:  L = mean_{i <= n} [ log(e^{s_ii / tau} + sum_k e^{<out0_i, bank_k> / tau}) - s_ii / tau ]
+
+    Source: Chen et al. 2020 (arXiv 2002.05709), eq. 1; He et al. 2020 (arXiv 1911.05722), eq. 1.
+
+    Args:
+        temperature: tau > 0.
+        memory_bank_size: (rows, d), or 0 for no bank. The bank is a buffer, `memory_bank.bank`, not in the state_dict.
+        gather_distributed: whether negatives (with a bank: its new rows) come from all processes.
+
+    Raises:
+        ValueError: for values that do not fit, or where torch.distributed is not available.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_gather(gather_distributed)
+        self.temperature = checks.positive_number("temperature", temperature)
+        self.memory_bank = MemoryBank(memory_bank_size, gather_distributed)
+        self.gather_distributed = gather_distributed
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of one batch; with a bank, out1 enters it afterwards if out0 wants gradients.
+
+        Args:
+            out0: (n, d) floating, the first views.
+            out1: (n, d), dtype of out0, the second views.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: for shapes that do not fit, or no rows.
+            TypeError: for unsupported or mixed dtypes.
+        """
+        unit0, unit1 = _unit_views(out0, out1)
+        if self.memory_bank.size[0] > 0:
+            return self._against_bank(unit0, unit1)
+        views = _Views.of(unit0, unit1, self.gather_distributed)
+        p = row_dot(views.rows, views.partners) / self.temperature
+        total = pair_total(
+            views.rows, views.columns, outer="contrast", positive=p, scale=1.0 / self.temperature, mask=views.mask
+        )
+        return total / p.shape[0]
+
+    def _against_bank(self, unit0: Tensor, unit1: Tensor) -> Tensor:
+        # A copy, since the bank is overwritten before the backward pass.
+        bank = self.memory_bank.bank.to(unit0, copy=True)
+        p = row_dot(unit0, unit1) / self.temperature
+        total = pair_total(unit0, bank, outer="contrast", positive=p, scale=1.0 / self.temperature)
+        if unit0.requires_grad:
+            self.memory_bank.enqueue(unit1.detach())
+        return total / p.shape[0]
+
+
+class DCLLoss(nn.Module):
+    """Decoupled contrastive learning: the positive is not among the negatives; the mean of both directions.
+
+        L = mean_{i <= 2n} [ LSE_{k not in {i, p(i)}} s_ik / tau - w_i s_ip(i) / tau ],   s over z = [out0; out1]
+
+    Source: Yeh et al. 2022 (arXiv 2110.06848), eq. 6.
+
+    Args:
+        temperature: tau > 0.
+        weight_fn: w = weight_fn(a, b), (n,), of the unit rows of a view and the other one, called once for each direction;
+            None for 1. Gradients flow through it.
+        gather_distributed: whether negatives come from all processes.
+
+    Raises:
+        ValueError: for values that do not fit, or where torch.distributed is not available.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_gather(gather_distributed)
+        self.temperature = checks.positive_number("temperature", temperature)
+        self.weight_fn = weight_fn
+        self.gather_distributed = gather_distributed
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            out0: (n, d) floating, the first views.
+            out1: (n, d), dtype of out0, the second views.
+
+        Returns:
+            A scalar; -inf for one row, which has no negatives.
+
+        Raises:
+            ValueError: for shapes that do not fit, or no rows.
+            TypeError: for unsupported or mixed dtypes.
+        """
+        unit0, unit1 = _unit_views(out0, out1)
+        views = _Views.of(unit0, unit1, self.gather_distributed)
+        p = row_dot(views.rows, views.partners) / self.temperature
+        if self.weight_fn is not None:
+            p = p * torch.cat([self.weight_fn(unit0, unit1), self.weight_fn(unit1, unit0)])
+        energy = pair_total(views.rows, views.columns, outer="sum", scale=1.0 / self.temperature, mask=views.mask)
+        return (energy - p.sum()) / p.shape[0]
+
+
+class DCLWLoss(DCLLoss):
+    """DCL with negative von Mises-Fisher weights, which carry no gradient.
+
+        w_i = 2 - n softmax_i(s_ii / sigma)
+
+    Source: Yeh et al. 2022 (arXiv 2110.06848), eq. 7.
+
+    Args:
+        temperature: tau > 0.
+        sigma: the temperature of the weights, > 0.
+        gather_distributed: whether negatives come from all processes; the softmax stays within one.
+
+    Raises:
+        ValueError: for values that do not fit, or where torch.distributed is not available.
+    """
+
+    def __init__(self, temperature: float = 0.1, sigma: float = 0.5, gather_distributed: bool = False) -> None:
+        checks.positive_number("sigma", sigma)
+        super().__init__(temperature, partial(negative_mises_fisher_weights, sigma=sigma), gather_distributed)
+
+
+def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
+    """2 - n softmax_i(<out0_i, out1_i> / sigma), (n,), without gradient."""
+    return 2.0 - out0.shape[0] * torch.softmax(row_dot(out0.detach(), out1.detach()) / sigma, dim=0)
+
+
+class _Views(NamedTuple):
+    """Both views of this process as rows, those of all processes as columns, and which pairs are negatives."""
+
+    rows: Tensor
+    columns: Tensor | None
+    partners: Tensor
+    mask: Mask
+
+    @classmethod
+    def of(cls, unit0: Tensor, unit1: Tensor, gather: bool) -> _Views:
+        n = unit0.shape[0]
+        rows = torch.cat([unit0, unit1])
+        if not gather or ranks.world_size() == 1:
+            groups = torch.arange(n, device=rows.device).repeat(2)
+            return cls(rows, None, torch.cat([unit1, unit0]), across_groups(groups))
+        all0, all1 = ranks.gathered_with_gradient(unit0), ranks.gathered_with_gradient(unit1)
+        own = slice(ranks.rank() * n, (ranks.rank() + 1) * n)
+        groups = torch.arange(all0.shape[0], device=rows.device)
+        mask = across_groups(groups[own].repeat(2), groups.repeat(2))
+        return cls(rows, torch.cat([all0, all1]), torch.cat([all1[own], all0[own]]), mask)
+
+
+def _unit_views(out0: Tensor, out1: Tensor) -> tuple[Tensor, Tensor]:
+    checks.pair_of_matrices("out0", out0, "out1", out1, same_rows=True)
+    if out0.shape[0] == 0:
+        raise ValueError("out0: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+    return normalize_rows(out0), normalize_rows(out1)
+
+
+def _check_gather(gather_distributed: bool) -> None:
+    if gather_distributed and not torch_dist.is_available():
+        raise ValueError(
+            "gather_distributed: expected False, since this torch has no torch.distributed, got True; "
+            "install a torch with it, or pass False"
+        )

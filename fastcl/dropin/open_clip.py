@@ -1,0 +1,197 @@
+"""ClipLoss and SigLipLoss as in open_clip 3 (open_clip/loss.py).
+
+from open_clip import ClipLoss            ->   from fastcl.dropin.open_clip import ClipLoss
+from open_clip.loss import SigLipLoss     ->   from fastcl.dropin.open_clip import SigLipLoss
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .. import checks
+from ..functional.rows import row_dot, softplus, times
+from ..functional.softmax import clip
+from ..masks import all_pairs, off_diagonal
+from ..ops import pair_total
+from . import ranks
+from .contrast import cross_entropy
+
+DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+
+
+class ClipLoss(nn.Module):
+    """The mean of the cross entropies of images among texts and of texts among images.
+
+        L = mean_i [ (LSE_j z_ij + LSE_j z_ji) / 2 - z_ii ],   z_ij = logit_scale <image_i, text_j>
+
+    Rows are taken as they are: normalise them before. Source: Radford et al. 2021 (arXiv 2103.00020), figure 3.
+
+    Args:
+        local_loss: with several processes, each takes its own rows against all, instead of all against all.
+        gather_with_grad: gradients flow back to the processes that the rows came from.
+        cache_labels: accepted either way: positives are found by index, so there are no labels to form or keep.
+        rank: of this process.
+        world_size: the number of processes; above 1 torch.distributed must run.
+        use_horovod: False; anything else raises.
+
+    Raises:
+        NotImplementedError: for use_horovod.
+        ValueError: for a rank that is not in the world.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ) -> None:
+        super().__init__()
+        if use_horovod:
+            raise NotImplementedError(
+                "use_horovod: expected False, got True; Horovod is not supported, use torch.distributed or open_clip's own class"
+            )
+        _check_rank(rank, world_size)
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.use_horovod = use_horovod
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss of one batch.
+
+        Args:
+            image_features: (n, d) floating.
+            text_features: (n, d), dtype of image_features; row i belongs to image i.
+            logit_scale: > 0, a number or a tensor with one element (may want gradients).
+            logit_bias: added to every logit; it cancels in the softmax, so that its gradient is 0.
+            output_dict: whether to return {"contrastive_loss": loss}.
+
+        Returns:
+            The loss, a scalar, or the dictionary.
+
+        Raises:
+            ValueError: for shapes or values that do not fit, or another world than the one that runs.
+            TypeError: for unsupported or mixed dtypes.
+        """
+        checks.pair_of_matrices("image_features", image_features, "text_features", text_features, same_rows=True)
+        checks.positive_number("logit_scale", logit_scale)
+        loss = self._loss(image_features, text_features, logit_scale)
+        if isinstance(logit_bias, Tensor):
+            loss = loss + 0.0 * checks.scalar("logit_bias", logit_bias, image_features)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _loss(self, images: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
+        if self.world_size == 1:
+            return clip(images, texts, logit_scale=scale, normalize=False)
+        ranks.require(self.rank, self.world_size)
+        if self.gather_with_grad:
+            gather = ranks.gathered_with_gradient
+        else:
+            gather = ranks.gathered if self.local_loss else ranks.gathered_with_own
+        all_images, all_texts = gather(images), gather(texts)
+        if not self.local_loss:
+            return clip(all_images, all_texts, logit_scale=scale, normalize=False)
+        offset = self.rank * images.shape[0]
+        rows = cross_entropy(images, all_texts, offset, scale)
+        return 0.5 * (rows + cross_entropy(texts, all_images, offset, scale))
+
+
+class SigLipLoss(nn.Module):
+    """Each image with each text is a binary choice of its own.
+
+        L = (1/n) sum_i [ softplus(-z_ii) + sum_{j != i} softplus(z_ij) ],   z_ij = logit_scale <image_i, text_j> + logit_bias
+
+    With several processes j runs over the texts of all of them. Rows are taken as they are: normalise them before.
+    Source: Zhai et al. 2023 (arXiv 2303.15343), eq. 1.
+
+    Args:
+        cache_labels: accepted either way: there are no labels to form or keep.
+        rank: of this process.
+        world_size: the number of processes; above 1 torch.distributed must run.
+        dist_impl: how texts travel: "bidir" (None) and "shift" around the ring, "reduce" by sums, "gather" all at once.
+
+    Raises:
+        ValueError: for an unknown dist_impl, or a rank that is not in the world.
+    """
+
+    def __init__(
+        self, cache_labels: bool = False, rank: int = 0, world_size: int = 1, dist_impl: str | None = None
+    ) -> None:
+        super().__init__()
+        _check_rank(rank, world_size)
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.dist_impl = checks.one_of("dist_impl", dist_impl or "bidir", DIST_IMPLS)
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss of one batch.
+
+        Args:
+            image_features: (n, d) floating.
+            text_features: (n, d), dtype of image_features; row i belongs to image i.
+            logit_scale: a number or a tensor with one element (may want gradients).
+            logit_bias: a number or a tensor with one element (may want gradients); None for 0.
+            output_dict: whether to return {"contrastive_loss": loss}.
+
+        Returns:
+            The loss, a scalar, or the dictionary.
+
+        Raises:
+            ValueError: for shapes or values that do not fit, no rows, or another world than the one that runs.
+            TypeError: for unsupported or mixed dtypes.
+        """
+        checks.pair_of_matrices("image_features", image_features, "text_features", text_features, same_rows=True)
+        if image_features.shape[0] == 0:
+            raise ValueError("image_features: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+        bias = 0.0 if logit_bias is None else logit_bias
+        total = image_features.new_zeros(())
+        for texts, own in self._texts(text_features):
+            total = total + _sigmoid_terms(image_features, texts, logit_scale, bias, own)
+        loss = total / image_features.shape[0]
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _texts(self, texts: Tensor) -> list[tuple[Tensor, bool]]:
+        """The shards of texts, and which of them is this process's own."""
+        if self.world_size == 1:
+            return [(texts, True)]
+        ranks.require(self.rank, self.world_size)
+        if self.dist_impl == "reduce":
+            return [(shard, k == self.rank) for k, shard in ranks.summed(texts)]
+        return [(texts, True), *((shard, False) for shard in ranks.others(texts, self.dist_impl))]
+
+
+def _sigmoid_terms(x: Tensor, y: Tensor, scale: Tensor | float, bias: Tensor | float, own: bool) -> Tensor:
+    """sum_ij softplus(z_ij), and softplus(-z_ii) on the diagonal of a process's own shard."""
+    mask = off_diagonal() if own else all_pairs()
+    negatives = pair_total(x, y, outer="sum", pair="softplus", reduce="sum", mask=mask, scale=scale, shift=bias)
+    if not own:
+        return negatives
+    z = times(scale, row_dot(x, y))
+    return negatives + softplus(-(z + checks.scalar("logit_bias", bias, z))).sum()
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(
+            f"rank: expected 0 <= rank < world_size = {world_size}, got {rank}; pass torch.distributed's own"
+        )
