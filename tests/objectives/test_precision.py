@@ -15,6 +15,7 @@ from .cases import CASES, Case, generator
 from .witnesses import HALF, double_loop, gradients, library, name_of, served, sets_of, upstream_for
 
 N, D = 12, 16
+RAW = ("spectral", "minc", "f_mi_alpha")  # rows are not normalised by default
 
 
 def error(got: Tensor, truth: Tensor) -> float:
@@ -61,6 +62,28 @@ def test_errors_are_no_larger_than_torchs_own(case: Case, index: int, dtype: tor
         for got, theirs, want in zip(found, torch_grads, truth_grads, strict=True):
             assert got.dtype == dtype
             assert error(got, want) <= torchs_error(theirs, want) + few * eps * size(want), backend
+
+
+@pytest.mark.parametrize(("case", "index"), sets_of(), ids=name_of)
+def test_sizes_beyond_a_tile(case: Case, index: int) -> None:
+    """Ragged and larger than any register or cache tile: float32 against the definition in float64."""
+    n, d = 203, 37
+    rows = case.rows_of(n, d, torch.float32)
+    arguments = case.arguments(index, n, d, rows[0])
+    if not arguments.get("normalize", True) or case.name in RAW:
+        rows = [(x.detach() / d**0.5).requires_grad_() for x in rows]
+    exact = copies(rows, torch.float64)
+    truth = library(case, exact, "reference", **arguments)
+    want = gradients(truth, exact)
+    # A logit's rounding is eps times its size, and it is a relative one of its exponential.
+    logits = max(1.0 / float(arguments.get("temperature", 0.07)), float(arguments.get("logit_scale", 1.0)))
+    allowed = 4 * logits * torch.finfo(torch.float32).eps
+    for backend in served(torch.float32, definition=False):
+        leaves = copies(rows, torch.float32)
+        value = library(case, leaves, backend, **arguments)
+        assert error(value, truth) <= allowed * max(size(truth), case.terms(arguments)), backend
+        for got, w in zip(gradients(value, leaves), want, strict=True):
+            assert error(got, w) <= allowed * size(w), backend
 
 
 def unit_rows(case: Case, dtype: torch.dtype) -> list[Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastcl
+from fastcl import blocked
 from tests import oracle
 from tests.golden import Record, records
 
@@ -83,6 +84,21 @@ def test_gradient_to_one_input_alone(case: Case, backend: str) -> None:
         alone = [x.detach().requires_grad_(i == k) for i, x in enumerate(rows)]
         value = library(case, alone, backend, **arguments)
         close(gradients(value, [alone[k]])[0], together[k], rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows_of_a_block", [1, 4])
+@pytest.mark.parametrize(("case", "index"), sets_of(), ids=name_of)
+def test_blocks_add_up(case: Case, index: int, rows_of_a_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocked backend with blocks of one row and of a few: the same as in one block."""
+    n, d = 11, 4
+    found = []
+    for buffer in (blocked.BUFFER_BYTES["cpu"], rows_of_a_block * n * 8):
+        monkeypatch.setattr(blocked, "BUFFER_BYTES", {"cpu": buffer})
+        rows = case.rows_of(n, d)
+        value = library(case, rows, "blocked", **case.arguments(index, n, d, rows[0]))
+        found.append([value, *gradients(value, rows)])
+    for got, want in zip(*found, strict=True):
+        close(got, want, rtol=1e-12)
 
 
 def golden(public: bool) -> list[Record]:

@@ -50,12 +50,12 @@ CONJUGATES: dict[str, Scalar] = {
     "kl": lambda t, q: torch.exp(t - 1),
     "js": lambda t, q: -torch.log(2 - torch.exp(t)),
     "pearson": lambda t, q: t**2 / 4 + t,
-    "sh": lambda t, q: t / (1 - t),
+    "sh": lambda t, q: 1 / _at_least(1 - t, EPS) - 1,
     # q > 1: the monotone conjugate is 0 for t < 0; fastcl keeps its base at EPS there, and so does this.
     "tsallis": lambda t, q: _at_least((q - 1) * t / q, EPS) ** (q / (q - 1)),
-    "vlc": lambda t, q: 4 - t - 4 * torch.sqrt(1 - t),
+    "vlc": lambda t, q: 4 - t - 4 * torch.sqrt(_at_least(1 - t, EPS)),
     "rkl": lambda t, q: -1 - torch.log(-t),
-    "neyman": lambda t, q: 2 - 2 * torch.sqrt(1 - t),
+    "neyman": lambda t, q: 2 - 2 * torch.sqrt(_at_least(1 - t, EPS)),
 }
 
 
