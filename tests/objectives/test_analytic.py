@@ -178,6 +178,17 @@ def test_a_drowning_weight_leaves_terms_and_gradients_exact(name: str, backend: 
         close(a, b, rtol=80 * 2.0**-23)
 
 
+@pytest.mark.parametrize(("name", "slope"), [("pearson", 2.0), ("sh", 0.5), ("neyman", 2.0)])
+def test_the_critic_of_close_positives_keeps_its_digits(name: str, slope: float) -> None:
+    """f'(u) ~ -slope * beta d^2 near u = 1: at d^2 ~ 1e-6 the difference u - 1 itself has lost its digits in float32."""
+    x = two_views(9, 4)[0]
+    y = x + 1e-3 * two_views(9, 4, seed=2)[0]
+    x, y = x.float(), y.float()
+    d2 = (x.double() - y.double()).square().sum(1)
+    positive = F.f_micl(x, y, divergence=name, normalize=False, reduction="none", return_terms=True).positive
+    torch.testing.assert_close(positive.double(), -slope * d2, rtol=3e-5, atol=0.0)
+
+
 # ---- relations between objectives --------------------------------------------------------------------------------------
 
 

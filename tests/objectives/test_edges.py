@@ -88,7 +88,7 @@ def test_equal_rows(case: Case, index: int, dtype: torch.dtype) -> None:
         assert all(torch.isfinite(g).all() for g in gradients(value, leaves))
 
 
-@pytest.mark.parametrize("norm", [1e-30, 1e30, 1e37])
+@pytest.mark.parametrize("norm", [1e-30, 1e-8, 1e30, 1e37])
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_normalised_rows_of_any_norm(case: Case, norm: float) -> None:
     """float32 rows whose squares overflow, or which are below the 1e-12 of the normalisation."""
