@@ -1,0 +1,216 @@
+// What happens to the u of one register tile: z, the mask, and then the reduction, the weights, or both.
+//
+//     z_ij = a u_ij + (b + bx_i) + by_j
+#pragma once
+
+#include "microkernel.h"
+#include "simd_math.h"
+#include "task.h"
+
+namespace fastcl::cpu::FASTCL_ISA {
+
+// One register tile at rows i.. and columns j..: what its epilogue reads and writes.
+template <class T>
+struct Pane {
+  const T* u;
+  const typename Bits<T>::type* keep;  // all ones where the mask has the pair, all zeros elsewhere
+
+  const T *row_term, *row_weight, *row_reference;
+  const T *col_term, *col_weight, *col_reference;
+
+  // Sums over columns stay spread over the lanes of one vector for each row; sums over rows need no spreading.
+  Simd<T> *row_value, *row_maximum, *row_weight_sum;
+  T *col_value, *col_maximum, *col_weight_sum;
+  T* w;
+};
+
+// f and f' of one register. For a log-sum-exp both are the exponential against the shared reference.
+template <class T, class P>
+struct Function {
+  Simd<T> k[2];
+  FASTCL_INLINE explicit Function(const Task<T>& task) : k{task.constants[0], task.constants[1]} {}
+  FASTCL_INLINE Simd<T> value(Simd<T> z) const { return P::value(z, k); }
+  FASTCL_INLINE Simd<T> slope(Simd<T> z) const { return P::slope(z, k); }
+};
+template <class T>
+struct SharedExponential {
+  Simd<T> M;
+  FASTCL_INLINE explicit SharedExponential(const Task<T>& task) : M(task.reference) {}
+  FASTCL_INLINE Simd<T> value(Simd<T> z) const { return exp2_below(z, M); }
+  FASTCL_INLINE Simd<T> slope(Simd<T> z) const { return exp2_below(z, M); }
+};
+
+template <class T>
+FASTCL_INLINE Simd<T> z_of(const Pane<T>& p, Simd<T> scale, int r, int v) {
+  using G = Geometry<T>;
+  const Simd<T> u = Simd<T>::load(p.u + r * G::cols + v * G::lanes);
+  return (u * scale + Simd<T>(p.row_term[r])) + Simd<T>::load(p.col_term + v * G::lanes);
+}
+
+template <bool masked, class T>
+FASTCL_INLINE Simd<T> visited(const Pane<T>& p, Simd<T> value, int r, int v) {
+  using G = Geometry<T>;
+  if constexpr (masked) return kept(value, p.keep + r * G::cols + v * G::lanes);
+  else return value;
+}
+
+// A running sum over the rows of the pane, for each of its columns.
+template <class T>
+struct ColumnSums {
+  using G = Geometry<T>;
+  Simd<T> sum[G::vectors];
+  FASTCL_INLINE explicit ColumnSums(const T* from) {
+    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) sum[v] = Simd<T>::load(from + v * G::lanes);
+  }
+  FASTCL_INLINE void store(T* to) const {
+    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) sum[v].store(to + v * G::lanes);
+  }
+};
+
+template <class T, class F, bool masked>
+void push(const Pane<T>& p, const Task<T>& task) {
+  using G = Geometry<T>;
+  const F f(task);
+  const Simd<T> scale = task.scale;
+  ColumnSums<T> cols(p.col_value);
+  for (int r = 0; r < G::rows; r++) {
+    Simd<T> row = p.row_value[r];
+    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+      const Simd<T> value = visited<masked>(p, f.value(z_of(p, scale, r, v)), r, v);
+      row += value;
+      cols.sum[v] += value;
+    }
+    p.row_value[r] = row;
+  }
+  cols.store(p.col_value);
+}
+
+template <class T, class F, bool masked>
+void weigh(const Pane<T>& p, const Task<T>& task) {
+  using G = Geometry<T>;
+  const F f(task);
+  const Simd<T> scale = task.scale;
+  ColumnSums<T> cols(p.col_weight_sum);
+  for (int r = 0; r < G::rows; r++) {
+    Simd<T> row = p.row_weight_sum[r];
+    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+      const Simd<T> g_plus_h = Simd<T>(p.row_weight[r]) + Simd<T>::load(p.col_weight + v * G::lanes);
+      const Simd<T> w = visited<masked>(p, f.slope(z_of(p, scale, r, v)) * g_plus_h, r, v);
+      w.store(p.w + r * G::w_stride + v * G::lanes);
+      row += w;
+      cols.sum[v] += w;
+    }
+    p.row_weight_sum[r] = row;
+  }
+  cols.store(p.col_weight_sum);
+}
+
+template <class T, class F, bool masked>
+void both(const Pane<T>& p, const Task<T>& task) {
+  using G = Geometry<T>;
+  const F f(task);
+  const Simd<T> scale = task.scale;
+  ColumnSums<T> values(p.col_value), weights(p.col_weight_sum);
+  for (int r = 0; r < G::rows; r++) {
+    Simd<T> row_value = p.row_value[r], row_weight = p.row_weight_sum[r];
+    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+      const Simd<T> z = z_of(p, scale, r, v);
+      const Simd<T> value = visited<masked>(p, f.value(z), r, v), w = visited<masked>(p, f.slope(z), r, v);
+      w.store(p.w + r * G::w_stride + v * G::lanes);
+      row_value += value;
+      row_weight += w;
+      values.sum[v] += value;
+      weights.sum[v] += w;
+    }
+    p.row_value[r] = row_value;
+    p.row_weight_sum[r] = row_weight;
+  }
+  values.store(p.col_value);
+  weights.store(p.col_weight_sum);
+}
+
+// The running maximum and the sum of exponentials against it, after N more values.
+template <int N, class T>
+FASTCL_INLINE void push_against_maximum(Simd<T>& maximum, Simd<T>& sum, const Simd<T> (&z)[N]) {
+  Simd<T> next = maximum;
+  FASTCL_UNROLL for (int i = 0; i < N; i++) next = larger(next, z[i]);
+  sum = sum * exp2_of_difference(maximum, next);
+  FASTCL_UNROLL for (int i = 0; i < N; i++) sum += exp2_of_difference(z[i], next);
+  maximum = next;
+}
+
+// Two exponentials for each pair instead of one, and right whatever z is.
+template <class T, bool masked>
+void push_maxima(const Pane<T>& p, const Task<T>& task) {
+  using G = Geometry<T>;
+  const Simd<T> scale = task.scale, nothing = -Constants<T>::infinity, largest = -Constants<T>::lowest;
+  Simd<T> z[G::rows][G::vectors];
+  FASTCL_UNROLL for (int r = 0; r < G::rows; r++) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+    // An infinite maximum would make inf - inf of it; the largest finite number stands for it until the end.
+    z[r][v] = smaller(largest, z_of(p, scale, r, v));
+    if constexpr (masked) {
+      const auto* keep = p.keep + r * G::cols + v * G::lanes;
+      z[r][v] = Simd<T>(*reinterpret_cast<const typename Simd<T>::LooseInt*>(keep) ? z[r][v].v : nothing.v);
+    }
+  }
+  for (int r = 0; r < G::rows; r++) push_against_maximum(p.row_maximum[r], p.row_value[r], z[r]);
+  FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+    Simd<T> column[G::rows];
+    FASTCL_UNROLL for (int r = 0; r < G::rows; r++) column[r] = z[r][v];
+    Simd<T> maximum = Simd<T>::load(p.col_maximum + v * G::lanes), sum = Simd<T>::load(p.col_value + v * G::lanes);
+    push_against_maximum(maximum, sum, column);
+    maximum.store(p.col_maximum + v * G::lanes);
+    sum.store(p.col_value + v * G::lanes);
+  }
+}
+
+template <class T, bool masked>
+void weigh_split(const Pane<T>& p, const Task<T>& task) {
+  using G = Geometry<T>;
+  const Simd<T> scale = task.scale;
+  ColumnSums<T> cols(p.col_weight_sum);
+  for (int r = 0; r < G::rows; r++) {
+    Simd<T> row = p.row_weight_sum[r];
+    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+      const Simd<T> z = z_of(p, scale, r, v), h = Simd<T>::load(p.col_weight + v * G::lanes);
+      const Simd<T> e = exp2_of_difference(z, Simd<T>(p.row_reference[r]));
+      const Simd<T> k = exp2_of_difference(z, Simd<T>::load(p.col_reference + v * G::lanes));
+      const Simd<T> w = visited<masked>(p, e * Simd<T>(p.row_weight[r]) + k * h, r, v);
+      w.store(p.w + r * G::w_stride + v * G::lanes);
+      row += w;
+      cols.sum[v] += w;
+    }
+    p.row_weight_sum[r] = row;
+  }
+  cols.store(p.col_weight_sum);
+}
+
+// An epilogue with and without the mask: most register tiles need none.
+template <class T>
+struct Epilogue {
+  void (*plain)(const Pane<T>&, const Task<T>&);
+  void (*masked)(const Pane<T>&, const Task<T>&);
+};
+
+template <class T>
+Epilogue<T> epilogue_of(const Task<T>& task, Step step) {
+  if (task.reduce == Reduction::logsumexp) {
+    using F = SharedExponential<T>;
+    switch (step) {
+      case Step::push: return {push<T, F, false>, push<T, F, true>};
+      case Step::push_maxima: return {push_maxima<T, false>, push_maxima<T, true>};
+      case Step::weigh: return {weigh<T, F, false>, weigh<T, F, true>};
+      case Step::weigh_split: return {weigh_split<T, false>, weigh_split<T, true>};
+      case Step::both: return {both<T, F, false>, both<T, F, true>};
+    }
+  }
+#define FASTCL_ROW(name, P, constants)                                       \
+  {{push<T, Function<T, P>, false>, push<T, Function<T, P>, true>},          \
+   {weigh<T, Function<T, P>, false>, weigh<T, Function<T, P>, true>},        \
+   {both<T, Function<T, P>, false>, both<T, Function<T, P>, true>}},
+  static constexpr Epilogue<T> table[pair_count][3] = {FASTCL_FOR_EACH_PAIR(FASTCL_ROW)};
+#undef FASTCL_ROW
+  return table[task.pair][step == Step::push ? 0 : step == Step::weigh ? 1 : 2];
+}
+
+}  // namespace fastcl::cpu::FASTCL_ISA

@@ -1,0 +1,208 @@
+#include "prepare.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace fastcl::cpu {
+namespace {
+
+constexpr double log2_e = 1.4426950408889634074;
+
+template <class E>
+E chosen(std::string_view argument, std::string_view value, std::initializer_list<std::pair<std::string_view, E>> names) {
+  std::string list;
+  for (const auto& [name, e] : names) {
+    if (name == value) return e;
+    list += (list.empty() ? "'" : ", '") + std::string(name) + "'";
+  }
+  TORCH_CHECK_VALUE(false, argument, ": expected one of ", list, ", got '", value, "'");
+}
+
+int pair_index(std::string_view name) {
+  for (int i = 0; i < pair_count; i++)
+    if (name == pair_entries[i].name) return i;
+  TORCH_CHECK_VALUE(false, "pair: expected a pair function that was built in, got '", name,
+                    "'; run python -m fastcl.codegen and build again");
+}
+
+void check_vector(std::string_view name, const std::optional<Tensor>& v, int64_t length, at::ScalarType dtype) {
+  if (!v) return;
+  TORCH_CHECK_VALUE(v->dim() == 1 && v->size(0) == length, name, ": expected shape (", length, ",), got ", v->sizes());
+  TORCH_CHECK_TYPE(v->scalar_type() == dtype, name, ": expected ", dtype, ", got ", v->scalar_type());
+  TORCH_CHECK_VALUE(v->device().is_cpu(), name, ": expected a CPU tensor, got one on ", v->device());
+}
+
+// Rows that a kernel can read in place: of T, each row contiguous. No copy where they already are.
+template <class T>
+Tensor readable(const Tensor& rows) {
+  const Tensor converted = rows.to(c10::CppTypeToScalarType<T>::value);
+  return converted.stride(1) == 1 || converted.size(1) <= 1 ? converted : converted.contiguous();
+}
+
+}  // namespace
+
+void Arguments::check() const {
+  const auto small = in_double() ? at::kDouble : at::kFloat;
+  TORCH_CHECK_VALUE(x.dim() == 2, "x: expected a matrix (n, d), got shape ", x.sizes());
+  if (y) {
+    TORCH_CHECK_VALUE(y->dim() == 2 && y->size(1) == x.size(1), "y: expected a matrix (m, ", x.size(1), "), got shape ", y->sizes());
+    TORCH_CHECK_TYPE(y->scalar_type() == x.scalar_type(), "y: expected the dtype of x, ", x.scalar_type(), ", got ", y->scalar_type());
+    TORCH_CHECK_VALUE(y->device().is_cpu(), "y: expected a CPU tensor, got one on ", y->device());
+  }
+  const int64_t m = y ? y->size(0) : x.size(0);
+  for (const Tensor* t : {&scale, &shift})
+    TORCH_CHECK_VALUE(t->numel() == 1 && t->device().is_cpu(), "scale, shift: expected one element on the CPU, got shape ", t->sizes());
+  check_vector("bias_x", bias_x, x.size(0), small);
+  check_vector("bias_y", bias_y, m, small);
+  check_vector("group_x", group_x, x.size(0), at::kLong);
+  check_vector("group_y", group_y, m, at::kLong);
+  TORCH_CHECK_VALUE(y || !(columns || bias_x || bias_y || group_y), "y: x with itself takes no columns, biases or second groups; pass y=x");
+  TORCH_CHECK_VALUE(y || row_offset == col_offset, "mask: x with itself needs equal offsets, got ", row_offset, " and ", col_offset);
+  TORCH_CHECK_VALUE(group_x || !mask.ends_with("groups"), "mask: '", mask, "' needs group_x");
+  TORCH_CHECK_VALUE(constants.size() <= 2, "constants: expected at most 2, got ", constants.size());
+}
+
+Host TorchHost::host() {
+  return Host{this, at::in_parallel_region() ? 1 : at::get_num_threads(),
+              [](void*, int tasks, void (*body)(void*, int), void* argument) {
+                at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+                  for (int64_t t = begin; t < end; t++) body(argument, int(t));
+                });
+              },
+              [](void* self, size_t bytes) { return static_cast<TorchHost*>(self)->allocate(bytes); }};
+}
+
+void* TorchHost::allocate(size_t bytes) {
+  memory_.push_back(at::empty({int64_t(std::max<size_t>(bytes, 64))}, at::kByte));
+  return memory_.back().data_ptr();
+}
+
+template <class T>
+Prepared<T>::Prepared(const Arguments& a) {
+  a.check();
+  task.self = !a.y;
+  task.operand = chosen<Operand>("operand", a.operand, {{"dot", Operand::dot}, {"sqdist", Operand::sqdist}});
+  task.reduce = chosen<Reduction>("reduce", a.reduce, {{"sum", Reduction::sum}, {"logsumexp", Reduction::logsumexp}});
+  task.mask = chosen<MaskKind>("mask", a.mask, {{"all", MaskKind::all},
+                                                {"off_diagonal", MaskKind::off_diagonal},
+                                                {"across_groups", MaskKind::across_groups},
+                                                {"within_groups", MaskKind::within_groups}});
+  task.pair = pair_index(a.pair);
+  TORCH_CHECK_VALUE(task.reduce == Reduction::sum || a.pair == "identity", "pair: reduce='logsumexp' goes with 'identity' only, got '", a.pair, "'");
+  TORCH_CHECK_VALUE(int(a.constants.size()) >= pair_entries[task.pair].constants, "constants: '", a.pair, "' needs ", pair_entries[task.pair].constants);
+  for (size_t k = 0; k < a.constants.size(); k++) task.constants[k] = T(a.constants[k]);
+  task.row_offset = a.row_offset;
+  task.col_offset = a.col_offset;
+  task.d = a.x.size(1);
+
+  x = readable<T>(a.x);
+  y = task.self ? x : readable<T>(*a.y);
+  if (task.operand == Operand::sqdist && y.size(0) > 0) {
+    // |x|^2 + |y|^2 - 2 <x, y> cancels for a cloud far from the origin; about a point in its midst it does not.
+    const Tensor centre = y.mean(0);
+    x = x - centre;
+    y = task.self ? x : y - centre;
+  }
+  // For a log-sum-exp z is in units of log 2.
+  const double unit = task.reduce == Reduction::logsumexp ? log2_e : 1;
+  scale = a.scale.item<T>();
+  task.scale = T(scale * unit);
+  prepare_side(task.x, x, a.bias_x, a.shift.item<T>(), unit);
+  if (task.self) {
+    task.y = task.x;
+  } else {
+    prepare_side(task.y, y, a.bias_y, 0, unit);
+  }
+  if (task.mask == MaskKind::across_groups || task.mask == MaskKind::within_groups) {
+    auto groups_of = [&](const Tensor& group) {
+      auto* groups = memory.vector<int64_t>(group.size(0));
+      const Tensor contiguous = group.contiguous();
+      std::copy_n(contiguous.const_data_ptr<int64_t>(), group.size(0), groups);
+      return groups;
+    };
+    task.x.group = groups_of(*a.group_x);
+    task.y.group = a.group_y ? groups_of(*a.group_y) : task.x.group;
+    TORCH_CHECK_VALUE(a.group_y || x.size(0) == y.size(0), "group_y: expected ", y.size(0), " groups, got none");
+  }
+  if (task.reduce == Reduction::logsumexp) bound_z();
+}
+
+template <class T>
+void Prepared<T>::prepare_side(Side<T>& side, const Tensor& rows, const std::optional<Tensor>& bias, double shift, double unit) {
+  side.rows = rows.const_data_ptr<T>();
+  side.row_stride = rows.stride(0);
+  side.count = rows.size(0);
+  T* term = memory.vector<T>(side.count);
+  const Tensor contiguous = bias ? bias->contiguous() : Tensor();
+  const T* b = bias ? contiguous.const_data_ptr<T>() : nullptr;
+  for (int64_t i = 0; i < side.count; i++) term[i] = T((shift + (b ? double(b[i]) : 0.0)) * unit);
+  side.term = term;
+  side.weight = side.reference = memory.vector<T>(side.count);
+  T* norm = memory.vector<T>(side.count);
+  if (task.operand == Operand::sqdist || task.reduce == Reduction::logsumexp)
+    kernels<T>().squared_norms(side, task.d, norm, memory.host());
+  side.norm = norm;
+}
+
+// The largest z that there can be, by Cauchy and Schwarz; M lies as far below as T allows, to reach as low as it can.
+template <class T>
+void Prepared<T>::bound_z() {
+  double norm_x = 0, norm_y = 0, term_x = -INFINITY, term_y = -INFINITY;
+  auto maxima = [](const Side<T>& side, double& norm, double& term) {
+    for (int64_t i = 0; i < side.count; i++) {
+      // NaN must not lose the comparison: it makes the bound NaN, and the running maxima hand it on.
+      norm = side.norm[i] <= norm ? norm : double(side.norm[i]);
+      term = side.term[i] <= term ? term : double(side.term[i]);
+    }
+  };
+  maxima(task.x, norm_x, term_x);
+  maxima(task.y, norm_y, term_y);
+  const double a = task.scale;
+  double u = std::sqrt(norm_x) * std::sqrt(norm_y);
+  if (task.operand == Operand::sqdist) u = a > 0 ? norm_x + norm_y + 2 * u : 0;
+  const double bound = std::abs(a) * u * (1 + 1e-5) + term_x + term_y;
+  shareable = std::abs(bound) < Range<T>::exact_reference;
+  if (shareable) task.reference = T(std::ceil(bound) - Range<T>::headroom);
+}
+
+template <class T>
+void Prepared<T>::want_values(bool of_y) {
+  task.x.value = memory.vector<double>(task.x.count);
+  if (of_y) task.y.value = task.self ? task.x.value : memory.vector<double>(task.y.count);
+}
+
+template <class T>
+void Prepared<T>::want_maxima() {
+  task.x.maximum = memory.vector<T>(task.x.count);
+  task.y.maximum = task.self ? task.x.maximum : memory.vector<T>(task.y.count);
+  std::fill_n(task.x.maximum, task.x.count, std::numeric_limits<T>::lowest());
+  std::fill_n(task.y.maximum, task.y.count, std::numeric_limits<T>::lowest());
+}
+
+template <class T>
+void Prepared<T>::forget_values() {
+  task.x.value = task.y.value = nullptr;
+}
+
+template <class T>
+void Prepared<T>::want_gradients(const Wanted& wanted, bool weight_sums) {
+  auto zeros = [&](const Side<T>& side) { return at::zeros({side.count, task.d}, x.options()); };
+  // da needs one of the two products.
+  if (wanted.x || (wanted.scale && !wanted.y)) x_product = zeros(task.x);
+  if (task.self) y_product = x_product;
+  else if (wanted.y) y_product = zeros(task.y);
+  task.x.product = x_product.defined() ? x_product.mutable_data_ptr<T>() : nullptr;
+  task.y.product = y_product.defined() ? y_product.mutable_data_ptr<T>() : nullptr;
+  if (weight_sums) {
+    task.x.weight_sum = memory.vector<double>(task.x.count);
+    task.y.weight_sum = task.self ? task.x.weight_sum : memory.vector<double>(task.y.count);
+  }
+}
+
+template class Prepared<float>;
+template class Prepared<double>;
+
+}  // namespace fastcl::cpu

@@ -1,0 +1,103 @@
+// From the op's tensors to what the kernels read: O(n d) work, once for each call.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace fastcl::cpu {
+
+using at::Tensor;
+
+// The problem as the op's flat arguments give it (fastcl/ops.py has the schema).
+struct Arguments {
+  const Tensor& x;
+  const std::optional<Tensor>& y;
+  const Tensor &scale, &shift;
+  const std::optional<Tensor>&bias_x, &bias_y, &group_x, &group_y;
+  int64_t row_offset, col_offset;
+  std::string_view mask, operand, pair;
+  at::ArrayRef<double> constants;
+  std::string_view reduce;
+  bool columns;
+
+  bool in_double() const { return x.scalar_type() == at::kDouble; }
+  void check() const;
+};
+
+struct Wanted {
+  bool x, y, scale, shift, bias_x, bias_y;
+  explicit Wanted(const std::array<bool, 6>& w) : x(w[0]), y(w[1]), scale(w[2]), shift(w[3]), bias_x(w[4]), bias_y(w[5]) {}
+  bool any() const { return x || y || scale || shift || bias_x || bias_y; }
+};
+
+// torch's intra-op threads and torch's allocator, as the kernels see them. Memory lives as long as this object.
+class TorchHost {
+  std::vector<Tensor> memory_;
+
+ public:
+  Host host();
+  void* allocate(size_t bytes);
+  // Elements [0, count) for use and `slack` more that may be read, all zero.
+  template <class U>
+  U* vector(int64_t count) {
+    auto* v = static_cast<U*>(allocate((count + slack) * sizeof(U)));
+    std::fill(v, v + count + slack, U(0));
+    return v;
+  }
+};
+
+// A log-sum-exp's numbers: what T can hold and how exactly.
+template <class T>
+struct Range;
+template <>
+struct Range<float> {
+  static constexpr double headroom = 90;         // the shared reference lies this far below the bound of z, in log 2
+  static constexpr double smallest = 0x1p-100;   // sums below this, times the number of terms, may have lost a bit
+  static constexpr double shared_spread = 120;   // of r and c, in log 2, for one reference in the gradients
+  static constexpr double exact_r = 256;         // beyond, r's own rounding would show in exp(z - r)
+  static constexpr double exact_reference = 1 << 20;
+};
+template <>
+struct Range<double> {
+  static constexpr double headroom = 900;
+  static constexpr double smallest = 0x1p-960;
+  static constexpr double shared_spread = 900;
+  static constexpr double exact_r = 1 << 20;
+  static constexpr double exact_reference = 1 << 20;
+};
+
+// Both sides in T, with everything that z needs; sums and gradients are asked for on top.
+template <class T>
+class Prepared {
+ public:
+  explicit Prepared(const Arguments& a);
+
+  Task<T> task;
+  TorchHost memory;
+  Tensor x, y;      // rows as the kernels read them: in T, centred for sqdist
+  double scale;     // a
+  bool shareable;   // the shared reference covers every z from above
+
+  // Sides' results, zeroed and hooked up.
+  void want_values(bool of_y);
+  void want_maxima();
+  void forget_values();
+  void want_gradients(const Wanted& wanted, bool weight_sums);
+  void sweep(Step step) { kernels<T>().sweep(task, step, memory.host()); }
+
+  Tensor x_product, y_product;
+
+ private:
+  void prepare_side(Side<T>& side, const Tensor& rows, const std::optional<Tensor>& bias, double shift, double unit);
+  void bound_z();
+};
+
+extern template class Prepared<float>;
+extern template class Prepared<double>;
+
+}  // namespace fastcl::cpu

@@ -1,0 +1,54 @@
+// The steps that rows, gradients and total share.
+#pragma once
+
+#include <cmath>
+
+#include "prepare.h"
+
+namespace fastcl::cpu {
+
+inline constexpr double ln_2 = 0.69314718055994530942, log2_e = 1.4426950408889634074;
+
+// Sweeps for the values of x (and y). For a log-sum-exp first against the shared reference, with one exponential for
+// each pair; if a value is too small to be exact so (or there is no such reference), with running maxima.
+template <class T>
+void reduce_all(Prepared<T>& p, bool of_y);
+
+// The logarithm of row i's sum of exponentials, to base 2; -inf where nothing was left.
+template <class T>
+double log2_of(const Prepared<T>& p, const Side<T>& side, int64_t i) {
+  if (side.value[i] == 0) return -INFINITY;
+  const T reference = side.maximum ? side.maximum[i] : p.task.reference;
+  return reference == std::numeric_limits<T>::max() && side.value[i] > 0 ? INFINITY : reference + std::log2(side.value[i]);
+}
+
+// r_i
+template <class T>
+double reduced(const Prepared<T>& p, const Side<T>& side, int64_t i) {
+  return p.task.reduce == Reduction::sum ? side.value[i] : ln_2 * log2_of(p, side, i);
+}
+
+// Weights so that w_ij = g_i exp(z_ij - r_i), from the values of reduce_all, which are exact where r is rounded.
+template <class T>
+void weights_from_values(Prepared<T>& p, Side<T>& side, const double* g);
+
+// The step that goes with them.
+template <class T>
+Step weighing(const Prepared<T>& p) {
+  return p.task.reduce == Reduction::logsumexp && p.task.x.maximum ? Step::weigh_split : Step::weigh;
+}
+
+// The six gradients from the four sums, times a factor; the matrices in the given dtype.
+template <class T>
+std::array<Tensor, 6> finish(Prepared<T>& p, const Wanted& wanted, double factor, at::ScalarType dtype);
+
+// Whether the gradients need W 1 and W^T 1.
+inline bool needs_weight_sums(const Wanted& w, Operand operand) {
+  return w.shift || w.bias_x || w.bias_y || (operand == Operand::sqdist && w.any());
+}
+
+std::tuple<Tensor, Tensor> kernel_rows(const Arguments& a);
+std::array<Tensor, 6> kernel_gradients(const Arguments& a, const Tensor& r, const Tensor& c, const Tensor& g, const Tensor& h, const Wanted& wanted);
+std::array<Tensor, 8> kernel_total(const Arguments& a, const std::optional<Tensor>& positive, std::string_view outer, const Wanted& wanted);
+
+}  // namespace fastcl::cpu

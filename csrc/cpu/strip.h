@@ -1,0 +1,123 @@
+// One direction in one sweep: value and both gradients of sum_i outer(r_i) with one exponential for each pair.
+//
+// A strip of rows keeps its exponentials E until its rows are complete and rho_i = d total / d (sum_j E_ij) is known:
+//     W = diag(rho) E,   W Y = diag(rho) (E Y),   W^T X = E^T (diag(rho) X)
+// Threads own columns, so that y's sums need no copies; x's are added up over threads, strip by strip.
+#pragma once
+
+#include "sweep.h"
+
+namespace fastcl::cpu::FASTCL_ISA {
+
+template <class T>
+class Strip {
+  using G = Geometry<T>;
+  static constexpr int64_t tile_size = int64_t(G::tile + G::rows) * G::w_stride;
+
+  const Task<T>& task_;
+  const RowWeights& weights_;
+  const Host& host_;
+  const PackedOperands<T> packed_;
+  const bool keeps_;  // something of y needs E again once rho is known
+  int threads_;
+  int64_t height_, tiles_;
+  TileWorker<T>* workers_;
+  T *exponentials_, *products_, *rho_;
+  double *row_values_, *values_, *exact_rho_;
+
+ public:
+  Strip(const Task<T>& task, const RowWeights& weights, const Host& host)
+      : task_(task), weights_(weights), host_(host), packed_(task, host), keeps_(task.y.product || task.y.weight_sum) {
+    const int64_t units = parts_of(task.y.count, G::unit);
+    threads_ = int(smaller_of(threads_for(task, host.threads), units));
+    threads_ = int(larger_of(1, threads_));
+    // The strip is height x m elements. It may be as large as x and y, which no one notices, or half a tile high.
+    height_ = smaller_of(G::tile, larger_of(G::tile / 2, 2 * task.d)) / G::rows * G::rows;
+    tiles_ = keeps_ ? parts_of(parts_of(units, threads_) * G::unit, G::tile) : 1;
+    workers_ = allocate<TileWorker<T>>(host, threads_);
+    for (int t = 0; t < threads_; t++) new (workers_ + t) TileWorker<T>(task, packed_, Step::both, host);
+    exponentials_ = allocate<T>(host, threads_ * tiles_ * tile_size);
+    products_ = allocate<T>(host, threads_ * height_ * task.d);
+    row_values_ = allocate<double>(host, threads_ * height_);
+    values_ = allocate<double>(host, height_);
+    exact_rho_ = allocate<double>(host, height_);
+    rho_ = allocate<T>(host, height_ + slack);
+  }
+
+  bool run() {
+    for (int64_t i0 = 0; i0 < task_.x.count; i0 += height_) {
+      const int64_t i1 = smaller_of(i0 + height_, task_.x.count), height = i1 - i0;
+      parallel(host_, threads_, [&](int t) { exponentials(t, i0, i1); });
+      for (int64_t r = 0; r < height; r++) {
+        values_[r] = 0;
+        for (int t = 0; t < threads_; t++) values_[r] += row_values_[t * height_ + r];
+      }
+      if (!weights_.of(weights_.self, i0, i1, values_, exact_rho_)) return false;
+      for (int64_t r = 0; r < height; r++) {
+        rho_[r] = T(exact_rho_[r]);
+        if (task_.x.weight_sum) task_.x.weight_sum[i0 + r] += exact_rho_[r] * values_[r];
+      }
+      parallel(host_, threads_, [&](int t) { gradients(t, i0, i1); });
+    }
+    return true;
+  }
+
+ private:
+  // Calls visit(tile's number, j0, j1) for the thread's columns.
+  template <class Visit>
+  void for_each_tile(int t, const Visit& visit) const {
+    const int64_t m = task_.y.count, end = cut(m, G::unit, t + 1, threads_);
+    int64_t number = 0;
+    for (int64_t j = cut(m, G::unit, t, threads_); j < end; j += G::tile) visit(keeps_ ? number++ : 0, j, smaller_of(j + G::tile, end));
+  }
+  T* tile(int t, int64_t number) const { return exponentials_ + (t * tiles_ + number) * tile_size; }
+
+  void exponentials(int t, int64_t i0, int64_t i1) {
+    TileWorker<T>& worker = workers_[t];
+    T* product = products_ + t * height_ * task_.d;
+    for (int64_t k = 0; k < height_ * task_.d; k++) product[k] = T(0);
+    worker.clear_rows();
+    for_each_tile(t, [&](int64_t number, int64_t j0, int64_t j1) {
+      worker.clear_cols();
+      worker.sweep(Tile{i0, i1, j0, j1}, tile(t, number));
+      if (task_.x.product)
+        add_product(product, i1 - i0, Weights<T>::plain(tile(t, number)), task_.y, j0, j1 - j0, task_.d, worker.panel());
+    });
+    for (int64_t r = 0; r < i1 - i0; r++) row_values_[t * height_ + r] = worker.row_value(r);
+  }
+
+  void gradients(int t, int64_t i0, int64_t i1) {
+    const int64_t height = i1 - i0, d = task_.d;
+    if (keeps_)
+      for_each_tile(t, [&](int64_t number, int64_t j0, int64_t j1) {
+        const T* e = tile(t, number);
+        if (task_.y.product)
+          add_product(task_.y.product + j0 * d, j1 - j0, Weights<T>::transposed(e, rho_), task_.x, i0, height, d, workers_[t].panel());
+        if (task_.y.weight_sum) add_weight_sums(e, height, j0, j1);
+      });
+    if (task_.x.product)
+      for (int64_t r = height * t / threads_; r < height * (t + 1) / threads_; r++) {
+        T* out = task_.x.product + (i0 + r) * d;
+        for (int64_t k = 0; k < d; k++) {
+          T sum = 0;
+          for (int s = 0; s < threads_; s++) sum += products_[(s * height_ + r) * d + k];
+          out[k] += rho_[r] * sum;
+        }
+      }
+  }
+
+  void add_weight_sums(const T* e, int64_t height, int64_t j0, int64_t j1) {
+    for (int64_t c = 0; c < j1 - j0; c += G::lanes) {
+      Simd<T> sum = T(0);
+      for (int64_t r = 0; r < height; r++) sum += Simd<T>::load(e + r * G::w_stride + c) * Simd<T>(rho_[r]);
+      for (int l = 0; l < G::lanes && c + l < j1 - j0; l++) task_.y.weight_sum[j0 + c + l] += sum.v[l];
+    }
+  }
+};
+
+template <class T>
+bool strip(const Task<T>& task, const RowWeights& weights, const Host& host) {
+  return Strip<T>(task, weights, host).run();
+}
+
+}  // namespace fastcl::cpu::FASTCL_ISA

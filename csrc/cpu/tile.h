@@ -1,0 +1,154 @@
+// One thread's work on one tile of pairs: S by register tiles, their epilogue, and the sums that they leave.
+#pragma once
+
+#include "epilogue.h"
+#include "packing.h"
+
+namespace fastcl::cpu::FASTCL_ISA {
+
+// Rows [i0, i1) against columns [j0, j1); at most Geometry::tile of each.
+struct Tile {
+  int64_t i0, i1, j0, j1;
+};
+
+template <class T>
+class TileWorker {
+  using G = Geometry<T>;
+  using Int = typename Bits<T>::type;
+
+  const Task<T>& task_;
+  const PackedOperands<T>& packed_;
+  Step step_;
+  Epilogue<T> epilogue_;
+
+  T *u_, *w_, *panel_;
+  Int* keep_;
+  Simd<T> *row_value_, *row_maximum_, *row_weight_sum_;
+  T *col_value_, *col_maximum_, *col_weight_sum_;
+
+ public:
+  TileWorker(const Task<T>& task, const PackedOperands<T>& packed, Step step, const Host& host)
+      : task_(task), packed_(packed), step_(step), epilogue_(epilogue_of(task, step)) {
+    constexpr int64_t registers = G::rows * G::cols, lanes = G::lanes, tile = G::tile;
+    u_ = allocate<T>(host, registers);
+    keep_ = allocate<Int>(host, registers);
+    w_ = step == Step::push || step == Step::push_maxima ? nullptr : allocate<T>(host, (tile + G::rows) * G::w_stride);
+    panel_ = w_ ? allocate<T>(host, tile * G::cols) : nullptr;
+    T* row_lanes = allocate<T>(host, 3 * (tile + G::rows) * lanes);
+    row_value_ = reinterpret_cast<Simd<T>*>(row_lanes);
+    row_maximum_ = row_value_ + tile + G::rows;
+    row_weight_sum_ = row_maximum_ + tile + G::rows;
+    col_value_ = allocate<T>(host, 3 * (tile + G::cols));
+    col_maximum_ = col_value_ + tile + G::cols;
+    col_weight_sum_ = col_maximum_ + tile + G::cols;
+  }
+
+  T* w() const { return w_; }
+  T* panel() const { return panel_; }
+
+  void clear_rows() {
+    for (int64_t r = 0; r < G::tile + G::rows; r++) {
+      row_value_[r] = row_weight_sum_[r] = Simd<T>(T(0));
+      row_maximum_[r] = Simd<T>(Constants<T>::lowest);
+    }
+  }
+
+  void clear_cols() {
+    for (int64_t c = 0; c < G::tile + G::cols; c++) {
+      col_value_[c] = col_weight_sum_[c] = T(0);
+      col_maximum_[c] = Constants<T>::lowest;
+    }
+  }
+
+  // All register tiles of the tile; weights go to w (w_stride apart).
+  void sweep(const Tile& t, T* w) {
+    const auto operands = task_.operand == Operand::dot ? operands_of<T, Dot> : operands_of<T, Sqdist>;
+    const Side<T>&x = task_.x, &y = task_.y;
+    for (int64_t j = t.j0; j < t.j1; j += G::cols) {
+      const T* panel = packed_.panel(j);
+      for (int64_t i = t.i0; i < t.i1; i += G::rows) {
+        operands(packed_.rows(i), packed_.row_stride(i), panel, task_.d, x.norm + i, y.norm + j, u_);
+        const int64_t r = i - t.i0, c = j - t.j0;
+        const Pane<T> pane{u_, keep_,
+                           x.term + i, x.weight + i, x.reference + i, y.term + j, y.weight + j, y.reference + j,
+                           row_value_ + r, row_maximum_ + r, row_weight_sum_ + r,
+                           col_value_ + c, col_maximum_ + c, col_weight_sum_ + c, w + r * G::w_stride + c};
+        (set_keep(i, j) ? epilogue_.masked : epilogue_.plain)(pane, task_);
+      }
+    }
+  }
+
+  // x.product += W Y, y.product += W^T X, where they are wanted.
+  void add_products(const Tile& t, T* x_product, T* y_product) {
+    if (x_product)
+      add_product(x_product + t.i0 * task_.d, t.i1 - t.i0, Weights<T>::plain(w_), task_.y, t.j0, t.j1 - t.j0, task_.d, panel_);
+    if (y_product)
+      add_product(y_product + t.j0 * task_.d, t.j1 - t.j0, Weights<T>::transposed(w_), task_.x, t.i0, t.i1 - t.i0, task_.d, panel_);
+  }
+
+  double row_value(int64_t r) const { return sum_of_lanes(row_value_[r]); }
+
+  // Hand the sums of rows [i0, i1) and columns [j0, j1) to their sides.
+  void flush_rows(const Side<T>& side, int64_t i0, int64_t i1) {
+    for (int64_t i = i0; i < i1; i++) {
+      const int64_t r = i - i0;
+      if (step_ == Step::push_maxima) {
+        for (int l = 0; l < G::lanes; l++) merge(side, i, row_maximum_[r].v[l], row_value_[r].v[l]);
+        continue;
+      }
+      if (side.value) side.value[i] += sum_of_lanes(row_value_[r]);
+      if (side.weight_sum) side.weight_sum[i] += sum_of_lanes(row_weight_sum_[r]);
+    }
+  }
+
+  void flush_cols(const Side<T>& side, int64_t j0, int64_t j1) {
+    for (int64_t j = j0; j < j1; j++) {
+      const int64_t c = j - j0;
+      if (step_ == Step::push_maxima) {
+        if (side.value) merge(side, j, col_maximum_[c], col_value_[c]);
+        continue;
+      }
+      if (side.value) side.value[j] += col_value_[c];
+      if (side.weight_sum) side.weight_sum[j] += col_weight_sum_[c];
+    }
+  }
+
+ private:
+  static void merge(const Side<T>& side, int64_t i, T maximum, T sum) {
+    T& kept = side.maximum[i];
+    if (maximum > kept) {
+      side.value[i] *= __builtin_exp2(double(kept) - double(maximum));
+      kept = maximum;
+    }
+    side.value[i] += sum * __builtin_exp2(double(maximum) - double(kept));
+  }
+
+  // Writes the mask of the register tile at (i, j), if it needs one.
+  bool set_keep(int64_t i, int64_t j) {
+    const int64_t height = task_.x.count - i, width = task_.y.count - j;
+    const bool ragged = height < G::rows || width < G::cols;
+    // In row r of this register tile, column (diagonal + r) is the row's own.
+    const int64_t diagonal = (i + task_.row_offset) - (j + task_.col_offset);
+    const bool by_groups = task_.mask == MaskKind::across_groups || task_.mask == MaskKind::within_groups;
+    const bool on_diagonal = task_.mask == MaskKind::off_diagonal && diagonal > -G::rows && diagonal < G::cols;
+    if (!ragged && !by_groups && !on_diagonal) return false;
+
+    for (int64_t r = 0; r < G::rows; r++) {
+      Int* keep = keep_ + r * G::cols;
+      if (by_groups && r < height) {
+        const int64_t* others = task_.y.group + j;
+        const int64_t own = task_.x.group[i + r];
+        const Int same = task_.mask == MaskKind::within_groups ? -1 : 0;
+        for (int c = 0; c < G::cols; c++) keep[c] = others[c] == own ? same : ~same;
+      } else {
+        for (int c = 0; c < G::cols; c++) keep[c] = -1;
+      }
+      if (on_diagonal && diagonal + r >= 0 && diagonal + r < G::cols) keep[diagonal + r] = 0;
+      if (ragged)
+        for (int c = 0; c < G::cols; c++) keep[c] = r < height && c < width ? keep[c] : 0;
+    }
+    return true;
+  }
+};
+
+}  // namespace fastcl::cpu::FASTCL_ISA

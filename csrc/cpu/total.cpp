@@ -1,0 +1,182 @@
+// The total forms: value and gradients from one op call, the upstream gradient being one scalar.
+//
+//     sum        sum_i r_i                       a sum: one sweep for both
+//     pooled     logsumexp of all pairs          one sweep for both: every weight is exp(z) over one number
+//     contrast   sum_i softplus(r_i - p_i)       the strip: one exponential for each pair; x with itself: two sweeps
+//                                                over a triangle, which is less
+#include "reduce.h"
+
+namespace fastcl::cpu {
+namespace {
+
+double softplus(double z) { return z > 0 ? z + std::log1p(std::exp(-z)) : std::log1p(std::exp(z)); }
+double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
+
+// The outer function of a row's log-sum-exp, gathered row by row.
+template <class T>
+struct OuterForm {
+  Outer outer;
+  const T* positive;
+  T* dpositive;
+  double value = 0;
+
+  // Adds the row to the value; returns g_i.
+  double add(int64_t i, double r) {
+    if (outer == Outer::sum) return value += r, 1.0;
+    const double z = r - double(positive[i]);
+    const double g = sigmoid(z);
+    value += softplus(z);
+    dpositive[i] = T(-g);
+    return g;
+  }
+};
+
+template <class T>
+class Total {
+  Prepared<T> p_;
+  const Wanted wanted_;
+  OuterForm<T> form_;
+  Tensor positive_, dpositive_;
+
+ public:
+  Total(const Arguments& a, const std::optional<Tensor>& positive, Outer outer, const Wanted& wanted)
+      : p_(a), wanted_(wanted), form_{outer, nullptr, nullptr} {
+    const int64_t count = positive ? p_.task.x.count : 0;
+    dpositive_ = at::zeros({count}, p_.x.options());
+    TORCH_CHECK_VALUE(positive.has_value() == (outer == Outer::contrast), "positive: expected a vector exactly for outer='contrast'");
+    if (!positive) return;
+    TORCH_CHECK_VALUE(positive->dim() == 1 && positive->size(0) == count, "positive: expected shape (", count, ",), got ", positive->sizes());
+    positive_ = positive->to(p_.x.scalar_type()).contiguous();
+    form_.positive = positive_.template const_data_ptr<T>();
+    form_.dpositive = dpositive_.template mutable_data_ptr<T>();
+  }
+
+  std::array<Tensor, 8> run() {
+    const bool sum = p_.task.reduce == Reduction::sum;
+    TORCH_CHECK_VALUE(!sum || form_.outer == Outer::sum, "outer: 'contrast' and 'pooled' go with reduce='logsumexp' only");
+    if (!wanted_.any()) return without_gradients();
+    if (sum) return of_a_sum();
+    if (form_.outer == Outer::pooled) return pooled();
+    return by_rows();
+  }
+
+ private:
+  void want_gradients() { p_.want_gradients(wanted_, needs_weight_sums(wanted_, p_.task.operand)); }
+
+  std::array<Tensor, 8> results(double value, double factor) {
+    const auto g = finish(p_, wanted_, factor, p_.x.scalar_type());
+    return {at::full({}, value, p_.x.options()), g[0], g[1], g[2], g[3], g[4], g[5], dpositive_};
+  }
+
+  double sum_of_values() const {
+    double sum = 0;
+    for (int64_t i = 0; i < p_.task.x.count; i++) sum += p_.task.x.value[i];
+    return sum;
+  }
+
+  // The log-sum-exp of all rows, to base 2, after reduce_all.
+  double log2_of_all() const {
+    double highest = -INFINITY, sum = 0;
+    for (int64_t i = 0; i < p_.task.x.count; i++) highest = std::fmax(highest, log2_of(p_, p_.task.x, i));
+    if (highest == -INFINITY || highest == INFINITY) {
+      for (int64_t i = 0; i < p_.task.x.count; i++) sum += std::isnan(p_.task.x.value[i]) ? NAN : 0;
+      return highest + sum;
+    }
+    for (int64_t i = 0; i < p_.task.x.count; i++) sum += std::exp2(log2_of(p_, p_.task.x, i) - highest);
+    return highest + std::log2(sum);
+  }
+
+  std::array<Tensor, 8> without_gradients() {
+    reduce_all(p_, false);
+    if (form_.outer == Outer::pooled) return results(ln_2 * log2_of_all(), 1);
+    for (int64_t i = 0; i < p_.task.x.count; i++) form_.add(i, reduced(p_, p_.task.x, i));
+    return results(form_.value, 1);
+  }
+
+  // In x with itself both orders of a pair count: w_ij = f'(z_ij) (1 + 1).
+  double both_orders() const { return p_.task.self ? 2 : 1; }
+
+  std::array<Tensor, 8> of_a_sum() {
+    p_.want_values(p_.task.self);
+    want_gradients();
+    p_.sweep(Step::both);
+    return results(sum_of_values(), both_orders());
+  }
+
+  std::array<Tensor, 8> pooled() {
+    if (p_.shareable) {
+      p_.want_values(p_.task.self);
+      want_gradients();
+      p_.sweep(Step::both);
+      const double sum = sum_of_values();
+      const double terms = double(p_.task.x.count) * double(p_.task.y.count);
+      if (sum >= Range<T>::smallest * terms && sum > 0) return results(ln_2 * (p_.task.reference + std::log2(sum)), both_orders() / sum);
+    }
+    // g_i = exp(r_i - total), so that g_i exp(z_ij - r_i) = exp(z_ij - total).
+    p_.shareable = false;
+    drop_gradients();
+    reduce_all(p_, false);
+    const double total = log2_of_all();
+    std::vector<double> g(p_.task.x.count);
+    for (int64_t i = 0; i < p_.task.x.count; i++) g[i] = total == -INFINITY ? 0 : std::exp2(log2_of(p_, p_.task.x, i) - total);
+    return gradients_by_rows(g, ln_2 * total);
+  }
+
+  // contrast, or the sum of log-sum-exps
+  std::array<Tensor, 8> by_rows() {
+    if (p_.shareable && !p_.task.self && p_.task.x.count > 0 && p_.task.y.count > 0) {
+      want_gradients();
+      const RowWeights weights{this, [](void* self, int64_t begin, int64_t end, const double* values, double* rho) {
+                                 return static_cast<Total*>(self)->row_weights(begin, end, values, rho);
+                               }};
+      if (kernels<T>().strip(p_.task, weights, p_.memory.host())) return results(form_.value, 1);
+      form_.value = 0;
+      drop_gradients();
+    }
+    reduce_all(p_, false);
+    std::vector<double> g(p_.task.x.count);
+    for (int64_t i = 0; i < p_.task.x.count; i++) g[i] = form_.add(i, reduced(p_, p_.task.x, i));
+    return gradients_by_rows(g, form_.value);
+  }
+
+  bool row_weights(int64_t begin, int64_t end, const double* values, double* rho) {
+    const double smallest = Range<T>::smallest * double(p_.task.y.count);
+    for (int64_t i = begin; i < end; i++) {
+      const double value = values[i - begin];
+      if (!(value >= smallest)) return false;
+      rho[i - begin] = form_.add(i, ln_2 * (p_.task.reference + std::log2(value))) / value;
+    }
+    return true;
+  }
+
+  std::array<Tensor, 8> gradients_by_rows(const std::vector<double>& g, double value) {
+    weights_from_values(p_, p_.task.x, g.data());
+    if (p_.task.self) p_.task.y.weight = p_.task.x.weight, p_.task.y.reference = p_.task.x.reference;
+    const Step step = weighing(p_);
+    p_.forget_values();
+    want_gradients();
+    p_.sweep(step);
+    return results(value, 1);
+  }
+
+  void drop_gradients() {
+    for (Side<T>* side : {&p_.task.x, &p_.task.y}) side->product = nullptr, side->weight_sum = nullptr;
+    p_.x_product = p_.y_product = Tensor();
+  }
+};
+
+Outer outer_of(std::string_view name) {
+  if (name == "sum") return Outer::sum;
+  if (name == "contrast") return Outer::contrast;
+  TORCH_CHECK_VALUE(name == "pooled", "outer: expected one of 'sum', 'contrast', 'pooled', got '", name, "'");
+  return Outer::pooled;
+}
+
+}  // namespace
+
+std::array<Tensor, 8> kernel_total(const Arguments& a, const std::optional<Tensor>& positive, std::string_view outer, const Wanted& wanted) {
+  const Outer form = outer_of(outer);
+  return a.in_double() ? Total<double>(a, positive, form, wanted).run() : Total<float>(a, positive, form, wanted).run();
+}
+
+}  // namespace fastcl::cpu

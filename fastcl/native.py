@@ -1,0 +1,47 @@
+"""The compiled backends, "cpu" and "cuda": the kernels of csrc/ behind the protocol of a backend.
+
+torch's dispatcher finds the kernels by the device of x, and releases the interpreter's lock while they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import extension, ops
+from .problem import Gradients, Problem, Wanted
+
+
+def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot serve this device and dtype, with what mends it; None when they can."""
+    if extension.library is None:
+        return extension.reason
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
+    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key("fastcl::kernel_rows", key):
+        return f"the extension was built without kernels for {device.type}; rebuild it: {extension.REBUILD}"
+    return None
+
+
+def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
+    """r, and c when asked."""
+    r, c = torch.ops.fastcl.kernel_rows(*ops.pack(p))
+    return r, c if p.columns else None
+
+
+def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+    """The gradients of <g, r> + <h, c>."""
+    absent = r.new_empty(0)
+    given = [absent if t is None else t for t in (r, c, g, h)]
+    return _present(torch.ops.fastcl.kernel_gradients(*ops.pack(p), *given, list(wanted)), wanted)
+
+
+def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
+    """The value of the total form and its gradients for an upstream gradient of 1."""
+    value, *answer, dpositive = torch.ops.fastcl.kernel_total(*ops.pack(p), positive, outer, list(wanted))
+    return value, _present(answer, wanted), None if positive is None else dpositive
+
+
+def _present(answer: Sequence[Tensor], wanted: Wanted) -> Gradients:
+    return Gradients(*(t if w else None for t, w in zip(answer, wanted, strict=True)))
