@@ -1,0 +1,104 @@
+"""ClipLoss and SigLipLoss beside open_clip's, in one process."""
+
+import inspect
+
+import pytest
+import torch
+
+from fastcl.dropin import open_clip as ours
+
+from . import originals
+from .compare import assert_agree, two_views, unit
+
+SIZES = [(1, 3), (2, 5), (13, 7), (40, 16)]
+SCALES = [0.5, 14.3, 100.0]
+
+
+def leaves(n: int, d: int, scale: float, bias: float) -> list[torch.Tensor]:
+    x, y = (unit(v) for v in two_views(n, d))
+    return [x, y, torch.tensor(scale).double(), torch.tensor([bias]).double()]
+
+
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+def test_signatures(name: str) -> None:
+    theirs, mine = getattr(originals.open_clip(), name), getattr(ours, name)
+    for method in ("__init__", "forward"):
+        a, b = inspect.signature(getattr(mine, method)), inspect.signature(getattr(theirs, method))
+        assert [(p.name, p.default, p.kind) for p in a.parameters.values()] == [
+            (p.name, p.default, p.kind) for p in b.parameters.values()
+        ]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("n", "d"), SIZES)
+def test_clip(n: int, d: int, scale: float) -> None:
+    mine, theirs = ours.ClipLoss(), originals.open_clip().ClipLoss()
+    x, y, a, _ = leaves(n, d, scale, 0.0)
+    assert_agree(mine, theirs, [x, y, a])
+    assert_agree(lambda *t: mine(*t, output_dict=True)["contrastive_loss"], theirs, [x, y, a])
+
+
+@pytest.mark.parametrize("bias", [-10.0, 3.0])
+def test_clip_bias_cancels(bias: float) -> None:
+    mine, theirs = ours.ClipLoss(cache_labels=True), originals.open_clip().ClipLoss(cache_labels=True)
+    every = leaves(13, 7, 14.3, bias)
+    assert_agree(mine, theirs, every)
+    b = every[-1].requires_grad_()
+    mine(*every).backward()
+    assert b.grad is not None and b.grad.item() == 0.0
+
+
+@pytest.mark.parametrize("bias", [-10.0, 0.5])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("n", "d"), SIZES)
+def test_siglip(n: int, d: int, scale: float, bias: float) -> None:
+    mine, theirs = ours.SigLipLoss(cache_labels=True), originals.open_clip().SigLipLoss(cache_labels=True)
+    every = leaves(n, d, scale, bias)
+    assert_agree(mine, theirs, every)
+    assert_agree(lambda *t: mine(*t, output_dict=True)["contrastive_loss"], theirs, every)
+    assert_agree(lambda x, y, a: mine(x, y, a, None), lambda x, y, a: theirs(x, y, a, None), every[:3])
+
+
+def test_duplicate_and_long_rows() -> None:
+    x, y = two_views(9, 5)
+    x[3], y[3] = x[4], y[4]
+    scale = torch.tensor(1.0).double()
+    for name in ("ClipLoss", "SigLipLoss"):
+        for factor in (1.0, 1e3):
+            assert_agree(
+                lambda *t, name=name: getattr(ours, name)()(*t, torch.tensor(-2.0)),
+                lambda *t, name=name: getattr(originals.open_clip(), name)()(*t, torch.tensor(-2.0)),
+                [factor * x, factor * y, scale],
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_dtypes_are_finite_and_near(dtype: torch.dtype) -> None:
+    """The truth is the original in float64 on the same rounded rows; the bound is what the original itself is off by."""
+    x, y = (unit(v).to(dtype) for v in two_views(33, 16))
+    for name, bias in (("ClipLoss", None), ("SigLipLoss", -10.0)):
+        theirs = getattr(originals.open_clip(), name)()
+        truth = theirs(x.double(), y.double(), 14.3, bias).item()
+        there = abs(theirs(x, y, 14.3, bias).item() - truth)
+        assert abs(getattr(ours, name)()(x, y, 14.3, bias).item() - truth) <= there + 1e-6 * abs(truth)
+
+
+def test_what_is_not_supported_raises() -> None:
+    x, y = two_views(4, 3)
+    with pytest.raises(NotImplementedError, match="use_horovod"):
+        ours.ClipLoss(use_horovod=True)
+    for name in ("ClipLoss", "SigLipLoss"):
+        with pytest.raises(ValueError, match="rank: expected 0 <= rank < world_size"):
+            getattr(ours, name)(rank=2, world_size=2)
+        with pytest.raises(ValueError, match="init_process_group"):
+            getattr(ours, name)(rank=1, world_size=2)(x, y, 1.0, 0.0)
+        with pytest.raises(ValueError, match="one row for each row"):
+            getattr(ours, name)()(x, y[:3], 1.0, 0.0)
+        with pytest.raises(ValueError, match="at least 1 row"):
+            getattr(ours, name)()(x[:0], y[:0], 1.0, 0.0)
+        with pytest.raises(TypeError, match="dtype"):
+            getattr(ours, name)()(x, y.float(), 1.0, 0.0)
+    with pytest.raises(ValueError, match="dist_impl"):
+        ours.SigLipLoss(dist_impl="broadcast")
+    with pytest.raises(ValueError, match="logit_scale"):
+        ours.ClipLoss()(x, y, -1.0)
