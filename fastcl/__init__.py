@@ -3,7 +3,7 @@
 Every contrastive loss is an alignment term plus one pairwise reduction; one family of fused kernels does all reductions.
 """
 
-from . import functional
+from . import functional, losses
 from .backends import BackendUnavailableError
 from .masks import Mask, across_groups, all_pairs, off_diagonal, within_groups
 from .ops import pair_reduce, pair_total
@@ -17,6 +17,7 @@ __all__ = [
     "across_groups",
     "all_pairs",
     "functional",
+    "losses",
     "merge",
     "off_diagonal",
     "pair_reduce",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import checks
+from .. import backends, checks
 from ..masks import Mask, across_groups, off_diagonal
 from ..ops import pair_total
 from ..problem import accumulation_dtype
@@ -148,3 +148,9 @@ def check_reduction(reduction: str, has_rows: bool = True, objective: str = "") 
             f"reduction: {objective} is one number, not a mean over rows; expected 'mean', got {reduction!r}"
         )
     return reduction
+
+
+def check_backend(backend: str | None) -> None:
+    """A known name, for an objective that has no pairs to reduce."""
+    if backend is not None:
+        checks.one_of("backend", backend, backends.NAMES)

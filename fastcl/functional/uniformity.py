@@ -9,6 +9,7 @@ from .. import checks
 from ..ops import pair_total
 from .rows import (
     at_least,
+    check_backend,
     check_reduction,
     normalize_rows,
     own_pairs_left_out,
@@ -26,6 +27,7 @@ def alignment(
     alpha: float = 2.0,
     normalize: bool = True,
     reduction: str = "mean",
+    backend: str | None = None,
 ) -> Tensor:
     """Alignment: the mean distance of positives.
 
@@ -39,6 +41,7 @@ def alignment(
         alpha: the exponent, > 0. Below 2 the gradient at x_i = y_i is taken as 0.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
+        backend: as everywhere; alignment has no pairs to reduce and is the same on each.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -48,6 +51,7 @@ def alignment(
         TypeError: for unsupported or mixed dtypes.
     """
     check_reduction(reduction)
+    check_backend(backend)
     alpha = _number("alpha", alpha)
     x, y = views(x, y, normalize)
     squared = row_sqdist(x, y)

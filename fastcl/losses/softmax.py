@@ -1,0 +1,48 @@
+"""Softmax objectives of two views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import functional
+from .objective import LogitScale, Objective
+
+
+class InfoNCELoss(Objective, function=functional.info_nce):
+    """InfoNCE, one direction. Call: loss(x, y, groups=None)."""
+
+    temperature: float | Tensor = 0.07
+
+
+class NTXentLoss(Objective, function=functional.nt_xent):
+    """NT-Xent (SimCLR). Call: loss(u, v, groups=None)."""
+
+    temperature: float | Tensor = 0.5
+
+
+class CLIPLoss(Objective, function=functional.clip):
+    """CLIP with its learned scale. Call: loss(x, y, groups=None).
+
+    The scale is the module `logit_scale` (a LogitScale, whose parameter `log` starts at log(1 / 0.07)), and never exceeds 100
+    (Radford et al. 2021, section 2.5).
+
+    Args:
+        logit_scale: the factor to start from, > 0.
+        largest_scale: its upper bound, or None.
+        learnable: whether the scale is a parameter.
+    """
+
+    logit_scale: float | LogitScale = 1 / 0.07
+    largest_scale: float | None = 100.0
+    learnable: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.logit_scale, LogitScale):
+            self.logit_scale = LogitScale(self.logit_scale, self.largest_scale, self.learnable)
+
+    def arguments(self) -> dict[str, Any]:
+        assert isinstance(self.logit_scale, LogitScale)
+        return super().arguments() | {"logit_scale": self.logit_scale()}

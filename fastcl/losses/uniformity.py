@@ -1,0 +1,28 @@
+"""Alignment and uniformity on the hypersphere."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import functional
+from .objective import Objective
+
+
+class AlignmentLoss(Objective, function=functional.alignment):
+    """Alignment. Call: loss(x, y)."""
+
+    alpha: float = 2.0
+
+
+class UniformityLoss(Objective, function=functional.uniformity):
+    """Uniformity. Call: loss(x, groups=None)."""
+
+    t: float | Tensor = 2.0
+
+
+class AlignUniformLoss(Objective, function=functional.align_uniform):
+    """Alignment plus weighted uniformity. Call: loss(x, y, groups=None)."""
+
+    alpha: float = 2.0
+    t: float | Tensor = 2.0
+    weight: float | Tensor = 1.0
