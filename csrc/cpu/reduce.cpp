@@ -87,7 +87,9 @@ std::array<Tensor, 6> finish(Prepared<T>& p, const Wanted& wanted, double factor
   std::array<Tensor, 6> out;
   out.fill(absent);
   if (wanted.scale) {
-    double u = x.product ? inner(x, x.product, p.task.d) : inner(y, y.product, p.task.d);
+    // No pair, no product: the pointers of empty tensors are null, which below means another thing.
+    const bool none = x.count == 0 || y.count == 0;
+    double u = none ? 0 : x.product ? inner(x, x.product, p.task.d) : inner(y, y.product, p.task.d);
     if (p.task.operand == Operand::sqdist)
       u = sum_of(x.weight_sum, x.norm, x.count) + sum_of(y.weight_sum, y.norm, y.count) - 2 * u;
     out[2] = at::full({}, once * u, options);
