@@ -123,7 +123,9 @@ def test_random_problems(chunk: int, backend: str) -> None:
         problem = drawn(seed)
         found, wanted = problem.by_op(backend), problem.by_loop()
         for got, want in zip(found, wanted, strict=True):
-            torch.testing.assert_close(got.detach(), want.detach(), rtol=1e-10, atol=1e-12, msg=lambda m, s=seed: f"seed {s}: {m}")
+            torch.testing.assert_close(
+                got.detach(), want.detach(), rtol=1e-10, atol=1e-12, msg=lambda m, s=seed: f"seed {s}: {m}"
+            )
         upstream = [torch.randn(t.shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE) for t in wanted]
         weighed = [weigh(outputs, upstream) for outputs in (found, wanted)]
         for got, want in zip(*(gradients(value, problem.leaves) for value in weighed), strict=True):
