@@ -1,0 +1,1 @@
+"""fastcl.metrics against dense definitions, and at n = 100,000."""
