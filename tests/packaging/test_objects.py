@@ -66,3 +66,10 @@ def test_each_set_has_its_own_kernels() -> None:
                 if kind in "TWVu" and re.match(r"(?:\w+ )*fastcl::", name):
                     assert defined.setdefault(name, isa) == isa, f"{name} in {defined[name]} and in {isa}"
     assert defined
+
+
+def test_threads_are_those_of_torch() -> None:
+    """The library brings no OpenMP of its own: torch.set_num_threads would not reach it, and threads would double."""
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", tool("readelf", "--dynamic", FOLDER / "_C.so"))
+    assert any(name.startswith("libtorch_cpu") for name in needed)
+    assert not [name for name in needed if "omp" in name]
