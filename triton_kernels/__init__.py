@@ -35,9 +35,7 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
     return pair_reduce.gradients(p, r, c, g, h, wanted)
 
 
-def total(
-    p: Problem, positive: Tensor | None, outer: str, wanted: Wanted
-) -> tuple[Tensor, Gradients, Tensor | None]:
+def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form, its gradients for an upstream gradient of 1, and that of the positives."""
     from . import pair_reduce
 

@@ -16,7 +16,9 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     except ImportError as error:
         return f"Triton is not installed ({error}); `pip install triton` on Linux, or backend='blocked'"
     if dtype not in DTYPES:
-        return f"its kernels take float32, float16 and bfloat16; convert {dtype} with x.float(), or use backend='blocked'"
+        return (
+            f"its kernels take float32, float16 and bfloat16; convert {dtype} with x.float(), or use backend='blocked'"
+        )
     if device.type == "cuda":
         return _gpu_reason(device)
     if device.type != "cpu":

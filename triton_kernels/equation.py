@@ -1,23 +1,15 @@
 """The equation on one tile, shared by every kernel:
 
-    z_ij = a u(x_i, y_j) + b + bx_i + by_j        u = <x_i, y_j> or |x_i - y_j|^2,  j in M(i)
-
-Under log-sum-exp z is in units of log 2 (a, b, bx, by arrive multiplied by log2 e), so that each exponential is one ex2.
+z_ij = a u(x_i, y_j) + b + bx_i + by_j        u = <x_i, y_j> or |x_i - y_j|^2,  j in M(i)
 """
 
 import triton
 import triton.language as tl
 
-from .intrinsics import LOG2E, maximum
+from .intrinsics import maximum
 
 # Farther than any tile is wide: a diagonal that far away does not cross the tile.
 _FAR = tl.constexpr(1 << 20)
-
-
-@triton.jit
-def unit_of(LSE: tl.constexpr):
-    """What z is multiplied by: log2 e where exponentials follow, 1 for a plain sum."""
-    return LOG2E if LSE else 1.0
 
 
 @triton.jit
@@ -30,21 +22,15 @@ def load_side(P, index, size, other, PRESENT: tl.constexpr):
 
 
 @triton.jit
-def logits(
-    dot, a, b, nx, ny, bx, by, SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr, LSE: tl.constexpr
-):
+def logits(dot, a, b, nx, ny, bx, by, SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr):
     """z from a tile of dot products and the vectors of its rows and columns."""
     u = dot
     if SQDIST:
         # The norms and the product round apart: a distance below 0 is 0.
         u = maximum(nx[:, None] + ny[None, :] - 2.0 * dot, 0.0)
-    unit = unit_of(LSE)
-    if HAS_BX:
-        z = u * (a * unit) + ((b + bx) * unit)[:, None]
-    else:
-        z = u * (a * unit) + b * unit
+    z = u * a + ((b + bx)[:, None] if HAS_BX else b)
     if HAS_BY:
-        z += (by * unit)[None, :]
+        z += by[None, :]
     return z
 
 

@@ -34,12 +34,15 @@ class Fused:
         self.p, self.sides = p, Sides(p)
         self.x = aligned(self.sides.x)
         self.y = self.x if p.y is None else aligned(self.sides.y)
+        self.d = self.x.shape[1]
         self.precision = dot_precision(p.x)
+        self.arch = tuning.architecture(p.x.device)
+        self.kind = tuning.kind_of(p.x.dtype, self.precision)
 
     def rows(self) -> tuple[Tensor, Tensor | None]:
         """r, and c when asked (it is r with x itself)."""
         p, s = self.p, self.sides
-        config = tuning.fused_rows(p.x.device, p.x.dtype, self.precision, s.d)
+        config = tuning.rows_tile(self.arch, self.kind, self.d)._asdict()
         blocks = triton.cdiv(s.n, config["BM"])
         programs = min(blocks, tuning.programs(p.x.device))
         columns = s.symmetric or p.columns
@@ -50,8 +53,8 @@ class Fused:
         if p.reduce == "sum":
             col_top = col_sum
         fused_rows[(programs,)](
-            X=self.x, Y=self.y, TOP=r.top, SUM=r.sum, COL_TOP=col_top, COL_SUM=col_sum, n=s.n, m=s.m, d=s.d,
-            diff=s.diff, sx=self.x.stride(0), sy=self.y.stride(0), columns_pitch=s.m, EVEN=s.d % config["BD"] == 0,
+            X=self.x, Y=self.y, TOP=r.top, SUM=r.sum, COL_TOP=col_top, COL_SUM=col_sum, n=s.n, m=s.m, d=self.d,
+            diff=s.diff, sx=self.x.stride(0), sy=self.y.stride(0), columns_pitch=s.m, EVEN=self.d % config["BD"] == 0,
             PAIR=pair_value(s), COLUMNS=columns, SYMMETRIC=s.symmetric, PRECISION=self.precision, **vectors(s), **config,
         )  # fmt: skip
         if not columns:
@@ -71,18 +74,20 @@ class Fused:
         if swapped:
             x, y, n, m, diff, weights = y, x, m, n, -diff, weights.swapped()
             wy, w_rows, wtx, w_cols = wtx, w_cols, wy, w_rows
-        config = tuning.fused_gradient(p.x.device, p.x.dtype, self.precision, s.d, atomic)
-        wy = p.scale.new_empty(n, s.d) if wy is None else wy
+        config = tuning.gradient_tile(self.arch, self.kind, p.reduce, self.d)._asdict()
+        wy = p.scale.new_empty(n, self.d) if wy is None else wy
         absent = p.scale
-        grid = (triton.cdiv(s.d, config["PART"]), triton.cdiv(n, config["BM"]))
-        fused_gradient[grid](
-            X=x, Y=y, WY=wy, W_ROWS=present(w_rows, absent), VALUES=present(values, absent), WTX=present(wtx, absent),
-            W_COLS=present(w_cols, absent), n=n, m=m, d=s.d, diff=diff, sx=x.stride(0), sy=y.stride(0),
-            swx=s.d, swy=s.d, EVEN=s.d % config["PART"] == 0 and s.d % config["BD"] == 0, PAIR=pair_value(s),
-            SLOPE=pair_slope(s), ROW_SUMS=w_rows is not None, VALUE=values is not None,
-            ATOMIC=atomic and wtx is not None, COL_SUMS=atomic and w_cols is not None, PRECISION=self.precision,
-            **weights.arguments(absent), **vectors(s, swapped), **config,
-        )  # fmt: skip
+        grid = (triton.cdiv(self.d, config["PART"]), triton.cdiv(n, config["BM"]))
+        # Which of the two says the device alone: both are launched, and one returns at once.
+        for close in (True, False) if weights.reference is not None else (True,):
+            fused_gradient[grid](
+                X=x, Y=y, WY=wy, W_ROWS=present(w_rows, absent), VALUES=present(values, absent), WTX=present(wtx, absent),
+                W_COLS=present(w_cols, absent), n=n, m=m, d=self.d, diff=diff, sx=x.stride(0), sy=y.stride(0),
+                swx=self.d, swy=self.d, EVEN=self.d % config["PART"] == 0 and self.d % config["BD"] == 0, PAIR=pair_value(s),
+                SLOPE=pair_slope(s), ROW_SUMS=w_rows is not None, VALUE=values is not None,
+                ATOMIC=atomic and wtx is not None, COL_SUMS=atomic and w_cols is not None, CLOSE=close, PRECISION=self.precision,
+                **weights.arguments(absent), **vectors(s, swapped), **config,
+            )  # fmt: skip
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
@@ -105,10 +110,10 @@ def _gradients(
     dtype: torch.dtype, values: Tensor | None,
 ) -> Gradients:  # fmt: skip
     """The same; `values` (n,) receives the row sums of f on the way."""
-    fused = Fused(p)
-    sums = Sums(fused.sides, wanted)
     if p.n == 0 or p.m == 0:
-        return sums.gradients(dtype)
+        return Sums(Sides(p), wanted).gradients(dtype)
+    fused = Fused(p)
+    sums = Sums(fused.sides, wanted, width=fused.d)
     unit = weight_unit(p, fused.sides, g, h if p.y is not None else g)
     weights = weighting(p, r, c, g, h, unit)
     both = atomic and p.y is not None
@@ -137,13 +142,15 @@ def total(
 
 
 def aligned(t: Tensor) -> Tensor:
-    """t itself where 16-byte asynchronous copies can read its rows; otherwise an O(n d) copy whose rows are padded.
+    """t itself where 16-byte asynchronous copies can read its rows; otherwise an O(n d) copy, padded with zero columns.
 
-    A row stride that is no multiple of 16 elements would leave the kernels with loads of single elements.
+    A width or a row stride that is no multiple of 16 elements would leave the kernels with loads of single elements.
     """
-    if t.shape[1] and t.stride(1) == 1 and t.stride(0) % _ALIGN == 0 and t.data_ptr() % 16 == 0:
+    width = max(_ALIGN, -(-t.shape[1] // _ALIGN) * _ALIGN)
+    if t.shape[1] == width and t.stride(1) == 1 and t.stride(0) % _ALIGN == 0 and t.data_ptr() % 16 == 0:
         return t
-    return F.pad(t, (0, -t.shape[1] % _ALIGN or (0 if t.shape[1] else _ALIGN)))[:, : t.shape[1]]
+    padded = F.pad(t, (0, width - t.shape[1]))
+    return padded if padded.is_contiguous() else padded.contiguous()
 
 
 def dot_precision(t: Tensor) -> str:

@@ -86,7 +86,7 @@ def fused_rows(
             ny = load_side(NY, j, m, 0.0, SQDIST)
             by = load_side(BY, j, m, 0.0, HAS_BY)
             gy = load_side(GY, j, m, 0, grouped)
-            z = logits(dot, a, b, nx, ny, bx, by, SQDIST, HAS_BX, HAS_BY, LSE)
+            z = logits(dot, a, b, nx, ny, bx, by, SQDIST, HAS_BX, HAS_BY)
             # The tiles on the diagonal hold each of their pairs in both orders already.
             inside = j < (tl.where(j0 >= i0 + BM, m, 0) if SYMMETRIC else m)
             column = program.to(tl.int64) * columns_pitch + j
@@ -123,14 +123,19 @@ def fused_gradient(
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, PART: tl.constexpr, KEEP: tl.constexpr, EVEN: tl.constexpr,
     SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr,
     SLOPE: tl.constexpr, LSE: tl.constexpr, HAS_G: tl.constexpr, HAS_H: tl.constexpr, ROW_SUMS: tl.constexpr,
-    VALUE: tl.constexpr, ATOMIC: tl.constexpr, COL_SUMS: tl.constexpr, PRECISION: tl.constexpr,
+    VALUE: tl.constexpr, ATOMIC: tl.constexpr, COL_SUMS: tl.constexpr, CLOSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """WY[rows of this block, columns of this part] = W Y, and from the first part W 1 and the row sums of f.
 
     A part is PART columns of d, and KEEP says that one part is all of it: each tile of Y then serves both products. Every
     part of a wider d forms z again. ATOMIC adds W^T X to WTX on the way (COL_SUMS: and W^T 1 to W_COLS), in an order that
-    no two runs share.
+    no two runs share. Under log-sum-exp with g and h the launch whose CLOSE is not what REFERENCE says returns at once: in
+    one kernel the branch would cost the inner loop 40 registers.
     """
+    rho = load_side(REFERENCE, 0, 1, 0.0, LSE and HAS_G and HAS_H)
+    if LSE and HAS_G and HAS_H:  # noqa: SIM102  decided at compile time, and what follows on the device
+        if (tl.load(REFERENCE + 1) > 0.0) != CLOSE:
+            return
     part = tl.program_id(0)
     i0 = tl.program_id(1) * BM
     i = i0 + tl.arange(0, BM)
@@ -159,11 +164,11 @@ def fused_gradient(
         by = load_side(BY, j, m, 0.0, HAS_BY)
         gy = load_side(GY, j, m, 0, grouped)
         h = load_side(H, j, m, 0.0, HAS_H)
-        z = logits(dot, a, b, nx, ny, bx, by, SQDIST, HAS_BX, HAS_BY, LSE)
+        z = logits(dot, a, b, nx, ny, bx, by, SQDIST, HAS_BX, HAS_BY)
         if LSE:
             z = mask_tile(z, i0, j0, n, m, diff, gx, gy, float("-inf"), BM, BN, MASK)
             c = load_normaliser(C, j, m, HAS_H)
-            w = softmax_weights(z, r, c, g, h, REFERENCE, HAS_G, HAS_H)
+            w = softmax_weights(z, r, c, g, h, rho, CLOSE, HAS_G, HAS_H)
         else:
             w = sum_weights(SLOPE(z, k0, k1), g, h, HAS_G, HAS_H, BM, BN)
             w = mask_tile(w, i0, j0, n, m, diff, gx, gy, 0.0, BM, BN, MASK)
@@ -192,7 +197,9 @@ def fused_gradient(
 
 
 @triton.jit(do_not_specialize=("programs", "size", "pitch"))
-def merge_columns(COL_TOP, COL_SUM, TOP, SUM, programs, size, pitch, BLOCK: tl.constexpr, LSE: tl.constexpr, JOIN: tl.constexpr):
+def merge_columns(
+    COL_TOP, COL_SUM, TOP, SUM, programs, size, pitch, BLOCK: tl.constexpr, LSE: tl.constexpr, JOIN: tl.constexpr
+):
     """Join the column state of every program, in order, into TOP and SUM; JOIN: with what stands there already."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < size

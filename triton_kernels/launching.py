@@ -52,11 +52,9 @@ def pair_slope(s: Sides) -> Any:
 
 
 def softmax_reference(r: Tensor, c: Tensor) -> Tensor:
-    """(rho, close) for reductions.softmax_weights, in units of log 2, without reading a value on the host."""
+    """(rho, close) for reductions.softmax_weights, without reading a value on the host."""
     both = torch.cat((r, c))
     finite = torch.isfinite(both)
     high = torch.where(finite, both, float("-inf")).amax()
     low = torch.where(finite, both, float("inf")).amin()
-    to_log2 = 1.4426950408889634
-    close = (high - low) * to_log2 < 80.0
-    return torch.stack(((high + low) * (0.5 * to_log2), close.to(both.dtype))).nan_to_num(0.0)
+    return torch.stack((0.5 * (high + low), (high - low < 56.0).to(both.dtype))).nan_to_num(0.0)

@@ -37,9 +37,7 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
         return fused.gradients(p, r, c, g, h, wanted, atomic=form(p) == "fused-atomic")
 
 
-def total(
-    p: Problem, positive: Tensor | None, outer: str, wanted: Wanted
-) -> tuple[Tensor, Gradients, Tensor | None]:
+def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients, all in the accumulation dtype."""
     with _plain(p):
         if form(p) == "strip":
@@ -56,7 +54,7 @@ def form(p: Problem) -> str:
     name = os.environ.get(FORM_VARIABLE) or "strip"
     if name not in FORMS:
         raise ValueError(f"{FORM_VARIABLE}: expected one of {', '.join(FORMS)}, got {name!r}")
-    return tuning.predicted_form(p) if name == "auto" else name
+    return tuning.predicted_form(p, fused.dot_precision(p.x)) if name == "auto" else name
 
 
 def workspace_bytes() -> int:

@@ -53,7 +53,8 @@ class Sides:
 class Sums:
     """The four sums, those that the wanted gradients need, and the gradients."""
 
-    def __init__(self, sides: Sides, wanted: Wanted) -> None:
+    def __init__(self, sides: Sides, wanted: Wanted, width: int | None = None) -> None:
+        """width: that of the rows in memory, d unless told."""
         self.sides, self.wanted = sides, wanted
         new = sides.p.scale.new_zeros
         sqdist = sides.p.operand == "sqdist"
@@ -61,8 +62,9 @@ class Sums:
         self.needs_wtx = wanted.y and not sides.symmetric
         self.needs_rows = wanted.shift or wanted.bias_x or (sqdist and (wanted.x or wanted.scale))
         self.needs_cols = not sides.symmetric and (wanted.bias_y or (sqdist and (wanted.y or wanted.scale)))
-        self.wy = new((sides.n, sides.d)) if self.needs_wy else None
-        self.wtx = new((sides.m, sides.d)) if self.needs_wtx else None
+        width = width or sides.d
+        self.wy = new((sides.n, width))[:, : sides.d] if self.needs_wy else None
+        self.wtx = new((sides.m, width))[:, : sides.d] if self.needs_wtx else None
         self.w_rows = new(sides.n) if self.needs_rows else None
         self.w_cols = new(sides.m) if self.needs_cols else None
 

@@ -21,7 +21,6 @@ from ..problem import Gradients, Problem, Wanted
 from ..reductions import merge
 from ..reference import outer_form
 from . import tuning
-from .intrinsics import LN2
 from .launching import on_device, pair_slope, pair_value, present, softmax_reference, vectors
 from .sides import Sides, Sums, contiguous_rows, weight_unit
 from .strip_kernels import merge_partials, strip_reduce, strip_weights
@@ -143,7 +142,7 @@ class Strip:
 
 
 class State:
-    """A running reduction of the rows or of the columns: a sum, or the top and sum of a log-sum-exp in units of log 2."""
+    """A running reduction of the rows or of the columns: a sum, or the top and sum of a log-sum-exp."""
 
     def __init__(self, p: Problem, size: int = 0, sums: Tensor | None = None) -> None:
         self.like = p.scale
@@ -161,7 +160,7 @@ class State:
         )
 
     def result(self) -> Tensor:
-        return (self.top + torch.log2(self.sum)) * LN2.value if self.lse else self.sum
+        return self.top + torch.log(self.sum) if self.lse else self.sum
 
 
 class Weighting(NamedTuple):
@@ -218,9 +217,11 @@ def _gradients(
     p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, workspace_bytes: int,
     dtype: torch.dtype,
 ) -> Gradients:  # fmt: skip
+    if p.n == 0 or p.m == 0:
+        return Sums(Sides(p), wanted).gradients(dtype)
     strip = Strip(p, workspace_bytes)
     sums = Sums(strip.sides, wanted)
-    unit = weight_unit(p, strip.sides, g, h)
+    unit = weight_unit(p, strip.sides, g, h if p.y is not None else g)
     weights = weighting(p, r, c, g, h, unit)
     with on_device(p.x):
         for tile in strip:
@@ -274,7 +275,7 @@ def _rows_in_one_sweep(
         for tile in strip:
             here = slice(tile.i0, tile.i1)
             strip.reduce(tile, r, None)
-            normaliser[here] = (r.top[here] + torch.log2(r.sum[here])) * LN2.value
+            normaliser[here] = r.top[here] + torch.log(r.sum[here])
             own = normaliser[here].double()
             part, g, dp = outer_form(outer, own, None if positive is None else positive[here].double())
             if dpositive is not None and dp is not None:

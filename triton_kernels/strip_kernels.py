@@ -16,7 +16,7 @@ _SIZES = ("i0", "j0", "n", "m", "diff", "rows_pitch", "cols_pitch")
 @triton.jit
 def _tile_logits(
     S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B,
-    SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr, LSE: tl.constexpr,
+    SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr,
 ):  # fmt: skip
     """z on the block of rows i and columns j (global indices) of the tile that begins at (i0, j0)."""
     # The pitch is a multiple of 16 and so bounds whole vectors; what lies between m and the pitch is masked as a value.
@@ -26,7 +26,7 @@ def _tile_logits(
     ny = load_side(NY, j, m, 0.0, SQDIST)
     bx = load_side(BX, i, n, 0.0, HAS_BX)
     by = load_side(BY, j, m, 0.0, HAS_BY)
-    return logits(dot, tl.load(A), tl.load(B), nx, ny, bx, by, SQDIST, HAS_BX, HAS_BY, LSE), offsets
+    return logits(dot, tl.load(A), tl.load(B), nx, ny, bx, by, SQDIST, HAS_BX, HAS_BY), offsets
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -43,7 +43,7 @@ def strip_reduce(
     bj = tl.program_id(1)
     i = i0 + bi * BM + tl.arange(0, BM)
     j = j0 + bj * BN + tl.arange(0, BN)
-    z, _ = _tile_logits(S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B, SQDIST, HAS_BX, HAS_BY, LSE)
+    z, _ = _tile_logits(S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B, SQDIST, HAS_BX, HAS_BY)
     gx = load_side(GX, i, n, 0, MASK == "across_groups" or MASK == "within_groups")
     gy = load_side(GY, j, m, 0, MASK == "across_groups" or MASK == "within_groups")
     row = ROWS + bj.to(tl.int64) * rows_pitch + i - i0
@@ -85,7 +85,7 @@ def strip_weights(
     bj = tl.program_id(1)
     i = i0 + bi * BM + tl.arange(0, BM)
     j = j0 + bj * BN + tl.arange(0, BN)
-    z, offsets = _tile_logits(S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B, SQDIST, HAS_BX, HAS_BY, LSE)
+    z, offsets = _tile_logits(S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B, SQDIST, HAS_BX, HAS_BY)
     gx = load_side(GX, i, n, 0, MASK == "across_groups" or MASK == "within_groups")
     gy = load_side(GY, j, m, 0, MASK == "across_groups" or MASK == "within_groups")
     g = load_side(G, i, n, 0.0, HAS_G)
@@ -94,7 +94,10 @@ def strip_weights(
         r = load_normaliser(R, i, n, HAS_G)
         c = load_normaliser(C, j, m, HAS_H)
         z = mask_tile(z, i0 + bi * BM, j0 + bj * BN, n, m, diff, gx, gy, float("-inf"), BM, BN, MASK)
-        w = softmax_weights(z, r, c, g, h, REFERENCE, HAS_G, HAS_H)
+        both: tl.constexpr = HAS_G and HAS_H
+        rho = load_side(REFERENCE, 0, 1, 0.0, both)
+        close = load_side(REFERENCE, 1, 2, 0.0, both)
+        w = softmax_weights(z, r, c, g, h, rho, close > 0.0, HAS_G, HAS_H)
     else:
         w = sum_weights(SLOPE(z, k0, k1), g, h, HAS_G, HAS_H, BM, BN)
         w = mask_tile(w, i0 + bi * BM, j0 + bj * BN, n, m, diff, gx, gy, 0.0, BM, BN, MASK)

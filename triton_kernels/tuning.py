@@ -1,10 +1,208 @@
-"""Tile shapes."""
+"""Which tile serves which architecture, dtype and d; and which form is predicted to be faster where.
+
+Every entry compiles without local memory for its architecture and carries its matrix instruction; COMPILED.md beside this
+file holds the registers, spills and shared memory that the compiler reported, and tests/triton/test_compiled.py holds the
+table to them. Nothing here was timed: the order of entries follows counted instructions and bytes, until a GPU says better.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
 import torch
-def epilogue(device: torch.device):
-    return {"BM": 64, "BN": 64, "num_warps": 4}
-def programs(device): return 3
-def fused_rows(device, dtype, precision, d):
-    return {"BM":32,"BN":16,"BD":32 if d<=32 else 16,"KEEP":d<=32,"num_warps":4,"num_stages":2}
-def fused_gradient(device, dtype, precision, d, atomic):
-    return {"BM":32,"BN":16,"BD":16,"PART":32,"KEEP":d<=32,"num_warps":4,"num_stages":2}
-def predicted_form(p): return "fused"
+
+from ..problem import Problem
+from .availability import interpreted
+
+
+class RowsTile(NamedTuple):
+    """fused_rows: BM x BN logits; d in one piece of BD that stays (KEEP), or in pieces of BD that are loaded for each tile."""
+
+    BM: int
+    BN: int
+    BD: int
+    KEEP: bool
+    num_warps: int
+    num_stages: int
+
+    def width(self, d: int) -> int | None:
+        """Columns that one product multiplies, padding included; None where d does not fit."""
+        if self.KEEP:
+            return self.BD if d <= self.BD else None
+        return -(-d // self.BD) * self.BD
+
+
+class GradientTile(NamedTuple):
+    """fused_gradient: BM x BN weights, PART columns of W Y in registers; KEEP as above, and BD the pieces where not."""
+
+    BM: int
+    BN: int
+    BD: int
+    PART: int
+    KEEP: bool
+    num_warps: int
+    num_stages: int
+
+    def width(self, d: int) -> int | None:
+        """Half of the columns that its two products multiply, padding and repeated products included."""
+        if self.KEEP:
+            return self.PART if d <= self.PART else None
+        parts = -(-d // self.PART)
+        # A quarter on top: without KEEP the tile of y is read twice.
+        return parts * (-(-d // self.BD) * self.BD + self.PART) * 5 // 8
+
+
+# architecture -> dtype (half: float16 and bfloat16; float32: tf32 or ieee) -> tiles, the narrowest width wins.
+ROWS: dict[str, dict[str, tuple[RowsTile, ...]]] = {
+    "sm_80": {
+        "half": (
+            RowsTile(128, 128, 64, True, 8, 2),
+            RowsTile(128, 128, 128, True, 8, 2),
+            RowsTile(128, 128, 256, True, 8, 2),
+            RowsTile(128, 128, 64, False, 8, 3),
+        ),
+        "tf32": (RowsTile(128, 128, 32, False, 8, 3),),
+        "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
+    },
+    "sm_90": {
+        "half": (
+            RowsTile(128, 64, 64, True, 4, 2),
+            RowsTile(128, 64, 128, True, 4, 2),
+            RowsTile(128, 64, 256, True, 8, 2),
+            RowsTile(128, 64, 512, True, 8, 1),
+            RowsTile(256, 64, 64, False, 8, 3),
+        ),
+        "tf32": (RowsTile(128, 64, 32, False, 8, 3),),
+        "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
+    },
+    "interpreter": {kind: (RowsTile(32, 16, 32, True, 4, 1), RowsTile(32, 16, 32, False, 4, 1)) for kind in ("half", "tf32", "ieee")},
+}  # fmt: skip
+# The same, by dtype and reduction: a sum that forms value and slope needs more registers than a log-sum-exp.
+GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
+    "sm_80": {
+        "half logsumexp": (
+            GradientTile(128, 128, 64, 64, True, 8, 2),
+            GradientTile(128, 128, 128, 128, True, 8, 2),
+            GradientTile(128, 64, 256, 256, True, 8, 2),
+            GradientTile(64, 64, 512, 512, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "half sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 256, 256, True, 8, 2),
+            GradientTile(64, 64, 512, 512, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "tf32 logsumexp": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(64, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 32, 64, 256, False, 8, 2),
+        ),
+        "tf32 sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(64, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 32, 64, 256, False, 8, 2),
+        ),
+        "ieee logsumexp": (GradientTile(32, 32, 32, 64, False, 4, 2),),
+        "ieee sum": (GradientTile(32, 32, 32, 64, False, 4, 2),),
+    },
+    "sm_90": {
+        "half logsumexp": (
+            GradientTile(128, 128, 64, 64, True, 8, 2),
+            GradientTile(128, 128, 128, 128, True, 8, 2),
+            GradientTile(128, 64, 256, 256, True, 8, 2),
+            GradientTile(64, 32, 512, 512, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "half sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 256, 256, True, 8, 2),
+            GradientTile(64, 32, 512, 512, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "tf32 logsumexp": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "tf32 sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "ieee logsumexp": (GradientTile(32, 32, 32, 64, False, 4, 1),),
+        "ieee sum": (GradientTile(32, 32, 32, 64, False, 4, 1),),
+    },
+    "interpreter": {
+        f"{kind} {reduce}": (GradientTile(32, 16, 32, 32, True, 4, 1), GradientTile(32, 16, 32, 64, False, 4, 1))
+        for kind in ("half", "tf32", "ieee")
+        for reduce in ("logsumexp", "sum")
+    },
+}
+
+# The largest d at which the fused form is predicted to be faster than the strip form (bounds from counted instructions and
+# bytes at n = m = 65,536: at d = 512 the strip form leads by little). Predicted until measured. HIP has no 16-bit product
+# with a float32 result, so that the strip form would widen its operands there.
+FUSED_UP_TO = {
+    "sm_80": {"half": 256, "tf32": 128, "ieee": 0},
+    "sm_90": {"half": 256, "tf32": 128, "ieee": 0},
+    "sm_100": {"half": 256, "tf32": 128, "ieee": 0},
+    "sm_120": {"half": 256, "tf32": 64, "ieee": 0},
+    "gfx942": {"half": 1 << 30, "tf32": 0, "ieee": 0},
+    "interpreter": {"half": 32, "tf32": 32, "ieee": 32},
+}
+
+
+def architecture(device: torch.device) -> str:
+    """The row of the tables that serves a device (or the GPU that an emulator stands for)."""
+    if interpreted():
+        return "interpreter"
+    from triton.runtime import driver
+
+    target = driver.active.get_current_target()
+    if target.backend == "hip":
+        return "gfx942"
+    capability = int(target.arch)
+    if capability < 90:
+        # 8.6 and 8.9 have the shared memory of 12.0, not that of an A100.
+        return "sm_80" if capability in (80, 87) else "sm_120"
+    return "sm_90" if capability < 100 else "sm_100" if capability < 120 else "sm_120"
+
+
+def kind_of(dtype: torch.dtype, precision: str) -> str:
+    """The tables' name of a dtype: half, or the precision in which float32 is multiplied."""
+    return precision if dtype == torch.float32 else "half"
+
+
+def rows_tile(arch: str, kind: str, d: int) -> RowsTile:
+    """The tile of fused_rows that multiplies the fewest columns; where two do, the one that keeps x."""
+    fitting = [(width, not tile.KEEP, tile) for tile in ROWS[arch][kind] if (width := tile.width(d)) is not None]
+    return min(fitting)[2]
+
+
+def gradient_tile(arch: str, kind: str, reduce: str, d: int) -> GradientTile:
+    """The tile of fused_gradient that multiplies the fewest columns; where two do, the one that keeps x."""
+    tiles = GRADIENT[arch][f"{kind} {reduce}"]
+    fitting = [(width, not tile.KEEP, tile) for tile in tiles if (width := tile.width(d)) is not None]
+    return min(fitting)[2]
+
+
+def programs(device: torch.device) -> int:
+    """Programs of fused_rows, each with column results of its own: one for each multiprocessor."""
+    if device.type == "cpu":
+        return 3  # enough to share row blocks unevenly where the kernels are tested
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def epilogue(device: torch.device) -> dict[str, Any]:
+    """The blocks of the strip form's kernels, which are bound by bytes."""
+    side = 32 if interpreted() else 128
+    return {"BM": 32, "BN": side, "num_warps": 4}
+
+
+def predicted_form(p: Problem, precision: str) -> str:
+    """strip or fused, whichever is predicted to be faster."""
+    bound = FUSED_UP_TO[architecture(p.x.device)][kind_of(p.x.dtype, precision)]
+    return "fused" if p.x.shape[1] <= bound else "strip"

@@ -1,0 +1,163 @@
+"""Every kernel in Triton's interpreter, on ragged sizes, against the float64 reference. Run by test_interpreter.py.
+
+The interpreter is chosen when the kernels are imported, so these tests need a process of their own with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastcl import triton_kernels
+from fastcl.backends import BackendUnavailableError, choose
+
+from .problems import MASKS, PAIRS, check_rows_and_gradients, check_total, problem
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns where a masked lane overflows
+FORMS = ("strip", "fused", "fused-atomic")
+OPERANDS = ("dot", "sqdist")
+
+
+@pytest.fixture(params=FORMS, autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FASTCL_TRITON", request.param)
+    # Tiles of 48 x 48 or so: several of them, ragged, at sizes that the interpreter can run.
+    monkeypatch.setenv("FASTCL_TRITON_WORKSPACE_MB", "0.01")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+@pytest.mark.parametrize("mask", MASKS)
+def test_logsumexp_of_two_sides(operand: str, mask: str) -> None:
+    p = problem(70, 53, 24, operand=operand, mask=mask, bias=True, columns=True)
+    check_rows_and_gradients(p, triton_kernels)
+    for outer in ("sum", "contrast", "pooled"):
+        check_total(p, outer, triton_kernels)
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+@pytest.mark.parametrize("mask", MASKS)
+def test_logsumexp_of_one_side(operand: str, mask: str) -> None:
+    p = problem(70, None, 24, operand=operand, mask=mask)
+    check_rows_and_gradients(p, triton_kernels)
+    for outer in ("contrast", "pooled"):
+        check_total(p, outer, triton_kernels)
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_sums(operand: str, pair: str) -> None:
+    p = problem(37, 53, 20, operand=operand, pair=pair, bias=True, columns=True)
+    check_rows_and_gradients(p, triton_kernels)
+    check_total(p, "sum", triton_kernels)
+    check_total(problem(53, None, 20, operand=operand, pair=pair), "sum", triton_kernels)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masked_sums(mask: str) -> None:
+    check_rows_and_gradients(problem(37, 53, 20, pair="softplus", mask=mask, columns=True), triton_kernels)
+    check_rows_and_gradients(problem(53, None, 20, pair="softplus", mask=mask), triton_kernels)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (1, 65, 3), (65, 1, 17), (33, 31, 100), (20, 30, 200)])
+def test_ragged_sizes(n: int, m: int, d: int) -> None:
+    check_rows_and_gradients(problem(n, m, d, mask="all", columns=True), triton_kernels)
+    check_total(problem(n, m, d, mask="all", pair="softplus"), "sum", triton_kernels)
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (0, 0)])
+def test_empty_sides(n: int, m: int) -> None:
+    for pair in ("identity", "softplus"):
+        check_rows_and_gradients(problem(n, m, 8, pair=pair, columns=True), triton_kernels)
+
+
+def test_everything_masked() -> None:
+    """Groups that never meet: log-sum-exp -inf, sum 0, gradients exactly 0."""
+    for pair in ("identity", "exp"):
+        p = problem(20, 40, 8, pair=pair, mask="within_groups", columns=True)
+        assert p.mask.group_x is not None
+        p = p.__class__(**{**p.__dict__, "mask": p.mask._replace(group_x=p.mask.group_x + 100)})
+        check_rows_and_gradients(p, triton_kernels)
+
+
+def test_huge_norms_and_tiny_temperatures() -> None:
+    """Rows of norm 1000 give logits of 1e6; a temperature of 1e-3 on unit rows, tiles whose rows lie hundreds of nats apart."""
+    check_rows_and_gradients(problem(40, 50, 16, columns=True, length=1000.0, scale=1.0), triton_kernels)
+    check_rows_and_gradients(problem(40, 50, 16, columns=True, scale=1000.0), triton_kernels)
+
+
+def test_rows_far_apart() -> None:
+    """Rows 100 times apart in norm: their log-sum-exps differ by more than one exponential can span."""
+    p = problem(40, 50, 16, columns=True, scale=4.0)
+    p.x.mul_(torch.logspace(0, 2, 40)[:, None])
+    check_rows_and_gradients(p, triton_kernels)
+
+
+def test_duplicate_rows() -> None:
+    p = problem(40, 40, 16, operand="sqdist", columns=True)
+    p.y.copy_(p.x)  # type: ignore[union-attr]
+    check_rows_and_gradients(p, triton_kernels)
+
+
+def test_strided_inputs(form: str) -> None:
+    p = problem(37, 41, 48, columns=True)
+    wide = torch.randn(37, 96)
+    wide[:, ::2] = p.x
+    for x in (wide[:, ::2], p.x.T.contiguous().T, torch.cat((p.x, p.x), 1)[:, :48]):
+        check_rows_and_gradients(p.__class__(**{**p.__dict__, "x": x}), triton_kernels)
+
+
+def test_only_what_is_wanted() -> None:
+    """One gradient at a time gives the same numbers as all at once, and None for the rest."""
+    from fastcl import reference
+    from fastcl.problem import Gradients, Wanted
+
+    from .problems import check, upstream
+
+    for operand in OPERANDS:
+        p = problem(30, 40, 16, operand=operand, bias=True, columns=True)
+        up = upstream(p)
+        r, c = triton_kernels.rows(p)
+        for k, name in enumerate(Gradients._fields):
+            wanted = Wanted(*(k == other for other in range(6)))
+            got = triton_kernels.gradients(p, r, c, up.g, up.h, wanted)
+            truth = reference.gradients(p, r, c, up.g, up.h, wanted)
+            assert up.h is not None
+            sizes = reference.gradients(p, r, c, up.g.abs(), up.h.abs(), wanted)
+            for field, mine, theirs, size in zip(Gradients._fields, got, truth, sizes, strict=True):
+                check(f"d{field} of {name}", mine, theirs, None, 4e-6, size)
+
+
+def test_float16() -> None:
+    check_rows_and_gradients(problem(37, 53, 24, columns=True, dtype=torch.float16), triton_kernels)
+    check_total(problem(37, 53, 24, pair="exp", dtype=torch.float16, scale=8.0), "sum", triton_kernels)
+
+
+def test_nan_comes_only_from_nan() -> None:
+    p = problem(37, 53, 24, mask="all", columns=True)
+    p.x[5, 3] = float("nan")
+    r, c = triton_kernels.rows(p)
+    assert c is not None
+    assert r.isnan().nonzero().flatten().tolist() == [5]
+    assert c.isnan().all()
+
+
+def test_what_the_interpreter_cannot_serve_is_refused() -> None:
+    with pytest.raises(BackendUnavailableError, match="interpreter computes bfloat16 wrongly"):
+        choose("triton", torch.device("cpu"), torch.bfloat16)
+    with pytest.raises(BackendUnavailableError, match="float32, float16 and bfloat16"):
+        choose("triton", torch.device("cpu"), torch.float64)
+
+
+def test_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCL_TRITON", "fast")
+    with pytest.raises(ValueError, match="FASTCL_TRITON: expected one of strip, fused, fused-atomic, auto, got 'fast'"):
+        triton_kernels.rows(problem(3, 4, 8))
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "much"])
+def test_bad_workspace_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FASTCL_TRITON", "strip")
+    monkeypatch.setenv("FASTCL_TRITON_WORKSPACE_MB", text)
+    with pytest.raises(ValueError, match="expected a positive number of megabytes"):
+        triton_kernels.rows(problem(3, 4, 8))
