@@ -1,0 +1,20 @@
+"""Every test runs with uninitialised memory poisoned: torch.empty gives NaN (or the largest integer)."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PyTorch fills uninitialised memory in deterministic mode; FASTCL_BACKEND from outside must not leak into tests."""
+    monkeypatch.delenv("FASTCL_BACKEND", raising=False)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def test_empty_is_poisoned() -> None:
+    assert torch.empty(7).isnan().all()

@@ -1,0 +1,196 @@
+"""The op as PyTorch sees it: registrations, autograd, autocast, torch.compile, threads and processes."""
+
+import copy
+import multiprocessing
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+import fastcl
+from fastcl import ops
+
+
+def _problem(x: Tensor, y: Tensor | None, **changes: object) -> ops.Problem:
+    settings: dict = {
+        "operand": "sqdist", "pair": "identity", "reduce": "logsumexp", "mask": "off_diagonal", "scale": -0.7, "shift": 0.1,
+        "bias_x": None, "bias_y": None, "columns": y is not None,
+    }  # fmt: skip
+    return ops.problem(x, y, **(settings | changes))
+
+
+LAYOUTS = {
+    "contiguous": lambda n, d: torch.randn(n, d, dtype=torch.float64, requires_grad=True),
+    "permuted": lambda n, d: torch.randn(d, n, dtype=torch.float64).T.requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("itself", [False, True], ids=["xy", "x"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(layout: str, itself: bool) -> None:
+    x, y = LAYOUTS[layout](6, 3), None if itself else LAYOUTS[layout](5, 3)
+    a = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True)
+    biases = {} if itself else {"bias_x": torch.randn(6).double().requires_grad_(), "bias_y": torch.randn(5).double()}
+    p = _problem(x, y, scale=a, **biases)
+    opcheck(torch.ops.fastcl.pair_reduce, (*ops.pack(p), "auto"))
+    wanted = [t is not None and t.requires_grad for t in ops.pack(p)[: ops.DIFFERENTIABLE]]
+    positive = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    p = _problem(x, y, scale=a, columns=False, **biases)
+    opcheck(torch.ops.fastcl.pair_total, (*ops.pack(p), positive, "contrast", wanted, "auto"))
+    opcheck(torch.ops.fastcl.pair_total, (*ops.pack(p), None, "pooled", wanted, "reference"))
+
+
+def _mixed(x: Tensor, y: Tensor, a: Tensor, groups: Tensor) -> Tensor:
+    """One call of each form, with a learnable scale, groups and offsets."""
+    r, c = fastcl.pair_reduce(x, y, scale=a, mask=fastcl.off_diagonal(2, 3), columns=True)
+    contrast = fastcl.pair_total(x, y, outer="contrast", positive=a * (x * y).sum(1), scale=a, mask="off_diagonal")
+    power = fastcl.pairs.Power(-0.5, 1e-3)
+    energy = fastcl.pair_total(
+        x, outer="sum", operand="sqdist", pair=power, reduce="sum", mask=fastcl.across_groups(groups), shift=a
+    )
+    return r.sum() + c.square().sum() + contrast + energy
+
+
+def test_compiles_whole_for_any_size_without_recompiling() -> None:
+    """fullgraph: a host read of a tensor's value, or anything dynamo cannot trace, is an error here."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(_mixed, fullgraph=True, dynamic=True, backend=counter)
+    for n in (6, 9, 17):
+        x, y = torch.randn(n, 3, requires_grad=True), torch.randn(n, 3, requires_grad=True)
+        a, groups = torch.tensor(0.7, requires_grad=True), torch.arange(n) // 2
+        expected = torch.autograd.grad(_mixed(x, y, a, groups), (x, y, a))
+        for got, want in zip(torch.autograd.grad(compiled(x, y, a, groups), (x, y, a)), expected, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == 1
+
+
+def test_only_the_gradients_that_are_asked_for() -> None:
+    x, y = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3)
+    p = _problem(x, y, columns=False)
+    wanted = [True, False, False, False, False, False]
+    value, dx, *others = torch.ops.fastcl.pair_total(*ops.pack(p), None, "pooled", wanted, "auto")
+    assert value.dim() == 0
+    assert dx.shape == (4, 3)
+    assert all(t.shape == (0,) for t in others)
+    with torch.no_grad():
+        assert not fastcl.pair_total(x, y, outer="pooled").requires_grad
+
+
+def test_backward_twice_under_retain_graph() -> None:
+    x, y = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3)
+    for loss in (fastcl.pair_total(x, y, outer="pooled"), fastcl.pair_reduce(x, y).sum()):
+        (first,) = torch.autograd.grad(loss, x, torch.tensor(2.0), retain_graph=True)
+        (second,) = torch.autograd.grad(loss, x)
+        torch.testing.assert_close(first, 2.0 * second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["rows", "total"])
+def test_create_graph_has_one_clear_error(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+
+    def loss(backend: str | None) -> Tensor:
+        if form == "total":
+            return fastcl.pair_total(x, outer="pooled", mask="off_diagonal", backend=backend)
+        rows = fastcl.pair_reduce(x, mask="off_diagonal", backend=backend)
+        assert isinstance(rows, Tensor)
+        return rows.sum()
+
+    with pytest.raises(RuntimeError) as error:
+        torch.autograd.grad(loss("blocked"), x, create_graph=True)
+    assert str(error.value) == (
+        "fastcl: create_graph=True asks for second derivatives, which the 'blocked' backend does not have (its gradients are "
+        "formed outside autograd, so they would silently be zero); pass backend='reference', which is differentiable twice"
+    )
+    (dx,) = torch.autograd.grad(loss("reference"), x, create_graph=True)
+    (by_argument,) = torch.autograd.grad(dx.square().sum(), x)
+    monkeypatch.setenv("FASTCL_BACKEND", "reference")
+    (dx,) = torch.autograd.grad(loss(None), x, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(dx.square().sum(), x)[0], by_argument)
+    assert by_argument.abs().max() > 0
+
+
+def test_changing_saved_rows_in_place_is_noticed() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    rows = x * 1.0
+    r = fastcl.pair_reduce(rows, torch.randn(5, 3))
+    rows.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        r.sum().backward()
+
+
+@pytest.mark.parametrize("form", ["rows", "total"])
+def test_autocast_casts_rows_only(form: str) -> None:
+    x, y = torch.randn(40, 16, requires_grad=True), torch.randn(30, 16, requires_grad=True)
+    a = torch.tensor(1.0 + 2**-12, requires_grad=True)  # not a bfloat16
+
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        rows = fastcl.pair_reduce(x, y, scale=a) if form == "rows" else fastcl.pair_total(x, y, outer="pooled", scale=a)
+        assert isinstance(rows, Tensor)
+        return rows.sum()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = call(x, y)
+    assert cast.dtype == torch.float32
+    explicit = call(x.bfloat16(), y.bfloat16())
+    assert cast.item() == explicit.item() != call(x, y).item()
+    gradients = torch.autograd.grad(cast, (x, y, a))
+    assert [g.dtype for g in gradients] == [torch.float32] * 3
+    for got, want in zip(gradients, torch.autograd.grad(explicit, (x, y, a)), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fastcl.pair_reduce(x.double(), y.double()).dtype == torch.float64  # as mm, which leaves float64 alone
+
+
+def test_a_scale_gets_its_gradient_in_its_own_shape_and_dtype() -> None:
+    x, y = torch.randn(4, 3), torch.randn(5, 3)
+    for scale in (torch.ones(1, dtype=torch.float64, requires_grad=True), torch.ones(1, 1, requires_grad=True)):
+        (gradient,) = torch.autograd.grad(fastcl.pair_total(x, y, outer="pooled", scale=scale), scale)
+        assert (gradient.shape, gradient.dtype) == (scale.shape, scale.dtype)
+
+
+def test_threads_get_the_same_bits() -> None:
+    x, y = torch.randn(200, 16), torch.randn(150, 16)
+
+    def run() -> tuple[Tensor, ...]:
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        return torch.autograd.grad(fastcl.pair_total(a, b, outer="pooled"), (a, b))
+
+    expected, results = run(), []
+    threads = [threading.Thread(target=lambda: results.append(run())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert all(torch.equal(g, e) for r in results for g, e in zip(r, expected, strict=True))
+
+
+def _child(queue: "multiprocessing.Queue[float]", x: Tensor) -> None:
+    queue.put(fastcl.pair_total(x, outer="pooled", mask="off_diagonal").item())
+
+
+def test_works_after_fork() -> None:
+    """As in DataLoader workers, which are forked after the parent has used the op."""
+    x = torch.randn(64, 8)
+    expected = fastcl.pair_total(x, outer="pooled", mask="off_diagonal").item()
+    context = multiprocessing.get_context("fork")
+    queue: multiprocessing.Queue[float] = context.Queue()
+    child = context.Process(target=_child, args=(queue, x))
+    child.start()
+    assert queue.get(timeout=60) == expected
+    child.join(timeout=60)
+    assert child.exitcode == 0
+
+
+def test_masks_and_pair_functions_copy() -> None:
+    mask = fastcl.across_groups(torch.arange(3))
+    assert torch.equal(copy.deepcopy(mask).group_x, mask.group_x)
+    assert copy.deepcopy(fastcl.pairs.Power(2.0, 0.1)) == fastcl.pairs.Power(2.0, 0.1)
+
+
+def test_meta_tensors_give_shapes() -> None:
+    r, c = fastcl.pair_reduce(torch.empty(7, 3, device="meta"), torch.empty(5, 3, device="meta"), columns=True)
+    assert (r.shape, c.shape, r.device.type) == ((7,), (5,), "meta")
