@@ -168,7 +168,7 @@ class Gram(Sides):
     ) -> tuple[Tensor, Tensor]:
         """W Y and W 1 for w_ij = 2 z_ij (g_i + h_j): also W^T X and W^T 1, with the two sides exchanged."""
         a, b = self.p.scale, self.p.shift
-        partner, z = self._left_out(x, y, offset) if self.diagonal else (y[:0], x[:0, 0])
+        partner, z = self._left_out(x, y, offset) if self.diagonal else (y, y)
         wy, ones = torch.zeros_like(x), x.new_zeros(x.shape[0])
         if g is not None:
             s = y.sum(0)
