@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import checks
 from ..functional.rows import row_dot
 from ..problem import accumulation_dtype
-from .sweep import at_least, bar, tiles, unit_rows
+from .sweep import all_finite, at_least, bar, tiles, unit_rows
 
 
 class RetrievalAccuracy(NamedTuple):
@@ -29,8 +29,8 @@ def retrieval_accuracy(
 
         x to y: the share of i for which s_ii is among the k largest of s_i1 .. s_in,   s_ij = <x_i, y_j>
 
-    Similarities within rounding of s_ii, sqrt(d) eps max |x| max |y| in float32, tie with it; of a tie each order is equally
-    likely, and the share its expectation: collapsed rows score k / n, not 1.
+    Similarities within rounding of s_ii, sqrt(d) eps max |x| max |y|, tie with it, in float32 (float64 for float64 input); of a
+    tie each order is equally likely, and the share is its expectation: collapsed rows score k / n, not 1.
 
     Args:
         x: (n, d) floating, n >= 1.
@@ -51,10 +51,9 @@ def retrieval_accuracy(
     n = at_least(1, x)
     if not k or min(k) < 1:
         raise ValueError(f"k: expected numbers >= 1, got {tuple(k)}")
-    x, y = (unit_rows(rows) if normalize else rows.detach().to(accumulation_dtype(rows.dtype)) for rows in (x, y))
-    match = row_dot(x, y)
-    tie = math.sqrt(x.shape[1]) * torch.finfo(x.dtype).eps * _longest(x) * _longest(y)
-    if not bool(tie.isfinite() & match.isfinite().all()):
+    x, y = (unit_rows(rows) if normalize else _at_most_one(rows) for rows in (x, y))
+    match, tie = row_dot(x, y), math.sqrt(x.shape[1]) * torch.finfo(x.dtype).eps
+    if not all_finite(match):
         nothing = dict.fromkeys(k, math.nan)
         return RetrievalAccuracy(nothing, dict(nothing))
     above, below = match + tie, match - tie
@@ -62,10 +61,10 @@ def retrieval_accuracy(
     with torch.no_grad(), bar("retrieval accuracy", n * n, "pair", progress) as shown:
         for a, b in tiles(n):
             s = x[a] @ y[b].T
-            counts[0, a] += _count(s > above[a, None], 1)
-            counts[1, a] += _count(s >= below[a, None], 1)
-            counts[2, b] += _count(s > above[None, b], 0)
-            counts[3, b] += _count(s >= below[None, b], 0)
+            counts[0, a] += _count_greater(s, above[a, None], 1)
+            counts[1, a] += _count_greater(s, below[a, None], 1)
+            counts[2, b] += _count_greater(s, above[None, b], 0)
+            counts[3, b] += _count_greater(s, below[None, b], 0)
             shown.update(s.numel())
     return RetrievalAccuracy(*({at: _share_within(at, *counts[i : i + 2]) for at in k} for i in (0, 2)))
 
@@ -76,10 +75,14 @@ def _share_within(k: int, better: Tensor, better_or_tied: Tensor) -> float:
     return float(((k - better).double() / tied).clamp(0.0, 1.0).mean())
 
 
-def _count(hits: Tensor, dim: int) -> Tensor:
-    # Bytes summed as int32 take a fifth of the time that booleans do.
-    return hits.view(torch.uint8).sum(dim, dtype=torch.int32)
+def _count_greater(s: Tensor, threshold: Tensor, dim: int) -> Tensor:
+    # A step made by multiplying and clamping takes 0.35 ns a pair on one core, a comparison and the sum of its booleans 2.1.
+    return (s - threshold).mul_(2.0**100).clamp_(0.0, 1.0).sum(dim).long()
 
 
-def _longest(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1).max()
+def _at_most_one(rows: Tensor) -> Tensor:
+    """Rows over the length of the longest: no similarity changes its rank."""
+    rows = rows.detach().to(accumulation_dtype(rows.dtype))
+    largest = rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)
+    rows = rows / largest
+    return rows / torch.linalg.vector_norm(rows, dim=1).max().clamp(min=torch.finfo(rows.dtype).tiny)

@@ -102,7 +102,9 @@ class TestEffectiveRank:
         assert metrics.rank(torch.ones(5, 3)) == 0
 
     def test_many_blocks_of_rows_are_one(self) -> None:
-        x = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.logspace(0, -9, 6)
+        x = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.logspace(
+            0, -9, 6
+        )
         sigma = torch.linalg.svdvals(x.double())
         p = sigma / sigma.sum() + 1e-7
         assert metrics.effective_rank(x) == pytest.approx(math.exp(-(p * p.log()).sum().item()), rel=1e-12)
@@ -136,7 +138,8 @@ class TestWassersteinUniformity:
         # 1e-6: the steps of the fine grid.
         assert abs(metrics.wasserstein_uniformity(x, bins=bins) - self.exact(cosine, d)) <= 1.001 / bins + 1e-6
 
-    def test_known_values(self) -> None:
+    def test_known_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sweep, "TILE", (512, 1024))
         # All rows alike: every cosine is 1, and the distance is that of the mean, 1 - 0.
         x = torch.ones(40, 7, dtype=torch.float64)
         assert metrics.wasserstein_uniformity(x) == pytest.approx(1.0, abs=2e-5)
@@ -152,6 +155,14 @@ class TestTies:
         x = torch.ones(20, 3)
         accuracy = metrics.retrieval_accuracy(x, x, k=(1, 5, 40))
         assert accuracy.x_to_y == accuracy.y_to_x == pytest.approx({1: 0.05, 5: 0.25, 40: 1.0})
+
+    def test_rows_of_nothing_and_of_any_length(self) -> None:
+        nothing = metrics.retrieval_accuracy(torch.zeros(20, 3), torch.zeros(20, 3), k=(5,), normalize=False)
+        assert nothing.x_to_y == nothing.y_to_x == pytest.approx({5: 0.25})
+        x, y = views(30, 8)
+        expected = metrics.retrieval_accuracy(x, y, normalize=False)
+        for factor in (1e-200, 1e200):
+            assert metrics.retrieval_accuracy(factor * x, factor * y, normalize=False) == expected
 
     def test_duplicated_rows_share(self) -> None:
         x, _ = views(30, 8, torch.float32)
@@ -182,7 +193,9 @@ class TestEvery:
     def test_narrow_dtypes(self, name: str, dtype: torch.dtype) -> None:
         """Near the value of the same rounded rows in float64; unit rows are rounded to the dtype once more."""
         x = views(60, 5)[0].to(dtype)
-        assert METRICS[name](x) == pytest.approx(METRICS[name](x.double()), rel=0.05 if dtype != torch.float32 else 1e-4)
+        assert METRICS[name](x) == pytest.approx(
+            METRICS[name](x.double()), rel=0.05 if dtype != torch.float32 else 1e-4
+        )
 
     def test_takes_no_gradient_and_leaves_the_rows(self, name: str) -> None:
         x = views(30, 5)[0].requires_grad_()
