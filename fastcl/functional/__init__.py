@@ -1,7 +1,14 @@
 """Every objective as a function: its body is its formula. An nn.Module of each stands in fastcl.losses."""
 
+from .debiasing import debiased, hard_negative
+from .decoupled import dcl, dhel
 from .divergence import FMICLTerms, f_micl, f_micl_dv
+from .kernel import kcl
+from .labels import sup_con
+from .momentum import moco, moco_v3
+from .sigmoid import siglip
 from .softmax import clip, info_nce, nt_xent
+from .spectral import f_mi_alpha, minc, spectral
 from .uniformity import align_uniform, alignment, uniformity
 
 __all__ = [
@@ -9,9 +16,21 @@ __all__ = [
     "align_uniform",
     "alignment",
     "clip",
+    "dcl",
+    "debiased",
+    "dhel",
+    "f_mi_alpha",
     "f_micl",
     "f_micl_dv",
+    "hard_negative",
     "info_nce",
+    "kcl",
+    "minc",
+    "moco",
+    "moco_v3",
     "nt_xent",
+    "siglip",
+    "spectral",
+    "sup_con",
     "uniformity",
 ]

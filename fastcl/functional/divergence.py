@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import checks
-from ..masks import Mask
-from ..ops import pair_reduce, pair_total
-from ..pairs import CosineJS, Exp, PairFunction, Power, SigmoidSquared, Softplus, Square
+from ..pairs import CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
+from .energy import Pairs, Potential
 from .rows import (
     at_least,
     check_reduction,
     own_pairs_left_out,
-    pair_count,
     reduced,
     row_dot,
     row_sqdist,
@@ -43,17 +40,11 @@ SIMILARITIES = ("gaussian", "cosine")
 NEGATIVES = ("xx", "xx+yy", "xy")
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """The critic of the positives, and psi = coefficient * pair(slope * v + offset) + linear * v + constant, v = l or s."""
+class Divergence(NamedTuple):
+    """The critic of the positives and the potential of the negatives, as functions of v = l or s."""
 
     critic: Callable[[Tensor], Tensor]
-    pair: PairFunction | None = None
-    coefficient: float = 1.0
-    slope: float = 1.0
-    offset: float = 0.0
-    linear: float = 0.0
-    constant: float = 0.0
+    psi: Potential
 
 
 class FMICLTerms(NamedTuple):
@@ -69,18 +60,18 @@ def gaussian_divergence(name: str, q: float | None) -> Divergence:
     if name == "tsallis":
         assert q is not None
         ratio = q / (q - 1.0)
-        return Divergence(lambda l: ratio * torch.exp((q - 1.0) * l), Exp(), slope=q)
+        return Divergence(lambda l: ratio * torch.exp((q - 1.0) * l), Potential(Exp(), slope=q))
     table = {
-        "kl": Divergence(lambda l: l + 1.0, Exp()),
-        "js": Divergence(lambda l: LOG_2 - softplus(-l), Softplus(), constant=-LOG_2),
-        "pearson": Divergence(lambda l: 2.0 * torch.expm1(l), Exp(), slope=2.0, constant=-1.0),
-        "sh": Divergence(lambda l: -torch.expm1(-0.5 * l), Exp(), slope=0.5, constant=-1.0),
+        "kl": Divergence(lambda l: l + 1.0, Potential(Exp())),
+        "js": Divergence(lambda l: LOG_2 - softplus(-l), Potential(Softplus(), constant=-LOG_2)),
+        "pearson": Divergence(lambda l: 2.0 * torch.expm1(l), Potential(Exp(), slope=2.0, constant=-1.0)),
+        "sh": Divergence(lambda l: -torch.expm1(-0.5 * l), Potential(Exp(), slope=0.5, constant=-1.0)),
         "vlc": Divergence(
-            lambda l: 1.0 - 4.0 * torch.sigmoid(-l).square(), SigmoidSquared(), coefficient=4.0, constant=-1.0
+            lambda l: 1.0 - 4.0 * torch.sigmoid(-l).square(), Potential(SigmoidSquared(), 4.0, constant=-1.0)
         ),
-        "rkl": Divergence(lambda l: -torch.exp(-l), linear=1.0, constant=-1.0),
-        "neyman": Divergence(lambda l: -torch.expm1(-2.0 * l), Exp(), coefficient=-2.0, slope=-1.0, constant=2.0),
-        "jeffrey": Divergence(lambda l: l - torch.expm1(-l), Exp(), linear=1.0, constant=-1.0),
+        "rkl": Divergence(lambda l: -torch.exp(-l), Potential(linear=1.0, constant=-1.0)),
+        "neyman": Divergence(lambda l: -torch.expm1(-2.0 * l), Potential(Exp(), -2.0, slope=-1.0, constant=2.0)),
+        "jeffrey": Divergence(lambda l: l - torch.expm1(-l), Potential(Exp(), linear=1.0, constant=-1.0)),
     }
     return table[name]
 
@@ -94,16 +85,14 @@ def cosine_divergence(name: str, q: float | None) -> Divergence:
         )
     if name == "tsallis":
         assert q is not None
-        return Divergence(_itself, Power(q / (q - 1.0), EPS), slope=(q - 1.0) / q)
+        return Divergence(_itself, Potential(Power(q / (q - 1.0), EPS), slope=(q - 1.0) / q))
     table = {
-        "kl": Divergence(_itself, Exp(), offset=-1.0),
-        "js": Divergence(_itself, CosineJS(EPS)),
-        "pearson": Divergence(_itself, Square(), slope=0.5, offset=1.0, constant=-1.0),
-        "sh": Divergence(_itself, Power(-1.0, EPS), slope=-1.0, offset=1.0, constant=-1.0),
-        "vlc": Divergence(
-            _itself, Power(0.5, EPS), coefficient=-4.0, slope=-1.0, offset=1.0, linear=-1.0, constant=4.0
-        ),
-        "neyman": Divergence(_itself, Power(0.5, EPS), coefficient=-2.0, slope=-1.0, offset=1.0, constant=2.0),
+        "kl": Divergence(_itself, Potential(Exp(), offset=-1.0)),
+        "js": Divergence(_itself, Potential(CosineJS(EPS))),
+        "pearson": Divergence(_itself, Potential(Square(), slope=0.5, offset=1.0, constant=-1.0)),
+        "sh": Divergence(_itself, Potential(Power(-1.0, EPS), slope=-1.0, offset=1.0, constant=-1.0)),
+        "vlc": Divergence(_itself, Potential(Power(0.5, EPS), -4.0, -1.0, 1.0, linear=-1.0, constant=4.0)),
+        "neyman": Divergence(_itself, Potential(Power(0.5, EPS), -2.0, -1.0, 1.0, constant=2.0)),
     }
     return table[name]
 
@@ -175,53 +164,13 @@ def f_micl(
     at_least(2, x, "f_micl")
     v = row_sqdist(x, y) if gaussian else row_dot(x, y)
     v = times(scale, v) + checks.scalar("mu", shift, x)
-    energy = Energy(d, "sqdist" if gaussian else "dot", scale, shift, groups, reduction == "none", backend)
-    negative = energy(x, y if negatives == "xy" else None)
-    if negatives == "xx+yy":
-        negative = 0.5 * (negative + energy(y, None))
+    pairs = [(x, y)] if negatives == "xy" else [(x, None), (y, None)] if negatives == "xx+yy" else [(x, None)]
+    mask, operand = own_pairs_left_out(groups, x), "sqdist" if gaussian else "dot"
+    energies = [Pairs(a, b, mask, operand, scale, shift, reduction, backend).energy(d.psi) for a, b in pairs]
+    negative = energies[0] if len(energies) == 1 else 0.5 * (energies[0] + energies[1])
     positive = reduced(d.critic(v), reduction, "f_micl")
-    if reduction == "sum":
-        negative = negative * x.shape[0]
     loss = checks.scalar("alpha", alpha, x) * negative - positive
     return FMICLTerms(loss, positive, negative) if return_terms else loss
-
-
-@dataclass(frozen=True)
-class Energy:
-    """mean over the visited pairs of psi(v), or each row's share of it: one sweep for the pair function, none for the rest."""
-
-    divergence: Divergence
-    operand: str
-    scale: float | Tensor
-    shift: float | Tensor
-    groups: Tensor | None
-    rows: bool
-    backend: str | None
-
-    def __call__(self, x: Tensor, y: Tensor | None) -> Tensor:
-        d = self.divergence
-        mask = own_pairs_left_out(self.groups, x)
-        count = checks.scalar("count", pair_count(x, y, mask), x)
-        share = x.shape[0] / count if self.rows else 1.0 / count
-        terms = []
-        if d.pair is not None:
-            terms.append(d.coefficient * self._sum(x, y, mask, d.pair, d.slope, d.offset))
-        if d.linear != 0.0:
-            terms.append(d.linear * self._sum(x, y, mask, "identity", 1.0, 0.0))
-        return share * sum(terms[1:], terms[0]) + d.constant
-
-    def _sum(
-        self, x: Tensor, y: Tensor | None, mask: Mask, pair: str | PairFunction, slope: float, offset: float
-    ) -> Tensor:
-        arguments: dict[str, Any] = {
-            "operand": self.operand, "pair": pair, "reduce": "sum", "mask": mask, "scale": slope * self.scale,
-            "shift": slope * self.shift + offset, "backend": self.backend,
-        }  # fmt: skip
-        if not self.rows:
-            return pair_total(x, y, outer="sum", **arguments)
-        r = pair_reduce(x, y, **arguments)
-        assert isinstance(r, Tensor)
-        return r
 
 
 def f_micl_dv(

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from .. import backends, checks
 from ..masks import Mask, across_groups, off_diagonal
-from ..ops import pair_total
 from ..problem import accumulation_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -107,17 +106,6 @@ def own_pairs_left_out(groups: Tensor | None, rows: Tensor, views: int = 1) -> M
     return across_groups(groups if views == 1 else groups.repeat(views))
 
 
-def pair_count(x: Tensor, y: Tensor | None, mask: Mask) -> float | Tensor:
-    """How many pairs the mask visits: by arithmetic where it is off_diagonal, and without a host read where it has groups."""
-    if mask.kind == "off_diagonal":
-        m = x.shape[0] if y is None else y.shape[0]
-        return float(x.shape[0] * m - min(x.shape[0], m))
-    empty = x.detach()[:, :0]
-    other = None if y is None else y.detach()[:, :0]
-    count = pair_total(empty, other, outer="sum", pair="identity", reduce="sum", mask=mask, scale=0.0, shift=1.0)
-    return count.clamp(min=1.0)
-
-
 def at_least(rows: int, x: Tensor, objective: str) -> None:
     """A mean needs something to be taken over."""
     if x.shape[0] < rows:
@@ -154,3 +142,10 @@ def check_backend(backend: str | None) -> None:
     """A known name, for an objective that has no pairs to reduce."""
     if backend is not None:
         checks.one_of("backend", backend, backends.NAMES)
+
+
+def plain_number(name: str, value: float | Tensor, positive: bool = False) -> float:
+    """A finite Python number: a constant of a pair function, which takes no gradient."""
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a number, got a tensor; pass float({name}) (it takes no gradient)")
+    return checks.positive_number(name, value) if positive else checks.number(name, value)  # type: ignore[return-value]

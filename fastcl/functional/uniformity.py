@@ -7,13 +7,14 @@ from torch import Tensor
 
 from .. import checks
 from ..ops import pair_total
+from .energy import visits
 from .rows import (
     at_least,
     check_backend,
     check_reduction,
     normalize_rows,
     own_pairs_left_out,
-    pair_count,
+    plain_number,
     reduced,
     row_sqdist,
     views,
@@ -52,7 +53,7 @@ def alignment(
     """
     check_reduction(reduction)
     check_backend(backend)
-    alpha = _number("alpha", alpha)
+    alpha = plain_number("alpha", alpha, positive=True)
     x, y = views(x, y, normalize)
     squared = row_sqdist(x, y)
     if alpha == 2.0:
@@ -136,7 +137,7 @@ def align_uniform(
         TypeError: for unsupported or mixed dtypes.
     """
     check_reduction(reduction, has_rows=False, objective="align_uniform")
-    alpha, t = _number("alpha", alpha), checks.positive_number("t", t)
+    alpha, t = plain_number("alpha", alpha, positive=True), checks.positive_number("t", t)
     x, y = views(x, y, normalize)
     at_least(2, x, "align_uniform")
     aligned = alignment(x, y, alpha=alpha, normalize=False)
@@ -145,14 +146,7 @@ def align_uniform(
 
 
 def log_mean_gaussian(x: Tensor, t: float | Tensor, groups: Tensor | None, backend: str | None) -> Tensor:
-    """log mean over the visited pairs of exp(-t |x_i - x_j|^2): the pooled form minus the logarithm of the count."""
+    """log mean over the visited pairs of exp(-t |x_i - x_j|^2): the pooled form minus the logarithm of their number."""
     mask = own_pairs_left_out(groups, x)
     total = pair_total(x, outer="pooled", operand="sqdist", scale=-t, mask=mask, backend=backend)
-    return total - checks.scalar("count", pair_count(x, None, mask), total).log()
-
-
-def _number(name: str, value: float) -> float:
-    value = checks.positive_number(name, value)  # type: ignore[assignment]
-    if isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a number, got a tensor; pass float({name}) (it takes no gradient)")
-    return value
+    return total - visits(x, None, mask).sum().clamp(min=1.0).log()

@@ -1,0 +1,166 @@
+"""Negatives corrected for the positives among them, and weighted by their hardness, all in log space."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..ops import pair_reduce
+from .energy import visits
+from .rows import (
+    check_reduction,
+    inverse,
+    normalize_rows,
+    own_pairs_left_out,
+    plain_number,
+    reduced,
+    row_dot,
+    softplus,
+    times,
+)
+
+LOG_HALF = -0.6931471805599453
+
+
+def debiased(
+    u: Tensor,
+    v: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    tau_plus: float = 0.1,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Debiased contrastive loss: the expected share of hidden positives is taken out of the negatives.
+
+        L = mean_{i <= 2n} -log( e^{p_i} / (e^{p_i} + G_i) ),   p_i = s_ip(i) / tau,   s over z = [u; v], p(i) the other view
+        G_i = max( (sum_k e^{s_ik / tau} - tau_plus K e^{p_i}) / (1 - tau_plus),  K e^{-1 / tau} ),   over the K = 2n - 2 negatives
+
+    All is computed in log space. Where the floor holds, only the positive is trained.
+
+    Source: Chuang et al. 2020 (arXiv 2007.00224), eq. 7 and 8.
+
+    Args:
+        u: (n, d) floating, the first views.
+        v: (n, d), dtype of u, the second views.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        tau_plus: the prior probability that a negative is a hidden positive, a number in [0, 1).
+        groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (2n values, those of u first).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (2n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    return _debiased(u, v, temperature, tau_plus, 0.0, groups, normalize, reduction, "debiased", backend)
+
+
+def hard_negative(
+    u: Tensor,
+    v: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    tau_plus: float = 0.1,
+    beta: float | Tensor = 1.0,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Hard-negative contrastive loss: the debiased loss with negatives weighted by their own similarity.
+
+        sum_k e^{s_ik / tau}  becomes  K sum_k w_k e^{s_ik / tau} / sum_k w_k,   w_k = e^{beta s_ik / tau}
+
+    in fastcl.functional.debiased. Gradients flow through the weights. In log space the sum is
+    log K + LSE_k (1 + beta) s_ik / tau - LSE_k beta s_ik / tau: two sweeps.
+
+    Source: Robinson et al. 2021 (arXiv 2010.04592), eq. 4, and the authors' code.
+
+    Args:
+        u: (n, d) floating, the first views.
+        v: (n, d), dtype of u, the second views.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        tau_plus: the prior probability that a negative is a hidden positive, a number in [0, 1).
+        beta: the hardness, a number >= 0 or a tensor with one element (may want gradients); 0 is the debiased loss.
+        groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (2n values, those of u first).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (2n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    if not isinstance(checks.number("beta", beta), Tensor) and beta < 0:
+        raise ValueError(f"beta: expected a number >= 0, got {beta}; 0 is the debiased loss")
+    return _debiased(u, v, temperature, tau_plus, beta, groups, normalize, reduction, "hard_negative", backend)
+
+
+def _debiased(
+    u: Tensor,
+    v: Tensor,
+    temperature: float | Tensor,
+    tau_plus: float,
+    beta: float | Tensor,
+    groups: Tensor | None,
+    normalize: bool,
+    reduction: str,
+    objective: str,
+    backend: str | None,
+) -> Tensor:
+    check_reduction(reduction)
+    a = inverse("temperature", temperature)
+    if not 0.0 <= plain_number("tau_plus", tau_plus) < 1.0:
+        raise ValueError(f"tau_plus: expected a probability in [0, 1), got {tau_plus}")
+    checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+    z = torch.cat([u, v])
+    if normalize:
+        z = normalize_rows(z)
+    n = u.shape[0]
+    mask = own_pairs_left_out(groups, z, views=2)
+    p = times(a, row_dot(z[:n], z[n:])).repeat(2)
+    # Without groups the mask leaves out the row and its partner; how many are left is known without asking.
+    count = torch.full_like(p.detach(), 2.0 * n - 2.0) if groups is None else visits(z, None, mask)
+    log_count = count.clamp(min=1.0).log()
+
+    def lse(scale: float | Tensor) -> Tensor:
+        r = pair_reduce(z, scale=scale, mask=mask, backend=backend)
+        assert isinstance(r, Tensor)
+        return torch.where(count > 0, r, 0.0)
+
+    weighted = isinstance(beta, Tensor) or beta != 0.0
+    log_sum = log_count + lse(a + beta * a) - lse(beta * a) if weighted else lse(a)
+    log_floor = log_count - checks.scalar("temperature", a, z)
+    log_negatives = torch.where(count > 0, _log_corrected(log_sum, log_count + p, log_floor, tau_plus), float("-inf"))
+    return reduced(softplus(log_negatives - p), reduction, objective)
+
+
+def _log_corrected(log_sum: Tensor, log_hidden: Tensor, log_floor: Tensor, tau_plus: float) -> Tensor:
+    """log max( (e^log_sum - tau_plus e^log_hidden) / (1 - tau_plus), e^log_floor ), with a gradient to the larger alone."""
+    if tau_plus > 0.0:
+        t = log_hidden - log_sum + math.log(tau_plus)
+        positive = t < 0
+        log_sum = log_sum + _log1mexp(torch.where(positive, t, -1.0)) - math.log1p(-tau_plus)
+        log_sum = torch.where(positive, log_sum, float("-inf"))
+    return torch.where(log_sum > log_floor, log_sum, log_floor)
+
+
+def _log1mexp(t: Tensor) -> Tensor:
+    """log(1 - e^t) for t < 0, to full precision at either end."""
+    near = t > LOG_HALF
+    return torch.where(
+        near, torch.log(-torch.expm1(torch.where(near, t, -1.0))), torch.log1p(-torch.exp(torch.where(near, -1.0, t)))
+    )

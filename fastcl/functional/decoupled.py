@@ -1,0 +1,136 @@
+"""Decoupled contrast: the positive is left out of the denominator, and energies stand by themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..masks import Mask, across_groups
+from ..ops import pair_reduce, pair_total
+from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, row_dot, times, views
+
+FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
+
+
+def dcl(
+    u: Tensor,
+    v: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    sigma: float | Tensor | None = None,
+    detach_weight: bool = True,
+    symmetric: bool = True,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """DCL: decoupled contrastive learning, and DCLW, its weighted form.
+
+        L(u, v) = mean_i [ -w_i s_ii / tau + LSE_{j != i} {<u_i, u_j>, <u_i, v_j>} / tau ],   s_ii = <u_i, v_i>
+        w_i = 1, or with sigma  w_i = 2 - n softmax_i(s_ii / sigma);   symmetric: (L(u, v) + L(v, u)) / 2
+
+    It is negative for aligned rows, and unbounded below in principle as tau goes to 0.
+
+    Source: Yeh et al. 2022 (arXiv 2110.06848), eq. 6 and 7.
+
+    Args:
+        u: (n, d) floating, n >= 2, the first views.
+        v: (n, d), dtype of u, the second views.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        sigma: concentration of DCLW's weights, > 0 (0.5 in the paper), or None for DCL.
+        detach_weight: whether the weights carry no gradient (public codes differ).
+        symmetric: whether to take the mean of both directions: one sweep over half the tiles serves both.
+        groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input). Without any negative it is -inf.
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or fewer than 2 rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    a = inverse("temperature", temperature)
+    sigma = None if sigma is None else checks.positive_number("sigma", sigma)
+    u, v = views(u, v, normalize, ("u", "v"))
+    at_least(2, u, "dcl")
+    aligned = row_dot(u, v)
+    p = times(a, aligned)
+    if sigma is not None:
+        weight = 2.0 - u.shape[0] * torch.softmax(times(1.0 / sigma, aligned), 0)
+        p = (weight.detach() if detach_weight else weight) * p
+    z = torch.cat([u, v])
+    mask = own_pairs_left_out(groups, z, views=2)
+    if symmetric:
+        return 0.5 * _free_energies(z, None, a, mask, reduction, 2, backend) - reduced(p, reduction, "dcl")
+    assert mask.group_x is not None
+    mask = across_groups(mask.group_x[: u.shape[0]], mask.group_x)
+    return _free_energies(u, z, a, mask, reduction, 1, backend) - reduced(p, reduction, "dcl")
+
+
+def dhel(
+    u: Tensor,
+    v: Tensor,
+    *,
+    temperature: float | Tensor = 0.3,
+    form: str = "joint",
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """DHEL: decoupled hypersphere energy loss; negatives of a view come from that view alone.
+
+        L = mean_i [ -<u_i, v_i> / tau + a E_i(u) + b E_i(v) ],   E_i(x) = LSE_{j != i} <x_i, x_j> / tau
+
+    "joint" (a = b = 1) is the authors' code, which adds the second view's energy at full weight and the alignment once;
+    "anchor" (a = 1, b = 0) is their figure; "symmetric" (a = b = 1/2) is the mean of both directions.
+
+    Source: Koromilas et al. 2024 (arXiv 2405.18045).
+
+    Args:
+        u: (n, d) floating, n >= 2, the anchors.
+        v: (n, d), dtype of u, their positives.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        form: "joint", "anchor" or "symmetric".
+        groups: (n,) int64, one group per row: pairs of equal groups are left out of the energies.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input). Without any negative it is -inf.
+
+    Raises:
+        ValueError: for shapes, names or values that do not fit, or fewer than 2 rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    checks.one_of("form", form, tuple(FORMS))
+    a = inverse("temperature", temperature)
+    u, v = views(u, v, normalize, ("u", "v"))
+    at_least(2, u, "dhel")
+    mask = own_pairs_left_out(groups, u)
+    loss = -reduced(times(a, row_dot(u, v)), reduction, "dhel")
+    for rows, weight in zip((u, v), FORMS[form], strict=True):
+        if weight != 0.0:
+            loss = loss + weight * _free_energies(rows, None, a, mask, reduction, 1, backend)
+    return loss
+
+
+def _free_energies(
+    x: Tensor, y: Tensor | None, a: float | Tensor, mask: Mask, reduction: str, views: int, backend: str | None
+) -> Tensor:
+    """LSE_{j in M(i)} a <x_i, y_j> of the rows of x, added up over its stacked views, then reduced over n rows."""
+    n = x.shape[0] // views
+    if reduction == "none":
+        r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
+        assert isinstance(r, Tensor)
+        return r.view(views, n).sum(0)
+    total = pair_total(x, y, outer="sum", scale=a, mask=mask, backend=backend)
+    return total / n if reduction == "mean" else total

@@ -1,0 +1,113 @@
+"""Momentum contrast: keys come from a slowly moving copy of the encoder, and carry no gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import checks
+from ..ops import pair_reduce, pair_total
+from .rows import check_reduction, inverse, normalize_rows, reduced_total, row_dot, softplus, times, views
+from .softmax import info_nce
+
+
+def moco(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    *,
+    temperature: float | Tensor = 0.2,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """MoCo: each query finds its key among the keys of earlier batches.
+
+        L = mean_i [ log(e^{p_i} + sum_j e^{z_ij}) - p_i ],   p_i = <q_i, k_i> / tau,   z_ij = <q_i, queue_j> / tau
+
+    No gradient flows to k or to the queue, which fastcl.losses.MoCoQueue keeps: enqueue the keys after the loss.
+
+    Source: He et al. 2020 (arXiv 1911.05722), eq. 1 and algorithm 1.
+
+    Args:
+        q: (n, d) floating, the queries.
+        k: (n, d), dtype of q; k_i is the positive of q_i.
+        queue: (m, d), dtype of q, the negatives of every query; m = 0 gives 0.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        normalize: whether to scale rows to unit length first, the queue's too.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    a = inverse("temperature", temperature)
+    checks.pair_of_matrices("q", q, "queue", queue)
+    q, k = views(q, k.detach(), normalize, ("q", "k"))
+    # A copy either way, as in the authors' code: the queue may be overwritten before backward.
+    queue = normalize_rows(queue.detach()) if normalize else queue.detach().clone()
+    p = times(a, row_dot(q, k))
+    if reduction == "none":
+        r = pair_reduce(q, queue, scale=a, backend=backend)
+        assert isinstance(r, Tensor)
+        return softplus(r - p)
+    total = pair_total(q, queue, outer="contrast", positive=p, scale=a, backend=backend)
+    return reduced_total(total, q, reduction, "moco")
+
+
+def moco_v3(
+    q1: Tensor,
+    q2: Tensor,
+    k1: Tensor,
+    k2: Tensor,
+    *,
+    temperature: float | Tensor = 0.2,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """MoCo v3: each view's queries find the other view's keys, within the batch.
+
+        L = 2 tau [ info_nce(q1, k2) + info_nce(q2, k1) ]
+
+    No gradient flows to the keys.
+
+    Source: Chen et al. 2021 (arXiv 2104.02057), algorithm 1; the paper's temperature is 0.2, its code's default 1.
+
+    Args:
+        q1, q2: (n, d) floating, the queries of both views.
+        k1, k2: (n, d), dtype of q1, the keys of both views; k2_i is the positive of q1_i, and k1_i of q2_i.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        groups: (n,) int64, one group per row: pairs of equal groups are no negatives of each other.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    factor = 2.0 * checks.positive_number("temperature", temperature)
+    for name, rows in (("q2", q2), ("k1", k1), ("k2", k2)):
+        checks.pair_of_matrices("q1", q1, name, rows, same_rows=True)
+    arguments: dict[str, Any] = {
+        "temperature": temperature,
+        "groups": groups,
+        "normalize": normalize,
+        "backend": backend,
+    }
+    each = "none" if reduction == "none" else "sum"
+    way_1, way_2 = (info_nce(q, k.detach(), reduction=each, **arguments) for q, k in ((q1, k2), (q2, k1)))
+    losses = times(factor, way_1 + way_2)
+    return losses if reduction == "none" else reduced_total(losses, q1, reduction, "moco_v3")

@@ -1,0 +1,56 @@
+"""The sigmoid objective: every pair is a binary decision of its own."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import checks
+from ..ops import pair_reduce, pair_total
+from .rows import check_reduction, own_pairs_left_out, reduced, reduced_total, row_dot, softplus, times, views
+
+
+def siglip(
+    x: Tensor,
+    y: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """SigLIP: a logistic loss of every pair, divided by n (not by n^2).
+
+        L = mean_i [ softplus(-z_ii) + sum_{j != i} softplus(z_ij) ],   z_ij = logit_scale <x_i, y_j> + logit_bias
+
+    Source: Zhai et al. 2023 (arXiv 2303.15343), eq. 1; both scalars are learned there, from scale 10 and bias -10.
+
+    Args:
+        x: (n, d) floating, for instance image features.
+        y: (n, d), dtype of x; y_i is the positive of x_i.
+        logit_scale: the factor itself (not its logarithm) > 0, a number or a tensor with one element (may want gradients).
+        logit_bias: a number or a tensor with one element (may want gradients).
+        groups: (n,) int64, one group per pair: pairs of equal groups are no negatives of each other.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    a, b = checks.positive_number("logit_scale", logit_scale), checks.number("logit_bias", logit_bias)
+    x, y = views(x, y, normalize)
+    positive = softplus(-times(a, row_dot(x, y)) - checks.scalar("logit_bias", b, x))
+    mask = own_pairs_left_out(groups, x)
+    if reduction == "none":
+        r = pair_reduce(x, y, pair="softplus", reduce="sum", mask=mask, scale=a, shift=b, backend=backend)
+        assert isinstance(r, Tensor)
+        return positive + r
+    total = pair_total(x, y, outer="sum", pair="softplus", reduce="sum", mask=mask, scale=a, shift=b, backend=backend)
+    return reduced_total(reduced(positive, "sum", "siglip") + total, x, reduction, "siglip")

@@ -1,0 +1,213 @@
+"""Spectral contrastive learning, its incremental form, and its generalisation to all alpha-divergences."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..masks import Mask
+from ..pairs import Log, Power, Square
+from ..problem import accumulation_dtype
+from .energy import Pairs, Potential, visits
+from .rows import (
+    at_least,
+    check_backend,
+    check_reduction,
+    normalize_rows,
+    own_pairs_left_out,
+    plain_number,
+    reduced,
+    row_dot,
+    views,
+)
+
+ESTIMATORS = ("unbiased", "biased")
+
+
+def spectral(
+    u: Tensor,
+    v: Tensor,
+    *,
+    mu: float | Tensor = 1.0,
+    estimator: str = "unbiased",
+    groups: Tensor | None = None,
+    normalize: bool = False,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """The spectral contrastive loss, of rows clipped to norm sqrt(mu).
+
+        L = (1 / mu) [ -2 mean_i <u_i, v_i> + mean_{i != j} <u_i, v_j>^2 ]
+
+    Negatives are pairs across the views; "biased" counts i = j among them. The sweep goes through d x d matrices where that is
+    cheaper (forward and backward: n > 4d / 3), exactly.
+
+    Source: HaoChen et al. 2021 (arXiv 2106.04156), algorithm 1, and the authors' code for the clipping and for 1 / mu.
+
+    Args:
+        u: (n, d) floating, n >= 2 (1 for "biased"), the first views.
+        v: (n, d), dtype of u, the second views.
+        mu: the largest squared norm > 0; longer rows are scaled down to it (the gradient is that of the scaling).
+        estimator: "unbiased" (pairs i != j) or "biased" (all pairs).
+        groups: (n,) int64, one group per row: pairs of equal groups are no negatives (the "biased" i = j stays).
+        normalize: whether to scale rows to unit length first, before they are clipped.
+        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes, names or values that do not fit, or too few rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    checks.one_of("estimator", estimator, ESTIMATORS)
+    checks.positive_number("mu", mu)
+    u, v = views(u, v, normalize, ("u", "v"))
+    at_least(2 if estimator == "unbiased" else 1, u, "spectral")
+    largest = checks.scalar("mu", mu, u)
+    u, v = clip_norms(u, largest.sqrt()), clip_norms(v, largest.sqrt())
+    biased = estimator == "biased"
+    mask = Mask("all") if biased and groups is None else own_pairs_left_out(groups, u)
+    squares = Pairs(u, v, mask, reduction=reduction, backend=backend).energy(Potential(Square()))
+    s = row_dot(u, v)
+    if biased and groups is not None:  # the mask left i = j out: n more pairs
+        n, others = s.shape[0], visits(u, v, mask).sum()
+        squares = (squares * others + n * reduced(s.square(), reduction, "spectral")) / (others + n)
+    return (squares - 2.0 * reduced(s, reduction, "spectral")) / largest
+
+
+def clip_norms(x: Tensor, limit: Tensor) -> Tensor:
+    """Rows of norm `limit` or more brought to it, with the gradient of that; the others as they are. In the dtype of x."""
+    wide = x.to(accumulation_dtype(x.dtype))
+    norm = torch.linalg.vector_norm(wide.detach(), dim=1, keepdim=True)
+    return torch.where(norm < limit.detach(), wide, limit * normalize_rows(wide)).to(x.dtype)
+
+
+def minc(
+    u: Tensor,
+    v: Tensor,
+    statistic: Tensor,
+    *,
+    gha: bool = True,
+    target_u: Tensor | None = None,
+    target_v: Tensor | None = None,
+    normalize: bool = False,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """MINC: mutual information non-contrastive learning, each row against a statistic of all others. O(n d^2), no pairs.
+
+        L = mean over z in [u; v] of  -2 <z, sg(z')> + 2 <z, sg(T z)>,   T = tril(statistic) with gha, else statistic
+
+    z' is the other view of z (its target's where given), sg stops gradients, statistic = E[z z^T]. The gradient is what L is
+    for, E[z' | x] - T z, the direction of a power iteration, which GHA deflates to ordered eigenvectors. T is not symmetric, so
+    that this is the gradient of no function: fastcl.losses.MINCLoss reports a value beside it, and keeps the statistic.
+
+    Source: arXiv 2504.16667 as far as it is public, and Sanger 1989 for GHA; scale and signs are derived (at the batch's own
+    statistic, without gha and targets, the gradient is half that of the spectral loss over both views).
+
+    Args:
+        u: (n, d) floating, the first views.
+        v: (n, d), dtype of u, the second views.
+        statistic: (d, d) floating, the second moment of rows; used in the accumulation dtype, without gradient.
+        gha: whether to deflate by its lower triangle (with the diagonal), the generalised Hebbian algorithm.
+        target_u: (n, d) or None, features of a target network for the first views; None takes u.
+        target_v: (n, d) or None, the same for the second views.
+        normalize: whether to scale rows, targets too, to unit length first.
+        reduction: "mean" only.
+        backend: as everywhere; minc has no pairs to reduce and is the same on each.
+
+    Returns:
+        A scalar, float32 (float64 for float64 input); its gradient is the MINC direction, its value says little.
+
+    Raises:
+        ValueError: for shapes that do not fit, or no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction, has_rows=False, objective="minc")
+    check_backend(backend)
+    checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+    at_least(1, u, "minc")
+    _check_statistic(statistic, u)
+    targets = [u if target_u is None else target_u, v if target_v is None else target_v]
+    for name, target in zip(("target_u", "target_v"), targets, strict=True):
+        checks.pair_of_matrices("u", u, name, target, same_rows=True)
+    if normalize:
+        u, v, *targets = (normalize_rows(x) for x in (u, v, *targets))
+    loss = []
+    for z, partner in ((u, targets[1]), (v, targets[0])):
+        loss.append(row_dot(z, deflated(z.detach(), statistic, gha) - partner.detach()))
+    return (loss[0] + loss[1]).mean()
+
+
+def deflated(z: Tensor, statistic: Tensor, gha: bool) -> Tensor:
+    """(n, d) T z of each row, in the accumulation dtype whatever autocast says."""
+    dtype = accumulation_dtype(z.dtype)
+    t = statistic.detach().to(dtype)
+    with torch.autocast(z.device.type, enabled=False):
+        return z.to(dtype) @ (t.tril() if gha else t).T
+
+
+def _check_statistic(statistic: Tensor, u: Tensor) -> None:
+    if not isinstance(statistic, Tensor) or not statistic.is_floating_point():
+        got = statistic.dtype if isinstance(statistic, Tensor) else type(statistic).__name__
+        raise TypeError(f"statistic: expected a floating-point tensor, got {got}")
+    d = u.shape[1]
+    if statistic.shape != (d, d):
+        raise ValueError(
+            f"statistic: expected shape ({d}, {d}), the second moment of rows, got {tuple(statistic.shape)}"
+        )
+    if statistic.device != u.device:
+        raise ValueError(f"statistic: expected the device of u, {u.device}, got {statistic.device}; move it")
+
+
+def f_mi_alpha(
+    u: Tensor,
+    v: Tensor,
+    *,
+    alpha: float = 2.0,
+    eps: float = 1e-3,
+    groups: Tensor | None = None,
+    normalize: bool = False,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """f-mutual information by an alpha-divergence, with s = <u, v> as the estimated density ratio.
+
+        L = -mean_i (s_ii^{a-1} - 1) / (a - 1) + mean_{i != j} (s_ij^a - 1) / a,   s clamped at eps
+        a = 1:  -mean_i log s_ii + mean s_ij - 1        a = 0:  mean_i 1 / s_ii - 1 + mean log s_ij
+
+    a = 2 is spectral / 2 + 1 / 2 (without its clipping) as long as no s is below eps.
+
+    Source: arXiv 2504.16667 as far as it is public; the conjugates f*(f'(s)) = s f'(s) - f(s) are derived.
+
+    Args:
+        u: (n, d) floating, n >= 2, the first views.
+        v: (n, d), dtype of u, the second views.
+        alpha: the order a of the divergence, a number; 2 is Pearson's, 1 KL, 0 reverse KL.
+        eps: the least s, > 0, a number; below it the gradient is 0.
+        groups: (n,) int64, one group per row: pairs of equal groups are no negatives.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
+        backend: see fastcl.pair_reduce.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or fewer than 2 rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    a, eps = plain_number("alpha", alpha), plain_number("eps", eps, positive=True)
+    u, v = views(u, v, normalize, ("u", "v"))
+    at_least(2, u, "f_mi_alpha")
+    s = row_dot(u, v)
+    s = torch.where(s < eps, eps, s)
+    critic = s.log() if a == 1.0 else (s ** (a - 1.0) - 1.0) / (a - 1.0)
+    psi = Potential(Log(eps)) if a == 0.0 else Potential(Power(a, eps), 1.0 / a, constant=-1.0 / a)
+    pairs = Pairs(u, v, own_pairs_left_out(groups, u), reduction=reduction, backend=backend)
+    return pairs.energy(psi) - reduced(critic, reduction, "f_mi_alpha")
