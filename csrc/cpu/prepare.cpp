@@ -113,6 +113,7 @@ Prepared<T>::Prepared(const Arguments& a) {
   prepare_side(task.x, x, a.bias_x, a.shift.item<T>(), unit);
   if (task.self) {
     task.y = task.x;
+    task.y.term = memory.vector<T>(task.y.count);  // the shift counts once
   } else {
     prepare_side(task.y, y, a.bias_y, 0, unit);
   }
@@ -140,14 +141,18 @@ void Prepared<T>::prepare_side(Side<T>& side, const Tensor& rows, const std::opt
   const T* b = bias ? contiguous.const_data_ptr<T>() : nullptr;
   for (int64_t i = 0; i < side.count; i++) term[i] = T((shift + (b ? double(b[i]) : 0.0)) * unit);
   side.term = term;
-  side.weight = side.reference = memory.vector<T>(side.count);
+  // Nothing weighs: 0 times an exponential that is 0 for every z.
+  side.weight = memory.vector<T>(side.count);
+  T* reference = memory.vector<T>(side.count);
+  std::fill_n(reference, side.count + slack, std::numeric_limits<T>::max());
+  side.reference = reference;
   T* norm = memory.vector<T>(side.count);
   if (task.operand == Operand::sqdist || task.reduce == Reduction::logsumexp)
     kernels<T>().squared_norms(side, task.d, norm, memory.host());
   side.norm = norm;
 }
 
-// The largest z that there can be, by Cauchy and Schwarz; M lies as far below as T allows, to reach as low as it can.
+// The largest z that there can be, by Cauchy and Schwarz.
 template <class T>
 void Prepared<T>::bound_z() {
   double norm_x = 0, norm_y = 0, term_x = -INFINITY, term_y = -INFINITY;
@@ -163,9 +168,16 @@ void Prepared<T>::bound_z() {
   const double a = task.scale;
   double u = std::sqrt(norm_x) * std::sqrt(norm_y);
   if (task.operand == Operand::sqdist) u = a > 0 ? norm_x + norm_y + 2 * u : 0;
-  const double bound = std::abs(a) * u * (1 + 1e-5) + term_x + term_y;
-  shareable = std::abs(bound) < Range<T>::exact_reference;
-  if (shareable) task.reference = T(std::ceil(bound) - Range<T>::headroom);
+  bound_ = std::abs(a) * u * (1 + 1e-5) + term_x + term_y;
+  largest_row_ = std::sqrt(std::fmax(norm_x, norm_y));
+}
+
+template <class T>
+bool Prepared<T>::share(bool of_products) {
+  constexpr double exact_integers = 1 << 20;
+  if (!(std::abs(bound_) < exact_integers) || (of_products && largest_row_ > Range<T>::largest_norm)) return false;
+  task.reference = T(std::ceil(bound_) - (of_products ? Range<T>::headroom_of_product : Range<T>::headroom));
+  return true;
 }
 
 template <class T>

@@ -56,19 +56,21 @@ template <class T>
 struct Range;
 template <>
 struct Range<float> {
-  static constexpr double headroom = 90;         // the shared reference lies this far below the bound of z, in log 2
-  static constexpr double smallest = 0x1p-100;   // sums below this, times the number of terms, may have lost a bit
-  static constexpr double shared_spread = 120;   // of r and c, in log 2, for one reference in the gradients
-  static constexpr double exact_r = 256;         // beyond, r's own rounding would show in exp(z - r)
-  static constexpr double exact_reference = 1 << 20;
+  static constexpr double headroom = 90;           // the shared reference lies this far below the bound of z, in log 2
+  static constexpr double headroom_of_product = 60;  // so far where E Y is summed before it is normalised
+  static constexpr double largest_norm = 0x1p50;     // of a row in E Y
+  static constexpr double smallest = 0x1p-100;     // sums below this, times the number of terms, may have lost a bit
+  static constexpr double shared_spread = 120;     // of r and c, in log 2, for one reference in the gradients
+  static constexpr double exact_r = 256;           // beyond, r's own rounding would show in exp(z - r)
 };
 template <>
 struct Range<double> {
   static constexpr double headroom = 900;
+  static constexpr double headroom_of_product = 500;
+  static constexpr double largest_norm = 0x1p480;
   static constexpr double smallest = 0x1p-960;
   static constexpr double shared_spread = 900;
   static constexpr double exact_r = 1 << 20;
-  static constexpr double exact_reference = 1 << 20;
 };
 
 // Both sides in T, with everything that z needs; sums and gradients are asked for on top.
@@ -81,7 +83,9 @@ class Prepared {
   TorchHost memory;
   Tensor x, y;      // rows as the kernels read them: in T, centred for sqdist
   double scale;     // a
-  bool shareable;   // the shared reference covers every z from above
+
+  // Sets the shared reference, if there can be one: below every z's bound by what T's range allows.
+  bool share(bool of_products);
 
   // Sides' results, zeroed and hooked up.
   void want_values(bool of_y);
@@ -95,6 +99,7 @@ class Prepared {
  private:
   void prepare_side(Side<T>& side, const Tensor& rows, const std::optional<Tensor>& bias, double shift, double unit);
   void bound_z();
+  double bound_ = 0, largest_row_ = 0;
 };
 
 extern template class Prepared<float>;

@@ -53,11 +53,11 @@ Tensor gradient_of(const Prepared<T>& p, const Side<T>& side, const Tensor& rows
 }  // namespace
 
 template <class T>
-void reduce_all(Prepared<T>& p, bool of_y) {
+void reduce_all(Prepared<T>& p, bool of_y, bool may_share) {
   of_y = of_y || p.task.self;
   p.want_values(of_y);
   if (p.task.reduce == Reduction::sum) return p.sweep(Step::push);
-  if (p.shareable) {
+  if (may_share && p.share(false)) {
     p.sweep(Step::push);
     if (exact(p.task.x, p.task.y.count) && (!of_y || exact(p.task.y, p.task.x.count))) return;
     p.want_values(of_y);
@@ -135,6 +135,7 @@ bool weights_from_r(Prepared<T>& p, const Tensor& r, const Tensor& c, const Tens
   auto set = [&](Side<T>& side, const Tensor& r, const Tensor& g) {
     T* weight = p.memory.template vector<T>(side.count);
     T* reference = p.memory.template vector<T>(side.count);
+    std::copy_n(side.reference, side.count, reference);
     for (int64_t i = 0; i < r.numel(); i++) {
       const T ri = r.const_data_ptr<T>()[i];
       if (ri == -INFINITY) continue;
@@ -173,8 +174,7 @@ std::array<Tensor, 6> gradients_of(const Arguments& a, const Tensor& r_, const T
   } else if (bool split; weights_from_r(p, r, c, g, h, split)) {
     step = split ? Step::weigh_split : Step::weigh;
   } else {
-    p.shareable = false;
-    reduce_all(p, a.columns);
+    reduce_all(p, a.columns, false);
     const Tensor exact_g = g.to(at::kDouble), exact_h = h.to(at::kDouble);
     weights_from_values(p, p.task.x, exact_g.const_data_ptr<double>());
     if (p.task.self) p.task.y.weight = p.task.x.weight, p.task.y.reference = p.task.x.reference;
@@ -198,7 +198,7 @@ std::array<Tensor, 6> kernel_gradients(const Arguments& a, const Tensor& r, cons
 }
 
 #define FASTCL_INSTANTIATE(T)                                                  \
-  template void reduce_all<T>(Prepared<T>&, bool);                             \
+  template void reduce_all<T>(Prepared<T>&, bool, bool);                           \
   template void weights_from_values<T>(Prepared<T>&, Side<T>&, const double*); \
   template std::array<Tensor, 6> finish<T>(Prepared<T>&, const Wanted&, double, at::ScalarType);
 FASTCL_INSTANTIATE(float)

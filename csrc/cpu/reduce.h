@@ -12,7 +12,7 @@ inline constexpr double ln_2 = 0.69314718055994530942, log2_e = 1.44269504088896
 // Sweeps for the values of x (and y). For a log-sum-exp first against the shared reference, with one exponential for
 // each pair; if a value is too small to be exact so (or there is no such reference), with running maxima.
 template <class T>
-void reduce_all(Prepared<T>& p, bool of_y);
+void reduce_all(Prepared<T>& p, bool of_y, bool may_share = true);
 
 // The logarithm of row i's sum of exponentials, to base 2; -inf where nothing was left.
 template <class T>

@@ -24,6 +24,7 @@ class Strip {
   TileWorker<T>* workers_;
   T *exponentials_, *products_, *rho_;
   double *row_values_, *values_, *exact_rho_;
+  double lift_;  // a power of two by which rho x is kept from underflow; E makes up for rho only in the product
 
  public:
   Strip(const Task<T>& task, const RowWeights& weights, const Host& host)
@@ -42,6 +43,10 @@ class Strip {
     values_ = allocate<double>(host, height_);
     exact_rho_ = allocate<double>(host, height_);
     rho_ = allocate<T>(host, height_ + slack);
+    double largest = 0;
+    for (int64_t i = 0; i < task.x.count; i++) largest = largest > task.x.norm[i] ? largest : double(task.x.norm[i]);
+    lift_ = 0x1p60;
+    while (lift_ > 1 && largest * lift_ * lift_ > 0x1p80) lift_ /= 2;
   }
 
   bool run() {
@@ -54,11 +59,12 @@ class Strip {
       }
       if (!weights_.of(weights_.self, i0, i1, values_, exact_rho_)) return false;
       for (int64_t r = 0; r < height; r++) {
-        rho_[r] = T(exact_rho_[r]);
+        rho_[r] = T(exact_rho_[r] * lift_);
         if (task_.x.weight_sum) task_.x.weight_sum[i0 + r] += exact_rho_[r] * values_[r];
       }
       parallel(host_, threads_, [&](int t) { gradients(t, i0, i1); });
     }
+    parallel(host_, threads_, [&](int t) { finish(t); });
     return true;
   }
 
@@ -101,7 +107,7 @@ class Strip {
         for (int64_t k = 0; k < d; k++) {
           T sum = 0;
           for (int s = 0; s < threads_; s++) sum += products_[(s * height_ + r) * d + k];
-          out[k] += rho_[r] * sum;
+          out[k] += T(exact_rho_[r]) * sum;
         }
       }
   }
@@ -110,8 +116,15 @@ class Strip {
     for (int64_t c = 0; c < j1 - j0; c += G::lanes) {
       Simd<T> sum = T(0);
       for (int64_t r = 0; r < height; r++) sum += Simd<T>::load(e + r * G::w_stride + c) * Simd<T>(rho_[r]);
-      for (int l = 0; l < G::lanes && c + l < j1 - j0; l++) task_.y.weight_sum[j0 + c + l] += sum.v[l];
+      for (int l = 0; l < G::lanes && c + l < j1 - j0; l++) task_.y.weight_sum[j0 + c + l] += sum.v[l] / lift_;
     }
+  }
+
+  void finish(int t) {
+    if (!task_.y.product || lift_ == 1) return;
+    const int64_t m = task_.y.count, d = task_.d;
+    const T drop = T(1 / lift_);
+    for (int64_t k = m * t / threads_ * d; k < m * (t + 1) / threads_ * d; k++) task_.y.product[k] *= drop;
   }
 };
 

@@ -104,7 +104,7 @@ class Total {
   }
 
   std::array<Tensor, 8> pooled() {
-    if (p_.shareable) {
+    if (p_.share(true)) {
       p_.want_values(p_.task.self);
       want_gradients();
       p_.sweep(Step::both);
@@ -113,9 +113,8 @@ class Total {
       if (sum >= Range<T>::smallest * terms && sum > 0) return results(ln_2 * (p_.task.reference + std::log2(sum)), both_orders() / sum);
     }
     // g_i = exp(r_i - total), so that g_i exp(z_ij - r_i) = exp(z_ij - total).
-    p_.shareable = false;
     drop_gradients();
-    reduce_all(p_, false);
+    reduce_all(p_, false, false);
     const double total = log2_of_all();
     std::vector<double> g(p_.task.x.count);
     for (int64_t i = 0; i < p_.task.x.count; i++) g[i] = total == -INFINITY ? 0 : std::exp2(log2_of(p_, p_.task.x, i) - total);
@@ -124,7 +123,7 @@ class Total {
 
   // contrast, or the sum of log-sum-exps
   std::array<Tensor, 8> by_rows() {
-    if (p_.shareable && !p_.task.self && p_.task.x.count > 0 && p_.task.y.count > 0) {
+    if (!p_.task.self && p_.task.x.count > 0 && p_.task.y.count > 0 && p_.share(true)) {
       want_gradients();
       const RowWeights weights{this, [](void* self, int64_t begin, int64_t end, const double* values, double* rho) {
                                  return static_cast<Total*>(self)->row_weights(begin, end, values, rho);
