@@ -234,10 +234,11 @@ def _differentiable(
     """The gradients by autograd through the definition, with a graph of their own."""
     p = unpack(arguments)
     values = outputs(p) if positive is None else outputs(p, positive)
+    traced = [(v, g) for v, g in zip(values, upstream, strict=True) if v.requires_grad]
     candidates = [*arguments[:DIFFERENTIABLE], *(None for _ in range(LENGTH - DIFFERENTIABLE)), positive]
     places = [i for i, t in enumerate(candidates) if t is not None and ctx.needs_input_grad[i]]
     answer = torch.autograd.grad(
-        values, [candidates[i] for i in places], upstream, create_graph=True, allow_unused=True
+        [v for v, _ in traced], [candidates[i] for i in places], [g for _, g in traced], create_graph=True, allow_unused=True
     )
     filled: list[Any] = [None] * length
     for place, gradient in zip(places, answer, strict=True):
