@@ -206,7 +206,7 @@ class CosineJS(PairFunction, name="cosine_js"):
     @staticmethod
     def slope(z, eps):
         e = exp(minimum(z, LOG_2 - eps))
-        return select_less(z, LOG_2 - eps, e / (2.0 - e), 0.0)
+        return select_less(z, LOG_2 - eps, 1.0, 0.0) * e / (2.0 - e)
 
 
 def _require_positive(name: str, eps: float) -> None:

@@ -108,7 +108,7 @@ def cosine_js_value(z, k0, k1):
 @triton.jit
 def cosine_js_slope(z, k0, k1):
     e = intrinsics.exp(intrinsics.minimum(z, 0.6931471805599453 - k0))
-    return intrinsics.select_less(z, 0.6931471805599453 - k0, e / (2.0 - e), 0.0)
+    return (intrinsics.select_less(z, 0.6931471805599453 - k0, 1.0, 0.0) * e) / (2.0 - e)
 
 
 PAIRS = {

@@ -105,7 +105,7 @@ struct CosineJS {
   }
   template <class T> static FASTCL_INLINE T slope(T z, const T* k) {
     const T e = intrinsics::exp(intrinsics::minimum(z, T(0.6931471805599453) - k[0]));
-    return intrinsics::select_less(z, T(0.6931471805599453) - k[0], e / (T(2.0) - e), T(0.0));
+    return (intrinsics::select_less(z, T(0.6931471805599453) - k[0], T(1.0), T(0.0)) * e) / (T(2.0) - e);
   }
 };
 
