@@ -6,12 +6,12 @@ from open_clip.loss import SigLipLoss     ->   from fastcl.dropin.open_clip impo
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..functional.rows import row_dot, softplus, times
+from ..functional.sigmoid import siglip
 from ..functional.softmax import clip
-from ..masks import all_pairs, off_diagonal
 from ..ops import pair_total
 from . import ranks
 from .contrast import cross_entropy
@@ -164,10 +164,15 @@ class SigLipLoss(nn.Module):
         if image_features.shape[0] == 0:
             raise ValueError("image_features: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
         bias = 0.0 if logit_bias is None else logit_bias
-        total = image_features.new_zeros(())
-        for texts, own in self._texts(text_features):
-            total = total + _sigmoid_terms(image_features, texts, logit_scale, bias, own)
-        loss = total / image_features.shape[0]
+        terms = [
+            siglip(image_features, texts, logit_scale=logit_scale, logit_bias=bias, normalize=False, reduction="sum")
+            if own
+            else pair_total(
+                image_features, texts, outer="sum", pair="softplus", reduce="sum", scale=logit_scale, shift=bias
+            )
+            for texts, own in self._texts(text_features)
+        ]
+        loss = torch.stack(terms).sum() / image_features.shape[0]
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _texts(self, texts: Tensor) -> list[tuple[Tensor, bool]]:
@@ -178,16 +183,6 @@ class SigLipLoss(nn.Module):
         if self.dist_impl == "reduce":
             return [(shard, k == self.rank) for k, shard in ranks.summed(texts)]
         return [(texts, True), *((shard, False) for shard in ranks.others(texts, self.dist_impl))]
-
-
-def _sigmoid_terms(x: Tensor, y: Tensor, scale: Tensor | float, bias: Tensor | float, own: bool) -> Tensor:
-    """sum_ij softplus(z_ij), and softplus(-z_ii) on the diagonal of a process's own shard."""
-    mask = off_diagonal() if own else all_pairs()
-    negatives = pair_total(x, y, outer="sum", pair="softplus", reduce="sum", mask=mask, scale=scale, shift=bias)
-    if not own:
-        return negatives
-    z = times(scale, row_dot(x, y))
-    return negatives + softplus(-(z + checks.scalar("logit_bias", bias, z))).sum()
 
 
 def _check_rank(rank: int, world_size: int) -> None:

@@ -238,9 +238,8 @@ class SupConLoss(_LabelLoss):
         if pairs.own:
             s = s - pairs.self_logits()
         losses = r - s / count.clamp(min=1)
-        # A row with one pair, a positive one, has loss 0 whatever the rounding.
-        proper = (count > 0) & (pairs.candidates() > 1)
-        losses = torch.where(proper, losses, 0.0)
+        # A row whose only pair is positive has loss 0, whatever the rounding.
+        losses = torch.where((count > 0) & (pairs.candidates() > 1), losses, 0.0)
         if self.reducer_name == "MeanReducer":
             return pairs.if_any(losses.mean(), count)
         losses = torch.where(losses > 0, losses, 0.0)

@@ -23,9 +23,16 @@ NAMES = {
 pytestmark = pytest.mark.xdist_group("across_processes")
 
 
-@cache
 def found(world: int, folder: Path) -> list[dict[str, tuple]]:
     """What each of `world` processes found."""
+    results = run(world, folder)
+    assert isinstance(results, list), results
+    return results
+
+
+@cache
+def run(world: int, folder: Path) -> list[dict[str, tuple]] | str:
+    """The results of all processes, or what the first one that failed had to say; once, either way."""
     results = [folder / f"{rank} of {world}.pt" for rank in range(world)]
     processes = [
         subprocess.Popen(
@@ -49,11 +56,14 @@ def found(world: int, folder: Path) -> list[dict[str, tuple]]:
     ]
     try:
         said = [process.communicate(timeout=300)[0] for process in processes]
+    except subprocess.TimeoutExpired:
+        return f"{world} processes did not end within 300 s"
     finally:
         for process in processes:
             process.kill()
     for rank, process in enumerate(processes):
-        assert process.returncode == 0, f"rank {rank} of {world} failed:\n{said[rank]}"
+        if process.returncode != 0:
+            return f"rank {rank} of {world} failed:\n{said[rank]}"
     return [torch.load(result) for result in results]
 
 

@@ -72,6 +72,7 @@ def test_references_with_labels_of_their_own(name: str) -> None:
     leaves = [rows(9, 6), rows(14, 6, seed=1)]
     agree(name, leaves, lambda loss, x, y: loss(x, labels, None, y, references))
     agree(name, leaves, lambda loss, x, y: loss(x, labels, ref_emb=y, ref_labels=references + 100))
+    agree(name, [leaves[0], rows(1, 6)], lambda loss, x, y: loss(x, labels, ref_emb=y, ref_labels=references[:1]))
     one = [rows(1, 6), rows(2, 6, seed=1)]
     agree(name, one, lambda loss, x, y: loss(x, labels[:1], ref_emb=y, ref_labels=references[:2]))
 
