@@ -48,6 +48,7 @@ def moco(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
+    checks.pair_of_matrices("q", q, "k", k, same_rows=True)
     checks.pair_of_matrices("q", q, "queue", queue)
     q, k = views(q, k.detach(), normalize, ("q", "k"))
     # A copy either way, as in the authors' code: the queue may be overwritten before backward.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_scalars_are_finite_numbers(case: Case) -> None:
             TypeError,
             f"{name}: expected a number or a floating-point tensor, got int64; convert it with .float()",
         )
-        if name in ("temperature", "logit_scale", "beta", "mu", "t"):
+        if name in ("temperature", "logit_scale", "beta", "mu", "t") and (case.name, name) != ("hard_negative", "beta"):
             raises(given(0.0), ValueError, f"{name}: expected a number > 0, got 0.0")
             raises(given(-0.5), ValueError, f"{name}: expected a number > 0, got -0.5")
 
@@ -178,6 +179,22 @@ def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> Non
         F.info_nce(X, Y)
 
 
+def test_an_unbounded_kernel_is_warned_of_once() -> None:
+    """Riesz with t > 0 as an alignment goes to -inf as positives meet."""
+    from fastcl.functional import kernel
+
+    kernel._warn_unbounded.cache_clear()
+    with pytest.warns(
+        UserWarning, match=r"kcl: kernel='riesz' with t > 0 is unbounded below: .*; use kernel='gaussian_riesz'"
+    ):
+        F.kcl(X, Y, kernel="riesz", t=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        F.kcl(X, Y, kernel="riesz", t=1.0)
+        F.kcl(X, Y, kernel="riesz", t=-1.0)
+        F.kcl(X, Y, kernel="gaussian_riesz", t=1.0)
+
+
 SPECIFIC: dict[str, tuple[Call, str]] = {
     "fewer columns than rows": (
         lambda: F.info_nce(X, Y[:3]),
@@ -224,6 +241,42 @@ SPECIFIC: dict[str, tuple[Call, str]] = {
     "q without tsallis": (
         lambda: F.f_micl(X, Y, q=2.0),
         "q: expected None for divergence='kl', got 2.0; only 'tsallis' has an order",
+    ),
+    "kernel": (
+        lambda: F.kcl(X, Y, kernel="gausian"),
+        "kernel: expected one of 'gaussian', 'log', 'imq', 'riesz', 'gaussian_riesz', got 'gausian'; did you mean 'gaussian'?",
+    ),
+    "riesz without order": (
+        lambda: F.kcl(X, Y, kernel="riesz", t=0.0),
+        "t: expected a number other than 0 for a Riesz kernel, got 0; its limit is kernel='log'",
+    ),
+    "form": (
+        lambda: F.dhel(X, Y, form="both"),
+        "form: expected one of 'joint', 'anchor', 'symmetric', got 'both'",
+    ),
+    "estimator": (
+        lambda: F.spectral(X, Y, estimator="unbiassed"),
+        "estimator: expected one of 'unbiased', 'biased', got 'unbiassed'; did you mean 'unbiased'?",
+    ),
+    "hardness": (
+        lambda: F.hard_negative(X, Y, beta=-1.0),
+        "beta: expected a number >= 0, got -1.0; 0 is the debiased loss",
+    ),
+    "prior": (
+        lambda: F.debiased(X, Y, tau_plus=1.0),
+        "tau_plus: expected a probability in [0, 1), got 1.0",
+    ),
+    "statistic": (
+        lambda: F.minc(X, Y, torch.eye(4)),
+        "statistic: expected shape (3, 3), the second moment of rows, got (4, 4)",
+    ),
+    "labels": (
+        lambda: F.sup_con(X, torch.arange(3)),
+        "labels: expected shape (4,), one group for each row of z, got (3,)",
+    ),
+    "target": (
+        lambda: F.minc(X, Y, torch.eye(3), target_u=X[:2]),
+        "target_u: expected one row for each row of u, 4, got 2; pass rows in matching order",
     ),
     "cosine jeffrey": (
         lambda: F.f_micl(X, Y, divergence="jeffrey", similarity="cosine"),

@@ -56,7 +56,7 @@ def test_errors_are_no_larger_than_torchs_own(case: Case, index: int, dtype: tor
         leaves = copies(rows, dtype)
         value = library(case, leaves, backend, **arguments)
         assert value.dtype == torch.float32
-        little = few * eps * max(size(truth), case.terms(arguments))
+        little = eps * max(few * size(truth), few * case.terms(arguments), 2.0 * case.logits(arguments))
         assert error(value, truth) <= torchs_error(torchs, truth) + little, backend
         found = gradients(value, leaves, g.to(value.dtype))
         for got, theirs, want in zip(found, torch_grads, truth_grads, strict=True):
@@ -76,8 +76,7 @@ def test_sizes_beyond_a_tile(case: Case, index: int) -> None:
     truth = library(case, exact, "reference", **arguments)
     want = gradients(truth, exact)
     # A logit's rounding is eps times its size, and it is a relative one of its exponential.
-    logits = max(1.0 / float(arguments.get("temperature", 0.07)), float(arguments.get("logit_scale", 1.0)))
-    allowed = 4 * logits * torch.finfo(torch.float32).eps
+    allowed = 4 * max(14.3, case.logits(arguments)) * torch.finfo(torch.float32).eps
     for backend in served(torch.float32, definition=False):
         leaves = copies(rows, torch.float32)
         value = library(case, leaves, backend, **arguments)
@@ -97,14 +96,14 @@ def unit_rows(case: Case, dtype: torch.dtype) -> list[Tensor]:
 def test_half_precision_inputs_are_all_that_is_rounded(case: Case, dtype: torch.dtype) -> None:
     """On rows that half precision holds exactly the value is float32's, and the gradient is rounded about once."""
     rows = unit_rows(case, dtype)
-    arguments = case.arguments(0, N, D, rows[0]) | {"normalize": False}
+    arguments = case.arguments(0, N, D, rows[0]) | case.exact
     exact = copies(rows, torch.float64)
     truth = double_loop(case, exact, **arguments)
     want = gradients(truth, exact)
     for backend in served(dtype):
         leaves = copies(rows, dtype)
         value = library(case, leaves, backend, **arguments)
-        scale = max(size(truth), case.terms(arguments), 1.0 / float(arguments.get("temperature", 1.0)))
+        scale = max(size(truth), case.terms(arguments), case.logits(arguments))
         assert error(value, truth) <= 16 * torch.finfo(torch.float32).eps * scale, backend
         for got, w in zip(gradients(value, leaves), want, strict=True):
             assert error(got, w) <= 2 * torch.finfo(dtype).eps * size(w), backend

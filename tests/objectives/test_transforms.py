@@ -21,9 +21,7 @@ def of_size(case: Case, n: int, dtype: torch.dtype = SINGLE):
 
 def sharpness(case: Case, arguments: dict) -> float:
     """What multiplies an error of a cosine on its way into the value."""
-    return max(
-        1.0 / float(arguments.get("temperature", 1.0)), float(arguments.get("logit_scale", 1.0)), case.terms(arguments)
-    )
+    return max(case.logits(arguments), case.terms(arguments))
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
