@@ -20,7 +20,7 @@ from ..problem import Gradients, Problem, Wanted
 from ..reference import outer_form
 from . import tuning
 from .fused_kernels import fused_gradient, fused_rows, merge_columns
-from .launching import on_device, pair_slope, pair_value, present, vectors
+from .launching import FUSED_OPTIONS, on_device, pair_slope, pair_value, present, vectors
 from .sides import Sides, Sums, weight_unit
 from .strip import State, Weighting, weighting
 
@@ -42,7 +42,7 @@ class Fused:
     def rows(self) -> tuple[Tensor, Tensor | None]:
         """r, and c when asked (it is r with x itself)."""
         p, s = self.p, self.sides
-        config = tuning.rows_tile(self.arch, self.kind, self.d)._asdict()
+        config = tuning.rows_tile(self.arch, self.kind, self.d)._asdict() | FUSED_OPTIONS
         blocks = triton.cdiv(s.n, config["BM"])
         programs = min(blocks, tuning.programs(p.x.device))
         columns = s.symmetric or p.columns
@@ -62,7 +62,17 @@ class Fused:
         c = r if s.symmetric else State(p, s.m)
         block = 128
         merge_columns[(triton.cdiv(s.m, block),)](
-            col_top, col_sum, c.top, c.sum, programs, s.m, s.m, BLOCK=block, LSE=r.lse, JOIN=s.symmetric
+            col_top,
+            col_sum,
+            c.top,
+            c.sum,
+            programs,
+            s.m,
+            s.m,
+            BLOCK=block,
+            LSE=r.lse,
+            JOIN=s.symmetric,
+            **FUSED_OPTIONS,
         )
         return r.result(), c.result() if p.columns else None
 
@@ -74,7 +84,7 @@ class Fused:
         if swapped:
             x, y, n, m, diff, weights = y, x, m, n, -diff, weights.swapped()
             wy, w_rows, wtx, w_cols = wtx, w_cols, wy, w_rows
-        config = tuning.gradient_tile(self.arch, self.kind, p.reduce, self.d)._asdict()
+        config = tuning.gradient_tile(self.arch, self.kind, p.reduce, self.d)._asdict() | FUSED_OPTIONS
         wy = p.scale.new_empty(n, self.d) if wy is None else wy
         absent = p.scale
         grid = (triton.cdiv(self.d, config["PART"]), triton.cdiv(n, config["BM"]))

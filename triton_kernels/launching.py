@@ -11,6 +11,14 @@ from torch import Tensor
 from .generated_pairs import PAIRS
 from .sides import Sides
 
+# Multiply and add as one instruction in the fused kernels, which issue slots can bind; said aloud since Triton 3.10 changes
+# its default.
+FUSED_OPTIONS = {"enable_fp_fusion": True}
+# Not in the strip's kernels, which bytes bind. A block there may hold one element of a row in each lane, and e g + shuffled
+# (e g), fused, is another number in each of two lanes that then store it to one address: seen under tests/ptxemu. The fused
+# kernels' lanes hold two or more elements of each row and column, and add those first.
+STRIP_OPTIONS = {"enable_fp_fusion": False}
+
 
 def on_device(t: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device: make it that of the operands."""

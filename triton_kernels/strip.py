@@ -21,7 +21,7 @@ from ..problem import Gradients, Problem, Wanted
 from ..reductions import merge
 from ..reference import outer_form
 from . import tuning
-from .launching import on_device, pair_slope, pair_value, present, softmax_reference, vectors
+from .launching import STRIP_OPTIONS, on_device, pair_slope, pair_value, present, softmax_reference, vectors
 from .sides import Sides, Sums, contiguous_rows, weight_unit
 from .strip_kernels import merge_partials, strip_reduce, strip_weights
 
@@ -62,7 +62,7 @@ class Strip:
         self.dot = p.scale.new_empty(elements)
         self.weights = self.dot if p.x.dtype == torch.float32 else p.x.new_empty(elements)
         self.scratch = p.scale.new_empty(max(self.tile_rows, self.tile_cols) * self.sides.d)
-        self.epilogue = tuning.epilogue(p.x.device)
+        self.epilogue = tuning.epilogue(p.x.device) | STRIP_OPTIONS
         self.arguments = vectors(self.sides)
 
     def __iter__(self) -> Iterator[Tile]:
@@ -156,7 +156,16 @@ class State:
     def merge(self, parts: Tensor, count: int, start: int, stop: int, factor: float = 1.0) -> None:
         size, block = stop - start, 128
         merge_partials[(triton.cdiv(size, block),)](
-            parts, self.top[start:stop], self.sum[start:stop], count, size, size, factor, BLOCK=block, LSE=self.lse
+            parts,
+            self.top[start:stop],
+            self.sum[start:stop],
+            count,
+            size,
+            size,
+            factor,
+            BLOCK=block,
+            LSE=self.lse,
+            **STRIP_OPTIONS,
         )
 
     def result(self) -> Tensor:

@@ -26,6 +26,7 @@ class Session:
             [],
             [],
         )
+        self.written = set()  # addresses of the storages that were arguments of a launch so far
         self.previous = None
 
     def __enter__(self):
@@ -111,6 +112,7 @@ class _Launcher:
                 **session.options,
             )
         )
+        session.written.update(here)
 
 
 def _cast(value, kind):

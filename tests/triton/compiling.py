@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from fastcl.triton_kernels.launching import FUSED_OPTIONS, STRIP_OPTIONS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as triton_compile
@@ -91,7 +92,10 @@ def compile_kernel(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in divisible if name not in constants},
     )
-    return triton_compile(source, target=TARGETS[arch], options={"num_warps": num_warps, "num_stages": num_stages})
+    options = FUSED_OPTIONS if kernel.__name__.startswith("fused") else STRIP_OPTIONS
+    return triton_compile(
+        source, target=TARGETS[arch], options={"num_warps": num_warps, "num_stages": num_stages, **options}
+    )
 
 
 def report(compiled: Any, arch: str, num_warps: int) -> Report:

@@ -1,0 +1,174 @@
+"""The backend's real PTX for sm_80 and sm_90, executed under tests/ptxemu at the tiles of tuning.py, against float64.
+
+A passing run is right, without a race, an access out of bounds or misaligned, a read of what nobody wrote, or a missing
+wait; where determinism is promised, other schedules of warps and blocks give the same bits.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import NamedTuple
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fastcl.triton_kernels import strip, tuning
+
+from fastcl import triton_kernels
+from fastcl.problem import Problem
+from tests import ptxemu
+
+from .emulation import EVERYTHING, emulated
+from .problems import MASKS, PAIRS, all_wanted, check_rows_and_gradients, check_total, problem, upstream
+
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+
+
+class Case(NamedTuple):
+    """What to run: a form on an architecture, and the arguments of problems.problem."""
+
+    form: str
+    arch: int
+    n: int
+    m: int | None
+    d: int
+    dtype: torch.dtype = BF16
+    pair: str = "identity"
+    operand: str = "dot"
+    mask: str = "off_diagonal"
+    bias: bool = False
+    precision: str = "ieee"
+
+    def problem(self) -> Problem:
+        return problem(
+            self.n, self.m, self.d, operand=self.operand, pair=self.pair, mask=self.mask, bias=self.bias,
+            columns=True, dtype=self.dtype,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.") if self.dtype != F32 else self.precision
+        return f"{self.form}-sm{self.arch}-{self.n}x{self.m or 'self'}x{self.d}-{kind}-{self.operand}-{self.pair}-{self.mask}"
+
+
+# Several row blocks and column tiles of every kind, ragged in n and m; the kernels that everyone runs first.
+SUBSET = [
+    Case("strip", 80, 200, 300, 128, bias=True),
+    Case("fused", 80, 300, 280, 128),
+    Case("fused", 90, 300, 150, 128),
+    Case("fused", 80, 300, None, 64, F16),
+    Case("fused-atomic", 80, 200, 150, 128, pair="softplus"),
+    Case("strip", 90, 150, None, 64, pair="softplus"),
+    Case("fused", 80, 200, 150, 72, F32, pair="exp", operand="sqdist", precision="tf32"),
+    Case("fused", 80, 40, 50, 40, F32, precision="ieee", mask="across_groups"),
+]
+
+
+def widths(arch: int, kind: str) -> list[int]:
+    """A d for each tuning entry: full, ragged, and one that is looped."""
+    tiles = tuning.ROWS[f"sm_{arch}"][kind]
+    kept = [tile.BD for tile in tiles if tile.KEEP]
+    return sorted({*kept, *(d - 24 for d in kept), 640 if kind == "half" else 200, 1, 17})
+
+
+def everything() -> list[Case]:
+    cases = []
+    for arch in (80, 90):
+        for form in ("strip", "fused", "fused-atomic"):
+            for dtype, kind in ((BF16, "half"), (F16, "half"), (F32, "tf32"), (F32, "ieee")):
+                precision = kind if dtype == F32 else "ieee"
+                for d in widths(arch, kind):
+                    cases.append(Case(form, arch, 140, 270, d, dtype, bias=True, precision=precision))
+                    cases.append(Case(form, arch, 270, None, d, dtype, pair="softplus", precision=precision))
+            for mask in MASKS:
+                for operand in ("dot", "sqdist"):
+                    cases.append(Case(form, arch, 140, 270, 64, pair="identity", operand=operand, mask=mask))
+                    cases.append(Case(form, arch, 270, None, 64, pair="exp", operand=operand, mask=mask))
+            cases += [Case(form, arch, 140, 150, 64, pair=pair) for pair in PAIRS]
+            cases += [Case(form, arch, n, m, 64) for n, m in ((1, 1), (1, 129), (129, 1), (127, 128), (128, 129))]
+    return cases
+
+
+CASES = SUBSET + [case for case in everything() if case not in SUBSET] if EVERYTHING else SUBSET
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch):
+    """A workspace of several tiles, and torch's float32 precision put back."""
+    monkeypatch.setenv("FASTCL_TRITON_WORKSPACE_MB", "0.2")
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_right_and_the_same_in_every_schedule(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCL_TRITON", case.form)
+    torch.backends.cuda.matmul.fp32_precision = case.precision
+    p = case.problem()
+    with emulated(case.arch) as session:
+        check_rows_and_gradients(p, triton_kernels)
+        assert session.stats, "no kernel ran"
+        for outer in ("sum",) if p.reduce == "sum" else ("contrast", "pooled") if EVERYTHING else ("contrast",):
+            check_total(p, outer, triton_kernels)
+    if case.form != "fused-atomic":
+        first, *others = (answers(p, case.arch, seed) for seed in (0, 7, 23))
+        for other in others:
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, other, strict=True))
+
+
+def answers(p: Problem, arch: int, seed: int) -> list[torch.Tensor]:
+    """Rows and gradients of one run in the schedule of `seed`."""
+    up = upstream(p)
+    with emulated(arch, seed):
+        r, c = triton_kernels.rows(p)
+        grads = triton_kernels.gradients(p, r, c, up.g, up.h, all_wanted(p))
+    return [t for t in (r, c, *grads) if t is not None]
+
+
+@pytest.mark.parametrize("arch", [80, 90] if EVERYTHING else [80])
+@pytest.mark.parametrize("form", ["strip", "fused"])
+def test_rows_far_apart_take_the_guarded_path(arch: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows 100 times apart: tiles are done again with a maximum for each row and column, weights with two exponentials."""
+    monkeypatch.setenv("FASTCL_TRITON", form)
+    p = problem(200, 150, 128, columns=True, scale=4.0, dtype=BF16)
+    p.x.mul_(torch.logspace(0, 2, 200)[:, None].bfloat16())
+    with emulated(arch):
+        check_rows_and_gradients(p, triton_kernels)
+
+
+def test_memory_left_unwritten_is_noticed() -> None:
+    """The instrument itself: a kernel that reads what nobody wrote is a fault."""
+    p = problem(40, 50, 16, dtype=BF16)
+    with emulated(80), pytest.raises(ptxemu.Uninitialized):
+        state = strip.State(p, 50)
+        state.merge(state.parts(2, 50), 2, 0, 50)
+
+
+def test_offsets_past_two_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows 2^25 elements apart: from the 64th on their elements lie past 2^31. Only the pages of the rows exist."""
+    n, stride = 70, 1 << 25
+    reserved = mmap.mmap(-1, n * stride * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    p = problem(n, 50, 128, dtype=BF16, columns=True)
+    x = torch.frombuffer(reserved, dtype=BF16).as_strided((n, 128), (stride, 1))
+    x.copy_(p.x)
+    monkeypatch.setattr(ptxemu.module, "DeviceMemory", _in_place(x))
+    monkeypatch.setenv("FASTCL_TRITON", "fused")
+    with emulated(80) as session:
+        check_rows_and_gradients(p.__class__(**{**p.__dict__, "x": x}), triton_kernels)
+        assert session.stats
+
+
+def _in_place(huge: torch.Tensor) -> type[ptxemu.module.DeviceMemory]:
+    """Device memory in which one tensor stays where it is: its gigabytes of nothing need no copy."""
+
+    class InPlace(ptxemu.module.DeviceMemory):  # type: ignore[misc]
+        def address(self, x: torch.Tensor) -> int:
+            storage = huge.untyped_storage()
+            if x.untyped_storage().data_ptr() != storage.data_ptr():
+                return int(super().address(x))
+            self.lib.ptxemu_memory_add(self.handle, storage.data_ptr(), storage.nbytes())
+            return x.data_ptr()
+
+    return InPlace
