@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -147,8 +150,27 @@ def deflated(z: Tensor, statistic: Tensor, gha: bool) -> Tensor:
     """(n, d) T z of each row, in the accumulation dtype whatever autocast says."""
     dtype = accumulation_dtype(z.dtype)
     t = statistic.detach().to(dtype)
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z.device):
         return z.to(dtype) @ (t.tril() if gha else t).T
+
+
+def second_moment(u: Tensor, v: Tensor) -> Tensor:
+    """(d, d) the mean of z z^T over the rows of both views, in the accumulation dtype."""
+    z = torch.cat([u, v]).to(accumulation_dtype(u.dtype))
+    with full_precision(u.device):
+        return z.T @ z / z.shape[0]
+
+
+def minc_value(u: Tensor, v: Tensor, statistic: Tensor) -> Tensor:
+    """-2 mean_i <u_i, v_i> + mean <z, statistic z>, the mean over both views: what MINC minimises."""
+    z = torch.cat([u, v])
+    return row_dot(z, deflated(z, statistic, gha=False)).mean() - 2.0 * row_dot(u, v).mean()
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast of matrix products, where the device has it at all."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def _check_statistic(statistic: Tensor, u: Tensor) -> None:

@@ -1,19 +1,39 @@
 """Every objective as an nn.Module: settings at construction, rows at the call. The formulas are in fastcl.functional."""
 
+from .debiasing import DebiasedLoss, HardNegativeLoss
+from .decoupled import DCLLoss, DHELLoss
 from .divergence import FMICLDVLoss, FMICLLoss
+from .kernel import KCLLoss
+from .labels import SupConLoss
+from .momentum import MoCoLoss, MoCoQueue, MoCoV3Loss
 from .objective import LogitScale, Objective
+from .sigmoid import SigLIPLoss
 from .softmax import CLIPLoss, InfoNCELoss, NTXentLoss
+from .spectral import FMIAlphaLoss, MINCLoss, SpectralLoss
 from .uniformity import AlignmentLoss, AlignUniformLoss, UniformityLoss
 
 __all__ = [
     "AlignUniformLoss",
     "AlignmentLoss",
     "CLIPLoss",
+    "DCLLoss",
+    "DHELLoss",
+    "DebiasedLoss",
+    "FMIAlphaLoss",
     "FMICLDVLoss",
     "FMICLLoss",
+    "HardNegativeLoss",
     "InfoNCELoss",
+    "KCLLoss",
     "LogitScale",
+    "MINCLoss",
+    "MoCoLoss",
+    "MoCoQueue",
+    "MoCoV3Loss",
     "NTXentLoss",
     "Objective",
+    "SigLIPLoss",
+    "SpectralLoss",
+    "SupConLoss",
     "UniformityLoss",
 ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from inspect import cleandoc, signature
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from ..functional.rows import REDUCTIONS, check_backend
 _as_dataclass = dataclass(kw_only=True, eq=False, repr=False)
 
 
-@dataclass_transform(kw_only_default=True, eq_default=False)
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
 @_as_dataclass
 class Objective(nn.Module):
     """An objective as a module; the module's own docstring says how to write one.
@@ -51,7 +51,7 @@ class Objective(nn.Module):
 
     def __init_subclass__(cls, function: Callable[..., Any] | None = None) -> None:
         _as_dataclass(cls)
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        known = {setting.name for setting in fields(cls) if setting.init}  # type: ignore[arg-type]
         for name in known & cls.__dict__.keys():  # a default left on the class would hide a parameter of that name
             delattr(cls, name)
         if function is not None:

@@ -1,0 +1,16 @@
+"""Kernel contrastive learning."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import functional
+from .objective import Objective
+
+
+class KCLLoss(Objective, function=functional.kcl):
+    """KCL. Call: loss(u, v, groups=None)."""
+
+    kernel: str = "gaussian"
+    t: float | Tensor = 2.0
+    gamma: float | Tensor = 16.0

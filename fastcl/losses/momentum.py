@@ -1,0 +1,93 @@
+"""Momentum contrast, and the queue of its negatives. For the slowly moving encoder: torch.optim.swa_utils.AveragedModel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from .. import checks, functional
+from ..functional.rows import normalize_rows
+from .objective import Objective
+
+
+class MoCoLoss(Objective, function=functional.moco):
+    """MoCo. Call: loss(q, k, queue.rows), then queue.enqueue(k), with a MoCoQueue."""
+
+    temperature: float | Tensor = 0.2
+
+
+class MoCoV3Loss(Objective, function=functional.moco_v3):
+    """MoCo v3. Call: loss(q1, q2, k1, k2, groups=None)."""
+
+    temperature: float | Tensor = 0.2
+
+
+class MoCoQueue(nn.Module):
+    """The keys of the latest batches, in a circular buffer: the negatives of MoCo.
+
+    Enqueue the keys of a batch after its loss, so that no positive is among the negatives. The batch need not divide the length.
+    Rows and position are in the state_dict. The rows start as random directions, as in the authors' code (He et al. 2020).
+
+    Args:
+        d: the width of a key.
+        length: how many keys are kept, > 0.
+        normalize: whether to scale keys to unit length as they come.
+        device, dtype: of the rows; the dtype is that of the queries.
+
+    Raises:
+        ValueError: for sizes that are not > 0.
+    """
+
+    rows: Tensor
+    position: Tensor
+
+    def __init__(
+        self,
+        d: int,
+        length: int = 65536,
+        *,
+        normalize: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("d", d), ("length", length)):
+            if value < 1:
+                raise ValueError(f"{name}: expected a number > 0, got {value}")
+        self.normalize = normalize
+        self.register_buffer("rows", F.normalize(torch.randn(length, d, device=device, dtype=dtype)))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def enqueue(self, k: Tensor) -> None:
+        """Let these keys, and those of all other ranks where torch.distributed runs, replace the oldest.
+
+        Args:
+            k: (n, d) floating, any dtype, n the same on every rank; of more than `length` keys the last are kept.
+
+        Raises:
+            ValueError: for rows of another width or on another device.
+            TypeError: for a dtype that is not floating.
+        """
+        length, d = self.rows.shape
+        if checks.matrix("k", k).shape[1] != d:
+            raise ValueError(f"k: expected rows of the queue's width, d = {d}, got d = {k.shape[1]}")
+        if k.device != self.rows.device:
+            raise ValueError(
+                f"k: expected the device of the queue, {self.rows.device}, got {k.device}; move one of them"
+            )
+        k = normalize_rows(k) if self.normalize else k
+        if dist.is_available() and dist.is_initialized():
+            shards = [torch.empty_like(k, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+            dist.all_gather(shards, k.contiguous())
+            k = torch.cat(shards)
+        n = k.shape[0]
+        kept = min(n, length)
+        places = (self.position + n - kept + torch.arange(kept, device=k.device)) % length
+        self.rows.index_copy_(0, places, k[n - kept :].to(self.rows.dtype))
+        self.position.add_(n).remainder_(length)
+
+    def extra_repr(self) -> str:
+        return f"length={self.rows.shape[0]}, d={self.rows.shape[1]}, normalize={self.normalize}"

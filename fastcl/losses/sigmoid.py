@@ -1,0 +1,42 @@
+"""The sigmoid objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import functional
+from .objective import LogitScale, Objective, learnable_or_fixed
+
+
+class SigLIPLoss(Objective, function=functional.siglip):
+    """SigLIP with its learned scale and bias. Call: loss(x, y, groups=None).
+
+    The scale is the module `logit_scale` (a LogitScale, whose parameter `log` starts at log(10)), the bias the parameter
+    `logit_bias`, from -10: most pairs are negatives, and the start says so (Zhai et al. 2023, section 3.2).
+
+    Args:
+        logit_scale: the factor to start from, > 0.
+        logit_bias: the bias to start from.
+        largest_scale: the scale's upper bound, or None.
+        learnable: whether scale and bias are parameters.
+    """
+
+    logit_scale: float | LogitScale = 10.0
+    logit_bias: float | Tensor = -10.0
+    largest_scale: float | None = None
+    learnable: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.logit_scale, LogitScale):
+            self.logit_scale = LogitScale(self.logit_scale, self.largest_scale, self.learnable)
+        if not isinstance(self.logit_bias, Tensor):
+            value = self.logit_bias
+            del self.logit_bias
+            self.logit_bias = learnable_or_fixed(self, "logit_bias", value, self.learnable)
+
+    def arguments(self) -> dict[str, Any]:
+        assert isinstance(self.logit_scale, LogitScale)
+        return super().arguments() | {"logit_scale": self.logit_scale()}

@@ -1,0 +1,107 @@
+"""Spectral contrastive learning, and MINC with the statistic that it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from typing_extensions import Self
+
+from .. import checks, functional
+from ..functional.rows import at_least, normalize_rows
+from ..functional.spectral import minc_value, second_moment
+from .objective import Objective
+
+
+class SpectralLoss(Objective, function=functional.spectral):
+    """The spectral contrastive loss. Call: loss(u, v, groups=None)."""
+
+    mu: float | Tensor = 1.0
+    estimator: str = "unbiased"
+    normalize: bool = False
+
+
+class FMIAlphaLoss(Objective, function=functional.f_mi_alpha):
+    """f-mutual information by an alpha-divergence. Call: loss(u, v, groups=None)."""
+
+    alpha: float = 2.0
+    eps: float = 1e-3
+    normalize: bool = False
+
+
+class MINCLoss(Objective, function=functional.minc):
+    """MINC with its running statistic. Call: loss(u, v, target_u=None, target_v=None).
+
+        statistic <- ema * statistic + (1 - ema) * mean of z z^T over both views (of all ranks where torch.distributed runs)
+
+    The first batch sets it. It is updated in training only, before it is used, from the online features. The loss is a surrogate
+    with the right gradient; `value`, written at each call, is what is minimised (with the statistic as it now is):
+
+        value = -2 mean_i <u_i, v_i> + mean <z, statistic z>
+
+    Args:
+        d: the width of a row.
+        ema: the weight of the old statistic, in [0, 1); 0 takes each batch's own.
+        gha: see below.
+
+    Raises:
+        ValueError: for an ema outside [0, 1), or a width that is not > 0.
+    """
+
+    d: int = field(kw_only=False)
+    ema: float = 0.8
+    gha: bool = True
+    normalize: bool = False
+
+    statistic: Tensor = field(init=False)
+    updates: Tensor = field(init=False)
+    value: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d < 1:
+            raise ValueError(f"d: expected a width > 0, got {self.d}")
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema: expected the weight of the old statistic, in [0, 1), got {self.ema}")
+        self.register_buffer("statistic", torch.zeros(self.d, self.d, dtype=torch.float32))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("value", torch.zeros((), dtype=torch.float32), persistent=False)
+
+    def forward(self, u: Tensor, v: Tensor, **data: Tensor | None) -> Tensor:  # type: ignore[override]
+        """The surrogate of these rows; in training the statistic takes them in first."""
+        checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+        at_least(1, u, "minc")
+        if u.shape[1] != self.d:
+            raise ValueError(f"u: expected rows of the statistic's width, d = {self.d}, got d = {u.shape[1]}")
+        with torch.no_grad():
+            rows = (normalize_rows(u), normalize_rows(v)) if self.normalize else (u, v)
+            if self.training:
+                self._update(second_moment(*rows), u.shape[0])
+            self.value.copy_(minc_value(*rows, self.statistic))
+        loss: Tensor = self.function(u, v, self.statistic, **data, **self.arguments())
+        return loss
+
+    def _update(self, moment: Tensor, n: int) -> None:
+        if dist.is_available() and dist.is_initialized():
+            # Means of batches of unequal size: weigh by their rows.
+            packed = torch.cat([n * moment.flatten(), moment.new_tensor([float(n)])])
+            dist.all_reduce(packed)
+            moment = (packed[:-1] / packed[-1]).view_as(moment)
+        kept = torch.where(self.updates == 0, 0.0, self.ema)
+        self.statistic.lerp_(moment.to(self.statistic.dtype), (1.0 - kept).to(self.statistic.dtype))
+        self.updates.add_(1)
+
+    def extra_repr(self) -> str:
+        return f"{self.d}, ema={self.ema}, {super().extra_repr()}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        kept = {name: getattr(self, name) for name in ("statistic", "value")}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():  # means of squares: no half precision, whatever becomes of the model
+            after = getattr(self, name)
+            if after.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, before.to(after.device))
+        return self
