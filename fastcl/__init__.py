@@ -3,7 +3,7 @@
 Every contrastive loss is an alignment term plus one pairwise reduction; one family of fused kernels does all reductions.
 """
 
-from . import functional, losses
+from . import functional, losses, metrics
 from .backends import BackendUnavailableError
 from .masks import Mask, across_groups, all_pairs, off_diagonal, within_groups
 from .ops import pair_reduce, pair_total
@@ -19,6 +19,7 @@ __all__ = [
     "functional",
     "losses",
     "merge",
+    "metrics",
     "off_diagonal",
     "pair_reduce",
     "pair_total",
