@@ -237,16 +237,23 @@ class Graph:
     def link(self, library: str) -> None:
         self.edges.append(f"build {library}: link {' '.join(self.objects)}\ndefault {library}")
 
-    def run(self) -> None:
+    def run(self, ninja: list[str]) -> None:
         """Writes the file and runs ninja, which compiles only what has changed."""
         (self.folder / "build.ninja").write_text("\n".join([*self.rules, *self.edges, ""]))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        command = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
-        if subprocess.run([*command, *jobs], cwd=self.folder, check=False).returncode:
+        if subprocess.run([*ninja, *jobs], cwd=self.folder, check=False).returncode:
             raise CompileError(
                 "fastcl's kernels did not compile: the compiler's message is above. To install without them, on "
                 "pure PyTorch: FASTCL_BUILD_CPU=0; without the CUDA kernels alone: FASTCL_BUILD_CUDA=0"
             )
+
+
+def find_ninja() -> list[str]:
+    """The ninja of this Python environment, else the one on the path."""
+    for command in ([sys.executable, "-m", "ninja"], ["ninja"]):
+        if shutil.which(command[0]) and not subprocess.run([*command, "--version"], capture_output=True).returncode:
+            return command
+    raise LeftOut("ninja was not found", f"pip install ninja; {REBUILD}")
 
 
 def join(flags: Sequence[str]) -> str:
@@ -310,8 +317,7 @@ def compile_all(facts: dict[str, Any]) -> Path:
     facts |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
     compiler = Compiler.find()
     facts["compiler"] = compiler.version
-    if not (importlib.util.find_spec("ninja") or shutil.which("ninja")):
-        raise LeftOut("ninja was not found", f"pip install ninja; {REBUILD}")
+    ninja = find_ninja()
     if cuda := attempt("cuda", facts, lambda: Cuda.find(torch)):
         facts |= {"nvcc": cuda.version, "cuda_archs": cuda.archs}
     isas = {"baseline": ISAS["baseline"]}
@@ -334,7 +340,7 @@ def compile_all(facts: dict[str, Any]) -> Path:
     for source in sorted(CSRC.glob("cuda/*.cu")) if cuda else []:
         graph.compile("nvcc", source)
     graph.link("_C.so")
-    graph.run()
+    graph.run(ninja)
     return folder / "_C.so"
 
 

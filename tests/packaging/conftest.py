@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ninja
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +75,8 @@ def make_environment(folder: Path) -> Environment:
     # here as editable stays out of sight.
     site = Path(environment.execute("import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (site / "torch.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # Another ninja would compile everything anew: the log of what was compiled is good for one version alone.
+    (environment.folder / "bin" / "ninja").symlink_to(Path(ninja.BIN_DIR, "ninja").resolve())
     return environment
 
 
