@@ -223,3 +223,56 @@ def test_groups_of_single_rows_change_nothing() -> None:
         lambda **k: F.f_micl(x, y, divergence="js", **k),
     ):
         close(call(groups=alone), call(), rtol=1e-12)
+
+
+def test_sup_con_of_pairs_is_nt_xent() -> None:
+    u, v = two_views(9, 4)
+    pairs = torch.arange(9).repeat(2)
+    got = F.sup_con(torch.cat([u, v]), pairs, temperature=0.3, base_temperature=0.3)
+    close(got, F.nt_xent(u, v, temperature=0.3), rtol=1e-12)
+
+
+def test_debiasing_by_nothing_is_nt_xent() -> None:
+    u, v = two_views(9, 4)
+    close(F.debiased(u, v, tau_plus=0.0), F.nt_xent(u, v, temperature=0.5), rtol=1e-12)
+    close(F.hard_negative(u, v, beta=0.0, tau_plus=0.2), F.debiased(u, v, tau_plus=0.2), rtol=1e-12)
+
+
+def test_the_floor_of_the_debiased_negatives_trains_the_positive_alone() -> None:
+    """Chuang et al. 2020: where the estimate falls below K e^{-1/tau}, no negative gets a gradient."""
+    u = torch.eye(6, dtype=DOUBLE)
+    rows = [u.clone().requires_grad_(), u.clone().requires_grad_()]
+    tau, n = 0.1, 6
+    value = F.debiased(*rows, temperature=tau, tau_plus=0.3)
+    close(value, torch.tensor(math.log1p((2 * n - 2) * math.exp(-2 / tau)), dtype=DOUBLE), rtol=1e-9)
+    g, _ = gradients(F.debiased(*rows, temperature=tau, tau_plus=0.3, normalize=False), rows)
+    assert float((g - torch.diag(g.diag())).abs().max()) == 0.0
+    assert (g.diag() < 0).all()
+
+
+def test_moco_is_info_nce_against_its_queue() -> None:
+    """One query: its key and the queue are the rows of a one-way InfoNCE."""
+    q, k = two_views(1, 4)
+    queue = two_views(7, 4, seed=3)[0]
+    close(F.moco(q, k, queue, temperature=0.2), F.info_nce(q, torch.cat([k, queue]), temperature=0.2), rtol=1e-12)
+    assert F.moco(q, k, queue[:0]) == 0
+
+
+def test_moco_v3_is_two_directions_scaled_by_the_temperature() -> None:
+    q1, q2, k1, k2 = (*two_views(9, 4), *two_views(9, 4, seed=5))
+    want = 2 * 0.3 * (F.info_nce(q1, k2, temperature=0.3) + F.info_nce(q2, k1, temperature=0.3))
+    close(F.moco_v3(q1, q2, k1, k2, temperature=0.3), want, rtol=1e-12)
+
+
+def test_siglip_counts_positives_once() -> None:
+    """softplus(-z) = softplus(z) - z: all pairs' softplus minus the diagonal's z."""
+    x, y = two_views(9, 4)
+    z = 5.0 * torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(y).T - 2.0
+    want = (torch.nn.functional.softplus(z).sum() - z.diag().sum()) / 9
+    close(F.siglip(x, y, logit_scale=5.0, logit_bias=-2.0), want, rtol=1e-12)
+
+
+def test_dclw_weights_have_mean_one() -> None:
+    """Where all positives are equally aligned, DCLW is DCL."""
+    u = two_views(9, 4)[0]
+    close(F.dcl(u, u, sigma=0.5), F.dcl(u, u), rtol=1e-12)

@@ -115,7 +115,8 @@ def test_the_settings_show_and_unknown_ones_are_errors(name: str) -> None:
     given: dict[str, Any] = {"d": 4} if name == "minc" else {}
     module = cls(**given)
     for key in cls.settings:
-        if not isinstance(getattr(module, key, None), (nn.Module, Tensor)):
+        value = getattr(module, key)
+        if value is not None and not isinstance(value, (nn.Module, Tensor)):
             assert f"{key}=" in repr(module)
     with pytest.raises(TypeError, match="temprature"):
         cls(**given, temprature=0.1)
