@@ -110,6 +110,14 @@ def test_reducers_and_regularizers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_inside_the_librarys_own_wrapper_of_two_views(name: str, symmetric: bool) -> None:
+    wrapper = pml().losses.SelfSupervisedLoss
+    mine, theirs = (wrapper(loss, symmetric=symmetric) for loss in both(name))
+    assert_agree(mine, theirs, two_views(11, 6))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_duplicate_rows(name: str) -> None:
     x, labels = rows(12, 6), LABELS["one alone"]
     x[3], x[7] = x[2], x[5]
