@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .. import checks
-from ..ops import pair_reduce
+from .. import batch, checks
+from ..batch import pair_reduce
+from ..distributed import Group, over_ranks
 from .energy import visits
 from .rows import (
     check_reduction,
@@ -25,6 +26,7 @@ from .rows import (
 LOG_HALF = -0.6931471805599453
 
 
+@over_ranks
 def debiased(
     u: Tensor,
     v: Tensor,
@@ -35,6 +37,9 @@ def debiased(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """Debiased contrastive loss: the expected share of hidden positives is taken out of the negatives.
 
@@ -54,6 +59,9 @@ def debiased(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (2n,) for "none"; float32 (float64 for float64 input).
@@ -65,6 +73,7 @@ def debiased(
     return _debiased(u, v, temperature, tau_plus, 0.0, groups, normalize, reduction, "debiased", backend)
 
 
+@over_ranks
 def hard_negative(
     u: Tensor,
     v: Tensor,
@@ -76,6 +85,9 @@ def hard_negative(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """Hard-negative contrastive loss: the debiased loss with negatives weighted by their own similarity.
 
@@ -96,6 +108,9 @@ def hard_negative(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (2n,) for "none"; float32 (float64 for float64 input).
@@ -133,7 +148,7 @@ def _debiased(
     mask = own_pairs_left_out(groups, z, views=2)
     p = times(a, row_dot(z[:n], z[n:])).repeat(2)
     # Without groups the mask leaves out the row and its partner; how many are left is known without asking.
-    count = torch.full_like(p.detach(), 2.0 * n - 2.0) if groups is None else visits(z, None, mask)
+    count = torch.full_like(p.detach(), 2.0 * batch.count(u) - 2.0) if groups is None else visits(z, None, mask)
     log_count = count.clamp(min=1.0).log()
 
     def lse(scale: float | Tensor) -> Tensor:

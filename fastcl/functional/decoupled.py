@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import batch, checks
+from ..batch import pair_reduce, pair_total
+from ..distributed import Group, over_ranks
 from ..masks import Mask, across_groups
-from ..ops import pair_reduce, pair_total
 from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, row_dot, times, views
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
 
 
+@over_ranks
 def dcl(
     u: Tensor,
     v: Tensor,
@@ -25,6 +27,9 @@ def dcl(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """DCL: decoupled contrastive learning, and DCLW, its weighted form.
 
@@ -46,6 +51,9 @@ def dcl(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input). Without any negative it is -inf.
@@ -62,7 +70,8 @@ def dcl(
     aligned = row_dot(u, v)
     p = times(a, aligned)
     if sigma is not None:
-        weight = 2.0 - u.shape[0] * torch.softmax(times(1.0 / sigma, aligned), 0)
+        z = times(1.0 / sigma, aligned)
+        weight = 2.0 - batch.count(u) * torch.exp(z - batch.log_total(z))
         p = (weight.detach() if detach_weight else weight) * p
     z = torch.cat([u, v])
     mask = own_pairs_left_out(groups, z, views=2)
@@ -73,6 +82,7 @@ def dcl(
     return _free_energies(u, z, a, mask, reduction, 1, backend) - reduced(p, reduction, "dcl")
 
 
+@over_ranks
 def dhel(
     u: Tensor,
     v: Tensor,
@@ -83,6 +93,9 @@ def dhel(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """DHEL: decoupled hypersphere energy loss; negatives of a view come from that view alone.
 
@@ -102,6 +115,9 @@ def dhel(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input). Without any negative it is -inf.
@@ -133,4 +149,4 @@ def _free_energies(
         assert isinstance(r, Tensor)
         return r.view(views, n).sum(0)
     total = pair_total(x, y, outer="sum", scale=a, mask=mask, backend=backend)
-    return total / n if reduction == "mean" else total
+    return total / (batch.count(x) // views) if reduction == "mean" else total

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..distributed import Group, over_ranks
 from ..pairs import CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
 from .energy import Pairs, Potential
 from .rows import (
@@ -101,6 +102,7 @@ def _itself(s: Tensor) -> Tensor:
     return s
 
 
+@over_ranks
 def f_micl(
     x: Tensor,
     y: Tensor,
@@ -117,6 +119,9 @@ def f_micl(
     reduction: str = "mean",
     return_terms: bool = False,
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor | FMICLTerms:
     """f-MICL: a lower bound of the f-mutual information of two views.
 
@@ -143,6 +148,9 @@ def f_micl(
         return_terms: whether to return (loss, positive, negative) with loss = -positive + alpha * negative. In float32 a weight
             such as 409600 drowns the positive in the loss's last digits; its gradient is right all the same.
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none", float32 (float64 for float64 input); with return_terms an FMICLTerms of three such.
@@ -173,6 +181,7 @@ def f_micl(
     return FMICLTerms(loss, positive, negative) if return_terms else loss
 
 
+@over_ranks
 def f_micl_dv(
     x: Tensor,
     y: Tensor,
@@ -182,6 +191,9 @@ def f_micl_dv(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """f-MICL for KL after the Donsker-Varadhan shift: the weight alpha at its optimum for each batch.
 
@@ -197,6 +209,9 @@ def f_micl_dv(
         normalize: whether to scale rows to unit length first.
         reduction: "mean" only: the logarithm has no rows.
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar; float32 (float64 for float64 input).
@@ -209,7 +224,8 @@ def f_micl_dv(
     beta = checks.positive_number("beta", beta)
     x, y = views(x, y, normalize)
     at_least(2, x, "f_micl_dv")
-    return times(beta, row_sqdist(x, y)).mean() + log_mean_gaussian(x, beta, groups, backend)
+    aligned = reduced(times(beta, row_sqdist(x, y)), reduction, "f_micl_dv")
+    return aligned + log_mean_gaussian(x, beta, groups, backend)
 
 
 def _check_order(divergence: str, q: float | None) -> None:

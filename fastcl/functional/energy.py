@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import batch
+from ..batch import pair_reduce, pair_total
 from ..masks import Mask
-from ..ops import pair_reduce, pair_total
 from ..pairs import PairFunction
 from ..problem import accumulation_dtype
 
@@ -51,8 +52,8 @@ class Pairs:
 
     def energy(self, psi: Potential) -> Tensor:
         """The mean of the potential, as `reduction` says."""
-        n, visited = self.x.shape[0], visits(self.x, self.y, self.mask)
-        total = visited.sum()
+        n, visited = batch.count(self.x), visits(self.x, self.y, self.mask)
+        total = batch.total(visited)
         terms = []
         if psi.pair is not None:
             scale, shift = psi.slope * self.scale, psi.slope * self.shift + psi.offset
@@ -78,9 +79,9 @@ class Pairs:
 
 def visits(x: Tensor, y: Tensor | None, mask: Mask) -> Tensor:
     """(n,) how many pairs the mask visits in each row of x against y of as many rows; no host read, no gradient."""
-    n = x.shape[0]
     if mask.kind in ("all", "off_diagonal"):
-        return torch.full((n,), n if mask.kind == "all" else n - 1, dtype=accumulation_dtype(x.dtype), device=x.device)
+        n = batch.count(x) - (mask.kind == "off_diagonal")
+        return torch.full((x.shape[0],), n, dtype=accumulation_dtype(x.dtype), device=x.device)
     narrow = (x.detach()[:, :0], None if y is None else y.detach()[:, :0])
     counts = pair_reduce(*narrow, pair="identity", reduce="sum", mask=mask, scale=0.0, shift=1.0)
     assert isinstance(counts, Tensor)

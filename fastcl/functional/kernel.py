@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..distributed import Group, over_ranks
 from ..pairs import Exp, Log1p, Power, Rsqrt1p
 from ..problem import accumulation_dtype
 from .energy import Pairs, Potential
@@ -28,6 +29,7 @@ class Kernel(NamedTuple):
     alignment: Callable[[Tensor], Tensor]
 
 
+@over_ranks
 def kcl(
     u: Tensor,
     v: Tensor,
@@ -39,6 +41,9 @@ def kcl(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """KCL: kernel contrastive learning, whose expectation does not depend on the batch size.
 
@@ -67,6 +72,9 @@ def kcl(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values: the row's own terms, its energies being its row sums over n - 1).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

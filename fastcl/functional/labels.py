@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..batch import pair_reduce
+from ..distributed import Group, over_ranks
 from ..masks import within_groups
-from ..ops import pair_reduce
 from .energy import visits
 from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, times
 
 
+@over_ranks
 def sup_con(
     z: Tensor,
     labels: Tensor,
@@ -21,6 +23,9 @@ def sup_con(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """SupCon, the form with the logarithm inside (L_out): each row finds all rows of its label.
 
@@ -39,6 +44,9 @@ def sup_con(
         normalize: whether to scale rows to unit length first (the authors' code leaves that to its caller).
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

@@ -6,21 +6,26 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import checks
-from ..ops import pair_reduce, pair_total
+from .. import batch, checks, ops
+from ..distributed import Group, over_ranks
 from .rows import check_reduction, inverse, normalize_rows, reduced_total, row_dot, softplus, times, views
 from .softmax import info_nce
 
 
+@over_ranks
 def moco(
     q: Tensor,
     k: Tensor,
     queue: Tensor,
     *,
     temperature: float | Tensor = 0.2,
+    sharded_queue: bool = False,
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """MoCo: each query finds its key among the keys of earlier batches.
 
@@ -35,9 +40,13 @@ def moco(
         k: (n, d), dtype of q; k_i is the positive of q_i.
         queue: (m, d), dtype of q, the negatives of every query; m = 0 gives 0.
         temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        sharded_queue: with a group, whether each rank holds a part of the queue; otherwise each holds all of it.
         normalize: whether to scale rows to unit length first, the queue's too.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -54,14 +63,18 @@ def moco(
     # A copy either way, as in the authors' code: the queue may be overwritten before backward.
     queue = normalize_rows(queue.detach()) if normalize else queue.detach().clone()
     p = times(a, row_dot(q, k))
+    negatives = batch if sharded_queue else ops
     if reduction == "none":
-        r = pair_reduce(q, queue, scale=a, backend=backend)
+        r = negatives.pair_reduce(q, queue, scale=a, backend=backend)
         assert isinstance(r, Tensor)
         return softplus(r - p)
-    total = pair_total(q, queue, outer="contrast", positive=p, scale=a, backend=backend)
+    total = negatives.pair_total(q, queue, outer="contrast", positive=p, scale=a, backend=backend)
+    if not sharded_queue:
+        total = batch.total(total)
     return reduced_total(total, q, reduction, "moco")
 
 
+@over_ranks
 def moco_v3(
     q1: Tensor,
     q2: Tensor,
@@ -73,6 +86,9 @@ def moco_v3(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """MoCo v3: each view's queries find the other view's keys, within the batch.
 
@@ -90,6 +106,9 @@ def moco_v3(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import backends, checks
+from .. import backends, batch, checks
 from ..masks import Mask, across_groups, off_diagonal
 from ..problem import accumulation_dtype
 
@@ -102,30 +102,31 @@ def own_pairs_left_out(groups: Tensor | None, rows: Tensor, views: int = 1) -> M
     elif views == 1:
         return off_diagonal()
     else:
-        groups = torch.arange(n, device=rows.device)
+        groups = batch.first(rows) // views + torch.arange(n, device=rows.device)
     return across_groups(groups if views == 1 else groups.repeat(views))
 
 
 def at_least(rows: int, x: Tensor, objective: str) -> None:
     """A mean needs something to be taken over."""
-    if x.shape[0] < rows:
+    n = batch.count(x)
+    if n < rows:
         what = "row" if rows == 1 else "rows, or there is no pair of different rows"
-        raise ValueError(f"{objective}: expected at least {rows} {what}, got {x.shape[0]}; skip empty batches")
+        raise ValueError(f"{objective}: expected at least {rows} {what}, got {n}; skip empty batches")
 
 
 def reduced(losses: Tensor, reduction: str, objective: str) -> Tensor:
     """Mean, sum or the rows themselves."""
     if reduction == "none":
         return losses
-    return reduced_total(losses.sum(), losses, reduction, objective)
+    return reduced_total(batch.total(losses), losses, reduction, objective)
 
 
 def reduced_total(total: Tensor, rows: Tensor, reduction: str, objective: str) -> Tensor:
-    """The total as it is, or over the number of rows."""
+    """The total of the whole batch as it is, or over its number of rows."""
     if reduction == "sum":
         return total
     at_least(1, rows, objective)
-    return total / rows.shape[0]
+    return total / batch.count(rows)
 
 
 def check_reduction(reduction: str, has_rows: bool = True, objective: str = "") -> str:

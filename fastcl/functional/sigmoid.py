@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import checks
-from ..ops import pair_reduce, pair_total
+from ..batch import pair_reduce, pair_total
+from ..distributed import Group, over_ranks
 from .rows import check_reduction, own_pairs_left_out, reduced, reduced_total, row_dot, softplus, times, views
 
 
+@over_ranks
 def siglip(
     x: Tensor,
     y: Tensor,
@@ -19,6 +21,9 @@ def siglip(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """SigLIP: a logistic loss of every pair, divided by n (not by n^2).
 
@@ -35,6 +40,9 @@ def siglip(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..batch import pair_reduce, pair_total
+from ..distributed import Group, over_ranks
 from ..masks import across_groups, off_diagonal
-from ..ops import pair_reduce, pair_total
 from .rows import (
     check_reduction,
     inverse,
@@ -25,6 +26,7 @@ from .rows import (
 )
 
 
+@over_ranks
 def info_nce(
     x: Tensor,
     y: Tensor,
@@ -34,6 +36,9 @@ def info_nce(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """InfoNCE, one direction: each row of x finds its row of y among all rows of y.
 
@@ -49,6 +54,9 @@ def info_nce(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -76,6 +84,7 @@ def info_nce(
     return reduced_total(total, x, reduction, "info_nce")
 
 
+@over_ranks
 def clip(
     x: Tensor,
     y: Tensor,
@@ -85,6 +94,9 @@ def clip(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """CLIP: InfoNCE in both directions, rows and columns from one sweep.
 
@@ -100,6 +112,9 @@ def clip(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -116,6 +131,7 @@ def clip(
     return reduced(0.5 * (softplus(r - p) + softplus(c - p)), reduction, "clip")
 
 
+@over_ranks
 def nt_xent(
     u: Tensor,
     v: Tensor,
@@ -125,6 +141,9 @@ def nt_xent(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """NT-Xent (SimCLR): each of the 2n rows finds its other view among the 2n - 1 others.
 
@@ -140,6 +159,9 @@ def nt_xent(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (2n,) for "none"; float32 (float64 for float64 input).

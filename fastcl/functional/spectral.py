@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import batch, checks
+from ..distributed import Group, over_ranks
 from ..masks import Mask
 from ..pairs import Log, Power, Square
 from ..problem import accumulation_dtype
@@ -28,6 +29,7 @@ from .rows import (
 ESTIMATORS = ("unbiased", "biased")
 
 
+@over_ranks
 def spectral(
     u: Tensor,
     v: Tensor,
@@ -38,6 +40,9 @@ def spectral(
     normalize: bool = False,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """The spectral contrastive loss, of rows clipped to norm sqrt(mu).
 
@@ -57,6 +62,9 @@ def spectral(
         normalize: whether to scale rows to unit length first, before they are clipped.
         reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -77,7 +85,7 @@ def spectral(
     squares = Pairs(u, v, mask, reduction=reduction, backend=backend).energy(Potential(Square()))
     s = row_dot(u, v)
     if biased and groups is not None:  # the mask left i = j out: n more pairs
-        n, others = s.shape[0], visits(u, v, mask).sum()
+        n, others = batch.count(s), batch.total(visits(u, v, mask))
         squares = (squares * others + n * reduced(s.square(), reduction, "spectral")) / (others + n)
     return (squares - 2.0 * reduced(s, reduction, "spectral")) / largest
 
@@ -89,6 +97,7 @@ def clip_norms(x: Tensor, limit: Tensor) -> Tensor:
     return torch.where(norm < limit.detach(), wide, limit * normalize_rows(wide)).to(x.dtype)
 
 
+@over_ranks
 def minc(
     u: Tensor,
     v: Tensor,
@@ -100,6 +109,9 @@ def minc(
     normalize: bool = False,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """MINC: mutual information non-contrastive learning, each row against a statistic of all others. O(n d^2), no pairs.
 
@@ -122,6 +134,9 @@ def minc(
         normalize: whether to scale rows, targets too, to unit length first.
         reduction: "mean" only.
         backend: as everywhere; minc has no pairs to reduce and is the same on each.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, float32 (float64 for float64 input); its gradient is the MINC direction, its value says little.
@@ -143,7 +158,7 @@ def minc(
     loss = []
     for z, partner in ((u, targets[1]), (v, targets[0])):
         loss.append(row_dot(z, deflated(z.detach(), statistic, gha) - partner.detach()))
-    return (loss[0] + loss[1]).mean()
+    return reduced(loss[0] + loss[1], reduction, "minc")
 
 
 def deflated(z: Tensor, statistic: Tensor, gha: bool) -> Tensor:
@@ -186,6 +201,7 @@ def _check_statistic(statistic: Tensor, u: Tensor) -> None:
         raise ValueError(f"statistic: expected the device of u, {u.device}, got {statistic.device}; move it")
 
 
+@over_ranks
 def f_mi_alpha(
     u: Tensor,
     v: Tensor,
@@ -196,6 +212,9 @@ def f_mi_alpha(
     normalize: bool = False,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """f-mutual information by an alpha-divergence, with s = <u, v> as the estimated density ratio.
 
@@ -215,6 +234,9 @@ def f_mi_alpha(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
-from ..ops import pair_total
+from .. import batch, checks
+from ..batch import pair_total
+from ..distributed import Group, over_ranks
 from .energy import visits
 from .rows import (
     at_least,
@@ -21,6 +22,7 @@ from .rows import (
 )
 
 
+@over_ranks
 def alignment(
     x: Tensor,
     y: Tensor,
@@ -29,6 +31,9 @@ def alignment(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """Alignment: the mean distance of positives.
 
@@ -43,6 +48,9 @@ def alignment(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: as everywhere; alignment has no pairs to reduce and is the same on each.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -62,6 +70,7 @@ def alignment(
     return reduced(torch.where(same, 0.0, torch.where(same, 1.0, squared) ** (alpha / 2)), reduction, "alignment")
 
 
+@over_ranks
 def uniformity(
     x: Tensor,
     *,
@@ -70,6 +79,9 @@ def uniformity(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """Uniformity: the logarithm of the mean Gaussian potential of all pairs.
 
@@ -84,6 +96,9 @@ def uniformity(
         normalize: whether to scale rows to unit length first.
         reduction: "mean" only: the logarithm has no rows.
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar; float32 (float64 for float64 input).
@@ -100,6 +115,7 @@ def uniformity(
     return log_mean_gaussian(x, t, groups, backend)
 
 
+@over_ranks
 def align_uniform(
     x: Tensor,
     y: Tensor,
@@ -111,6 +127,9 @@ def align_uniform(
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
 ) -> Tensor:
     """Alignment plus the weighted uniformity of both views.
 
@@ -128,6 +147,9 @@ def align_uniform(
         normalize: whether to scale rows to unit length first.
         reduction: "mean" only: the uniformity has no rows.
         backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar; float32 (float64 for float64 input).
@@ -149,4 +171,4 @@ def log_mean_gaussian(x: Tensor, t: float | Tensor, groups: Tensor | None, backe
     """log mean over the visited pairs of exp(-t |x_i - x_j|^2): the pooled form minus the logarithm of their number."""
     mask = own_pairs_left_out(groups, x)
     total = pair_total(x, outer="pooled", operand="sqdist", scale=-t, mask=mask, backend=backend)
-    return total - visits(x, None, mask).sum().clamp(min=1.0).log()
+    return total - batch.total(visits(x, None, mask)).clamp(min=1.0).log()

@@ -16,6 +16,7 @@ class MoCoLoss(Objective, function=functional.moco):
     """MoCo. Call: loss(q, k, queue.rows), then queue.enqueue(k), with a MoCoQueue."""
 
     temperature: float | Tensor = 0.2
+    sharded_queue: bool = False
 
 
 class MoCoV3Loss(Objective, function=functional.moco_v3):

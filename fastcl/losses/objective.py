@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from typing_extensions import Self, dataclass_transform
 
 from .. import checks
+from ..distributed import CONVENTIONS, STRATEGIES, Group
 from ..functional.rows import REDUCTIONS, check_backend
+
+ACROSS_RANKS = ("group", "gradient", "strategy")
 
 _as_dataclass = dataclass(kw_only=True, eq=False, repr=False)
 
@@ -35,11 +38,15 @@ class Objective(nn.Module):
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none".
         backend: see fastcl.pair_reduce.
+        group, gradient, strategy: the ranks over which the rows are spread; see fastcl.distributed.
     """
 
     normalize: bool = True
     reduction: str = "mean"
     backend: str | None = None
+    group: Group | None = None
+    gradient: str = "ddp"
+    strategy: str = "auto"
 
     function: ClassVar[Callable[..., Tensor]]
     settings: ClassVar[tuple[str, ...]] = ()  # the fields that are arguments of the function
@@ -68,6 +75,8 @@ class Objective(nn.Module):
     def __post_init__(self) -> None:
         checks.one_of("reduction", self.reduction, REDUCTIONS)
         check_backend(self.backend)
+        checks.one_of("gradient", self.gradient, CONVENTIONS)
+        checks.one_of("strategy", self.strategy, STRATEGIES)
         for name in self.settings:
             value = getattr(self, name)
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -83,7 +92,8 @@ class Objective(nn.Module):
         return {name: getattr(self, name) for name in self.settings}
 
     def extra_repr(self) -> str:
-        kept = ((name, getattr(self, name)) for name in self.settings)
+        shown = self.settings if self.group is not None else (s for s in self.settings if s not in ACROSS_RANKS)
+        kept = ((name, getattr(self, name)) for name in shown)
         return ", ".join(f"{name}={_shown(value)}" for name, value in kept if not isinstance(value, nn.Module))
 
 

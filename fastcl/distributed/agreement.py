@@ -1,0 +1,169 @@
+"""One small all-gather before anything large: every rank makes the same call, and every rank's call is right.
+
+A rank first makes all checks of its own call (a rehearsal on the meta device: shapes and settings, no data), then tells the others
+a digest of the call, its number of rows, and whether it failed. If all is well that is all. Otherwise the ranks exchange the
+calls in words, and all raise the same error: none is left waiting for a message that never comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from .. import backends, batch
+from ..problem import accumulation_dtype
+from .shards import checked
+from .wire import Wire
+
+ROWS = 8  # more tensors of rows than any objective has
+REHEARSED: set[tuple[Any, ...]] = set()  # calls whose checks have passed in this process
+
+
+class MismatchError(ValueError):
+    """Ranks of one group made different calls."""
+
+
+class Call:
+    """What a rank calls: an objective, its tensors and its settings.
+
+    Args:
+        function: the objective.
+        arguments: by name, all of them.
+        settings: gradient and strategy.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any], settings: dict[str, str]) -> None:
+        self.function, self.arguments = function, arguments
+        tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
+        self.rows = {name: t for name, t in tensors.items() if t.dim() in (1, 2) and _are_rows(t)}
+        self.device = next((t.device for t in self.rows.values()), torch.device("cpu"))
+        described = {name: _described(value, name in self.rows) for name, value in (arguments | settings).items()}
+        self.words = {"objective": function.__name__, "grad mode": str(torch.is_grad_enabled())} | described
+
+    def numbers(self) -> list[int]:
+        """The digest of the call in words, then the number of rows of each of its tensors."""
+        digest = hashlib.blake2b(repr(self.words).encode(), digest_size=8).digest()
+        rows = [t.shape[0] for t in self.rows.values()][:ROWS]
+        return [int.from_bytes(digest, "little", signed=True), *rows, *([0] * (ROWS - len(rows)))]
+
+    def rehearse(self) -> Exception | None:
+        """The error that this rank's own call would raise, if any."""
+        key = (repr(self.words), tuple(t.shape[0] for t in self.rows.values()), str(self.device))
+        if key in REHEARSED:
+            return None
+        try:
+            with torch.no_grad(), batch.over(Rehearsal(self.device)):
+                self.function(**{name: _on_meta(value) for name, value in self.arguments.items()})
+        except Exception as error:
+            return error
+        if len(REHEARSED) >= 4096:
+            REHEARSED.clear()
+        REHEARSED.add(key)
+        return None
+
+
+def agree(wire: Wire, call: Call) -> tuple[tuple[int, ...], ...]:
+    """The number of rows that each rank has of each tensor of rows of the call.
+
+    Raises:
+        MismatchError: ranks call different objectives, or with other dtypes, widths or settings.
+        Exception: whatever the first rank whose own call is wrong raised, on every rank.
+    """
+    error = call.rehearse()
+    mine = torch.tensor([int(error is not None), *call.numbers()], device=call.device)
+    failed, digests, *rows = wire.everywhere(mine).T.tolist()
+    if any(failed) or len(set(digests)) > 1:
+        _raise(wire, call, error)
+    return tuple(tuple(n) for n in rows[: len(call.rows)])
+
+
+def _raise(wire: Wire, call: Call, error: Exception | None) -> None:
+    found: list[Any] = [None] * wire.world
+    dist.all_gather_object(found, (call.words, None if error is None else (type(error), str(error))), group=wire.group)
+    first = found[0][0]
+    for rank, (words, _) in enumerate(found):
+        for name in first.keys() | words.keys():
+            here, there = first.get(name, "nothing"), words.get(name, "nothing")
+            if here != there and (name == "objective" or first["objective"] == words["objective"]):
+                raise MismatchError(
+                    f"{name}: expected the same on every rank, got {here} on rank 0 and {there} on rank {rank}; make the same call "
+                    "on every rank of the group, with its own rows"
+                )
+    for rank, (_, failure) in enumerate(found):
+        if failure is not None:
+            kind, message = failure
+            raise _again(kind, f"{message} (on rank {rank} of {wire.world})")
+
+
+def _again(kind: type[Exception], message: str) -> Exception:
+    known = (ValueError, TypeError, backends.BackendUnavailableError)
+    return kind(message) if kind in known else RuntimeError(f"{kind.__name__}: {message}")
+
+
+def _are_rows(t: Tensor) -> bool:
+    """A matrix, or one group or label for each row; vectors of numbers are settings."""
+    return t.dim() == 2 or not t.is_floating_point()
+
+
+def _described(value: Any, rows: bool) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    shape = ", ".join(["rows" if rows and i == 0 else str(n) for i, n in enumerate(value.shape)])
+    grad = ", with gradient" if value.requires_grad and torch.is_grad_enabled() else ""
+    return f"{str(value.dtype).removeprefix('torch.')} ({shape}) on {value.device.type}{grad}"
+
+
+def _on_meta(value: Any) -> Any:
+    return value.detach().to("meta") if isinstance(value, Tensor) and value.layout == torch.strided else value
+
+
+class Rehearsal:
+    """A union of nobody, for rows on the meta device: it makes every check of a call and computes nothing.
+
+    Args:
+        device: where the rows really are, for the choice of a backend.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def pair_reduce(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
+        p, backend = checked(x, y, arguments)
+        backends.choose(backend, self.device, x.dtype)
+        r = x.new_empty(p.n, dtype=accumulation_dtype(x.dtype))
+        return (r, r.new_empty(p.m)) if p.columns else r
+
+    def pair_total(
+        self, x: Tensor, y: Tensor | None = None, *, outer: str, positive: Tensor | None = None, **arguments: Any
+    ) -> Tensor:
+        r = self.pair_reduce(x, y, **arguments)
+        assert isinstance(r, Tensor)
+        return r.sum()
+
+    def count(self, x: Tensor) -> int:
+        return max(x.shape[0], 2)  # whether there are too few rows is for the whole batch to say
+
+    def first(self, x: Tensor) -> int:
+        return 0
+
+    def total(self, values: Tensor) -> Tensor:
+        return values.sum()
+
+    def log_total(self, values: Tensor) -> Tensor:
+        return values.sum()
+
+    def summed(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+
+def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name, with defaults filled in."""
+    arguments = inspect.signature(function).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    return dict(arguments.arguments)

@@ -1,0 +1,199 @@
+"""The union of the ranks' rows, during one call of an objective: how many rows it has, sums over it, pairs of it.
+
+Sums over ranks are made of everybody's own sum, gathered and added in rank order: the same bits on every rank. Their gradient is
+the sum of the upstream gradients of all ranks, since what follows a sum may differ from rank to rank (fastcl.distributed).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import checks
+from ..ops import problem
+from ..problem import Problem
+from . import pairs
+from .visits import Tour
+from .wire import Wire
+
+GATHER_LIMIT = 2**28  # bytes of gathered rows a rank, above which strategy "auto" takes the ring
+STRATEGIES = ("auto", "gather", "ring")
+DEFAULTS: dict[str, Any] = {
+    "operand": "dot", "pair": "identity", "reduce": "logsumexp", "mask": "all", "scale": 1.0, "shift": 0.0,
+    "bias_x": None, "bias_y": None, "columns": False,
+}  # fmt: skip
+
+
+def checked(x: Tensor, y: Tensor | None, arguments: dict[str, Any]) -> tuple[Problem, str]:
+    """The problem and the backend of a call of pair_reduce, checked as there."""
+    arguments = dict(arguments)
+    backend = arguments.pop("backend", None)
+    return problem(x, y, **(DEFAULTS | arguments)), "auto" if backend is None else backend
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The union of the rows of all ranks; fastcl.batch.Union is what it answers.
+
+    Args:
+        wire: the ranks.
+        layouts: for each tensor of rows of the call, how many rows each rank has.
+        strategy: "auto", "gather" or "ring".
+    """
+
+    wire: Wire
+    layouts: tuple[tuple[int, ...], ...]
+    strategy: str = "auto"
+
+    def sizes(self, rows: int, device: torch.device) -> tuple[int, ...]:
+        """How many rows each rank has of a tensor that has `rows` here.
+
+        Rows of a formula are those of an argument, or two views of them stacked. Where that does not tell on every rank which
+        they are (all ranks know all layouts, hence agree on that), the ranks ask each other.
+        """
+        stacked = {tuple(views * n for n in layout) for layout in self.layouts for views in (1, 2)}
+        if all(len({layout[k] for layout in stacked}) == len(stacked) for k in range(self.wire.world)):
+            for layout in stacked:
+                if layout[self.wire.rank] == rows:
+                    return layout
+            raise AssertionError(f"{rows} rows are those of no argument: {sorted(stacked)}")
+        return tuple(self.wire.everywhere(torch.tensor([rows], device=device)).view(-1).tolist())
+
+    def count(self, x: Tensor) -> int:
+        """Rows of the union."""
+        return sum(self.sizes(x.shape[0], x.device))
+
+    def first(self, x: Tensor) -> int:
+        """The index of the first of this rank's rows."""
+        return sum(self.sizes(x.shape[0], x.device)[: self.wire.rank])
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all rows of the union."""
+        mine = values.sum(dtype=torch.float64)
+        return _Everywhere.apply(self.wire, mine).sum().to(values.dtype)
+
+    def log_total(self, values: Tensor) -> Tensor:
+        """The log-sum-exp over all rows of the union."""
+        wide = values.double()
+        nothing = wide.sum() - float("inf")
+        mine = _logsumexp(wide) if wide.numel() else nothing
+        return _logsumexp(_Everywhere.apply(self.wire, mine)).to(values.dtype)
+
+    def summed(self, matrix: Tensor) -> Tensor:
+        """The sum of the ranks' matrices."""
+        result: Tensor = _Summed.apply(self.wire, matrix)
+        return result
+
+    def pair_reduce(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
+        """Own rows against all rows of the union."""
+        p, backend = checked(x, y, arguments)
+        if _through_sums(p):
+            r, c = self._linear(p) if p.pair.name == "identity" else self._gram(p)
+        else:
+            r, c = pairs.pair_reduce(self._plan(p, backend), p)
+        return (r, c) if p.columns else r
+
+    def pair_total(
+        self, x: Tensor, y: Tensor | None = None, *, outer: str, positive: Tensor | None = None, **arguments: Any
+    ) -> Tensor:
+        """outer(r) over all rows of the union."""
+        p, _ = checked(x, y, arguments)
+        checks.outer(outer, p.reduce, positive, x)
+        r = self.pair_reduce(x, y, **arguments)
+        assert isinstance(r, Tensor)
+        if positive is not None:
+            r = F.softplus(r - positive.to(r.dtype), threshold=40.0)
+        return self.log_total(r) if outer == "pooled" else self.total(r)
+
+    def _plan(self, p: Problem, backend: str) -> pairs.Plan:
+        rows = self.sizes(p.n, p.x.device)
+        columns = None if p.y is None else self.sizes(p.m, p.x.device)
+        bytes_gathered = sum(columns or rows) * p.x.shape[1] * p.x.element_size()
+        ring = self.strategy == "ring" or (self.strategy == "auto" and bytes_gathered > GATHER_LIMIT)
+        tour = Tour(self.wire, rows, columns, ring)
+        return pairs.Plan(tour, p.mask, p.operand, p.pair.name, tuple(p.pair.constants), p.reduce, p.columns, backend)
+
+    def _linear(self, p: Problem) -> tuple[Tensor, Tensor]:
+        """identity with sum: everything is a sum of rows."""
+        x, y = _sides(p)
+        m = self.count(y)
+        if p.operand == "dot":
+            r = (x * self.summed(y.sum(0))).sum(1)
+        else:
+            centre = self.summed(y.detach().sum(0)) / max(m, 1)
+            x, y = x - centre, y - centre
+            sums = self.summed(torch.cat([y.sum(0), y.square().sum().view(1)]))
+            r = m * x.square().sum(1) + sums[-1] - 2.0 * (x * sums[:-1]).sum(1)
+        r = p.scale * r + p.shift * m
+        return r - _diagonal(p, x, y), r.new_empty(0)
+
+    def _gram(self, p: Problem) -> tuple[Tensor, Tensor]:
+        """square on dot: everything goes through a d x d matrix."""
+        x, y = _sides(p)
+        a, b, m = p.scale, p.shift, self.count(y)
+        gram, s = self.summed(y.T @ y), self.summed(y.sum(0))
+        r = a * a * ((x @ gram) * x).sum(1) + 2.0 * a * b * (x @ s) + b * b * m
+        return r - _diagonal(p, x, y).square(), r.new_empty(0)
+
+
+def _through_sums(p: Problem) -> bool:
+    """Whether a reduction needs no pairs: nothing is left out but the pair of a row with its own partner."""
+    plain = p.mask.kind == "all" or (p.mask.kind == "off_diagonal" and p.mask.row_offset == p.mask.col_offset)
+    if p.reduce != "sum" or not plain or p.columns or p.bias_x is not None or p.bias_y is not None:
+        return False
+    return p.pair.name == "identity" or (p.pair.name == "square" and p.operand == "dot")
+
+
+def _sides(p: Problem) -> tuple[Tensor, Tensor]:
+    x = p.x.to(p.dtype)
+    return x, x if p.y is None else p.y.to(p.dtype)
+
+
+def _diagonal(p: Problem, x: Tensor, y: Tensor) -> Tensor:
+    """z of the pairs that are left out, one for each row; 0 for a row without one."""
+    if p.mask.kind == "all":
+        return x.new_zeros(x.shape[0])
+    n = min(x.shape[0], y.shape[0])
+    u = (x[:n] * y[:n]).sum(1) if p.operand == "dot" else (x[:n] - y[:n]).square().sum(1)
+    return F.pad(p.scale * u + p.shift, (0, x.shape[0] - n))
+
+
+def _logsumexp(values: Tensor) -> Tensor:
+    """Log-sum-exp with gradient 0 where all values are -inf."""
+    largest = values.detach().amax()
+    largest = torch.where(torch.isneginf(largest), 0.0, largest)
+    total = torch.exp(values - largest).sum()
+    return torch.where(total > 0, torch.where(total > 0, total, 1.0).log() + largest, float("-inf"))
+
+
+class _Everywhere(torch.autograd.Function):
+    """The small tensor of every rank; gradients of all ranks come home and add up, in rank order."""
+
+    @staticmethod
+    def forward(ctx: Any, wire: Wire, values: Tensor) -> Tensor:
+        ctx.wire = wire
+        return wire.everywhere(values)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.wire.everywhere(upstream[0])[:, ctx.wire.rank].sum(0)
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over ranks; its gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, wire: Wire, matrix: Tensor) -> Tensor:
+        ctx.wire = wire
+        return wire.summed(matrix)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.wire.summed(upstream[0])
+
+
+__all__ = ["GATHER_LIMIT", "STRATEGIES", "Shards", "checked"]

@@ -1,0 +1,144 @@
+"""Every objective over ranks against one process with the whole batch: values, gradients, and every reduction.
+
+The objectives and their inputs are those of tests/objectives/cases.py: a new one is found unasked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from fastcl import functional
+from tests.objectives.cases import CASES, Case
+
+from .shards import LAYOUTS, cut, distance
+
+D = 5
+REPLICATED = ("statistic",)  # what every rank holds whole
+
+
+def check(case: Case, index: int, dtype: torch.dtype, layout: str, how: dict[str, str], rank: int, world: int) -> float:
+    """The error of this rank's value and gradients, over the tolerance."""
+    sizes = LAYOUTS[layout](world)
+    n = sum(sizes)
+    views = 2 if case.inputs.__name__ == "both_views_at_once" else 1
+    reduction = how.get("reduction", "mean")
+    exact = _whole(case, index, n, torch.float64, reduction)
+    theirs = exact if dtype == torch.float64 else _whole(case, index, n, dtype, reduction)
+    leaves = case.rows_of(n, D, dtype)
+    arguments = case.arguments(index, n, D, leaves[0]) | {"reduction": reduction}
+    scalars = _scalars(case, arguments, dtype)
+    if views == 2:  # the whole batch of such a case is stacked; any cut of it will do
+        sizes = [2 * size for size in sizes]
+    queue = case.name == "moco"
+    own = [leaf if queue and i == 2 else cut(leaf, sizes, rank) for i, leaf in enumerate(leaves)]
+    if queue and how["strategy"] == "ring":
+        own[2] = cut(leaves[2], [2] * world, rank)
+        arguments["sharded_queue"] = True
+    mine = {
+        name: cut(value, sizes, rank) if isinstance(value, Tensor) and value.dim() and name not in REPLICATED else value
+        for name, value in arguments.items()
+    }
+    gradient = how.get("gradient", "ddp")
+    loss = getattr(functional, case.name)(
+        *own, **(mine | scalars), group=dist.group.WORLD, strategy=how["strategy"], gradient=gradient
+    )
+    _first(loss).sum().backward()
+    held = float(world) if gradient == "ddp" and reduction != "none" else 1.0
+    errors = []
+    if reduction == "none":
+        errors.append(_rows_error(_first(loss), theirs[0], exact[0], sizes, rank, _rows_per_row(theirs[0], n, views)))
+    else:
+        errors.append(
+            distance(_first(loss), theirs[0], exact[0], max(1.0, case.terms(arguments), float(exact[0].abs())))
+        )
+    for i, leaf in enumerate(own):
+        if i in case.detached or theirs[1][i] is None:
+            assert leaf.grad is None or not leaf.grad.any(), "a detached input got a gradient"
+            continue
+        ours = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / held
+        wanted, truth = (cut(g[1][i], sizes, rank) for g in (theirs, exact))
+        errors.append(distance(ours, wanted, truth, _largest(exact[1][i])))
+    for name, t in scalars.items():
+        shared = t.grad / held
+        dist.all_reduce(shared)
+        scale = max(1.0, case.terms(arguments), float(exact[2][name].abs()))
+        errors.append(distance(shared, theirs[2][name], exact[2][name], scale))
+    return max(errors)
+
+
+def _whole(
+    case: Case, index: int, n: int, dtype: torch.dtype, reduction: str
+) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    leaves = case.rows_of(n, D, dtype)
+    arguments = case.arguments(index, n, D, leaves[0])
+    scalars = _scalars(case, arguments, dtype)
+    loss = _first(getattr(functional, case.name)(*leaves, **(arguments | scalars), reduction=reduction))
+    loss.sum().backward()
+    return loss.detach(), [leaf.grad for leaf in leaves], {name: t.grad for name, t in scalars.items()}
+
+
+def _scalars(case: Case, arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    """One-element arguments as leaves, at the value of the arguments where they have one."""
+    return {
+        name: torch.tensor(float(arguments.get(name, value)), dtype=dtype, requires_grad=True)
+        for name, value in case.scalars.items()
+        if not (name in ("beta", "mu") and arguments.get("similarity") == "cosine")
+    }
+
+
+def _first(loss: Any) -> Tensor:
+    return loss[0] if isinstance(loss, tuple) else loss
+
+
+def _largest(t: Tensor) -> float:
+    return max(float(t.abs().max()), 1e-3)
+
+
+def _rows_per_row(rows: Tensor, n: int, views: int) -> int:
+    return rows.shape[0] // (n * views)
+
+
+def _rows_error(ours: Tensor, theirs: Tensor, exact: Tensor, sizes: list[int], rank: int, stacked: int) -> float:
+    n = sum(sizes)
+    parts = [
+        (cut(theirs[k * n : (k + 1) * n], sizes, rank), cut(exact[k * n : (k + 1) * n], sizes, rank))
+        for k in range(stacked)
+    ]
+    theirs, exact = (torch.cat(p) for p in zip(*parts, strict=True))
+    return distance(ours, theirs, exact, max(1.0, _largest(exact)) if len(exact) else 1.0)
+
+
+def _all() -> dict[str, Callable[[int, int], float]]:
+    """Every objective with every set of its arguments; strategies, layouts, reductions and dtypes take turns."""
+    turns = cycle(
+        (dtype, layout, {"strategy": strategy, "reduction": reduction, "gradient": gradient})
+        for layout, dtype, reduction, gradient in (
+            ("uneven", torch.float64, "mean", "ddp"),
+            ("with an empty one", torch.float64, "mean", "exact"),
+            ("uneven", torch.float32, "mean", "exact"),
+            ("even", torch.float64, "sum", "ddp"),
+            ("uneven", torch.float64, "none", "ddp"),
+        )
+        for strategy in ("gather", "ring")
+    )
+    checks: dict[str, Callable[[int, int], float]] = {}
+    for case in CASES:
+        for index in case.sets():
+            # Each set of arguments both ways; the first set in all turns.
+            for _ in range(10 if index == 0 else 2):
+                dtype, layout, how = next(turns)
+                if case.rows == 0 and how["reduction"] != "mean":
+                    how = how | {"reduction": "mean"}
+                name = ", ".join([case.id, str(index), layout, str(dtype).removeprefix("torch."), *how.values()])
+                checks[name] = partial(check, case, index, dtype, layout, how)
+    return checks
+
+
+CHECKS = _all()

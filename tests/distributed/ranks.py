@@ -1,0 +1,44 @@
+"""One of several gloo processes: it makes every check in turn. Run by launch.py.
+
+    python -m tests.distributed.ranks RANK WORLD MEETING_FILE RESULT_FILE
+
+The result is {check: error}: how far this rank is from one process with the whole batch, over the tolerance; or what was raised.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+import traceback
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from . import behaviour, losses, primitive
+
+
+CHECKS = {**primitive.CHECKS, **losses.CHECKS, **behaviour.CHECKS}
+
+
+def main(rank: int, world: int, meeting: str, result: str) -> None:
+    """Make every check that this world has, and write what came of it."""
+    faulthandler.dump_traceback_later(240, exit=True)
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=20)
+    )
+    found: dict[str, Any] = {}
+    for name, check in CHECKS.items():
+        try:
+            found[name] = check(rank, world)
+        except Exception:
+            found[name] = traceback.format_exc()
+            break  # the ranks are no longer in step: what comes after would hang or mislead
+    torch.save(found, result)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5])
