@@ -15,6 +15,7 @@ COMMANDS = {
         "fastcl.doctor",
         "what fastcl runs on here: versions, what was built, which backend serves what",
     ),
+    "bench": ("bench.__main__", "measure one case or all: time, errors and memory beside the strongest baselines (in a checkout)"),
 }
 
 

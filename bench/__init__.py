@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench` measures every case and rewrites the README's tables from what it measured."""
