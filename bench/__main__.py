@@ -1,8 +1,8 @@
 """Measure and report.
 
-    python -m bench                 every case, JSON, plot, and the README's tables       (make bench)
-    python -m bench clip-8k         one case, printed                                     (fastcl bench clip-8k)
-    python -m bench --report        the README's tables from the committed JSON, without measuring
+python -m bench                 every case, JSON, plot, and the README's tables       (make bench)
+python -m bench clip-8k         one case, printed                                     (fastcl bench clip-8k)
+python -m bench --report        the README's tables from the committed JSON, without measuring
 """
 
 from __future__ import annotations
@@ -31,12 +31,20 @@ def run(cases: list[Case], rounds: int, memory: bool = True) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="fastcl bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one or more of {', '.join(CASES)}; all when none is named")
+    parser = argparse.ArgumentParser(
+        prog="fastcl bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help=f"one or more of {', '.join(CASES)}; all when none is named"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each method (default 5)")
     parser.add_argument("--rows", type=int, help="another number of rows than the case has")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory, which takes a process a method")
-    parser.add_argument("--report", action="store_true", help="rewrite the README's tables from the committed JSON and stop")
+    parser.add_argument(
+        "--no-memory", action="store_true", help="leave out the peak memory, which takes a process a method"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="rewrite the README's tables from the committed JSON and stop"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.report:
         report.write_readme(json.loads(report.RESULTS.read_text()))

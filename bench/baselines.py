@@ -186,7 +186,9 @@ def methods(loss: str, n: int) -> dict[str, Callable[[], Method]]:
         found["open_clip"] = open_clip_loss
     if loss in ("clip", "info_nce"):
         for chunk in CHUNKS:
-            found[f"F.linear_cross_entropy, chunk {chunk}"] = lambda chunk=chunk: linear_cross_entropy(chunk, loss == "clip")  # type: ignore[misc]
+            found[f"F.linear_cross_entropy, chunk {chunk}"] = lambda chunk=chunk: linear_cross_entropy(
+                chunk, loss == "clip"
+            )  # type: ignore[misc]
     if loss == "nt_xent":
         found["lightly"] = lightly_nt_xent
     if loss == "spectral":

@@ -75,7 +75,9 @@ def peak_memory(case: Case, method: str) -> int | None:
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
-def measure(case: Case, rounds: int, tick: Callable[[str], None] = lambda name: None, memory: bool = True) -> dict[str, Any]:
+def measure(
+    case: Case, rounds: int, tick: Callable[[str], None] = lambda name: None, memory: bool = True
+) -> dict[str, Any]:
     """Everything about one case, as JSON: methods that are wrong keep their errors and get no figure."""
     makers = methods(case.loss, case.n)
     rows: dict[str, dict[str, Any]] = {}

@@ -53,7 +53,9 @@ def test_tables_come_from_the_measurements(tmp_path: Path, monkeypatch: pytest.M
         "cases": [measure.measure(CASES[name].resized(TINY), rounds=2, memory=False) for name in HEADLINE],
     }
     readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- bench:headline -->\nold\n<!-- /bench:headline -->\nb\n<!-- bench:tables -->\n<!-- /bench:tables -->\n")
+    readme.write_text(
+        "a\n<!-- bench:headline -->\nold\n<!-- /bench:headline -->\nb\n<!-- bench:tables -->\n<!-- /bench:tables -->\n"
+    )
     report.write_readme(json.loads(json.dumps(results)), readme)
     text = readme.read_text()
     assert "old" not in text

@@ -89,7 +89,14 @@ class Inputs:
         if "outer" not in more:
             more["columns"] = columns
         return form(
-            *self.sides, operand=c.operand, pair=c.pair, reduce=c.reduce, mask=self.mask, backend=backend, **self.affine(), **more
+            *self.sides,
+            operand=c.operand,
+            pair=c.pair,
+            reduce=c.reduce,
+            mask=self.mask,
+            backend=backend,
+            **self.affine(),
+            **more,
         )
 
     def loops(self, columns: bool = False, **more: Any) -> Any:

@@ -36,7 +36,9 @@ def test_blocked_totals_equal_reference(c: Combination, outer: str) -> None:
         i = inputs(c, *size)
         more: dict = {"outer": outer}
         if outer == "contrast":
-            more["positive"] = i.leaves["positive"] = torch.linspace(-1, 1, size[0], dtype=torch.float64).requires_grad_()
+            more["positive"] = i.leaves["positive"] = torch.linspace(
+                -1, 1, size[0], dtype=torch.float64
+            ).requires_grad_()
         expected = value_and_gradients(i.call("reference", **more), i.leaves)
         assert_same(value_and_gradients(i.call("blocked", **more), i.leaves), expected, rtol=1e-10, atol=1e-11)
 
@@ -100,7 +102,9 @@ def test_all_masked_rows_give_minus_infinity_and_gradient_zero(backend: str) -> 
     assert x.grad is not None and (x.grad == 0).all()
     for outer, value in (("contrast", 0.0), ("pooled", float("-inf"))):
         positive = torch.zeros(6, requires_grad=True) if outer == "contrast" else None
-        total = fastcl.pair_total(x, x.detach(), outer=outer, positive=positive, mask=fastcl.across_groups(same), backend=backend)
+        total = fastcl.pair_total(
+            x, x.detach(), outer=outer, positive=positive, mask=fastcl.across_groups(same), backend=backend
+        )
         assert total.item() == value
         assert (torch.autograd.grad(total, x)[0] == 0).all()
 

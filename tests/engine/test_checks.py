@@ -21,7 +21,9 @@ def total(*sides: Any, **settings: Any) -> Callable[[], Any]:
     return lambda: fastcl.pair_total(*sides, **settings)
 
 
-PAIR_NAMES = "['cosine_js', 'exp', 'identity', 'log', 'log1p', 'power', 'rsqrt1p', 'sigmoid_squared', 'softplus', 'square']"
+PAIR_NAMES = (
+    "['cosine_js', 'exp', 'identity', 'log', 'log1p', 'power', 'rsqrt1p', 'sigmoid_squared', 'softplus', 'square']"
+)
 DTYPES = "float64, float32, bfloat16 or float16"
 
 ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
@@ -170,7 +172,9 @@ def test_message(call: Callable[[], Any], kind: type[Exception], message: str) -
 
 def test_environment_variable_is_read_at_each_call_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCL_BACKEND", "bloked")
-    with pytest.raises(ValueError, match=r"^FASTCL_BACKEND: expected one of .* got 'bloked'; did you mean 'blocked'\?$"):
+    with pytest.raises(
+        ValueError, match=r"^FASTCL_BACKEND: expected one of .* got 'bloked'; did you mean 'blocked'\?$"
+    ):
         fastcl.pair_reduce(X, Y)
     monkeypatch.setenv("FASTCL_BACKEND", "blocked")
     assert backends.choose(None, torch.device("cpu"), torch.float32)[0] == "blocked"
@@ -178,7 +182,9 @@ def test_environment_variable_is_read_at_each_call_and_checked(monkeypatch: pyte
 
 
 def test_an_unavailable_backend_says_why() -> None:
-    with pytest.raises(fastcl.BackendUnavailableError, match=r"^backend 'cuda' cannot serve cpu tensors of torch.float32: "):
+    with pytest.raises(
+        fastcl.BackendUnavailableError, match=r"^backend 'cuda' cannot serve cpu tensors of torch.float32: "
+    ):
         fastcl.pair_reduce(X, Y, backend="cuda")
     assert issubclass(fastcl.BackendUnavailableError, RuntimeError)
 

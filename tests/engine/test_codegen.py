@@ -57,17 +57,14 @@ REFUSED = {
 def test_all_else_is_refused_by_name(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expression, message = REFUSED[what]
     (tmp_path / "foreign_pair.py").write_text(
-        "class Foreign:\n"
-        "    @staticmethod\n"
-        "    def value(z):\n"
-        f"        return {expression}\n"
+        f"class Foreign:\n    @staticmethod\n    def value(z):\n        return {expression}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "foreign_pair", raising=False)
     import foreign_pair  # type: ignore[import-not-found]
 
     body = codegen.Body(foreign_pair.Foreign, "value")
-    with pytest.raises(codegen.RefusedError, match="Foreign.value") as error:
+    with pytest.raises(codegen.RefusedError, match=r"Foreign\.value") as error:
         body.expression(body.returned, repr, "", {"z": "z"})
     assert message in str(error.value)
 
@@ -108,7 +105,18 @@ def test_header_means_the_same_in_float_and_double(tmp_path: Path) -> None:
 
 
 def test_every_intrinsic_of_the_language_has_its_torch_meaning() -> None:
-    assert {"exp", "log", "log1p", "sigmoid", "softplus", "rsqrt", "pow", "maximum", "minimum", "select_less"} == codegen.INTRINSICS
+    assert {
+        "exp",
+        "log",
+        "log1p",
+        "sigmoid",
+        "softplus",
+        "rsqrt",
+        "pow",
+        "maximum",
+        "minimum",
+        "select_less",
+    } == codegen.INTRINSICS
     assert all(hasattr(intrinsics, name) for name in codegen.INTRINSICS)
 
 

@@ -26,7 +26,9 @@ def test_totals_equal_double_loops(c: Combination, outer: str) -> None:
     if outer == "contrast":
         more["positive"] = i.leaves["positive"] = torch.randn(4, dtype=torch.float64).requires_grad_()
     expected = value_and_gradients(i.loops(**more), i.leaves)
-    if torch.isneginf(expected["output0"]):  # a row with nothing left: the sum of rows is -inf, and has no gradient to compare
+    if torch.isneginf(
+        expected["output0"]
+    ):  # a row with nothing left: the sum of rows is -inf, and has no gradient to compare
         assert torch.isneginf(i.call("reference", **more))
         return
     assert_same(value_and_gradients(i.call("reference", **more), i.leaves), expected, rtol=1e-11, atol=1e-12)
@@ -53,7 +55,9 @@ def test_gradient_formulas_equal_autograd(c: Combination) -> None:
 
 @pytest.mark.parametrize("reduce", ["sum", "logsumexp"])
 def test_reference_is_differentiable_twice(reduce: str) -> None:
-    c = next(c for c in COMBINATIONS if c.reduce == reduce and c.operand == "sqdist" and c.pair.name in ("exp", "identity"))
+    c = next(
+        c for c in COMBINATIONS if c.reduce == reduce and c.operand == "sqdist" and c.pair.name in ("exp", "identity")
+    )
     i = inputs(c, 3, 4, 2)
     names = list(i.leaves)
 

@@ -12,12 +12,16 @@ ROWS, WIDTH = 16384, 64
 SCRIPT = """
 import resource, sys, torch, fastcl
 torch.set_num_threads(1)
+on = {{"backend": "{backend}"}}
+def rows_and_columns(x, y):
+    r, c = fastcl.pair_reduce(x, y, mask="off_diagonal", columns=True, **on)
+    return r.sum() + c.sum()
 call = {{
-    "rows and columns": lambda x, y: sum(t.sum() for t in fastcl.pair_reduce(x, y, mask="off_diagonal", columns=True, backend="{backend}")),
-    "contrast": lambda x, y: fastcl.pair_total(x, y, outer="contrast", positive=(x * y).sum(1), mask="off_diagonal", backend="{backend}"),
-    "pooled": lambda x, y: fastcl.pair_total(x, y, outer="pooled", operand="sqdist", backend="{backend}"),
+    "rows and columns": rows_and_columns,
+    "contrast": lambda x, y: fastcl.pair_total(x, y, outer="contrast", positive=(x * y).sum(1), mask="off_diagonal", **on),
+    "pooled": lambda x, y: fastcl.pair_total(x, y, outer="pooled", operand="sqdist", **on),
     "x with itself": lambda x, y: fastcl.pair_total(x, outer="sum", operand="sqdist", scale=-1.0, pair="exp", reduce="sum",
-                                                    mask=fastcl.across_groups(torch.arange(x.shape[0]) // 2), backend="{backend}"),
+                                                    mask=fastcl.across_groups(torch.arange(x.shape[0]) // 2), **on),
 }}["{case}"]
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 def run(n):
@@ -33,7 +37,9 @@ print(run({rows}))
 @pytest.mark.parametrize("case", ["rows and columns", "contrast", "pooled", "x with itself"])
 def test_blocked_holds_no_matrix_of_pairs(case: str) -> None:
     script = SCRIPT.format(case=case, rows=ROWS, width=WIDTH, backend="blocked")
-    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=300).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=300
+    ).stdout
     matrix = ROWS * ROWS * 4  # 1 GiB in float32
     inputs = 2 * ROWS * WIDTH * 4
     # Blocks of 8 MiB, a few at a time (z, mask, weights and their temporaries), and a few copies of the inputs.

@@ -187,7 +187,9 @@ class _Losses(torch.utils.data.Dataset[float]):
 
 def test_works_in_forked_dataloader_workers() -> None:
     dataset = _Losses(torch.randn(64, 8))
-    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
     torch.testing.assert_close(list(loader), [dataset[i] for i in range(4)], rtol=1e-5, atol=1e-5)
 
 
