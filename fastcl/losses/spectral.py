@@ -11,6 +11,7 @@ from torch import distributed as dist
 from typing_extensions import Self
 
 from .. import checks, functional
+from ..distributed.call import process_group
 from ..functional.rows import at_least, normalize_rows
 from ..functional.spectral import minc_value, second_moment
 from .objective import Objective
@@ -35,10 +36,11 @@ class FMIAlphaLoss(Objective, function=functional.f_mi_alpha):
 class MINCLoss(Objective, function=functional.minc):
     """MINC with its running statistic. Call: loss(u, v, target_u=None, target_v=None).
 
-        statistic <- ema * statistic + (1 - ema) * mean of z z^T over both views (of all ranks where torch.distributed runs)
+        statistic <- ema * statistic + (1 - ema) * mean of z z^T over both views
 
-    The first batch sets it. It is updated in training only, before it is used, from the online features. The loss is a surrogate
-    with the right gradient; `value`, written at each call, is what is minimised (with the statistic as it now is):
+    The first batch sets it. It is updated in training only, before it is used, from the online features: of all ranks where
+    torch.distributed runs (of `group` where one is given), which then keep the same statistic. The loss is a surrogate with the
+    right gradient; `value`, written at each call, is what is minimised, on own rows, with the statistic as it now is:
 
         value = -2 mean_i <u_i, v_i> + mean <z, statistic z>
 
@@ -88,7 +90,7 @@ class MINCLoss(Objective, function=functional.minc):
         if dist.is_available() and dist.is_initialized():
             # Means of batches of unequal size: weigh by their rows.
             packed = torch.cat([n * moment.flatten(), moment.new_tensor([float(n)])])
-            dist.all_reduce(packed)
+            dist.all_reduce(packed, group=None if self.group is None else process_group(self.group))
             moment = (packed[:-1] / packed[-1]).view_as(moment)
         kept = torch.where(self.updates == 0, 0.0, self.ema)
         self.statistic.lerp_(moment.to(self.statistic.dtype), (1.0 - kept).to(self.statistic.dtype))
