@@ -11,7 +11,7 @@ formed: half of each.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -62,7 +62,6 @@ class Strip:
         self.dot = p.scale.new_empty(elements)
         self.weights = self.dot if p.x.dtype == torch.float32 else p.x.new_empty(elements)
         self.scratch = p.scale.new_empty(max(self.tile_rows, self.tile_cols) * self.sides.d)
-        self.epilogue = tuning.epilogue(p.x.device) | STRIP_OPTIONS
         self.arguments = vectors(self.sides)
 
     def __iter__(self) -> Iterator[Tile]:
@@ -78,12 +77,13 @@ class Strip:
     def reduce(self, tile: Tile, rows: State | None, cols: State | None) -> None:
         """Merge the tile's reductions into those of its rows and columns."""
         assert rows is not None
-        blocks_m, blocks_n, grid = self._grid(tile)
+        block = tuning.epilogue(tuning.STRIP_REDUCE) | STRIP_OPTIONS
+        blocks_m, blocks_n, grid = _grid(tile, block)
         row_parts = rows.parts(blocks_n, tile.i1 - tile.i0)
         col_parts = cols.parts(blocks_m, tile.j1 - tile.j0) if cols is not None else row_parts
         strip_reduce[grid](
             S=tile.dot, ROWS=row_parts, COLS=col_parts, PAIR=pair_value(self.sides), COLUMNS=cols is not None,
-            **self._place(tile), **self.arguments, **self.epilogue,
+            **self._place(tile), **self.arguments, **block,
         )  # fmt: skip
         rows.merge(row_parts, blocks_n, tile.i0, tile.i1)
         if cols is not None:
@@ -91,7 +91,8 @@ class Strip:
 
     def accumulate(self, tile: Tile, weighting: Weighting, sums: Sums, value: State | None = None) -> None:
         """Turn the tile into weights and add its part to the four sums (and the row sums of f to `value`)."""
-        blocks_m, blocks_n, grid = self._grid(tile)
+        block = tuning.epilogue(tuning.STRIP_WEIGHTS) | STRIP_OPTIONS
+        blocks_m, blocks_n, grid = _grid(tile, block)
         mirrored = self.sides.symmetric and not tile.on_diagonal
         w_cols = sums.w_rows if mirrored else sums.w_cols
         row_sums, col_sums, values = (
@@ -109,7 +110,7 @@ class Strip:
             S=tile.dot, W=self.weights, ROWS=row_parts, COLS=col_parts, VALUES=value_parts,
             PAIR=pair_value(self.sides), SLOPE=pair_slope(self.sides), ROW_SUMS=row_sums is not None,
             COL_SUMS=col_sums is not None, VALUE=values is not None,
-            **weighting.arguments(self.p.scale), **self._place(tile), **self.arguments, **self.epilogue,
+            **weighting.arguments(self.p.scale), **self._place(tile), **self.arguments, **block,
         )  # fmt: skip
         if row_sums is not None:
             row_sums.merge(row_parts, blocks_n, tile.i0, tile.i1)
@@ -127,18 +128,17 @@ class Strip:
         if into is not None:
             add_product(into[tile.j0 : tile.j1], w.T, self.x[tile.i0 : tile.i1], self.scratch)
 
-    def _grid(self, tile: Tile) -> tuple[int, int, tuple[int, int]]:
-        blocks = (
-            triton.cdiv(tile.i1 - tile.i0, self.epilogue["BM"]),
-            triton.cdiv(tile.j1 - tile.j0, self.epilogue["BN"]),
-        )
-        return *blocks, blocks
-
     def _place(self, tile: Tile) -> dict[str, int]:
         return {
             "i0": tile.i0, "j0": tile.j0, "n": tile.i1, "m": tile.j1, "diff": self.sides.diff, "pitch": tile.pitch,
             "rows_pitch": tile.i1 - tile.i0, "cols_pitch": tile.j1 - tile.j0,
         }  # fmt: skip
+
+
+def _grid(tile: Tile, block: dict[str, Any]) -> tuple[int, int, tuple[int, int]]:
+    """Blocks of rows, blocks of columns, and the launch grid of both."""
+    blocks = triton.cdiv(tile.i1 - tile.i0, block["BM"]), triton.cdiv(tile.j1 - tile.j0, block["BN"])
+    return *blocks, blocks
 
 
 class State:

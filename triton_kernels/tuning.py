@@ -75,7 +75,39 @@ ROWS: dict[str, dict[str, tuple[RowsTile, ...]]] = {
         "tf32": (RowsTile(128, 64, 32, False, 8, 3),),
         "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
     },
-    "interpreter": {kind: (RowsTile(32, 16, 32, True, 4, 1), RowsTile(32, 16, 32, False, 4, 1)) for kind in ("half", "tf32", "ieee")},
+    "sm_100": {
+        "half": (
+            RowsTile(128, 64, 64, True, 8, 2),
+            RowsTile(128, 64, 128, True, 8, 1),
+            RowsTile(128, 64, 256, True, 8, 1),
+            RowsTile(64, 32, 512, True, 4, 1),
+            RowsTile(128, 64, 64, False, 8, 3),
+        ),
+        "tf32": (RowsTile(128, 64, 32, False, 8, 3),),
+        "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
+    },
+    "sm_120": {
+        "half": (
+            RowsTile(128, 128, 64, True, 8, 2),
+            RowsTile(128, 128, 128, True, 8, 2),
+            RowsTile(128, 128, 64, False, 8, 2),
+        ),
+        "tf32": (RowsTile(128, 64, 32, False, 8, 2),),
+        "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
+    },
+    "gfx942": {
+        "half": (
+            RowsTile(128, 128, 64, True, 8, 2),
+            RowsTile(128, 128, 128, True, 8, 1),
+            RowsTile(64, 64, 256, True, 4, 1),
+            RowsTile(128, 128, 64, False, 8, 2),
+        ),
+        "tf32": (RowsTile(128, 64, 32, False, 8, 2),),
+        "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
+    },
+    "interpreter": {
+        kind: (RowsTile(32, 16, 32, True, 4, 1), RowsTile(32, 16, 32, False, 4, 1)) for kind in ("half", "tf32", "ieee")
+    },
 }  # fmt: skip
 # The same, by dtype and reduction: a sum that forms value and slope needs more registers than a log-sum-exp.
 GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
@@ -132,8 +164,88 @@ GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
             GradientTile(128, 64, 128, 128, True, 8, 2),
             GradientTile(64, 64, 64, 256, False, 8, 2),
         ),
-        "ieee logsumexp": (GradientTile(32, 32, 32, 64, False, 4, 1),),
-        "ieee sum": (GradientTile(32, 32, 32, 64, False, 4, 1),),
+        "ieee logsumexp": (GradientTile(32, 32, 32, 32, False, 4, 1),),
+        "ieee sum": (GradientTile(32, 32, 32, 32, False, 4, 1),),
+    },
+    "sm_100": {
+        "half logsumexp": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 256, 256, True, 8, 2),
+            GradientTile(64, 32, 512, 512, True, 8, 2),
+            GradientTile(128, 64, 64, 256, False, 8, 2),
+        ),
+        "half sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 2),
+            GradientTile(128, 64, 256, 256, True, 8, 2),
+            GradientTile(64, 32, 512, 512, True, 8, 1),
+            GradientTile(128, 64, 64, 256, False, 8, 2),
+        ),
+        "tf32 logsumexp": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(64, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "tf32 sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(64, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "ieee logsumexp": (GradientTile(32, 32, 32, 32, False, 4, 1),),
+        "ieee sum": (GradientTile(32, 32, 32, 32, False, 4, 1),),
+    },
+    "sm_120": {
+        "half logsumexp": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 256, 256, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "half sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 256, 256, True, 8, 2),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "tf32 logsumexp": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(64, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 32, 64, 256, False, 8, 2),
+        ),
+        "tf32 sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(64, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 32, 64, 256, False, 8, 2),
+        ),
+        "ieee logsumexp": (GradientTile(32, 32, 32, 32, False, 4, 1),),
+        "ieee sum": (GradientTile(32, 32, 32, 32, False, 4, 1),),
+    },
+    "gfx942": {
+        "half logsumexp": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 1),
+            GradientTile(64, 32, 256, 256, True, 8, 1),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "half sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(128, 64, 128, 128, True, 8, 1),
+            GradientTile(64, 32, 256, 256, True, 8, 1),
+            GradientTile(64, 64, 64, 256, False, 8, 2),
+        ),
+        "tf32 logsumexp": (
+            GradientTile(64, 64, 64, 64, True, 4, 2),
+            GradientTile(64, 64, 128, 128, True, 4, 1),
+            GradientTile(64, 64, 64, 128, False, 8, 2),
+        ),
+        "tf32 sum": (
+            GradientTile(128, 64, 64, 64, True, 8, 2),
+            GradientTile(64, 64, 128, 128, True, 4, 1),
+            GradientTile(64, 64, 64, 128, False, 8, 2),
+        ),
+        "ieee logsumexp": (GradientTile(64, 64, 64, 128, False, 4, 2),),
+        "ieee sum": (GradientTile(64, 64, 64, 128, False, 4, 2),),
     },
     "interpreter": {
         f"{kind} {reduce}": (GradientTile(32, 16, 32, 32, True, 4, 1), GradientTile(32, 16, 32, 64, False, 4, 1))
@@ -141,6 +253,11 @@ GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
         for reduce in ("logsumexp", "sum")
     },
 }
+
+# Blocks of the strip form's kernels: of those counted, the ones that issue the fewest instructions a logit.
+STRIP_REDUCE = (32, 256)
+STRIP_WEIGHTS = (128, 64)
+STRIP_WARPS = 4
 
 # The largest d at which the fused form is predicted to be faster than the strip form (bounds from counted instructions and
 # bytes at n = m = 65,536: at d = 512 the strip form leads by little). Predicted until measured. HIP has no 16-bit product
@@ -196,10 +313,10 @@ def programs(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def epilogue(device: torch.device) -> dict[str, Any]:
-    """The blocks of the strip form's kernels, which are bound by bytes."""
-    side = 32 if interpreted() else 128
-    return {"BM": 32, "BN": side, "num_warps": 4}
+def epilogue(block: tuple[int, int]) -> dict[str, Any]:
+    """The block of a kernel of the strip form."""
+    rows, cols = (32, 32) if interpreted() else block
+    return {"BM": rows, "BN": cols, "num_warps": STRIP_WARPS}
 
 
 def predicted_form(p: Problem, precision: str) -> str:

@@ -1,0 +1,165 @@
+"""Every kernel that tuning.py can choose, in the variants that need the most registers, for the compile gate.
+
+python -m tests.triton.entries [sm_80 sm_90 ...]    compile them and write triton_kernels/COMPILED.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from fastcl.triton_kernels import tuning
+from fastcl.triton_kernels.fused_kernels import fused_gradient, fused_rows
+from fastcl.triton_kernels.generated_pairs import PAIRS
+from fastcl.triton_kernels.strip_kernels import strip_reduce, strip_weights
+
+from .compiling import Report, compile_kernel, report
+
+RECORD = Path(__file__).with_name("compiled.json")
+TABLE = Path(tuning.__file__).with_name("COMPILED.md")
+DTYPE = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
+EQUATION = {"SQDIST": False, "HAS_BX": False, "HAS_BY": False, "MASK": "off_diagonal"}
+LSE = {"PAIR": PAIRS["identity"][0], "LSE": True}
+SUM = {"PAIR": PAIRS["softplus"][0], "LSE": False}
+# sm_86 and sm_89 run the tiles of sm_120, whose shared memory they have.
+TILES_OF = {"sm_86": "sm_120"}
+
+
+class Entry(NamedTuple):
+    """One compilation: an architecture, a kernel, and its constants."""
+
+    arch: str
+    name: str
+    kernel: Any
+    dtype: torch.dtype
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    needs_matrix: bool
+
+    @property
+    def key(self) -> str:
+        return f"{self.arch} {self.name}"
+
+    def compile(self) -> Report:
+        built = compile_kernel(self.kernel, self.arch, self.dtype, self.constants, self.num_warps, self.num_stages)
+        return report(built, self.arch, self.num_warps)
+
+
+def entries(arch: str) -> Iterator[Entry]:
+    """Every entry of the table that serves an architecture."""
+    tiles = TILES_OF.get(arch, arch)
+    for kind, rows_tiles in tuning.ROWS[tiles].items():
+        for rows_tile in rows_tiles:
+            yield from _rows(arch, kind, rows_tile)
+    for kind_reduce, gradient_tiles in tuning.GRADIENT[tiles].items():
+        for gradient_tile in gradient_tiles:
+            yield from _gradient(arch, *kind_reduce.split(), gradient_tile)
+    yield from _strip(arch)
+
+
+def _split(tile: Any) -> tuple[dict[str, Any], int, int]:
+    constants = tile._asdict()
+    return constants, constants.pop("num_warps"), constants.pop("num_stages")
+
+
+def _rows(arch: str, kind: str, tile: tuning.RowsTile) -> Iterator[Entry]:
+    constants, warps, stages = _split(tile)
+    constants |= EQUATION | {"EVEN": True, "COLUMNS": True, "PRECISION": "tf32" if kind == "tf32" else "ieee"}
+    where = f"fused_rows {kind} {tile.BM}x{tile.BN} d {'=' if tile.KEEP else 'by'} {tile.BD}, {warps} warps, {stages} stages"
+    for label, extra in (
+        ("log-sum-exp", LSE | {"SYMMETRIC": False}),
+        ("log-sum-exp of itself", LSE | {"SYMMETRIC": True}),
+        ("sum of softplus", SUM | {"SYMMETRIC": False}),
+    ):
+        yield Entry(
+            arch, f"{where}: {label}", fused_rows, DTYPE[kind], constants | extra, warps, stages, kind != "ieee"
+        )
+
+
+def _gradient(arch: str, kind: str, reduce: str, tile: tuning.GradientTile) -> Iterator[Entry]:
+    constants, warps, stages = _split(tile)
+    constants |= EQUATION | {
+        "EVEN": True, "ATOMIC": False, "COL_SUMS": False, "PRECISION": "tf32" if kind == "tf32" else "ieee",
+    }  # fmt: skip
+    where = (
+        f"fused_gradient {kind} {tile.BM}x{tile.BN} d {'=' if tile.KEEP else 'in parts of'} {tile.PART}, "
+        f"{warps} warps, {stages} stages"
+    )
+    both = {"HAS_G": True, "HAS_H": True, "SLOPE": PAIRS["identity"][1], "ROW_SUMS": False, "VALUE": False}
+    one = {"HAS_G": True, "HAS_H": False, "SLOPE": PAIRS["softplus"][1], "ROW_SUMS": True, "VALUE": True, "CLOSE": True}
+    variants = [("sum of softplus, with its value", SUM | one)]
+    if reduce == "logsumexp":
+        variants = [
+            ("log-sum-exp, one exponential", LSE | both | {"CLOSE": True}),
+            ("log-sum-exp, two exponentials", LSE | both | {"CLOSE": False}),
+        ]
+    for label, extra in variants:
+        yield Entry(
+            arch, f"{where}: {label}", fused_gradient, DTYPE[kind], constants | extra, warps, stages, kind != "ieee"
+        )
+
+
+def _strip(arch: str) -> Iterator[Entry]:
+    weights = {"HAS_G": True, "HAS_H": True, "ROW_SUMS": True, "COL_SUMS": True}
+    for label, kernel, extra in (
+        ("strip_reduce: log-sum-exp", strip_reduce, LSE | {"COLUMNS": True}),
+        ("strip_weights: log-sum-exp", strip_weights, LSE | weights | {"SLOPE": PAIRS["identity"][1], "VALUE": False}),
+        ("strip_weights: softplus", strip_weights, SUM | weights | {"SLOPE": PAIRS["softplus"][1], "VALUE": True}),
+    ):
+        block = tuning.STRIP_REDUCE if kernel is strip_reduce else tuning.STRIP_WEIGHTS
+        constants = {"BM": block[0], "BN": block[1]} | EQUATION | extra
+        yield Entry(arch, label, kernel, torch.bfloat16, constants, tuning.STRIP_WARPS, 2, False)
+
+
+def faults(entry: Entry, found: Report) -> str | None:
+    """What keeps an entry out of the table."""
+    if found.spills:
+        return f"spills: stack {found.stack}, STL {found.stl}, LDL {found.ldl}"
+    if not found.blocks_per_sm:
+        return f"{found.shared} bytes of shared memory do not fit"
+    if entry.needs_matrix and not found.matrix:
+        return "no matrix instruction"
+    return None
+
+
+def write_table(record: dict[str, list[Any]]) -> None:
+    lines = [
+        "# What the compiler made of every kernel that tuning.py can choose",
+        "",
+        "Written by `python -m tests.triton.entries`; `tests/triton/test_compiled.py` compiles again and compares. Spills are STACK",
+        "bytes and STL and LDL instructions (on gfx942: spilled vector registers); blocks is what registers, shared memory and",
+        "warps let one multiprocessor hold. No GPU was used and nothing was timed.",
+        "",
+        "| architecture | kernel | registers | stack, STL, LDL | shared memory | blocks | matrix instructions |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, values in record.items():
+        arch, name = key.split(" ", 1)
+        r = Report(*values)
+        matrix = ", ".join(f"{count} {op}" for op, count in r.matrix.items()) or "none"
+        spills = f"{r.stack}, {r.stl}, {r.ldl}"
+        lines.append(f"| {arch} | {name} | {r.registers} | {spills} | {r.shared} | {r.blocks_per_sm} | {matrix} |")
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+def main(archs: list[str]) -> None:
+    record: dict[str, list[Any]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    for arch in archs:
+        record = {key: value for key, value in record.items() if not key.startswith(arch + " ")}
+        for entry in entries(arch):
+            found = entry.compile()
+            print(entry.key, "|", faults(entry, found) or tuple(found), flush=True)
+            record[entry.key] = list(found)
+        RECORD.write_text(
+            "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in record.items()) + "\n}\n"
+        )
+        write_table(record)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942"])

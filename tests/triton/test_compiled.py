@@ -1,0 +1,58 @@
+"""Every kernel builds for every architecture of tuning.py: without local memory, and with its matrix instruction.
+
+compiled.json is what the compiler reported when the table was chosen. A plain test run compiles a few entries again;
+`make test-gpu-emulated` compiles all.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("triton")
+
+from .emulation import EVERYTHING
+from .entries import RECORD, Entry, Report, entries, faults
+
+ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
+RECORDED = {key: Report(*values) for key, values in json.loads(RECORD.read_text()).items()}
+ALL = [entry for arch in ARCHITECTURES for entry in entries(arch)]
+# One of each kernel at d = 128, where users begin, on the two architectures that most have.
+SUBSET = [
+    entry
+    for entry in ALL
+    if entry.arch in ("sm_80", "sm_90")
+    and any(part in entry.name for part in ("d = 128", "strip_weights"))
+    and any(part in entry.name for part in ("half", "strip_weights"))
+    and any(part in entry.name for part in (": log-sum-exp, one", ": log-sum-exp", ": softplus"))
+    and not any(part in entry.name for part in ("itself", "two"))
+]
+
+
+def test_the_record_is_that_of_the_table() -> None:
+    """An entry that is new, or gone, needs `python -m tests.triton.entries`."""
+    assert [entry.key for entry in ALL] == [
+        key for arch in ARCHITECTURES for key in RECORDED if key.startswith(arch + " ")
+    ]
+
+
+@pytest.mark.parametrize("entry", ALL, ids=lambda entry: entry.key)
+def test_recorded_without_spills_and_with_matrix_instructions(entry: Entry) -> None:
+    assert faults(entry, RECORDED[entry.key]) is None
+
+
+@pytest.mark.parametrize("entry", ALL if EVERYTHING else SUBSET, ids=lambda entry: entry.key)
+def test_compiles_as_recorded(entry: Entry) -> None:
+    """No spill, no lost matrix instruction, no block lost from a multiprocessor, at most eight registers more."""
+    found, before = entry.compile(), RECORDED[entry.key]
+    assert faults(entry, found) is None
+    assert found.blocks_per_sm >= before.blocks_per_sm
+    assert found.registers <= before.registers + 8
+    assert sum(found.matrix.values()) <= sum(before.matrix.values())
+
+
+def test_a_tile_that_is_too_large_is_a_fault() -> None:
+    """The gate sees spills: four warps on the tile of eight."""
+    entry = next(e for e in ALL if e.arch == "sm_80" and "fused_rows half 128x128 d = 128" in e.name)
+    assert "spills" in (faults(entry, entry._replace(num_warps=4).compile()) or "")
