@@ -121,6 +121,12 @@ class TestWassersteinUniformity:
         # scipy's own function is right to some 1e-13 for large a.
         assert np.abs(cosines._uniform_cosine_cdf(c, d).numpy() - expected).max() < 1e-12
 
+    def test_area_between_points(self) -> None:
+        """|t| over [-1, 1] from its ends alone, and over [-1, 2] where 0 is no point."""
+        assert cosines._absolute_area(torch.tensor([-1.0, 1.0]).double(), 2.0) == pytest.approx(1.0, rel=1e-15)
+        assert cosines._absolute_area(torch.tensor([-1.0, 0.5, 2.0]).double(), 1.5) == pytest.approx(2.5, rel=1e-15)
+        assert cosines._absolute_area(torch.zeros(3).double(), 1.0) == 0.0
+
     @staticmethod
     def exact(cosine: np.ndarray, d: int) -> float:
         """int |F - F_d| by a fine grid between the jumps of F, to well below a bin."""
