@@ -31,7 +31,7 @@ def table(result: Result) -> str:
         f"{result['gemms']:g} products of n x n x d, ceiling {peak / 1e9:.0f} GFLOP/s (torch's matmul reaches "
         f"{result['ceiling']['matmul'] / 1e9:.0f})",
         "",
-        "| method | forward + backward, ms | quartiles | against fastcl | share of ceiling | peak memory, MB | error: value, gradient |",
+        "| method | forward + backward, ms | quartiles | against fastcl | share of ceiling | peak, MB | error: value, gradient |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in result["methods"].items():
