@@ -61,7 +61,7 @@ class Schedule {
 
   // What a thread sweeps in a superstep; call `sweep` with each block.
   template <class Sweep>
-  void visit(int step, int thread, const Sweep& sweep) const {
+  void visit(int step, int thread, Sweep sweep) const {
     if (!self_) {
       if (!shared_columns_) return sweep(Block{row_cut(thread), row_cut(thread + 1), 0, m_, false});
       const int part = (thread + step) % threads_;

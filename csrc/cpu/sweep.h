@@ -17,25 +17,50 @@ struct EvenTiles {
 };
 
 template <class T>
-void sweep_block(const Task<T>& task, const Block& block, TileWorker<T>& worker) {
+class BlockSweep {
   using G = Geometry<T>;
-  const EvenTiles rows(block.row_begin, block.row_end, G::tile, task.self ? G::unit : G::rows);
-  const EvenTiles cols(block.col_begin, block.col_end, G::tile, G::unit);
-  for (int64_t i = rows.begin; i < rows.end; i += rows.size) {
-    worker.clear_rows();
-    Tile tile{i, smaller_of(i + rows.size, rows.end), 0, 0};
-    for (int64_t j = block.triangle ? i : cols.begin; j < cols.end; j += cols.size) {
-      tile.j0 = j, tile.j1 = smaller_of(j + cols.size, cols.end);
-      // A tile on the diagonal of x with itself holds both orders of its pairs: its rows tell all.
-      const bool rows_only = block.triangle && i == j;
-      worker.clear_cols();
-      worker.sweep(tile, worker.w());
-      worker.add_products(tile, task.x.product, rows_only ? nullptr : task.y.product);
-      if (!rows_only) worker.flush_cols(task.y, tile.j0, tile.j1);
-    }
-    worker.flush_rows(task.x, tile.i0, tile.i1);
+  const Task<T>& task_;
+  TileWorker<T>& worker_;
+  const int64_t tile_;
+
+ public:
+  BlockSweep(const Task<T>& task, TileWorker<T>& worker)
+      : task_(task), worker_(worker), tile_(worker.w() ? G::tile : G::tile_without_w) {}
+
+  void operator()(const Block& b) {
+    if (b.triangle) triangle(b.row_begin, b.row_end);
+    else rectangle(b.row_begin, b.row_end, b.col_begin, b.col_end);
   }
-}
+
+ private:
+  // x's rows [begin, end) with themselves: two triangles and the rectangle between them. The smallest hold both orders
+  // of their pairs, so that their rows tell all.
+  void triangle(int64_t begin, int64_t end) {
+    if (end - begin <= G::diagonal_tile) return strip_of_tiles(begin, end, EvenTiles(begin, end, tile_, G::unit), true);
+    const int64_t middle = begin + parts_of(parts_of(end - begin, 2), G::unit) * G::unit;
+    triangle(begin, middle);
+    rectangle(begin, middle, middle, end);
+    triangle(middle, end);
+  }
+
+  void rectangle(int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
+    const EvenTiles rows(row_begin, row_end, tile_, task_.self ? G::unit : G::rows);
+    const EvenTiles cols(col_begin, col_end, tile_, G::unit);
+    for (int64_t i = rows.begin; i < rows.end; i += rows.size) strip_of_tiles(i, smaller_of(i + rows.size, rows.end), cols, false);
+  }
+
+  void strip_of_tiles(int64_t i0, int64_t i1, const EvenTiles& cols, bool rows_only) {
+    worker_.clear_rows();
+    for (int64_t j = cols.begin; j < cols.end; j += cols.size) {
+      const Tile tile{i0, i1, j, smaller_of(j + cols.size, cols.end)};
+      worker_.clear_cols();
+      worker_.sweep(tile, worker_.w());
+      worker_.add_products(tile, task_.x.product, rows_only ? nullptr : task_.y.product);
+      if (!rows_only) worker_.flush_cols(task_.y, tile.j0, tile.j1);
+    }
+    worker_.flush_rows(task_.x, i0, i1);
+  }
+};
 
 template <class T>
 void sweep(const Task<T>& task, Step step, const Host& host) {
@@ -47,7 +72,7 @@ void sweep(const Task<T>& task, Step step, const Host& host) {
   for (int t = 0; t < schedule.threads(); t++) new (workers + t) TileWorker<T>(task, packed, step, host);
   for (int s = 0; s < schedule.steps(); s++)
     parallel(host, schedule.threads(), [&](int t) {
-      schedule.visit(s, t, [&](const Block& block) { sweep_block(task, block, workers[t]); });
+      schedule.visit(s, t, BlockSweep<T>(task, workers[t]));
     });
 }
 

@@ -23,8 +23,8 @@ from tests.engine.combinations import (
 COMBINATIONS = combinations()
 # Around the register tiles of every instruction set (9 x 48, 4 x 24, 4 x 8; half as wide in float64), and nothing at all.
 SIZES = [(11, 7, 5), (1, 1, 1), (49, 25, 17), (2, 9, 3), (0, 3, 2), (3, 0, 2), (4, 5, 0), (24, 24, 48)]
-# Several cache tiles of 288, ragged, for every thread.
-LARGE = [(700, 611, 20), (300, 1300, 33)]
+# Several cache tiles (of 384, 192 and 96), ragged, for every thread.
+LARGE = [(430, 411, 20), (200, 700, 33)]
 
 
 @pytest.fixture(params=[1, 2, 3], ids="{} threads".format)
