@@ -31,6 +31,15 @@ same error on all of them.
 
 from .agreement import MismatchError
 from .call import CONVENTIONS, Group, over_ranks
-from .shards import GATHER_LIMIT, STRATEGIES, Shards
+from .shards import GATHER_LIMIT, STRATEGIES, Shards, gathered_rows
 
-__all__ = ["CONVENTIONS", "GATHER_LIMIT", "STRATEGIES", "Group", "MismatchError", "Shards", "over_ranks"]
+__all__ = [
+    "CONVENTIONS",
+    "GATHER_LIMIT",
+    "STRATEGIES",
+    "Group",
+    "MismatchError",
+    "Shards",
+    "gathered_rows",
+    "over_ranks",
+]

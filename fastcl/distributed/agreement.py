@@ -1,6 +1,6 @@
 """One small all-gather before anything large: every rank makes the same call, and every rank's call is right.
 
-A rank first makes all checks of its own call (a rehearsal on the meta device: shapes and settings, no data), then tells the others
+A rank first makes all checks of its own call (a rehearsal: shapes and settings, no data), then tells the others
 a digest of the call, its number of rows, and whether it failed. If all is well that is all. Otherwise the ranks exchange the
 calls in words, and all raise the same error: none is left waiting for a message that never comes.
 """
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .. import backends, batch
+from .. import backends, batch, checks
 from ..problem import accumulation_dtype
-from .shards import checked
+from .shards import STRATEGIES, checked
 from .wire import Wire
 
+CONVENTIONS = ("ddp", "exact")
 ROWS = 8  # more tensors of rows than any objective has
 REHEARSED: set[tuple[Any, ...]] = set()  # calls whose checks have passed in this process
 
@@ -39,7 +40,7 @@ class Call:
     """
 
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any], settings: dict[str, str]) -> None:
-        self.function, self.arguments = function, arguments
+        self.function, self.arguments, self.settings = function, arguments, settings
         tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
         self.rows = {name: t for name, t in tensors.items() if t.dim() in (1, 2) and _are_rows(t)}
         self.device = next((t.device for t in self.rows.values()), torch.device("cpu"))
@@ -53,18 +54,42 @@ class Call:
         return [int.from_bytes(digest, "little", signed=True), *rows, *([0] * (ROWS - len(rows)))]
 
     def rehearse(self) -> Exception | None:
-        """The error that this rank's own call would raise, if any."""
-        key = (repr(self.words), tuple(t.shape[0] for t in self.rows.values()), str(self.device))
+        """The error that this rank's own call would raise, if any.
+
+        Checks compare sizes with each other, so that they pass or fail alike for small tensors of the same pattern, which take
+        no time; what was found with them is found again with the true sizes, for the message.
+        """
+        small, devices = self._pattern(), sorted({str(t.device) for t in self.rows.values()})
+        key = (repr(self.words), tuple(small[n] for t in self.rows.values() for n in t.shape), tuple(devices))
         if key in REHEARSED:
             return None
+        if (
+            len(devices) < 2
+            and self._attempt(lambda t: t.new_ones([small.get(n, n) for n in t.shape], device="cpu")) is None
+        ):
+            if len(REHEARSED) >= 4096:
+                REHEARSED.clear()
+            REHEARSED.add(key)
+            return None
+        return self._attempt((lambda t: t.to("meta")) if len(devices) < 2 else (lambda t: t))
+
+    def _pattern(self) -> dict[int, int]:
+        """Each size of the call and a small one: the same are the same, larger is larger, nothing is nothing."""
+        sizes = sorted({n for t in self.rows.values() for n in t.shape} | {0, 1})
+        return {n: i for i, n in enumerate(sizes)}
+
+    def _attempt(self, made: Callable[[Tensor], Tensor]) -> Exception | None:
+        arguments = {
+            name: made(value.detach()) if isinstance(value, Tensor) and value.layout == torch.strided else value
+            for name, value in self.arguments.items()
+        }
         try:
+            for name, allowed in (("gradient", CONVENTIONS), ("strategy", STRATEGIES)):
+                checks.one_of(name, self.settings[name], allowed)
             with torch.no_grad(), batch.over(Rehearsal(self.device)):
-                self.function(**{name: _on_meta(value) for name, value in self.arguments.items()})
+                self.function(**arguments)
         except Exception as error:
             return error
-        if len(REHEARSED) >= 4096:
-            REHEARSED.clear()
-        REHEARSED.add(key)
         return None
 
 
@@ -119,12 +144,8 @@ def _described(value: Any, rows: bool) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} ({shape}) on {value.device.type}{grad}"
 
 
-def _on_meta(value: Any) -> Any:
-    return value.detach().to("meta") if isinstance(value, Tensor) and value.layout == torch.strided else value
-
-
 class Rehearsal:
-    """A union of nobody, for rows on the meta device: it makes every check of a call and computes nothing.
+    """A union of nobody, for the rehearsal of a call: it makes every check of a call and computes nothing.
 
     Args:
         device: where the rows really are, for the choice of a backend.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .. import batch, checks
-from .agreement import Call, agree, bound
+from .agreement import CONVENTIONS, Call, agree, bound
 from .shards import STRATEGIES, Shards
 from .wire import Wire
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Group: TypeAlias = "ProcessGroup | DeviceMesh"
 P = ParamSpec("P")
 R = TypeVar("R")
-CONVENTIONS = ("ddp", "exact")
 SETTINGS = ("group", "gradient", "strategy")
 
 
@@ -46,9 +45,9 @@ def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     arguments = bound(function, args, kwargs)
     group, gradient, strategy = (arguments.pop(name) for name in SETTINGS)
     wire = Wire(process_group(group))
-    checks.one_of("gradient", gradient, CONVENTIONS)
-    checks.one_of("strategy", strategy, STRATEGIES)
     if wire.world == 1:
+        checks.one_of("gradient", gradient, CONVENTIONS)
+        checks.one_of("strategy", strategy, STRATEGIES)
         return function(**arguments)
     call = Call(function, arguments, {"gradient": gradient, "strategy": strategy})
     shards = Shards(wire, agree(wire, call), strategy)

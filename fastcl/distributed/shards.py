@@ -140,6 +140,13 @@ class Shards:
         return r - _diagonal(p, x, y).square(), r.new_empty(0)
 
 
+def gathered_rows(x: Tensor, group: Any = None) -> Tensor:
+    """The rows of all ranks, in rank order and without gradient; their numbers may differ."""
+    wire = Wire(group)
+    sizes = wire.everywhere(torch.tensor([x.shape[0]], device=x.device)).view(-1).tolist()
+    return wire.gathered((x.detach().contiguous(),), sizes)[0]
+
+
 def _through_sums(p: Problem) -> bool:
     """Whether a reduction needs no pairs: nothing is left out but the pair of a row with its own partner."""
     plain = p.mask.kind == "all" or (p.mask.kind == "off_diagonal" and p.mask.row_offset == p.mask.col_offset)
@@ -196,4 +203,4 @@ class _Summed(torch.autograd.Function):
         return None, ctx.wire.summed(upstream[0])
 
 
-__all__ = ["GATHER_LIMIT", "STRATEGIES", "Shards", "checked"]
+__all__ = ["GATHER_LIMIT", "STRATEGIES", "Shards", "checked", "gathered_rows"]

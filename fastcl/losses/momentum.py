@@ -8,6 +8,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from .. import checks, functional
+from ..distributed import gathered_rows
 from ..functional.rows import normalize_rows
 from .objective import Objective
 
@@ -35,6 +36,8 @@ class MoCoQueue(nn.Module):
         d: the width of a key.
         length: how many keys are kept, > 0.
         normalize: whether to scale keys to unit length as they come.
+        sharded: whether each rank keeps its own keys only: a part of a queue `world` times as long, for
+            moco(..., sharded_queue=True, group=...), with the same loss. Otherwise every rank keeps the keys of all.
         device, dtype: of the rows; the dtype is that of the queries.
 
     Raises:
@@ -50,6 +53,7 @@ class MoCoQueue(nn.Module):
         length: int = 65536,
         *,
         normalize: bool = True,
+        sharded: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -57,7 +61,7 @@ class MoCoQueue(nn.Module):
         for name, value in (("d", d), ("length", length)):
             if value < 1:
                 raise ValueError(f"{name}: expected a number > 0, got {value}")
-        self.normalize = normalize
+        self.normalize, self.sharded = normalize, sharded
         self.register_buffer("rows", F.normalize(torch.randn(length, d, device=device, dtype=dtype)))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64, device=device))
 
@@ -66,7 +70,7 @@ class MoCoQueue(nn.Module):
         """Let these keys, and those of all other ranks where torch.distributed runs, replace the oldest.
 
         Args:
-            k: (n, d) floating, any dtype, n the same on every rank; of more than `length` keys the last are kept.
+            k: (n, d) floating, any dtype, n may differ from rank to rank; of more than `length` keys the last are kept.
 
         Raises:
             ValueError: for rows of another width or on another device.
@@ -80,10 +84,8 @@ class MoCoQueue(nn.Module):
                 f"k: expected the device of the queue, {self.rows.device}, got {k.device}; move one of them"
             )
         k = normalize_rows(k) if self.normalize else k
-        if dist.is_available() and dist.is_initialized():
-            shards = [torch.empty_like(k, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-            dist.all_gather(shards, k.contiguous())
-            k = torch.cat(shards)
+        if not self.sharded and dist.is_available() and dist.is_initialized():
+            k = gathered_rows(k)
         n = k.shape[0]
         kept = min(n, length)
         places = (self.position + n - kept + torch.arange(kept, device=k.device)) % length

@@ -1,1 +1,290 @@
-CHECKS = {}
+"""What users of many processes meet: DistributedDataParallel, sub-groups, meshes, mistakes, messages, memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from fastcl import functional, losses
+from fastcl.distributed import wire
+
+from .shards import LAYOUTS, cut, distance, random
+
+D = 6
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "clip": losses.CLIPLoss,
+    "info_nce": losses.InfoNCELoss,
+    "nt_xent": losses.NTXentLoss,
+    "f_micl": partial(losses.FMICLLoss, negatives="xx+yy"),
+    "uniformity": losses.AlignUniformLoss,
+    "siglip": losses.SigLIPLoss,
+    "spectral": losses.SpectralLoss,
+    "minc": partial(losses.MINCLoss, D),
+}
+
+
+class Towers(nn.Module):
+    """Two encoders and a loss, all of which learn."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList([nn.Linear(5, D), nn.Linear(5, D)])
+        self.loss = loss
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        loss: Tensor = self.loss(self.encoders[0](x), self.encoders[1](y))
+        return loss
+
+
+def trained(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The parameters and buffers after one step for each batch."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for x, y in batches:
+        optimizer.zero_grad()
+        model(x, y).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def ddp(name: str, strategy: str, rank: int, world: int) -> float:
+    """Three steps of DistributedDataParallel end where three steps of one process do."""
+    torch.manual_seed(0)
+    one = Towers(LOSSES[name]()).double()
+    many = Towers(LOSSES[name](group=dist.group.WORLD, strategy=strategy)).double()
+    many.load_state_dict(copy.deepcopy(one.state_dict()))
+    sizes = [5, 2, 4, 1][:world]
+    batches = [(random(sum(sizes), 5, seed=10 + i), random(sum(sizes), 5, seed=20 + i)) for i in range(3)]
+    shards = [(cut(x, sizes, rank), cut(y, sizes, rank)) for x, y in batches]
+    with mock.patch.object(dist, "is_initialized", lambda: False):  # MINC's statistic asks
+        expected = trained(one, batches)
+    found = trained(DistributedDataParallel(many), shards)
+    names = [key for key in expected if expected[key].is_floating_point()]
+    tolerance = 1e6 if name == "minc" else 1.0  # its statistic is float32 by definition: 1e-6
+    return max(distance(found["module." + key].double(), expected[key].double()) for key in names) / tolerance
+
+
+def repeatable(strategy: str, rank: int, world: int) -> float:
+    """The same bits every time, and the same value on every rank."""
+    x, y = (cut(random(9 * world, D, seed=s).requires_grad_(), [9] * world, rank) for s in (1, 2))
+    answers = []
+    for _ in range(3):
+        a, b = x.detach().clone().requires_grad_(), y.detach().clone().requires_grad_()
+        loss = functional.clip(a, b, logit_scale=9.0, group=dist.group.WORLD, strategy=strategy)
+        loss = loss + functional.nt_xent(a, b, group=dist.group.WORLD, strategy=strategy)
+        loss.backward()
+        answers.append((loss.detach(), a.grad, b.grad))
+    same = all(torch.equal(p, q) for answer in answers[1:] for p, q in zip(answer, answers[0], strict=True))
+    values = [torch.empty_like(answers[0][0]) for _ in range(world)]
+    dist.all_gather(values, answers[0][0])
+    return 0.0 if same and all(torch.equal(v, values[0]) for v in values) else float("inf")
+
+
+def subgroups(rank: int, world: int) -> float:
+    """A group of some of the ranks, and one dimension of a mesh, is a batch of its own."""
+    if world < 4:
+        mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("data",))
+        parts, groups = [list(range(world))], [mesh]
+    else:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("model", "data"))
+        parts, groups = [[0, 1], [2, 3]], [mesh["data"]] * 2
+        parts += [[0, 2, 3]]
+        groups += [dist.new_group([0, 2, 3])]
+        _says("mesh['model']", lambda: functional.info_nce(random(2, 3, seed=1), random(2, 3, seed=1), group=mesh))
+    errors = []
+    for members, group in zip(parts, groups, strict=True):
+        if rank not in members:
+            continue
+        sizes = LAYOUTS["uneven"](len(members))
+        whole = [random(sum(sizes), D, seed=s).requires_grad_() for s in (3, 4)]
+        expected = functional.nt_xent(*whole)
+        expected.backward()
+        for strategy in ("gather", "ring"):
+            own = [cut(t, sizes, members.index(rank)) for t in whole]
+            loss = functional.nt_xent(*own, group=group, strategy=strategy, gradient="exact")
+            loss.backward()
+            errors.append(distance(loss, expected))
+            for mine, t in zip(own, whole, strict=True):
+                errors.append(
+                    distance(mine.grad, cut(t.grad, sizes, members.index(rank)), scale=float(t.grad.abs().max()))
+                )
+    return max(errors)
+
+
+def mistakes(rank: int, world: int) -> float:
+    """One rank's mistake is the same error on every rank, and the group goes on working."""
+    if world == 1:
+        return 0.0
+    odd = rank == world - 1
+    x, y = random(4, D, seed=rank), random(4, D, seed=rank + 9)
+    group = dist.group.WORLD
+    short = torch.arange(3 if odd else 4)
+    calls: dict[str, Callable[[], Any]] = {
+        "objective: expected the same on every rank": lambda: (functional.nt_xent if odd else functional.info_nce)(
+            x, y, temperature=0.5, group=group
+        ),
+        "x: expected the same on every rank, got float64": lambda: functional.info_nce(
+            *((x.float(), y.float()) if odd else (x, y)), group=group
+        ),
+        "got float64 (rows, 6)": lambda: functional.info_nce(*((x[:, :4], y[:, :4]) if odd else (x, y)), group=group),
+        "temperature: expected the same on every rank, got 0.1 on rank 0": lambda: functional.info_nce(
+            x, y, temperature=0.2 if odd else 0.1, group=group
+        ),
+        "strategy: expected the same": lambda: functional.info_nce(x, y, strategy="ring" if odd else "gather", group=group),
+        "with gradient": lambda: functional.info_nce(x.requires_grad_(odd), y, group=group),
+        f"groups: expected shape (4,), one group for each row of y, got (3,) (on rank {world - 1}": (
+            lambda: functional.info_nce(x.detach(), y, groups=short, group=group)
+        ),
+        "y: expected at least one row": lambda: functional.info_nce(x.detach(), y[:2] if odd else y, group=group),
+        "temperature: expected a number > 0": lambda: functional.info_nce(x, y, temperature=-1.0, group=group),
+        "strategy: expected one of": lambda: functional.info_nce(x, y, strategy="rign", group=group),
+        f"dhel: expected at least 2 rows, or there is no pair of different rows, got {1}": (
+            lambda: functional.dhel(x[: int(odd)], y[: int(odd)], group=group)
+        ),
+    }  # fmt: skip
+    for part, call in calls.items():
+        message = _says(part, call)
+        messages: list[Any] = [None] * world
+        dist.all_gather_object(messages, message)
+        assert len(set(messages)) == 1, messages
+        assert functional.info_nce(x.detach(), y, group=group).isfinite()
+    return 0.0
+
+
+def _says(part: str, call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except (ValueError, TypeError) as error:
+        assert part in str(error), f"expected {part!r} in: {error}"
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError(f"expected an error with {part!r}")
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """The bytes that this rank sends to others meanwhile: its part of an all-gather goes to each of them."""
+    sent = [0]
+    gather, exchange, send = wire._all_gather, dist.all_to_all_single, dist.batch_isend_irecv
+
+    def all_gather(found: Tensor, mine: Tensor, group: Any = None) -> Any:
+        sent[0] += mine.numel() * mine.element_size() * (dist.get_world_size(group) - 1)
+        return gather(found, mine, group=group)
+
+    def all_to_all(received: Tensor, given: Tensor, back: list[int], away: list[int], group: Any = None) -> Any:
+        sent[0] += sum(n for k, n in enumerate(away) if k != dist.get_rank(group))
+        return exchange(received, given, back, away, group=group)
+
+    def batch_isend_irecv(operations: list[dist.P2POp]) -> Any:
+        sent[0] += sum(p.tensor.numel() * p.tensor.element_size() for p in operations if p.op is dist.isend)
+        return send(operations)
+
+    with (
+        mock.patch.object(wire, "_all_gather", all_gather),
+        mock.patch.object(dist, "all_to_all_single", all_to_all),
+        mock.patch.object(dist, "batch_isend_irecv", batch_isend_irecv),
+    ):
+        yield sent
+
+
+def volume(strategy: str, rank: int, world: int) -> float:
+    """The bytes of a step are those of docs/distributed.md."""
+    n, others = 16, world - 1
+    x, y = (random(n, 8, seed=s + rank, dtype=torch.float32).requires_grad_() for s in (0, 50))
+    with counted() as sent:
+        functional.clip(x, y, logit_scale=5.0, group=dist.group.WORLD, strategy=strategy).backward()
+    rows, vector = n * 8 * 4, n * 4
+    small = others * (10 * 8 + 8 + 8 * world)  # the agreement; a sum, forward and backward
+    if strategy == "gather":  # forward: y, and c home; backward: y with c and h, and dy home
+        large = others * ((rows + vector) + (rows + 2 * vector + rows))
+    else:  # as much, and each result one hop further, to come home
+        large = others * (rows + rows + 2 * vector) + world * (vector + rows)
+    if world == 1:
+        large = small = 0
+    assert sent[0] == large + small, f"expected {large} + {small} bytes, got {sent[0]}"
+    return 0.0
+
+
+def queue(rank: int, world: int) -> float:
+    """A queue that every rank holds whole and one that is kept in parts give the same loss."""
+    torch.manual_seed(0)
+    whole = losses.MoCoQueue(D, 6 * world, dtype=torch.float64)
+    part = losses.MoCoQueue(D, 6, dtype=torch.float64, sharded=True)
+    q, k = random(4, D, seed=30 + rank), random(4, D, seed=40 + rank)
+    for step in range(3):  # 12 keys of each rank: both queues hold the last 6 or more of each
+        keys = random(2, D, seed=100 * step + rank)
+        whole.enqueue(keys)
+        part.enqueue(keys)
+    assert whole.rows.shape[0] == world * part.rows.shape[0]
+    answers = [
+        functional.moco(q, k, rows, sharded_queue=sharded, group=dist.group.WORLD)
+        for rows, sharded in ((whole.rows, False), (part.rows, True))
+    ]
+    return distance(answers[1], answers[0])
+
+
+def memory(strategy: str, rank: int, world: int) -> float:
+    """Bytes of tensors held at the worst moment of a step, over those of one shard."""
+    n, d = 512, 256
+    x, y = (random(n, d, seed=s + rank, dtype=torch.float32).requires_grad_() for s in (0, 50))
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        functional.clip(x, y, logit_scale=5.0, normalize=False, group=dist.group.WORLD, strategy=strategy).backward()
+    held = worst = 0
+    for event in sorted(profile.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            worst = max(worst, held)
+    return worst / (n * d * 4)
+
+
+def gradient_accumulates(rank: int, world: int) -> float:
+    """Two backward passes through one loss, and a loss within a larger sum."""
+    sizes = LAYOUTS["uneven"](world)
+    whole = [random(sum(sizes), D, seed=s).requires_grad_() for s in (3, 4)]
+    expected = 3.0 * functional.info_nce(*whole) + whole[0].square().sum()
+    expected.backward()
+    own = [cut(t, sizes, rank) for t in whole]
+    loss = functional.info_nce(*own, group=dist.group.WORLD, gradient="exact")
+    (2.0 * loss).backward(retain_graph=True)
+    (loss + own[0].square().sum()).backward()
+    return max(
+        distance(mine.grad, cut(t.grad, sizes, rank), scale=float(t.grad.abs().max()))
+        for mine, t in zip(own, whole, strict=True)
+    )
+
+
+def autocast(rank: int, world: int) -> float:
+    """Half-precision rows under autocast, as in one process, to bfloat16's precision."""
+    whole = [random(4 * world, D, seed=s, dtype=torch.float32).requires_grad_() for s in (3, 4)]
+    own = [cut(t, [4] * world, rank) for t in whole]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = functional.clip(*whole, logit_scale=5.0)
+        loss = functional.clip(*own, logit_scale=5.0, group=dist.group.WORLD, gradient="exact")
+    expected.backward()
+    loss.backward()
+    worst = max(
+        float((mine.grad - cut(t.grad, [4] * world, rank)).abs().max() / t.grad.abs().max())
+        for mine, t in zip(own, whole, strict=True)
+    )
+    return max(worst, float((loss - expected).abs())) / 2**-7
+
+
+CHECKS: dict[str, Callable[[int, int], float]] = {
+    **{f"ddp, {name}, {strategy}": partial(ddp, name, strategy) for name in LOSSES for strategy in ("gather", "ring")},
+    **{f"repeatable, {strategy}": partial(repeatable, strategy) for strategy in ("gather", "ring")},
+    **{f"volume, {strategy}": partial(volume, strategy) for strategy in ("gather", "ring")},
+    **{f"memory, {strategy}": partial(memory, strategy) for strategy in ("gather", "ring")},
+    "subgroups": subgroups,
+    "mistakes": mistakes,
+    "queue": queue,
+    "gradient accumulates": gradient_accumulates,
+    "autocast": autocast,
+}

@@ -115,8 +115,11 @@ def _rows_error(ours: Tensor, theirs: Tensor, exact: Tensor, sizes: list[int], r
     return distance(ours, theirs, exact, max(1.0, _largest(exact)) if len(exact) else 1.0)
 
 
-def _all() -> dict[str, Callable[[int, int], float]]:
-    """Every objective with every set of its arguments; strategies, layouts, reductions and dtypes take turns."""
+def checks(world: int) -> dict[str, Callable[[int, int], float]]:
+    """Every objective with every set of its arguments; strategies, layouts, reductions and dtypes take turns.
+
+    The turns begin elsewhere for each world. The first set of arguments is tried in four turns, the others in one.
+    """
     turns = cycle(
         (dtype, layout, {"strategy": strategy, "reduction": reduction, "gradient": gradient})
         for layout, dtype, reduction, gradient in (
@@ -128,17 +131,15 @@ def _all() -> dict[str, Callable[[int, int], float]]:
         )
         for strategy in ("gather", "ring")
     )
-    checks: dict[str, Callable[[int, int], float]] = {}
+    for _ in range(3 * world):
+        next(turns)
+    found: dict[str, Callable[[int, int], float]] = {}
     for case in CASES:
-        for index in case.sets():
-            # Each set of arguments both ways; the first set in all turns.
-            for _ in range(10 if index == 0 else 2):
+        for index in case.sets() if world > 1 else range(1):
+            for _ in range(4 if index == 0 and world > 1 else 1):
                 dtype, layout, how = next(turns)
                 if case.rows == 0 and how["reduction"] != "mean":
                     how = how | {"reduction": "mean"}
                 name = ", ".join([case.id, str(index), layout, str(dtype).removeprefix("torch."), *how.values()])
-                checks[name] = partial(check, case, index, dtype, layout, how)
-    return checks
-
-
-CHECKS = _all()
+                found[name] = partial(check, case, index, dtype, layout, how)
+    return found

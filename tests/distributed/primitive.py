@@ -90,7 +90,7 @@ def check(
     errors = []
     for name, found in ours.items():
         rows: Any = ...
-        least = 1.0 if reduction.startswith("identity") else 0.0  # what cancels when everything is left out
+        least = 2.0 * n if reduction.startswith("identity") else 0.0  # what cancels when everything is left out
         if found.dim() and not name.startswith("d scale"):
             rows = cuts["x" if name in ("r", "d x", "d bias_x") else "y"]
         if name in ("d scale", "d shift"):
