@@ -53,8 +53,12 @@ def test_autocast_rounds_rows_and_nothing_else(case: Case) -> None:
 compiling = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+# One of each kind: a softmax, a column twin, an energy, a pooled form, two reductions in one, labels, and no pairs at all.
+COMPILED = ("nt_xent", "clip", "f_micl", "uniformity", "hard_negative", "sup_con", "minc")
+
+
 @compiling
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in COMPILED and not c.label], ids=name_of)
 def test_compiles_whole_for_any_size(case: Case) -> None:
     """fullgraph: no graph break and no host read; dynamic: one graph for every n."""
     torch._dynamo.reset()
@@ -74,7 +78,7 @@ def test_compiles_whole_for_any_size(case: Case) -> None:
 
 
 @compiling
-@pytest.mark.parametrize("name", ["clip", "f_micl"])
+@pytest.mark.parametrize("name", ["clip"])
 def test_compiles_with_inductor(name: str) -> None:
     """The default compiler, and a temperature that is learnt."""
     torch._dynamo.reset()
