@@ -151,7 +151,8 @@ def estimate(gpu: str, d: int, dtype: str) -> None:
         terms = ", ".join(f"{term.split(' (')[0]} {s * AT * AT * 1e3:.1f}" for term, s in c.seconds.items() if s)
         print(
             f"  {c.name:27} products {c.products:.3f}  exponentials {c.exponentials:.2f}  global bytes {c.global_bytes:.1f} "
-            f"(sectors {c.sector_bytes:.1f})  bank conflicts {c.conflicts:.3f}\n      {terms} -> {c.binds} binds, {c.milliseconds:.1f} ms"
+            f"(sectors {c.sector_bytes:.1f})  bank conflicts {c.conflicts:.3f}\n"
+            f"      {terms} -> {c.binds} binds, {c.milliseconds:.1f} ms"
         )
     product = product_milliseconds(gpu, d, dtype)
     whole = {

@@ -19,6 +19,7 @@ from fastcl.triton_kernels.strip_kernels import strip_reduce, strip_weights
 
 from .compiling import Report, compile_kernel, report
 
+ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
 RECORD = Path(__file__).with_name("compiled.json")
 TABLE = Path(tuning.__file__).with_name("COMPILED.md")
 DTYPE = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
@@ -131,9 +132,9 @@ def write_table(record: dict[str, list[Any]]) -> None:
     lines = [
         "# What the compiler made of every kernel that tuning.py can choose",
         "",
-        "Written by `python -m tests.triton.entries`; `tests/triton/test_compiled.py` compiles again and compares. Spills are STACK",
-        "bytes and STL and LDL instructions (on gfx942: spilled vector registers); blocks is what registers, shared memory and",
-        "warps let one multiprocessor hold. No GPU was used and nothing was timed.",
+        "Written by `python -m tests.triton.entries`; `tests/triton/test_compiled.py` compiles again and compares. Spills are",
+        "STACK bytes and STL and LDL instructions (on gfx942: spilled vector registers); blocks is what registers, shared",
+        "memory and warps let one multiprocessor hold. No GPU was used and nothing was timed.",
         "",
         "| architecture | kernel | registers | stack, STL, LDL | shared memory | blocks | matrix instructions |",
         "|---|---|---|---|---|---|---|",
@@ -148,13 +149,16 @@ def write_table(record: dict[str, list[Any]]) -> None:
 
 
 def main(archs: list[str]) -> None:
-    record: dict[str, list[Any]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     for arch in archs:
-        record = {key: value for key, value in record.items() if not key.startswith(arch + " ")}
+        made = {}
         for entry in entries(arch):
             found = entry.compile()
             print(entry.key, "|", faults(entry, found) or tuple(found), flush=True)
-            record[entry.key] = list(found)
+            made[entry.key] = list(found)
+        # Read again: another process may have written another architecture meanwhile.
+        record: dict[str, list[Any]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        record = {key: value for key, value in record.items() if not key.startswith(arch + " ")} | made
+        record = dict(sorted(record.items(), key=lambda item: ARCHITECTURES.index(item[0].split(" ")[0])))
         RECORD.write_text(
             "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in record.items()) + "\n}\n"
         )
@@ -162,4 +166,4 @@ def main(archs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942"])
+    main(sys.argv[1:] or list(ARCHITECTURES))

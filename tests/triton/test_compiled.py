@@ -13,9 +13,8 @@ import pytest
 pytest.importorskip("triton")
 
 from .emulation import EVERYTHING
-from .entries import RECORD, Entry, Report, entries, faults
+from .entries import ARCHITECTURES, RECORD, Entry, Report, entries, faults
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
 RECORDED = {key: Report(*values) for key, values in json.loads(RECORD.read_text()).items()}
 ALL = [entry for arch in ARCHITECTURES for entry in entries(arch)]
 # One of each kernel at d = 128, where users begin, on the two architectures that most have.

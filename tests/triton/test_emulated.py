@@ -16,12 +16,13 @@ pytest.importorskip("triton")
 
 from fastcl.triton_kernels import strip, tuning
 
+import fastcl
 from fastcl import triton_kernels
 from fastcl.problem import Problem
 from tests import ptxemu
 
 from .emulation import EVERYTHING, emulated
-from .problems import MASKS, PAIRS, all_wanted, check_rows_and_gradients, check_total, problem, upstream
+from .problems import MASKS, PAIRS, all_wanted, check_rows_and_gradients, check_total, error, problem, upstream
 
 _NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which mmap names from Python 3.13 on
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
@@ -137,6 +138,28 @@ def test_rows_far_apart_take_the_guarded_path(arch: int, form: str, monkeypatch:
     p.x.mul_(torch.logspace(0, 2, 200)[:, None].bfloat16())
     with emulated(arch):
         check_rows_and_gradients(p, triton_kernels)
+
+
+@pytest.mark.parametrize("form", ["strip", "fused", "fused-atomic"] if EVERYTHING else ["strip"])
+def test_a_public_loss_end_to_end(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fastcl.functional.clip with backend="triton", forward and backward, every kernel as compiled for sm_80."""
+    monkeypatch.setenv("FASTCL_TRITON", form)
+    generator = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(150, 64, generator=generator).bfloat16().requires_grad_() for _ in range(2))
+    scale = torch.tensor(14.0, requires_grad=True)
+    with emulated(80) as session:
+        loss = fastcl.functional.clip(x, y, logit_scale=scale, backend="triton")
+        loss.backward()
+        assert session.stats
+    exact = [t.detach().double().requires_grad_() for t in (x, y, scale)]
+    truth = fastcl.functional.clip(exact[0], exact[1], logit_scale=exact[2], backend="reference")
+    truth.backward()
+    # bfloat16 rows, normalised in float32 and rounded again: 2^-8 of an element, and that times the scale in a logit.
+    assert abs(loss.item() - truth.item()) < 14.0 * 2**-8
+    for mine, theirs in zip((x, y, scale), exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert error(mine.grad, theirs.grad) < 3e-2
 
 
 def test_memory_left_unwritten_is_noticed() -> None:
