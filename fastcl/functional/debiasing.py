@@ -149,28 +149,29 @@ def _debiased(
     p = times(a, row_dot(z[:n], z[n:])).repeat(2)
     # Without groups the mask leaves out the row and its partner; how many are left is known without asking.
     count = torch.full_like(p.detach(), 2.0 * batch.count(u) - 2.0) if groups is None else visits(z, None, mask)
-    log_count = count.clamp(min=1.0).log()
+    some = count > 0
 
     def lse(scale: float | Tensor) -> Tensor:
         r = pair_reduce(z, scale=scale, mask=mask, backend=backend)
         assert isinstance(r, Tensor)
-        return torch.where(count > 0, r, 0.0)
+        return torch.where(some, r, 0.0)
 
+    # All relative to K e^p, so that what is rounded is a difference and not a logit: the mean of the negatives, and its floor.
+    log_count = count.clamp(min=1.0).log()
     weighted = isinstance(beta, Tensor) or beta != 0.0
-    log_sum = log_count + lse(a + beta * a) - lse(beta * a) if weighted else lse(a)
-    log_floor = log_count - checks.scalar("temperature", a, z)
-    log_negatives = torch.where(count > 0, _log_corrected(log_sum, log_count + p, log_floor, tau_plus), float("-inf"))
-    return reduced(softplus(log_negatives - p), reduction, objective)
+    log_mean = (lse(a + beta * a) - lse(beta * a) if weighted else lse(a) - log_count) - p
+    log_ratio = _log_corrected(log_mean, -checks.scalar("temperature", a, z) - p, tau_plus)
+    return reduced(softplus(torch.where(some, log_count + log_ratio, float("-inf"))), reduction, objective)
 
 
-def _log_corrected(log_sum: Tensor, log_hidden: Tensor, log_floor: Tensor, tau_plus: float) -> Tensor:
-    """log max( (e^log_sum - tau_plus e^log_hidden) / (1 - tau_plus), e^log_floor ), with a gradient to the larger alone."""
+def _log_corrected(log_mean: Tensor, log_floor: Tensor, tau_plus: float) -> Tensor:
+    """log max( (e^log_mean - tau_plus) / (1 - tau_plus), e^log_floor ), with a gradient to the larger alone."""
     if tau_plus > 0.0:
-        t = log_hidden - log_sum + math.log(tau_plus)
+        t = math.log(tau_plus) - log_mean
         positive = t < 0
-        log_sum = log_sum + _log1mexp(torch.where(positive, t, -1.0)) - math.log1p(-tau_plus)
-        log_sum = torch.where(positive, log_sum, float("-inf"))
-    return torch.where(log_sum > log_floor, log_sum, log_floor)
+        log_mean = log_mean + _log1mexp(torch.where(positive, t, -1.0)) - math.log1p(-tau_plus)
+        log_mean = torch.where(positive, log_mean, float("-inf"))
+    return torch.where(log_mean > log_floor, log_mean, log_floor)
 
 
 def _log1mexp(t: Tensor) -> Tensor:
