@@ -25,7 +25,8 @@ def results(x: Tensor, y: Tensor | None, backend: str, **more: object) -> list[T
     total = fastcl.pair_total(*leaves, outer="contrast", positive=positive, backend=backend, **more)
     second = torch.autograd.grad(total, leaves)
     pooled = fastcl.pair_total(*leaves, outer="pooled", backend=backend, **more)
-    return [r.detach(), *([] if c is None else [c.detach()]), pooled.detach(), *first, *second, *torch.autograd.grad(pooled, leaves)]
+    third = torch.autograd.grad(pooled, leaves)
+    return [r.detach(), *([] if c is None else [c.detach()]), pooled.detach(), *first, *second, *third]
 
 
 def assert_right(x: Tensor, y: Tensor | None, **more: object) -> None:

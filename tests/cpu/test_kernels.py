@@ -55,7 +55,9 @@ def test_totals_equal_reference(c: Combination, outer: str) -> None:
         i = inputs(c, *size)
         more: dict = {"outer": outer}
         if outer == "contrast":
-            more["positive"] = i.leaves["positive"] = torch.linspace(-1, 1, size[0], dtype=torch.float64).requires_grad_()
+            more["positive"] = i.leaves["positive"] = torch.linspace(
+                -1, 1, size[0], dtype=torch.float64
+            ).requires_grad_()
         expected = value_and_gradients(i.call("reference", **more), i.leaves)
         assert_same(value_and_gradients(i.call("cpu", **more), i.leaves), expected, rtol=1e-10, atol=1e-11)
 
@@ -79,7 +81,9 @@ def test_totals_of_many_tiles_and_threads(c: Combination, outer: str, threads: i
     i = inputs(c, *LARGE[threads % 2])
     more: dict = {"outer": outer}
     if outer == "contrast":
-        more["positive"] = i.leaves["positive"] = torch.linspace(-1, 1, i.leaves["x"].shape[0]).double().requires_grad_()
+        more["positive"] = i.leaves["positive"] = (
+            torch.linspace(-1, 1, i.leaves["x"].shape[0]).double().requires_grad_()
+        )
     expected = value_and_gradients(i.call("reference", **more), i.leaves)
     assert_same(value_and_gradients(i.call("cpu", **more), i.leaves), expected, rtol=1e-9, atol=1e-10)
 
@@ -99,7 +103,11 @@ def test_precision(c: Combination, dtype: torch.dtype) -> None:
         finite = torch.isfinite(want)
         assert torch.equal(got[~finite], want[~finite].to(got.dtype))
         # A scalar's gradient is a sum over all rows, of either sign: its terms are what is rounded.
-        size = want[finite].double().abs().amax() if want.dim() else truth["output0"].double().nan_to_num(neginf=0).abs().sum()
+        size = (
+            want[finite].double().abs().amax()
+            if want.dim()
+            else truth["output0"].double().nan_to_num(neginf=0).abs().sum()
+        )
         if name in ("x", "y"):  # with sqdist a row's terms may cancel to nothing
             size = torch.maximum(size, torch.tensor(torch.finfo(torch.float32).eps / torch.finfo(dtype).eps).double())
         error, torch_error = ((t[name].double() - want.double())[finite].abs().amax() for t in (actual, yardstick))
@@ -143,10 +151,21 @@ def test_only_what_is_wanted(only: int) -> None:
         leaves = [torch.randn(s, generator=g, dtype=torch.float64) for s in ((40, 7), (55, 7), (), (), (40,), (55,))]
 
         def gradients(wanted: list[int], total: bool, leaves: list = leaves, operand: str = operand) -> tuple:
-            x, y, scale, shift, bias_x, bias_y = leaves = [t.clone().requires_grad_(k in wanted) for k, t in enumerate(leaves)]
-            more = {"operand": operand, "scale": scale, "shift": shift, "bias_x": bias_x, "bias_y": bias_y, "backend": "cpu"}
+            x, y, scale, shift, bias_x, bias_y = leaves = [
+                t.clone().requires_grad_(k in wanted) for k, t in enumerate(leaves)
+            ]
+            more = {
+                "operand": operand,
+                "scale": scale,
+                "shift": shift,
+                "bias_x": bias_x,
+                "bias_y": bias_y,
+                "backend": "cpu",
+            }
             if total:
-                out = fastcl.pair_total(x, y, reduce="logsumexp", outer="contrast", positive=torch.zeros(40).double(), **more)
+                out = fastcl.pair_total(
+                    x, y, reduce="logsumexp", outer="contrast", positive=torch.zeros(40).double(), **more
+                )
             else:
                 r, c = fastcl.pair_reduce(x, y, columns=True, **more)
                 out = r.sum() + c.square().sum()

@@ -24,7 +24,12 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the code in a process of its own, at the root of the repository."""
     root = Path(__file__).parents[2]
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root, env={**os.environ, **environment}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env={**os.environ, **environment},
     )
 
 
@@ -40,7 +45,8 @@ def step(n, form):
         r, c = fastcl.pair_reduce(x, y, scale=14.0, mask="off_diagonal", columns=True, backend="cpu")
         (r.sum() + c.sum()).backward()
     elif form == "contrast":
-        fastcl.pair_total(x, y, scale=14.0, mask="off_diagonal", outer="contrast", positive=torch.zeros(n), backend="cpu").backward()
+        positive = torch.zeros(n)
+        fastcl.pair_total(x, y, scale=14.0, mask="off_diagonal", outer="contrast", positive=positive, backend="cpu").backward()
     elif form == "itself":
         fastcl.pair_reduce(x, scale=14.0, mask="off_diagonal", backend="cpu").sum().backward()
     return before
@@ -144,7 +150,8 @@ def test_other_threads_run_meanwhile() -> None:
 EQUALS = """
 import torch, fastcl
 from tests.engine.combinations import *
-print(fastcl.extension.library.chosen_isa())
+from fastcl import extension
+print(extension.library.chosen_isa())
 chosen = [c for c in combinations() if c.mask in ("off_diagonal", "across_groups")]
 for c in chosen:
     for size in ((33, 29, 17), (130, 210, 9)):
