@@ -32,7 +32,8 @@ def sup_con(
         L = mean_i (tau / tau_0) [ LSE_{a != i} s_ia / tau - mean_{p in P(i)} s_ip / tau ],   P(i) = {p != i of the label of i}
 
     The sum over positives is a class sum, O(n d); one sweep serves the rest. An anchor without positives gives 0 and counts in
-    the mean, as in the authors' code.
+    the mean, as in the authors' code. The positives stay inside the log-sum-exp, since they share it: where every row has one
+    positive alone, nt_xent is the same loss and keeps its gradient accurate when the loss is small.
 
     Source: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
 
