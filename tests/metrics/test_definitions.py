@@ -101,6 +101,11 @@ class TestEffectiveRank:
         assert metrics.effective_rank(torch.zeros(5, 3)) == 0.0
         assert metrics.rank(torch.ones(5, 3)) == 0
 
+    def test_covariance_is_over_n_minus_1(self) -> None:
+        x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # variance 2 over n - 1, 1 over n
+        assert metrics.rank(x, tol=1.9) == 1
+        assert metrics.rank(x, tol=2.1) == 0
+
     def test_many_blocks_of_rows_are_one(self) -> None:
         x = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.logspace(
             0, -9, 6
