@@ -154,7 +154,7 @@ from fastcl import extension
 print(extension.library.chosen_isa())
 chosen = [c for c in combinations() if c.mask in ("off_diagonal", "across_groups")]
 for c in chosen:
-    for size in ((33, 29, 17), (130, 210, 9)):
+    for size in ((33, 29, 17), (60, 110, 9)):
         i = inputs(c, *size)
         columns = not c.itself
         want = value_and_gradients(i.call("reference", columns=columns), i.leaves)
@@ -162,9 +162,10 @@ for c in chosen:
         j = inputs(c, *size, dtype=torch.float32)
         want = value_and_gradients(j.call("reference", columns=columns), j.leaves)
         actual = value_and_gradients(j.call("cpu", columns=columns), j.leaves)
-        for name, value in want.items():
-            scale = value.double()[value.isfinite()].abs().sum().clamp_min(1.0)
-            assert_same({name: actual[name]}, {name: value}, rtol=3e-5, atol=1e-6 * scale.item())
+        terms = want["output0"].double().nan_to_num(neginf=0).abs()
+        for name, value in want.items():  # a scalar's gradient is a sum of terms of either sign
+            size = terms.sum() if value.dim() == 0 else value.double().nan_to_num(neginf=0).abs().max()
+            assert_same({name: actual[name]}, {name: value}, rtol=3e-5, atol=1e-6 * max(1.0, size.item()))
 for scale in (1e3, -1e3):
     x, y = torch.randn(80, 8), torch.randn(70, 8)
     r = fastcl.pair_reduce(x, y, scale=scale, backend="cpu")

@@ -1,0 +1,68 @@
+"""The narrower builds on processors that lack the wider instructions: the objects as they were built, under an emulator.
+
+An AVX-512 instruction in the AVX2 object, or an AVX one in the baseline, ends the emulated process (SIGILL).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+OBJECTS = ROOT / "build" / f"native-{torch.__version__}-{sysconfig.get_config_var('SOABI')}"
+EMULATOR = shutil.which("qemu-x86_64")
+
+# Each set on the oldest processor that it is for; the last line shows that the emulator does refuse what is missing.
+PROCESSORS = [
+    ("baseline", "Nehalem", True),
+    ("avx2", "Haswell", True),
+    ("avx2", "Nehalem", False),
+    ("avx512", "Haswell", False),
+]
+
+
+def built(isa: str) -> Path:
+    return OBJECTS / isa / "cpu" / "isa" / "kernels.cpp.o"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """standalone.cpp linked with each set's object."""
+    found = {}
+    for isa in {isa for isa, _, _ in PROCESSORS}:
+        found[isa] = tmp_path_factory.mktemp(isa) / "standalone"
+        source = Path(__file__).with_name("standalone.cpp")
+        command = ["g++", "-std=c++20", "-O1", "-static", f"-DFASTCL_ISA={isa}", source, built(isa), "-o", found[isa]]
+        subprocess.run([str(part) for part in command], check=True)
+    return found
+
+
+@pytest.mark.skipif(EMULATOR is None, reason="needs an emulator: apt install qemu-user")
+@pytest.mark.skipif(
+    not built("avx512").exists(), reason="needs the objects of an x86-64 build in build/; run make setup"
+)
+@pytest.mark.parametrize(("isa", "processor", "runs"), PROCESSORS, ids=lambda v: str(v))
+def test_on_an_older_processor(isa: str, processor: str, runs: bool, program: dict[str, Path]) -> None:
+    assert EMULATOR is not None
+    run = subprocess.run([EMULATOR, "-cpu", processor, program[isa]], capture_output=True, text=True, check=False)
+    assert (run.returncode == 0) == runs, run.stdout + run.stderr
+    assert not runs or run.stdout == "0 failures\n"
+
+
+@pytest.mark.skipif(
+    not built("avx512").exists() or shutil.which("nm") is None, reason="needs the objects of a build, and binutils"
+)
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_no_symbol_is_shared_between_sets(isa: str) -> None:
+    """Whatever an object defines weakly carries its set's name, so that the linker cannot keep another set's copy."""
+    lines = subprocess.run(
+        ["nm", "--demangle", built(isa)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    defined = [line[19:] for line in lines if line[17:18] in "TWVu"]
+    assert defined
+    assert [name for name in defined if f"fastcl::cpu::{isa}::" not in name] == []
