@@ -61,9 +61,9 @@ demo: setup
 bench: setup
 	$(BIN)/python -m bench $(ARGS)
 
-# The compiled GPU kernels, run on the CPU by tests/ptxemu.
+# The compiled GPU kernels, run on the CPU by tests/ptxemu: every tuning entry, where `make test` takes a few.
 test-gpu-emulated: setup
-	$(PYTEST) -n $(JOBS) --dist loadgroup $(wildcard tests/ptxemu tests/cuda tests/triton) $(ARGS)
+	FASTCL_GPU_EMULATED=all $(PYTEST) -n $(JOBS) --dist loadgroup $(wildcard tests/ptxemu tests/cuda tests/triton) $(ARGS)
 
 # The CPU kernels with the address and undefined-behaviour sanitizers, in a copy of the tree.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined

@@ -19,15 +19,13 @@ from fastcl.triton_kernels.strip_kernels import strip_reduce, strip_weights
 
 from .compiling import Report, compile_kernel, report
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 RECORD = Path(__file__).with_name("compiled.json")
 TABLE = Path(tuning.__file__).with_name("COMPILED.md")
 DTYPE = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 EQUATION = {"SQDIST": False, "HAS_BX": False, "HAS_BY": False, "MASK": "off_diagonal"}
 LSE = {"PAIR": PAIRS["identity"][0], "LSE": True}
 SUM = {"PAIR": PAIRS["softplus"][0], "LSE": False}
-# sm_86 and sm_89 run the tiles of sm_120, whose shared memory they have.
-TILES_OF = {"sm_86": "sm_120"}
 
 
 class Entry(NamedTuple):
@@ -53,11 +51,10 @@ class Entry(NamedTuple):
 
 def entries(arch: str) -> Iterator[Entry]:
     """Every entry of the table that serves an architecture."""
-    tiles = TILES_OF.get(arch, arch)
-    for kind, rows_tiles in tuning.ROWS[tiles].items():
+    for kind, rows_tiles in tuning.ROWS[arch].items():
         for rows_tile in rows_tiles:
             yield from _rows(arch, kind, rows_tile)
-    for kind_reduce, gradient_tiles in tuning.GRADIENT[tiles].items():
+    for kind_reduce, gradient_tiles in tuning.GRADIENT[arch].items():
         for gradient_tile in gradient_tiles:
             yield from _gradient(arch, *kind_reduce.split(), gradient_tile)
     yield from _strip(arch)
