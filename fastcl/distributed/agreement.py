@@ -113,7 +113,7 @@ def _raise(wire: Wire, call: Call, error: Exception | None) -> None:
     dist.all_gather_object(found, (call.words, None if error is None else (type(error), str(error))), group=wire.group)
     first = found[0][0]
     for rank, (words, _) in enumerate(found):
-        for name in first.keys() | words.keys():
+        for name in dict.fromkeys([*first, *words]):  # in the same order on every rank
             here, there = first.get(name, "nothing"), words.get(name, "nothing")
             if here != there and (name == "objective" or first["objective"] == words["objective"]):
                 raise MismatchError(

@@ -39,8 +39,8 @@ def test_check(world: int, name: str, folder: Path) -> None:
 
 def test_ring_memory_is_flat_in_the_world(folder: Path) -> None:
     worst = {w: max(e["memory, ring"] for e in found(w, folder)) for w in WORLDS}
-    # Of x, y, their gradients, and two shards in flight with theirs, whatever the world.
-    assert worst[4] <= 1.1 * worst[2], worst
+    # In shards: own rows and gradients, two shards in flight with theirs, packed and unpacked. Two ranks have none to pass on.
+    assert worst[4] <= 1.01 * worst[3], worst
     assert worst[4] <= 14.0, worst
     gathered = {w: max(e["memory, gather"] for e in found(w, folder)) for w in WORLDS}
     assert gathered[4] > 1.3 * gathered[2], gathered  # the measurement sees what grows
