@@ -15,7 +15,10 @@ COMMANDS = {
         "fastcl.doctor",
         "what fastcl runs on here: versions, what was built, which backend serves what",
     ),
-    "bench": ("bench.__main__", "measure one case or all: time, errors and memory beside the strongest baselines (in a checkout)"),
+    "bench": (
+        "bench.__main__",
+        "measure one case or all: time, errors and memory beside the strongest baselines (in a checkout)",
+    ),
 }
 
 

@@ -44,11 +44,16 @@ def matrix(name: str, x: Any) -> Tensor:
 
 
 def like(name: str, y: Tensor, other: str, x: Tensor) -> None:
-    """y has the dtype and the device of x."""
-    if y.dtype != x.dtype:
+    """y has the dtype of x, or autocast will give both the same; and the device of x."""
+    if y.dtype != x.dtype and not _autocast_unifies(x, y):
         raise TypeError(f"{name}: expected the dtype of {other}, {_dtype(x)}, got {_dtype(y)}; convert one of them")
     if y.device != x.device:
         raise ValueError(f"{name}: expected the device of {other}, {x.device}, got {y.device}; move one of them")
+
+
+def _autocast_unifies(x: Tensor, y: Tensor) -> bool:
+    device = x.device.type
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, y.dtype)
 
 
 def pair_of_matrices(name_x: str, x: Any, name_y: str, y: Any, same_rows: bool = False) -> None:

@@ -238,7 +238,11 @@ def _differentiable(
     candidates = [*arguments[:DIFFERENTIABLE], *(None for _ in range(LENGTH - DIFFERENTIABLE)), positive]
     places = [i for i, t in enumerate(candidates) if t is not None and ctx.needs_input_grad[i]]
     answer = torch.autograd.grad(
-        [v for v, _ in traced], [candidates[i] for i in places], [g for _, g in traced], create_graph=True, allow_unused=True
+        [v for v, _ in traced],
+        [candidates[i] for i in places],
+        [g for _, g in traced],
+        create_graph=True,
+        allow_unused=True,
     )
     filled: list[Any] = [None] * length
     for place, gradient in zip(places, answer, strict=True):
@@ -350,6 +354,9 @@ def pair_reduce(
 
     Gradients flow to x, y, scale, shift and the biases; memory is O(n d). sqdist is computed from norms and dot products about
     a common centre: its absolute error is eps (|x|^2 + |y|^2), right for unit rows, not for tiny distances between far rows.
+    Sums of z, and of z^2 on dot where Gram matrices are cheaper (n = m > 4d/3), are taken over all pairs, minus those that the
+    mask leaves out: their absolute error is eps times the sum with these, right for rows of like norm. z itself must stay within
+    the range of the result's dtype.
 
     Args:
         x: (n, d), float64, float32, bfloat16 or float16; any strides.

@@ -136,7 +136,7 @@ def f_micl(
         y: (n, d), dtype of x; y_i is the positive of x_i.
         divergence: "kl", "js", "pearson", "sh", "tsallis", "vlc", "rkl", "neyman" or "jeffrey". The paper shows that rkl and
             neyman fail; with similarity="cosine", rkl and jeffrey raise.
-        similarity: "gaussian" or "cosine".
+        similarity: "gaussian", or "cosine": s is clamped 1e-6 inside the domain of f*, where that has an edge.
         beta: inverse width 1 / (2 sigma^2) > 0 of the Gaussian, a number or a tensor with one element.
         mu: constant > 0 of the Gaussian, a number or a tensor with one element.
         alpha: weight of the negatives, a number or a tensor with one element.
@@ -166,6 +166,11 @@ def f_micl(
     _check_order(divergence, q)
     checks.number("alpha", alpha)
     gaussian = similarity == "gaussian"
+    for name, value in (("beta", beta), ("mu", mu)):
+        if not gaussian and (isinstance(value, Tensor) or value != 1.0):
+            raise ValueError(
+                f"{name}: expected its default 1.0 with similarity='cosine', which has no {name}; leave it out"
+            )
     scale, shift = (-checks.positive_number("beta", beta), _log("mu", mu)) if gaussian else (1.0, 0.0)
     d = gaussian_divergence(divergence, q) if gaussian else cosine_divergence(divergence, q)
     x, y = views(x, y, normalize)

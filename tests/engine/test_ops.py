@@ -148,6 +148,16 @@ def test_autocast_casts_rows_only(form: str) -> None:
         assert fastcl.pair_reduce(x.double(), y.double()).dtype == torch.float64  # as mm, which leaves float64 alone
 
 
+def test_autocast_takes_rows_of_two_dtypes() -> None:
+    """As mm does; without autocast two dtypes are an error (test_checks.py)."""
+    x, y = torch.randn(9, 4), torch.randn(7, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fastcl.pair_reduce(x.bfloat16(), y), fastcl.pair_reduce(x, y.bfloat16()))
+        assert fastcl.functional.clip(x, x.bfloat16(), logit_scale=3.0).isfinite()
+        with pytest.raises(TypeError, match="expected the dtype of x"):
+            fastcl.pair_reduce(x, y.double())
+
+
 def test_a_scale_gets_its_gradient_in_its_own_shape_and_dtype() -> None:
     x, y = torch.randn(4, 3), torch.randn(5, 3)
     for scale in (torch.ones(1, dtype=torch.float64, requires_grad=True), torch.ones(1, 1, requires_grad=True)):

@@ -278,6 +278,14 @@ SPECIFIC: dict[str, tuple[Call, str]] = {
         lambda: F.minc(X, Y, torch.eye(3), target_u=X[:2]),
         "target_u: expected one row for each row of u, 4, got 2; pass rows in matching order",
     ),
+    "cosine beta": (
+        lambda: F.f_micl(X, Y, similarity="cosine", beta=2.0),
+        "beta: expected its default 1.0 with similarity='cosine', which has no beta; leave it out",
+    ),
+    "cosine mu": (
+        lambda: F.f_micl(X, Y, similarity="cosine", mu=torch.tensor(2.0)),
+        "mu: expected its default 1.0 with similarity='cosine', which has no mu; leave it out",
+    ),
     "cosine jeffrey": (
         lambda: F.f_micl(X, Y, divergence="jeffrey", similarity="cosine"),
         "divergence: 'jeffrey' has no closed conjugate; use similarity='gaussian'",
