@@ -12,8 +12,10 @@ from itertools import groupby
 from types import ModuleType
 
 import torch
+from torch import distributed as dist
 
 from . import backends, extension
+from .distributed import GATHER_LIMIT
 from .version import __version__
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -45,6 +47,8 @@ def report() -> Iterator[str]:
     for device in devices():
         yield f"\nBackends for {device.type} tensors"
         yield from table(served(device))
+    yield "\nSeveral processes"
+    yield from table(across_processes())
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -114,6 +118,20 @@ def served(device: torch.device) -> Iterator[tuple[str, str]]:
         for name, reason in answers:
             if name != auto:
                 yield f"  {name}", "can serve it too" if reason is None else f"no: {reason}"
+
+
+def across_processes() -> Iterator[tuple[str, str]]:
+    """What torch.distributed can do, and which strategy `auto` takes."""
+    if not dist.is_available():
+        yield "torch.distributed", "not in this build of torch"
+        return
+    found = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+    yield "torch.distributed", ", ".join(name for name, there in found.items() if there) or "neither gloo nor nccl"
+    yield (
+        "strategy='auto'",
+        f"gathers the rows of all ranks while they take at most {GATHER_LIMIT >> 20} MiB on a rank, and passes shards round a "
+        "ring above",
+    )
 
 
 def table(rows: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 280
+TIMEOUT = 580
 
 
 def start(world: int, folder: Path, module: str, *arguments: str) -> list[subprocess.Popen[str]]:

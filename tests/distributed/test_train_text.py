@@ -48,7 +48,7 @@ def test_bags_take_rows() -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_short_training(processes: int, tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"] if processes > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes > 1 else []
     sizes = ["--batch-sizes", "15", "1000", "--seconds", "2", "--buckets", "512", "--dim", "16"]
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "examples.train_text", *sizes, "--out", str(tmp_path)],
