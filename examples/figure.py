@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .loss_cost import Cost
 from .training import Quality, Trained
@@ -49,8 +50,9 @@ def draw(
         columns = min(5, max(1, len(trained)))
         lines = math.ceil(len(trained) / columns)
         height = max(1.1 * lines + 0.6, 0.24 * len(trained) + 1.4, 4.0)
-        figure = Figure(figsize=(16, height + (3.0 if costs else 0.0)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
+        figure = Figure(
+            figsize=(16, height + (3.0 if costs else 0.0)), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
+        )
         figure.suptitle(heading, fontweight="bold", fontsize=12)
         parts = figure.subfigures(
             2 if costs else 1, 1, height_ratios=[height, 2.7] if costs else [height], squeeze=False

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcl import losses
+from fastcl import functional, losses
 
 Module = Callable[..., nn.Module]
 
@@ -53,11 +53,11 @@ class QueuedMoCo(nn.Module):
 
     def __init__(self, dim: int, backend: str | None) -> None:
         super().__init__()
-        self.loss = losses.MoCoLoss(backend=backend)
+        self.backend = backend
         self.queue = losses.MoCoQueue(dim, length=256)
 
     def forward(self, u: Tensor, v: Tensor) -> Any:
-        loss = self.loss(u, v, self.queue.rows)
+        loss = functional.moco(u, v, self.queue.rows, backend=self.backend)
         self.queue.enqueue(v)
         return loss
 

@@ -29,14 +29,14 @@ LABELS_PER_CLASS, DRAWS, NEIGHBOURS = 10, 5, 5
 class Schedule:
     """How long and in what steps to train."""
 
-    epochs: int
+    epochs: float
     batch_size: int
     dim: int = 64
     learning_rate: float = 3e-3
     seed: int = 0
 
     def steps(self, images: Images) -> int:
-        return self.epochs * max(1, images.train.shape[0] // self.batch_size)
+        return max(1, round(self.epochs * (images.train.shape[0] // self.batch_size)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def encoder(side: int, dim: int, seed: int) -> nn.Module:
             layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         size = math.ceil(math.ceil(side / first_stride) / 4)
         model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * size * size, dim))
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def train(
@@ -148,29 +148,33 @@ def assess(model: nn.Module, images: Images, seed: int) -> Quality:
     model.eval()
     generator = torch.Generator().manual_seed(seed + 1)
     test, again = (embed(model, CAMERA(images.test, generator)) for _ in range(2))
-    train = embed(model, images.train)
-    knn, linear = accuracies(train.numpy(), images.train_labels.numpy(), test.numpy(), images.test_labels.numpy(), seed)
+    known = labelled(images, seed)
+    knn, linear = accuracies(embed(model, images.train[known]), images.train_labels[known], test, images.test_labels)
     top = float(torch.linalg.eigvalsh(test.double().T @ test.double() / len(test))[-1])
     return Quality(knn, linear, metrics.alignment(test, again), metrics.uniformity(test), top)
 
 
-def distorted_pixels(images: Images, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Raw pixels in the place of embeddings, as `accuracies` takes them."""
-    test = CAMERA(images.test, torch.Generator().manual_seed(seed + 1))
-    return tuple(
-        t.flatten(1).numpy() if t.ndim > 1 else t.numpy()
-        for t in (images.train, images.train_labels, test, images.test_labels)
-    )  # type: ignore[return-value]
+def assess_pixels(images: Images, seed: int) -> tuple[float, float]:
+    """The accuracies, in [0, 1], of the two classifiers on raw pixels, from the same labels on the same distorted images."""
+    test, known = CAMERA(images.test, torch.Generator().manual_seed(seed + 1)), labelled(images, seed)
+    rows = images.train[known].flatten(1)
+    return accuracies(rows, images.train_labels[known], test.flatten(1), images.test_labels)
 
 
-def accuracies(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, seed: int
-) -> tuple[float, float]:
-    """Nearest neighbours and logistic regression, each from LABELS_PER_CLASS labelled images."""
-    scores = []
+def labelled(images: Images, seed: int) -> Tensor:
+    """The images whose labels are known, DRAWS draws one after the other, each of LABELS_PER_CLASS of each class."""
+    labels, draws = images.train_labels.numpy(), []
     for draw in range(DRAWS):
-        order = np.random.default_rng((seed, draw)).permutation(len(train))
-        known = np.concatenate([order[train_labels[order] == c][:LABELS_PER_CLASS] for c in np.unique(train_labels)])
+        order = np.random.default_rng((seed, draw)).permutation(len(labels))
+        draws += [order[labels[order] == c][:LABELS_PER_CLASS] for c in np.unique(labels)]
+    return torch.from_numpy(np.concatenate(draws))
+
+
+def accuracies(known: Tensor, known_labels: Tensor, test: Tensor, test_labels: Tensor) -> tuple[float, float]:
+    """Nearest neighbours and logistic regression, the mean over the draws."""
+    scores = []
+    for rows, labels in zip(known.chunk(DRAWS), known_labels.chunk(DRAWS), strict=True):
         for probe in (KNeighborsClassifier(NEIGHBOURS), LogisticRegression(C=10.0, max_iter=1000)):
-            scores.append(probe.fit(train[known], train_labels[known]).score(test, test_labels))
+            fitted = probe.fit(rows.numpy(), labels.numpy())
+            scores.append(fitted.score(test.numpy(), test_labels.numpy()))
     return float(np.mean(scores[0::2])), float(np.mean(scores[1::2]))
