@@ -87,7 +87,7 @@ void accumulate(const T* a, int64_t a_step, int64_t a_row, const T* b, int64_t K
     for (int64_t k = 0; k < width && k < V * G::lanes; k++) out[r * out_stride + k] += edge[r * V * G::lanes + k];
 }
 
-// Rounds of one fused multiply-add on each of 16 registers (8 where there are but 16): the machine's limit, for
+// Rounds of one fused multiply-add on each of 16 registers (10 where there are but 16): the machine's limit, for
 // benchmarks to stand beside their figures. Returns the flops done.
 template <class T>
 double fma_flops(int64_t rounds) {
