@@ -1,7 +1,8 @@
 """Triton kernels: row-wise log-sum-exp and its backward, and a kernel with many reductions."""
 
-import triton
 import triton.language as tl
+
+import triton
 
 
 @triton.jit
