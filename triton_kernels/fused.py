@@ -20,7 +20,7 @@ from ..problem import Gradients, Problem, Wanted
 from ..reference import outer_form
 from . import tuning
 from .fused_kernels import fused_gradient, fused_rows, merge_columns
-from .launching import FUSED_OPTIONS, on_device, pair_slope, pair_value, present, vectors
+from .launching import FUSED_OPTIONS, pair_slope, pair_value, present, vectors
 from .sides import Sides, Sums, weight_unit
 from .strip import State, Weighting, weighting
 
@@ -87,7 +87,7 @@ class Fused:
         config = tuning.gradient_tile(self.arch, self.kind, p.reduce, self.d)._asdict() | FUSED_OPTIONS
         wy = p.scale.new_empty(n, self.d) if wy is None else wy
         absent = p.scale
-        grid = (triton.cdiv(self.d, config["PART"]), triton.cdiv(n, config["BM"]))
+        grid = (triton.cdiv(n, config["BM"]), triton.cdiv(self.d, config["PART"]))
         # Which of the two says the device alone: both are launched, and one returns at once.
         for close in (True, False) if weights.reference is not None else (True,):
             fused_gradient[grid](
@@ -104,8 +104,7 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r, and c when asked, in one sweep."""
     if p.n == 0 or p.m == 0:
         return State(p, p.n).result(), State(p, p.m).result() if p.columns else None
-    with on_device(p.x):
-        return Fused(p).rows()
+    return Fused(p).rows()
 
 
 def gradients(
@@ -127,11 +126,10 @@ def _gradients(
     unit = weight_unit(p, fused.sides, g, h if p.y is not None else g)
     weights = weighting(p, r, c, g, h, unit)
     both = atomic and p.y is not None
-    with on_device(p.x):
-        if sums.wy is not None or sums.w_rows is not None or both or values is not None:
-            fused.sweep(weights, sums, swapped=False, atomic=both, values=values)
-        if not both and (sums.wtx is not None or sums.w_cols is not None):
-            fused.sweep(weights, sums, swapped=True, atomic=False, values=None)
+    if sums.wy is not None or sums.w_rows is not None or both or values is not None:
+        fused.sweep(weights, sums, swapped=False, atomic=both, values=values)
+    if not both and (sums.wtx is not None or sums.w_cols is not None):
+        fused.sweep(weights, sums, swapped=True, atomic=False, values=None)
     return sums.gradients(dtype, unit)
 
 

@@ -136,8 +136,9 @@ def fused_gradient(
     if LSE and HAS_G and HAS_H:  # noqa: SIM102  decided at compile time, and what follows on the device
         if (tl.load(REFERENCE + 1) > 0.0) != CLOSE:
             return
-    part = tl.program_id(0)
-    i0 = tl.program_id(1) * BM
+    # Row blocks along x: the other axes of a grid end at 65,535.
+    i0 = tl.program_id(0) * BM
+    part = tl.program_id(1)
     i = i0 + tl.arange(0, BM)
     k = part * PART + tl.arange(0, PART)
     a = tl.load(A)

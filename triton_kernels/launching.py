@@ -30,6 +30,11 @@ def present(t: Tensor | None, absent: Tensor) -> Tensor:
     return absent if t is None else t
 
 
+def dense(t: Tensor | None, absent: Tensor) -> Tensor:
+    """The same for vectors of the caller's, which may be views with any stride."""
+    return absent if t is None else t.contiguous()
+
+
 def vectors(s: Sides, swapped: bool = False) -> dict[str, Any]:
     """The arguments that say what z is, by the kernels' parameter names; swapped: with the roles of x and y exchanged."""
     p = s.p
@@ -38,7 +43,7 @@ def vectors(s: Sides, swapped: bool = False) -> dict[str, Any]:
     pointers = {"NX": nx, "NY": ny, "BX": bx, "BY": by, "GX": gx, "GY": gy}
     constants = (*p.pair.constants, 0.0, 0.0)[:2]
     return {
-        **{name: present(t, p.scale) for name, t in pointers.items()},
+        **{name: dense(t, p.scale) for name, t in pointers.items()},
         "A": p.scale,
         "B": p.shift,
         "k0": constants[0],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..problem import Gradients, Problem, Wanted
 from . import fused, strip, tuning
+from .launching import on_device
 
 FORM_VARIABLE = "FASTCL_TRITON"
 WORKSPACE_VARIABLE = "FASTCL_TRITON_WORKSPACE_MB"
@@ -75,6 +76,6 @@ def workspace_bytes() -> int:
 
 @contextmanager
 def _plain(p: Problem) -> Iterator[None]:
-    """Neither autograd nor autocast inside: a product of float32 sums stays float32."""
-    with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False):
+    """Neither autograd nor autocast inside: a product of float32 sums stays float32. And Triton launches on x's device."""
+    with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False), on_device(p.x):
         yield

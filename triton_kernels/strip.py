@@ -21,7 +21,7 @@ from ..problem import Gradients, Problem, Wanted
 from ..reductions import merge
 from ..reference import outer_form
 from . import tuning
-from .launching import STRIP_OPTIONS, on_device, pair_slope, pair_value, present, softmax_reference, vectors
+from .launching import STRIP_OPTIONS, pair_slope, pair_value, present, softmax_reference, vectors
 from .sides import Sides, Sums, contiguous_rows, weight_unit
 from .strip_kernels import merge_partials, strip_reduce, strip_weights
 
@@ -197,6 +197,9 @@ def weighting(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
         c, h = r, g
     if unit is not None:
         g, h = g / unit, None if h is None else h / unit
+    # Autograd hands expanded vectors on; the kernels read one element after the other.
+    r, c, g, h = (None if v is None else v.contiguous() for v in (r, c, g, h))
+    assert r is not None
     if p.reduce == "sum":
         return Weighting(g, h)
     reference = softmax_reference(r, c) if h is not None and c is not None else None
@@ -208,9 +211,8 @@ def rows(p: Problem, workspace_bytes: int) -> tuple[Tensor, Tensor | None]:
     strip = Strip(p, workspace_bytes)
     r = State(p, p.n)
     c = State(p, p.m) if p.columns and p.y is not None else None
-    with on_device(p.x):
-        for tile in strip:
-            strip.reduce(tile, r, (None if tile.on_diagonal else r) if p.y is None else c)
+    for tile in strip:
+        strip.reduce(tile, r, (None if tile.on_diagonal else r) if p.y is None else c)
     result = r.result()
     return result, None if not p.columns else (result if c is None else c.result())
 
@@ -232,9 +234,8 @@ def _gradients(
     sums = Sums(strip.sides, wanted)
     unit = weight_unit(p, strip.sides, g, h if p.y is not None else g)
     weights = weighting(p, r, c, g, h, unit)
-    with on_device(p.x):
-        for tile in strip:
-            strip.accumulate(tile, weights, sums)
+    for tile in strip:
+        strip.accumulate(tile, weights, sums)
     return sums.gradients(dtype, unit)
 
 
@@ -262,9 +263,8 @@ def _sum_in_one_sweep(p: Problem, wanted: Wanted, workspace_bytes: int) -> tuple
     ones = p.scale.new_ones(p.n)
     unit = weight_unit(p, strip.sides, ones, ones if p.y is None else None)
     weights = weighting(p, ones, None, ones, None, unit)
-    with on_device(p.x):
-        for tile in strip:
-            strip.accumulate(tile, weights, sums, value=r)
+    for tile in strip:
+        strip.accumulate(tile, weights, sums, value=r)
     return r.result().sum(dtype=torch.float64).to(p.dtype), sums.gradients(p.dtype, unit), None
 
 
@@ -280,23 +280,22 @@ def _rows_in_one_sweep(
     # Each g is a sigmoid or a softmax over rows: at most 1.
     unit = weight_unit(p, strip.sides, p.scale.new_ones(1), None)
     normaliser, upstream = p.scale.new_empty(p.n), p.scale.new_empty(p.n)
-    with on_device(p.x):
-        for tile in strip:
-            here = slice(tile.i0, tile.i1)
-            strip.reduce(tile, r, None)
-            normaliser[here] = r.top[here] + torch.log(r.sum[here])
-            own = normaliser[here].double()
-            part, g, dp = outer_form(outer, own, None if positive is None else positive[here].double())
-            if dpositive is not None and dp is not None:
-                dpositive[here] = dp.to(p.dtype)
-            before, value = value, merge(value, part) if outer == "pooled" else value + part
-            if outer == "pooled":
-                # g is relative to the tile: bring it, and all that was gathered, to the running log-sum-exp.
-                finite = torch.where(torch.isneginf(value), 0.0, value)
-                g = torch.exp(own - finite)
-                sums.scale_(torch.exp(before - finite).to(p.dtype))
-            upstream[here] = g.to(p.dtype)
-            strip.accumulate(tile, weighting(p, normaliser, None, upstream, None, unit), sums)
+    for tile in strip:
+        here = slice(tile.i0, tile.i1)
+        strip.reduce(tile, r, None)
+        normaliser[here] = r.top[here] + torch.log(r.sum[here])
+        own = normaliser[here].double()
+        part, g, dp = outer_form(outer, own, None if positive is None else positive[here].double())
+        if dpositive is not None and dp is not None:
+            dpositive[here] = dp.to(p.dtype)
+        before, value = value, merge(value, part) if outer == "pooled" else value + part
+        if outer == "pooled":
+            # g is relative to the tile: bring it, and all that was gathered, to the running log-sum-exp.
+            finite = torch.where(torch.isneginf(value), 0.0, value)
+            g = torch.exp(own - finite)
+            sums.scale_(torch.exp(before - finite).to(p.dtype))
+        upstream[here] = g.to(p.dtype)
+        strip.accumulate(tile, weighting(p, normaliser, None, upstream, None, unit), sums)
     return value.to(p.dtype), sums.gradients(p.dtype, unit), dpositive
 
 

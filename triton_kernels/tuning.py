@@ -93,7 +93,7 @@ ROWS: dict[str, dict[str, tuple[RowsTile, ...]]] = {
             RowsTile(128, 128, 64, False, 8, 2),
         ),
         "tf32": (RowsTile(128, 64, 32, False, 8, 2),),
-        "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
+        "ieee": (RowsTile(32, 32, 32, False, 4, 2),),
     },
     "gfx942": {
         "half": (
@@ -200,23 +200,23 @@ GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
             GradientTile(128, 64, 64, 64, True, 8, 2),
             GradientTile(128, 64, 128, 128, True, 8, 2),
             GradientTile(64, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
+            GradientTile(64, 32, 64, 256, False, 8, 2),
         ),
         "half sum": (
             GradientTile(128, 64, 64, 64, True, 8, 2),
             GradientTile(128, 64, 128, 128, True, 8, 2),
             GradientTile(64, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
+            GradientTile(64, 32, 64, 128, False, 8, 2),
         ),
         "tf32 logsumexp": (
             GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 32, 64, 256, False, 8, 2),
+            GradientTile(64, 32, 128, 128, True, 8, 2),
+            GradientTile(64, 32, 64, 128, False, 8, 2),
         ),
         "tf32 sum": (
             GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 32, 64, 256, False, 8, 2),
+            GradientTile(64, 32, 128, 128, True, 8, 2),
+            GradientTile(64, 32, 64, 128, False, 8, 2),
         ),
         "ieee logsumexp": (GradientTile(32, 32, 32, 32, False, 4, 1),),
         "ieee sum": (GradientTile(32, 32, 32, 32, False, 4, 1),),
@@ -254,9 +254,10 @@ GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
     },
 }
 
-# Blocks of the strip form's kernels: of those counted, the ones that issue the fewest instructions a logit.
+# Blocks of the strip form's kernels: of those counted, the one that issues the fewest instructions a logit, and the one whose
+# registers leave three blocks on a multiprocessor.
 STRIP_REDUCE = (32, 256)
-STRIP_WEIGHTS = (128, 64)
+STRIP_WEIGHTS = (64, 32)
 STRIP_WARPS = 4
 
 # The largest d at which the fused form is predicted to be faster than the strip form (bounds from counted instructions and

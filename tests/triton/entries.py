@@ -1,6 +1,6 @@
 """Every kernel that tuning.py can choose, in the variants that need the most registers, for the compile gate.
 
-python -m tests.triton.entries [sm_80 sm_90 ...]    compile them and write triton_kernels/COMPILED.md
+python -m tests.triton.entries [--missing] [sm_80 sm_90 ...]    compile them and write triton_kernels/COMPILED.md
 """
 
 from __future__ import annotations
@@ -105,13 +105,25 @@ def _gradient(arch: str, kind: str, reduce: str, tile: tuning.GradientTile) -> I
 def _strip(arch: str) -> Iterator[Entry]:
     weights = {"HAS_G": True, "HAS_H": True, "ROW_SUMS": True, "COL_SUMS": True}
     for label, kernel, extra in (
-        ("strip_reduce: log-sum-exp", strip_reduce, LSE | {"COLUMNS": True}),
-        ("strip_weights: log-sum-exp", strip_weights, LSE | weights | {"SLOPE": PAIRS["identity"][1], "VALUE": False}),
-        ("strip_weights: softplus", strip_weights, SUM | weights | {"SLOPE": PAIRS["softplus"][1], "VALUE": True}),
+        (f"strip_reduce {_shape(tuning.STRIP_REDUCE)}: log-sum-exp", strip_reduce, LSE | {"COLUMNS": True}),
+        (
+            f"strip_weights {_shape(tuning.STRIP_WEIGHTS)}: log-sum-exp",
+            strip_weights,
+            LSE | weights | {"SLOPE": PAIRS["identity"][1], "VALUE": False},
+        ),
+        (
+            f"strip_weights {_shape(tuning.STRIP_WEIGHTS)}: softplus",
+            strip_weights,
+            SUM | weights | {"SLOPE": PAIRS["softplus"][1], "VALUE": True},
+        ),
     ):
         block = tuning.STRIP_REDUCE if kernel is strip_reduce else tuning.STRIP_WEIGHTS
         constants = {"BM": block[0], "BN": block[1]} | EQUATION | extra
         yield Entry(arch, label, kernel, torch.bfloat16, constants, tuning.STRIP_WARPS, 2, False)
+
+
+def _shape(block: tuple[int, int]) -> str:
+    return f"{block[0]}x{block[1]}"
 
 
 def faults(entry: Entry, found: Report) -> str | None:
@@ -145,22 +157,28 @@ def write_table(record: dict[str, list[Any]]) -> None:
     TABLE.write_text("\n".join(lines) + "\n")
 
 
-def main(archs: list[str]) -> None:
-    for arch in archs:
+def main(arguments: list[str]) -> None:
+    missing = "--missing" in arguments
+    for arch in [a for a in arguments if a != "--missing"] or ARCHITECTURES:
+        known = _record() if missing else {}
         made = {}
         for entry in entries(arch):
-            found = entry.compile()
+            found = Report(*known[entry.key]) if entry.key in known else entry.compile()
             print(entry.key, "|", faults(entry, found) or tuple(found), flush=True)
             made[entry.key] = list(found)
         # Read again: another process may have written another architecture meanwhile.
-        record: dict[str, list[Any]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        record = {key: value for key, value in record.items() if not key.startswith(arch + " ")} | made
-        record = dict(sorted(record.items(), key=lambda item: ARCHITECTURES.index(item[0].split(" ")[0])))
+        record = {key: value for key, value in _record().items() if not key.startswith(arch + " ")} | made
+        order = {a: k for k, a in enumerate(ARCHITECTURES)}
+        record = dict(sorted(record.items(), key=lambda item: order.get(item[0].split(" ")[0], len(order))))
         RECORD.write_text(
             "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in record.items()) + "\n}\n"
         )
         write_table(record)
 
 
+def _record() -> dict[str, list[Any]]:
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(ARCHITECTURES))
+    main(sys.argv[1:])

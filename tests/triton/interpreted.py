@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import fastcl
-from fastcl import triton_kernels
+from fastcl import reference, triton_kernels
 from fastcl.backends import BackendUnavailableError, choose
+from fastcl.problem import Gradients, Wanted
 from tests.objectives.cases import CASES, Case
 
-from .problems import MASKS, PAIRS, check_rows_and_gradients, check_total, error, problem
+from .problems import MASKS, PAIRS, check, check_rows_and_gradients, check_total, error, problem, upstream
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns where a masked lane overflows
 FORMS = ("strip", "fused", "fused-atomic")
@@ -109,13 +110,29 @@ def test_strided_inputs(form: str) -> None:
         check_rows_and_gradients(p.__class__(**{**p.__dict__, "x": x}), triton_kernels)
 
 
+def test_strided_vectors(form: str) -> None:
+    """Biases and groups that are views, and the expanded upstream gradient that sum().backward() hands on."""
+    p = problem(37, 41, 16, columns=True, bias=True, mask="across_groups")
+
+    def every_other(t: torch.Tensor | None) -> torch.Tensor:
+        assert t is not None
+        return torch.stack((t, torch.full_like(t, 77)), 1)[:, 0]
+
+    mask = p.mask._replace(group_x=every_other(p.mask.group_x), group_y=every_other(p.mask.group_y))
+    views = {"bias_x": every_other(p.bias_x), "bias_y": every_other(p.bias_y), "mask": mask}
+    check_rows_and_gradients(p.__class__(**{**p.__dict__, **views}), triton_kernels)
+    x = p.x.clone().requires_grad_()
+    exact = p.x.double().requires_grad_()
+    assert p.y is not None
+    fastcl.pair_reduce(x, p.y, backend="triton").sum().backward()
+    fastcl.pair_reduce(exact, p.y.double(), backend="reference").sum().backward()
+    assert x.grad is not None
+    assert exact.grad is not None
+    assert error(x.grad, exact.grad) < 4e-6
+
+
 def test_only_what_is_wanted() -> None:
     """One gradient at a time gives the same numbers as all at once, and None for the rest."""
-    from fastcl import reference
-    from fastcl.problem import Gradients, Wanted
-
-    from .problems import check, upstream
-
     for operand in OPERANDS:
         p = problem(30, 40, 16, operand=operand, bias=True, columns=True)
         up = upstream(p)
@@ -136,6 +153,21 @@ def test_float16() -> None:
     # Weights of e^14 pass the largest float16, and most others are a millionth of that.
     p.y[:37].copy_(p.x)  # type: ignore[index]
     check_total(p, "sum", triton_kernels)
+
+
+def test_float16_distances_of_a_cloud_far_from_the_origin() -> None:
+    """diag(W 1) X - W Y cancels there: its two terms must take the same rounded weights."""
+    p = problem(37, 53, 24, operand="sqdist", pair="exp", dtype=torch.float16, length=0.25, scale=-8.0)
+    assert p.y is not None
+    p.x.add_(3.0)
+    p.y.add_(3.0)
+    g, wanted = torch.ones(37), Wanted(True, True, False, False, False, False)
+    got = triton_kernels.gradients(p, g, None, g, None, wanted)
+    truth = reference.gradients(p, g, None, g, None, wanted)
+    for mine, theirs in zip(got[:2], truth[:2], strict=True):
+        assert mine is not None
+        assert theirs is not None
+        assert error(mine, theirs) < 1.5e-3
 
 
 def test_nan_comes_only_from_nan() -> None:
