@@ -42,8 +42,8 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     case = CASES["clip-2k"]
     ours, eager = measure.peak_memory(case, "fastcl"), measure.peak_memory(case, "eager")
     assert ours is not None and eager is not None
-    assert ours < eager
-    assert eager > 2048 * 2048 * 4
+    assert 2 * 2048 * 128 * 4 < ours < eager / 2
+    assert eager > 2 * 2048 * 2048 * 4
 
 
 def test_tables_come_from_the_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
