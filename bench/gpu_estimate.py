@@ -46,7 +46,6 @@ class Cost(NamedTuple):
     sector_bytes: float
     conflicts: float
     seconds: dict[str, float]
-    resident: int
 
     @property
     def binds(self) -> str:
@@ -97,7 +96,7 @@ def steady(
     (few, short), (many, long) = counted
     pairs = sizes[1][0] * sizes[1][1] - sizes[0][0] * sizes[0][1]
     each = [(b - a) / pairs for a, b in zip(few, many, strict=True)]
-    return Cost(name, *each, {term: (long[term] - short[term]) / pairs for term in short}, 1)
+    return Cost(name, *each, {term: (long[term] - short[term]) / pairs for term in short})
 
 
 def fused_costs(gpu: str, d: int, dtype: torch.dtype) -> list[Cost]:

@@ -143,7 +143,7 @@ def write_table(record: dict[str, list[Any]]) -> None:
         "",
         "Written by `python -m tests.triton.entries`; `tests/triton/test_compiled.py` compiles again and compares. Spills are",
         "STACK bytes and STL and LDL instructions (on gfx942: spilled vector registers); blocks is what registers, shared",
-        "memory and warps let one multiprocessor hold. No GPU was used and nothing was timed.",
+        "memory and warps let one multiprocessor hold (on gfx942: shared memory alone). No GPU was used and nothing was timed.",
         "",
         "| architecture | kernel | registers | stack, STL, LDL | shared memory | blocks | matrix instructions |",
         "|---|---|---|---|---|---|---|",
