@@ -1,4 +1,4 @@
-"""Run interpreted.py and interpreted_intrinsics.py where they can run: in a process that imports the kernels with TRITON_INTERPRET=1."""
+"""Run the interpreted tests where they can run: in a process that imports the kernels with TRITON_INTERPRET=1."""
 
 import os
 import subprocess
