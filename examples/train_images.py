@@ -5,10 +5,11 @@
 One small encoder (three convolutions and a linear map to --dim unit rows) is trained by each objective from the same weights on
 the same views: each image turned, resized, moved, its contrast changed, a square of it erased, noise added. Then it is frozen.
 
-How the embeddings are judged. On plain digits the neighbours of raw pixels are already right in 95 of 100 cases and any random
-convolution keeps them, so that nothing would be seen. What the training claims to give is invariance, and few labels needed:
-so the classifiers (5 nearest neighbours, and logistic regression) get 10 labelled images of each class, as they are, and are
+How the embeddings are judged. On undistorted digits raw pixels already give 89% (neighbours) and 90% (linear) from 10 labels per
+class, and an untrained encoder 73% and 80%, which leaves little to see. What the training claims to give is invariance: so
+the classifiers (5 nearest neighbours, and logistic regression) get 10 labelled images of each class, as they are, and are
 asked about held-out images which were turned, resized, moved and noised at random; the mean of 5 draws of the labelled ones.
+The distortions are of the kind that the training saw, on images that it did not see.
 They work on the very rows that the loss works on, since the degeneration that the f-MICL paper predicts for RKL and Neyman is
 one of these rows. Beside them stand the untrained encoder (mean of 5 seeds, with batch statistics of these images) and raw pixels.
 """
@@ -65,7 +66,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seed",
         type=int,
         default=0,
-        help="of weights, views and draws (default: 0); the same seed gives the same table",
+        help="of weights, views and draws (default: 0); the same seed on as many threads gives the same accuracies",
     )
     add("--backend", choices=backends.NAMES, help="of fastcl (default: the best for this machine)")
     add(
