@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-from . import blocked
+from . import blocked, checks
 
 ENVIRONMENT_VARIABLE = "FASTCL_BACKEND"
 
@@ -35,10 +35,8 @@ def requested(backend: str | None) -> str:
     """The backend argument, or what FASTCL_BACKEND says at this moment, or "auto"."""
     name = backend if backend not in (None, "", "auto") else os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     if name not in NAMES:
-        from .checks import one_of
-
         source = "backend" if backend == name else ENVIRONMENT_VARIABLE
-        return one_of(source, name, NAMES)
+        return checks.one_of(source, name, NAMES)
     return name
 
 

@@ -43,7 +43,6 @@ class Blocks(Sides):
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p)
-        self.symmetric = p.y is None
         budget = BUFFER_BYTES.get(p.x.device.type, BUFFER_BYTES_ELSEWHERE) // self.x.element_size()
         self.block = max(1, min(p.n, budget // max(1, p.m)))
         self.buffer = self.x.new_empty(self.block * p.m)
@@ -54,7 +53,7 @@ class Blocks(Sides):
         index = torch.arange(max(p.n, p.m), device=p.x.device) if p.mask.kind != "all" else None
         for start in range(0, p.n, self.block):
             stop = min(p.n, start + self.block)
-            first = start if self.symmetric else 0
+            first = start if p.y is None else 0
             z = self.buffer[: (stop - start) * (p.m - first)].view(stop - start, p.m - first)
             self._fill(z, start, stop, first)
             keep = None if index is None else visited(p.mask, index[start:stop], index[first : p.m])

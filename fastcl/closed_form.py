@@ -9,6 +9,7 @@ both minus what the mask leaves out. The Gram form is taken where it is cheaper:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ class Linear(Sides):
     ) -> Tensor:
         p = self.p
         (norm_x, norm_y), (own, other) = norms, biases
-        count = visit(torch.ones_like(y[:, :1])[:, 0] if y.shape[1] else y.new_ones(y.shape[0]))
+        count = visit(y.new_ones(y.shape[0]))
         u = (x * visit(y)).sum(1)
         if norm_x is not None and norm_y is not None:
             u = count * norm_x + visit(norm_y) - 2.0 * u
@@ -144,7 +145,11 @@ class Gram(Sides):
         super().__init__(p)
         self.offset = p.mask.row_offset - p.mask.col_offset
         self.diagonal = p.mask.kind == "off_diagonal"
-        self.x_gram_y = self.x @ (self.y.T @ self.y)
+
+    @cached_property
+    def x_gram_y(self) -> Tensor:
+        """X G: rows and the gradient to x share it; columns and the gradient to y alone do without."""
+        return self.x @ (self.y.T @ self.y)
 
     def _left_out(self, x: Tensor, y: Tensor, offset: int) -> tuple[Tensor, Tensor]:
         """The partner y of each row on the left-out diagonal (0 where there is none), and its z (0 likewise)."""

@@ -145,22 +145,18 @@ def _fake_pair_total(*arguments: Any) -> tuple[Tensor, ...]:
 # ---- autograd -------------------------------------------------------------------------------------------------------------
 
 
-def _save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keep tensors by save_for_backward (so that in-place changes are noticed) and the rest as they are."""
-    tensors = arguments[:8]
+    tensors = inputs[:8]
     ctx.present = [t is not None for t in tensors]
-    ctx.rest = arguments[8:]
-    ctx.save_for_backward(*(t for t in tensors if t is not None), *outputs)
+    ctx.rest = inputs[8:]
+    ctx.save_for_backward(*(t for t in tensors if t is not None), *output)
 
 
 def _restore(ctx: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     saved = iter(ctx.saved_tensors)
     tensors = [next(saved) if present else None for present in ctx.present]
     return (*tensors, *ctx.rest), tuple(saved)
-
-
-def _save_pair_reduce(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _save(ctx, inputs, output)
 
 
 def _backward_pair_reduce(ctx: Any, g: Tensor, h: Tensor) -> tuple[Any, ...]:
@@ -185,7 +181,7 @@ def _save_pair_total(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     if ctx.twice:
-        _save(ctx, (*inputs[:8], *inputs[8:LENGTH], outer), (*output[1:], *([positive] if ctx.positive else [])))
+        _save(ctx, (*inputs[:LENGTH], outer), (*output[1:], *([positive] if ctx.positive else [])))
     else:
         ctx.save_for_backward(*output[1:])
 
@@ -277,22 +273,14 @@ def _register() -> None:
     for name, real, fake in forms:
         library.impl(name, real, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastcl::{name}", fake, lib=library)
+    # setup_context is called with these argument names: ctx, inputs, output.
+    torch.library.register_autograd("fastcl::pair_reduce", _backward_pair_reduce, setup_context=_save, lib=library)
     torch.library.register_autograd(
-        "fastcl::pair_reduce", _backward_pair_reduce, setup_context=_setup(_save_pair_reduce), lib=library
-    )
-    torch.library.register_autograd(
-        "fastcl::pair_total", _backward_pair_total, setup_context=_setup(_save_pair_total), lib=library
+        "fastcl::pair_total", _backward_pair_total, setup_context=_save_pair_total, lib=library
     )
     for name in ("pair_reduce", "pair_total"):
         for device in ("cpu", "cuda"):
             library.impl(name, _autocast(getattr(torch.ops.fastcl, name), device), f"Autocast{device.upper()}")
-
-
-def _setup(save: Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None]) -> Callable[..., None]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        save(ctx, inputs, output)
-
-    return setup_context
 
 
 _register()
