@@ -30,8 +30,12 @@ _as_dataclass = dataclass(kw_only=True, eq=False, repr=False)
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
+class _Declared(nn.Module):
+    """For type checkers: what derives from this is a dataclass. Of the class that carries the mark itself they take no fields."""
+
+
 @_as_dataclass
-class Objective(nn.Module):
+class Objective(_Declared):
     """An objective as a module; the module's own docstring says how to write one.
 
     Args:
@@ -58,7 +62,7 @@ class Objective(nn.Module):
 
     def __init_subclass__(cls, function: Callable[..., Any] | None = None) -> None:
         _as_dataclass(cls)
-        known = {setting.name for setting in fields(cls) if setting.init}  # type: ignore[arg-type]
+        known = {setting.name for setting in fields(cls) if setting.init}
         for name in known & cls.__dict__.keys():  # a default left on the class would hide a parameter of that name
             delattr(cls, name)
         if function is not None:

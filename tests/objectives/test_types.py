@@ -1,0 +1,48 @@
+"""What a type checker makes of the modules: every setting that a constructor takes, and none that it does not."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+from fastcl import losses
+
+from .test_modules import MODULES
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(cls.__name__ for cls in MODULES.values())
+
+
+def mypy(source: str, tmp_path: Path) -> list[str]:
+    """What mypy says of a user's file, a line for each error; the cache is the one that `make lint` fills."""
+    file = tmp_path / "user.py"
+    file.write_text("import torch\nfrom fastcl import losses\n" + source)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert not done.stderr, done.stderr
+    return [line for line in done.stdout.splitlines() if ": error:" in line]
+
+
+def defaults(name: str) -> str:
+    """A call of the constructor that names every setting, with its default."""
+    parameters = inspect.signature(getattr(losses, name)).parameters
+    given = (f"{key}={8 if key == 'd' else p.default!r}" for key, p in parameters.items())
+    return f"losses.{name}({', '.join(given)})"
+
+
+def test_constructors_take_every_setting_and_nothing_else(tmp_path: Path) -> None:
+    right = [defaults(name) for name in NAMES] + [f"losses.{n}({'8, ' * (n == 'MINCLoss')}backend='cpu')" for n in NAMES]
+    right += ["losses.InfoNCELoss(temperature=torch.ones(()))", "losses.CLIPLoss(logit_scale=losses.LogitScale(2.0))"]
+    wrong = [f"losses.{n}({'8, ' * (n == 'MINCLoss')}bakend='cpu')" for n in NAMES]
+    wrong += ["losses.MINCLoss()", "losses.CLIPLoss(normalize='yes')", "losses.KCLLoss(0.5)"]
+    said = mypy("\n".join([*right, *wrong]) + "\n", tmp_path)
+    first = 3 + len(right)
+    assert [line for line in said if int(line.split(":")[1]) < first] == []
+    assert {int(line.split(":")[1]) for line in said} == set(range(first, first + len(wrong)))
