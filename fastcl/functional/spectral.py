@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -169,17 +169,37 @@ def deflated(z: Tensor, statistic: Tensor, gha: bool) -> Tensor:
         return z.to(dtype) @ (t.tril() if gha else t).T
 
 
-def second_moment(u: Tensor, v: Tensor) -> Tensor:
-    """(d, d) the mean of z z^T over the rows of both views, in the accumulation dtype."""
-    z = torch.cat([u, v]).to(accumulation_dtype(u.dtype))
+class Moment(NamedTuple):
+    """Of a batch of two views: (d, d) the mean of z z^T over the rows of both, and the mean of <u_i, v_i>."""
+
+    moment: Tensor
+    aligned: Tensor
+
+
+@over_ranks
+def second_moment(
+    u: Tensor,
+    v: Tensor,
+    *,
+    width: int,
+    normalize: bool = False,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
+) -> Moment:
+    """What MINC's statistic averages, in the accumulation dtype, of the rows of all ranks of the group.
+
+    A rank may have no rows. Rows of another width than the statistic's are an error on every rank.
+    """
+    checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+    if u.shape[1] != width:
+        raise ValueError(f"u: expected rows of the statistic's width, d = {width}, got d = {u.shape[1]}")
+    at_least(1, u, "minc")
+    if normalize:
+        u, v = normalize_rows(u), normalize_rows(v)
+    z, n = torch.cat([u, v]).to(accumulation_dtype(u.dtype)), batch.count(u)
     with full_precision(u.device):
-        return z.T @ z / z.shape[0]
-
-
-def minc_value(u: Tensor, v: Tensor, statistic: Tensor) -> Tensor:
-    """-2 mean_i <u_i, v_i> + mean <z, statistic z>, the mean over both views: what MINC minimises."""
-    z = torch.cat([u, v])
-    return row_dot(z, deflated(z, statistic, gha=False)).mean() - 2.0 * row_dot(u, v).mean()
+        return Moment(batch.summed(z.T @ z) / (2 * n), batch.total(row_dot(u, v)) / n)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -10,10 +10,8 @@ from torch import Tensor
 from torch import distributed as dist
 from typing_extensions import Self
 
-from .. import checks, functional
-from ..distributed.call import process_group
-from ..functional.rows import at_least, normalize_rows
-from ..functional.spectral import minc_value, second_moment
+from .. import functional
+from ..functional.spectral import second_moment
 from .objective import Objective
 
 
@@ -38,9 +36,11 @@ class MINCLoss(Objective, function=functional.minc):
 
         statistic <- ema * statistic + (1 - ema) * mean of z z^T over both views
 
-    The first batch sets it. It is updated in training only, before it is used, from the online features: of all ranks where
-    torch.distributed runs (of `group` where one is given), which then keep the same statistic. The loss is a surrogate with the
-    right gradient; `value`, written at each call, is what is minimised, on own rows, with the statistic as it now is:
+    The first batch sets it. It is updated in training only, before it is used, from the online features of all ranks of `group`;
+    without a group, of all ranks where torch.distributed runs (the loss itself is then of own rows). These ranks keep the same
+    statistic, however many rows each has. The loss is a surrogate with the right gradient; `value`, written at each call, is what
+    is minimised, over the rows that the statistic takes in (in evaluation without a group: own rows), with the statistic as it
+    now is:
 
         value = -2 mean_i <u_i, v_i> + mean <z, statistic z>
 
@@ -74,27 +74,21 @@ class MINCLoss(Objective, function=functional.minc):
 
     def forward(self, u: Tensor, v: Tensor, **data: Tensor | None) -> Tensor:  # type: ignore[override]
         """The surrogate of these rows; in training the statistic takes them in first."""
-        checks.pair_of_matrices("u", u, "v", v, same_rows=True)
-        at_least(1, u, "minc")
-        if u.shape[1] != self.d:
-            raise ValueError(f"u: expected rows of the statistic's width, d = {self.d}, got d = {u.shape[1]}")
-        with torch.no_grad():
-            rows = (normalize_rows(u), normalize_rows(v)) if self.normalize else (u, v)
-            if self.training:
-                self._update(second_moment(*rows), u.shape[0])
-            self.value.copy_(minc_value(*rows, self.statistic))
+        self._take_in(u, v)
         loss: Tensor = self.function(u, v, self.statistic, **data, **self.arguments())
         return loss
 
-    def _update(self, moment: Tensor, n: int) -> None:
-        if dist.is_available() and dist.is_initialized():
-            # Means of batches of unequal size: weigh by their rows.
-            packed = torch.cat([n * moment.flatten(), moment.new_tensor([float(n)])])
-            dist.all_reduce(packed, group=None if self.group is None else process_group(self.group))
-            moment = (packed[:-1] / packed[-1]).view_as(moment)
-        kept = torch.where(self.updates == 0, 0.0, self.ema)
-        self.statistic.lerp_(moment.to(self.statistic.dtype), (1.0 - kept).to(self.statistic.dtype))
-        self.updates.add_(1)
+    @torch.no_grad()
+    def _take_in(self, u: Tensor, v: Tensor) -> None:
+        """Write the value, in training with the statistic moved first."""
+        everybody = self.training and dist.is_available() and dist.is_initialized()
+        group = dist.group.WORLD if self.group is None and everybody else self.group
+        moment, aligned = second_moment(u, v, width=self.d, normalize=self.normalize, group=group)
+        if self.training:
+            kept = torch.where(self.updates == 0, 0.0, self.ema)
+            self.statistic.lerp_(moment.to(self.statistic.dtype), (1.0 - kept).to(self.statistic.dtype))
+            self.updates.add_(1)
+        self.value.copy_((self.statistic * moment).sum() - 2.0 * aligned)
 
     def extra_repr(self) -> str:
         return f"{self.d}, ema={self.ema}, {super().extra_repr()}"

@@ -149,6 +149,10 @@ def mistakes(rank: int, world: int) -> float:
         "y: expected at least one row": lambda: functional.info_nce(x.detach(), y[:2] if odd else y, group=group),
         "temperature: expected a number > 0": lambda: functional.info_nce(x, y, temperature=-1.0, group=group),
         "strategy: expected one of": lambda: functional.info_nce(x, y, strategy="rign", group=group),
+        "u: expected the same on every rank, got float64 (rows, 6)": lambda: losses.MINCLoss(D)(
+            *((x[:, :4], y[:, :4]) if odd else (x, y))
+        ),
+        "u: expected rows of the statistic's width, d = 4": lambda: losses.MINCLoss(4)(x, y),
         f"dhel: expected at least 2 rows, or there is no pair of different rows, got {1}": (
             lambda: functional.dhel(x[: int(odd)], y[: int(odd)], group=group)
         ),
@@ -230,6 +234,58 @@ def queue(rank: int, world: int) -> float:
     return distance(answers[1], answers[0])
 
 
+def statistic(how: str, rank: int, world: int) -> float:
+    """MINC keeps one statistic and one value on the ranks that it is for, whoever has how many rows."""
+    members = [0, 2, 3] if how == "sub-group" and world == 4 else list(range(world))
+    group = {"without a group": None, "group": dist.group.WORLD}.get(how)
+    if how == "sub-group":
+        group = dist.new_group(members)
+    one, many = losses.MINCLoss(D, ema=0.7), losses.MINCLoss(D, ema=0.7, group=group)
+    errors: list[float] = []
+    for step, layout in enumerate(("uneven", "even", "uneven" if group is None else "with an empty one")):
+        if rank not in members:
+            continue
+        sizes = LAYOUTS[layout](len(members))
+        u, v = (random(sum(sizes), D, seed=10 * step + i, dtype=torch.float32) for i in (1, 2))
+        own = [cut(x, sizes, members.index(rank)) for x in (u, v)]
+        with mock.patch.object(dist, "is_initialized", return_value=False):
+            expected = one(u, v)
+        loss = many(*own)
+        alone = functional.minc(*own, one.statistic) if group is None else expected
+        errors += [
+            distance(many.statistic, one.statistic),
+            distance(many.value, one.value, scale=max(1.0, float(one.value.abs()))),
+        ]
+        errors.append(distance(loss, alone, scale=max(1.0, float(alone.abs()))))
+        kept = [torch.empty_like(many.statistic) for _ in members]
+        dist.all_gather(kept, many.statistic, group=group)
+        assert all(torch.equal(k, kept[0]) for k in kept), "the ranks keep different statistics"
+    if rank in members:
+        before = many.statistic.clone()
+        many.eval()(*own)
+        assert torch.equal(many.statistic, before), "the statistic moved in evaluation"
+    return max(errors, default=0.0)
+
+
+def plain_queue(rank: int, world: int) -> float:
+    """Without group=, the queue takes in the keys of all ranks, in their order, and each rank's loss is that of own queries."""
+    torch.manual_seed(rank)  # ranks start with different rows, as they may
+    queue = losses.MoCoQueue(D, 11, dtype=torch.float64)
+    torch.manual_seed(0)
+    one = losses.MoCoQueue(D, 11, dtype=torch.float64)
+    queue.load_state_dict(one.state_dict())
+    q, k = random(3, D, seed=30 + rank), random(3, D, seed=40 + rank)
+    for step in range(4):
+        sizes = LAYOUTS["with an empty one" if step == 2 else "uneven"](world)
+        keys = random(sum(sizes), D, seed=100 + step)
+        queue.enqueue(cut(keys, sizes, rank))
+        with mock.patch.object(dist, "is_initialized", return_value=False):
+            one.enqueue(keys)
+        assert torch.equal(queue.position, one.position)
+    loss, expected = losses.MoCoLoss()(q, k, queue.rows), functional.moco(q, k, one.rows)
+    return max(distance(queue.rows, one.rows), distance(loss, expected))
+
+
 def memory(strategy: str, rank: int, world: int) -> float:
     """Bytes of tensors held at the worst moment of a step, over those of one shard."""
     n, d = 512, 256
@@ -284,6 +340,8 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     "subgroups": subgroups,
     "mistakes": mistakes,
     "queue": queue,
+    "plain queue": plain_queue,
+    **{f"statistic, {how}": partial(statistic, how) for how in ("without a group", "group", "sub-group")},
     "gradient accumulates": gradient_accumulates,
     "autocast": autocast,
 }

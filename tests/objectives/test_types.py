@@ -38,7 +38,9 @@ def defaults(name: str) -> str:
 
 
 def test_constructors_take_every_setting_and_nothing_else(tmp_path: Path) -> None:
-    right = [defaults(name) for name in NAMES] + [f"losses.{n}({'8, ' * (n == 'MINCLoss')}backend='cpu')" for n in NAMES]
+    right = [defaults(name) for name in NAMES] + [
+        f"losses.{n}({'8, ' * (n == 'MINCLoss')}backend='cpu')" for n in NAMES
+    ]
     right += ["losses.InfoNCELoss(temperature=torch.ones(()))", "losses.CLIPLoss(logit_scale=losses.LogitScale(2.0))"]
     wrong = [f"losses.{n}({'8, ' * (n == 'MINCLoss')}bakend='cpu')" for n in NAMES]
     wrong += ["losses.MINCLoss()", "losses.CLIPLoss(normalize='yes')", "losses.KCLLoss(0.5)"]
