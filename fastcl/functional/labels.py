@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import batch, checks
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
-from ..masks import within_groups
+from ..masks import across_groups, within_groups
 from .energy import visits
-from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, times
+from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times
 
 
 @over_ranks
@@ -32,8 +32,8 @@ def sup_con(
         L = mean_i (tau / tau_0) [ LSE_{a != i} s_ia / tau - mean_{p in P(i)} s_ip / tau ],   P(i) = {p != i of the label of i}
 
     The sum over positives is a class sum, O(n d); one sweep serves the rest. An anchor without positives gives 0 and counts in
-    the mean, as in the authors' code. The positives stay inside the log-sum-exp, since they share it: where every row has one
-    positive alone, nt_xent is the same loss and keeps its gradient accurate when the loss is small.
+    the mean, as in the authors' code. The positive of a row that has but one is left out of the sweep, which keeps the gradient
+    accurate when its loss is small; several share the log-sum-exp, and such a row's loss is at least the log of their number.
 
     Source: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
 
@@ -63,9 +63,26 @@ def sup_con(
     if normalize:
         z = normalize_rows(z)
     same = within_groups(labels)
-    r = pair_reduce(z, scale=a, mask="off_diagonal", backend=backend)
+    positives = visits(z, None, same) - 1.0  # the mask visits the row itself too
+    single = positives == 1
+    r = pair_reduce(z, scale=a, mask=across_groups(_in_pairs(labels, single, z)), backend=backend)
     s = pair_reduce(z, scale=a, reduce="sum", mask=same, backend=backend)
     assert isinstance(r, Tensor) and isinstance(s, Tensor)
-    positives = visits(z, None, same) - 1.0  # the mask visits the row itself too
     mean = (s - times(a, row_dot(z, z))) / positives.clamp(min=1.0)
-    return reduced(times(factor, torch.where(positives > 0, r - mean, 0.0)), reduction, "sup_con")
+    loss = torch.where(single, softplus(r - mean), r - mean)
+    return reduced(times(factor, torch.where(positives > 0, loss, 0.0)), reduction, "sup_con")
+
+
+def _in_pairs(labels: Tensor, single: Tensor, z: Tensor) -> Tensor:
+    """Groups of which the two rows of a label that has no others are one, and every other row is one of its own.
+
+    Rows are named by their index in the batch, a pair by that of its first row: a label's sum of indices, in float64, which
+    is exact, gives away the other one.
+    """
+    index = batch.first(z) + torch.arange(z.shape[0], device=z.device)
+    column = index.double()[:, None]
+    both = pair_reduce(
+        torch.ones_like(column), column, pair="identity", reduce="sum", mask=within_groups(labels, labels)
+    )
+    assert isinstance(both, Tensor)
+    return torch.where(single, torch.minimum(index, both.long() - index), index)

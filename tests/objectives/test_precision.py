@@ -170,3 +170,36 @@ def test_small_losses_keep_accurate_gradients(case: Case, dtype: torch.dtype, al
         assert error(value, truth) <= allowed * size(truth), backend
         for got, w in zip(gradients(value, leaves), want, strict=True):
             assert float((got.double() - w).norm()) <= allowed * float(w.norm()), backend
+
+
+def pairs_in_one(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What sup_con takes in place of two aligned views: each row twice, the second a little off, the pairs in no order."""
+    base = torch.randn(N, D, generator=generator(11), dtype=torch.float64)
+    both = torch.cat([base, base + 1e-3 * torch.randn(N, D, generator=generator(12), dtype=torch.float64)])
+    order = torch.randperm(2 * N, generator=generator(13))
+    labels = 7 - 1000 * (torch.arange(2 * N) % N)
+    return (both / both.norm(dim=1, keepdim=True)).to(dtype)[order], labels[order]
+
+
+@pytest.mark.parametrize("target", [1e-3, 1e-6, 5e-9])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 3e-5), (torch.bfloat16, 1e-2)], ids=name_of)
+def test_a_single_positive_of_a_label_stays_outside(dtype: torch.dtype, allowed: float, target: float) -> None:
+    """sup_con where a label has two rows: as accurate as nt_xent, though labels tell which row is the positive."""
+    case = next(c for c in CASES if c.name == "sup_con")
+    z, labels = pairs_in_one(dtype)
+    low, high = math.log(1e-3), 0.0
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        arguments = {"labels": labels, "temperature": math.exp(middle), "base_temperature": math.exp(middle)}
+        above = float(double_loop(case, [z.double()], normalize=False, **arguments)) > target
+        low, high = (low, middle) if above else (middle, high)
+    exact = copies([z], torch.float64)
+    truth = double_loop(case, exact, normalize=False, **arguments)
+    assert 0.1 * target < float(truth.detach()) < 2 * target
+    (want,) = gradients(truth, exact)
+    for backend in served(dtype):
+        leaves = copies([z], dtype)
+        value = library(case, leaves, backend, normalize=False, **arguments)
+        assert error(value, truth) <= allowed * size(truth), backend
+        (got,) = gradients(value, leaves)
+        assert float((got.double() - want).norm()) <= allowed * float(want.norm()), backend
