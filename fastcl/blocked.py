@@ -15,11 +15,12 @@ from torch import Tensor
 
 from .problem import Gradients, Problem, Wanted
 from .reductions import merge
-from .reference import outer_form, visited
+from .reference import outer_form
 from .sides import Sides, Sums
 
-# One buffer of z. On a CPU it should stay near the cores' own caches; elsewhere each block costs launches.
-BUFFER_BYTES = {"cpu": 8 << 20}
+# One buffer of z, and one as large beside it for a log-sum-exp. On a CPU both should stay near the cores' own caches (at n = 2048
+# and 8192, 1 to 8 MiB ran alike, 16 MiB slower by a tenth at 2048); elsewhere each block costs launches.
+BUFFER_BYTES = {"cpu": 4 << 20}
 BUFFER_BYTES_ELSEWHERE = 64 << 20
 
 
@@ -35,41 +36,76 @@ class Block(NamedTuple):
     stop: int
     first: int
     z: Tensor
-    keep: Tensor | None
 
 
 class Blocks(Sides):
-    """The blocks of z, one after the other in one buffer."""
+    """The blocks of z, one after the other in one buffer; the shift of a log-sum-exp stays outside (see `shift`)."""
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p)
         budget = BUFFER_BYTES.get(p.x.device.type, BUFFER_BYTES_ELSEWHERE) // self.x.element_size()
         self.block = max(1, min(p.n, budget // max(1, p.m)))
         self.buffer = self.x.new_empty(self.block * p.m)
+        # A second buffer for exponentials: memory fresh from the system costs its page faults anew at every block.
+        self.spare = self.x.new_empty(self.block * p.m if p.reduce == "logsumexp" else 0)
+        # log-sum-exp(z + b) = log-sum-exp(z) + b: n additions where every pair would take one.
+        self.shift = p.shift if p.reduce == "logsumexp" else p.shift.new_zeros(())
 
     def __iter__(self) -> Iterator[Block]:
         """Every block in order; each overwrites the z of the one before."""
         p = self.p
-        index = torch.arange(max(p.n, p.m), device=p.x.device) if p.mask.kind != "all" else None
         for start in range(0, p.n, self.block):
             stop = min(p.n, start + self.block)
             first = start if p.y is None else 0
-            z = self.buffer[: (stop - start) * (p.m - first)].view(stop - start, p.m - first)
-            self._fill(z, start, stop, first)
-            keep = None if index is None else visited(p.mask, index[start:stop], index[first : p.m])
-            yield Block(start, stop, first, z, keep)
+            block = Block(start, stop, first, self._matrix(self.buffer, stop - start, p.m - first))
+            self._fill(block)
+            if p.reduce == "logsumexp":
+                self.mask_(block, block.z, float("-inf"))
+            yield block
 
-    def _fill(self, z: Tensor, start: int, stop: int, first: int) -> None:
-        p, x, y = self.p, self.x[start:stop], self.y[first:]
+    def mask_(self, block: Block, values: Tensor, value: float) -> Tensor:
+        """Put `value` in place of what the mask leaves out of the block's values; off the diagonal only that is touched."""
+        mask = self.p.mask
+        if mask.kind == "off_diagonal":
+            offset = block.start - block.first + mask.row_offset - mask.col_offset
+            if -values.shape[0] < offset < values.shape[1]:
+                values.diagonal(offset).fill_(value)
+        elif mask.kind != "all":
+            assert mask.group_x is not None
+            groups = mask.group_x[block.start : block.stop, None]
+            others = (mask.group_x if mask.group_y is None else mask.group_y)[None, block.first :]
+            values.masked_fill_(groups == others if mask.kind == "across_groups" else groups != others, value)
+        return values
+
+    def exponentials(self, z: Tensor, minus: Tensor, in_place: bool = False) -> Tensor:
+        """exp(z - minus), 0 where minus is -inf (there z is -inf everywhere); in the spare buffer or over z."""
+        out = z if in_place else self._matrix(self.spare, *z.shape)
+        return torch.sub(z, torch.where(torch.isneginf(minus), 0.0, minus), out=out).exp_()
+
+    def logsumexp(self, z: Tensor, dim: int) -> Tensor:
+        """-inf where nothing is left, NaN only from NaN."""
+        if z.shape[dim] == 0:
+            return z.sum(dim) - float("inf")
+        top = z.amax(dim, keepdim=True)
+        top.masked_fill_(torch.isinf(top), 0.0)
+        return self.exponentials(z, top).sum(dim).log_().add_(top.squeeze(dim))
+
+    @staticmethod
+    def _matrix(buffer: Tensor, rows: int, columns: int) -> Tensor:
+        return buffer[: rows * columns].view(rows, columns)
+
+    def _fill(self, block: Block) -> None:
+        p, z = self.p, block.z
+        x, y = self.x[block.start : block.stop], self.y[block.first :]
         if p.operand == "dot":
             torch.mm(x * p.scale, y.T, out=z)
         else:
             assert self.norm_x is not None and self.norm_y is not None
-            torch.addmm(self.norm_y[None, first:], x, y.T, alpha=-2.0, out=z)
-            z.add_(self.norm_x[start:stop, None]).clamp_(min=0.0).mul_(p.scale)
+            torch.addmm(self.norm_y[None, block.first :], x, y.T, alpha=-2.0, out=z)
+            z.add_(self.norm_x[block.start : block.stop, None]).clamp_(min=0.0).mul_(p.scale)
         if p.bias_x is not None:
-            z.add_((p.bias_x[start:stop] + p.shift)[:, None])
-        else:
+            z.add_((p.bias_x[block.start : block.stop] + p.shift - self.shift)[:, None])
+        elif p.reduce == "sum":
             z.add_(p.shift)
         if p.bias_y is not None:
             z.add_(p.bias_y[None, :])
@@ -100,11 +136,17 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     r = blocks.x.new_full((p.n,), nothing)
     c = r if p.y is None else (blocks.x.new_full((p.m,), nothing) if p.columns else None)
     for block in blocks:
-        z = _mask_logits(p, block) if p.reduce == "logsumexp" else _masked_values(p, block)
+        values = block.z if p.reduce == "logsumexp" else blocks.mask_(block, p.pair.f(block.z), 0.0)
+        reduce, join = (blocks.logsumexp, merge) if p.reduce == "logsumexp" else (torch.sum, torch.add)
         if c is not None:
             own = block.stop - block.start if p.y is None else 0
-            _join(p, c[block.first + own :], _reduce(p, z[:, own:], 0))
-        _join(p, r[block.start : block.stop], _reduce(p, z, 1))
+            later = c[block.first + own :]
+            later.copy_(join(later, reduce(values[:, own:], 0)))
+        here = r[block.start : block.stop]
+        here.copy_(join(here, reduce(values, 1)))
+    r.add_(blocks.shift)
+    if p.columns and c is not None:
+        c.add_(blocks.shift)
     return r, c if p.columns else None
 
 
@@ -119,14 +161,16 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
         if p.reduce == "sum":
             w = p.pair.df(block.z)
             w *= g[here, None] if h is None else g[here, None] + h[None, there]
-            if block.keep is not None:
-                w.masked_fill_(~block.keep, 0.0)
+            blocks.mask_(block, w, 0.0)
         else:
-            z = _mask_logits(p, block)
-            w = _softmax(z, r[here, None]).mul_(g[here, None])
+            w = block.z
+            columns = None
             if h is not None:
                 assert c is not None
-                w += _softmax(z, c[None, there]).mul_(h[None, there])
+                columns = blocks.exponentials(w, (c[there] - blocks.shift)[None, :]).mul_(h[None, there])
+            w = blocks.exponentials(w, (r[here] - blocks.shift)[:, None], in_place=True).mul_(g[here, None])
+            if columns is not None:
+                w += columns
         sums.add(block, w)
     return sums.gradients(p.x.dtype)
 
@@ -144,11 +188,11 @@ def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tu
     dpositive = torch.zeros_like(positive) if positive is not None else None
     for block in blocks:
         if p.reduce == "sum":
-            value, w = value + _block_sum(p, block), _sum_weights(p, block) if any(wanted) else None
+            value, w = value + _block_sum(blocks, block), _sum_weights(blocks, block) if any(wanted) else None
         else:
             here = slice(block.start, block.stop)
-            z = _mask_logits(p, block)
-            r = _logsumexp(z, 1)
+            unshifted = blocks.logsumexp(block.z, 1)
+            r = unshifted + blocks.shift
             part, g, dp = outer_form(outer, r.double(), None if positive is None else positive[here].double())
             if dpositive is not None and dp is not None:
                 dpositive[here] = dp.to(p.dtype)
@@ -158,7 +202,9 @@ def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tu
                 finite = torch.where(torch.isneginf(value), 0.0, value)
                 g = torch.exp(r.double() - finite)
                 sums.scale_(torch.exp(before - finite).to(p.dtype))
-            w = _softmax(z, r[:, None], out=z).mul_(g.to(p.dtype)[:, None]) if any(wanted) else None
+            w = None
+            if any(wanted):
+                w = blocks.exponentials(block.z, unshifted[:, None], in_place=True).mul_(g.to(p.dtype)[:, None])
         if w is not None:
             sums.add(block, w)
     return value.to(p.dtype), sums.gradients(p.dtype), dpositive
@@ -168,44 +214,17 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
-def _mask_logits(p: Problem, block: Block) -> Tensor:
-    return block.z if block.keep is None else block.z.masked_fill_(~block.keep, float("-inf"))
-
-
-def _masked_values(p: Problem, block: Block) -> Tensor:
-    f = p.pair.f(block.z)
-    return f if block.keep is None else f.masked_fill(~block.keep, 0.0)
-
-
-def _block_sum(p: Problem, block: Block) -> Tensor:
+def _block_sum(blocks: Blocks, block: Block) -> Tensor:
     """Sum of f over the block; with y None each pair right of the block's own square counts in both orders."""
-    f = _masked_values(p, block)
-    if p.y is not None:
+    f = blocks.mask_(block, blocks.p.pair.f(block.z), 0.0)
+    if blocks.p.y is not None:
         return f.sum(dtype=torch.float64)
     own = block.stop - block.start
     return f[:, :own].sum(dtype=torch.float64) + 2.0 * f[:, own:].sum(dtype=torch.float64)
 
 
-def _sum_weights(p: Problem, block: Block) -> Tensor:
-    w = p.pair.df(block.z)
-    if p.y is None:
+def _sum_weights(blocks: Blocks, block: Block) -> Tensor:
+    w = blocks.p.pair.df(block.z)
+    if blocks.p.y is None:
         w *= 2.0
-    return w if block.keep is None else w.masked_fill_(~block.keep, 0.0)
-
-
-def _reduce(p: Problem, z: Tensor, dim: int) -> Tensor:
-    return _logsumexp(z, dim) if p.reduce == "logsumexp" else z.sum(dim)
-
-
-def _join(p: Problem, into: Tensor, part: Tensor) -> None:
-    into.copy_(merge(into, part)) if p.reduce == "logsumexp" else into.add_(part)
-
-
-def _logsumexp(z: Tensor, dim: int) -> Tensor:
-    return torch.logsumexp(z, dim) if z.shape[dim] else z.sum(dim) - float("inf")
-
-
-def _softmax(z: Tensor, normaliser: Tensor, out: Tensor | None = None) -> Tensor:
-    """exp(z - normaliser), 0 where nothing was reduced (normaliser -inf, hence z -inf)."""
-    safe = torch.where(torch.isneginf(normaliser), 0.0, normaliser)
-    return torch.sub(z, safe, out=out).exp_()
+    return blocks.mask_(block, w, 0.0)

@@ -144,3 +144,11 @@ def test_deterministic() -> None:
 
     for first, second in zip(run(), run(), strict=True):
         assert torch.equal(first, second)
+
+
+def test_a_logit_beyond_the_dtype_gives_infinity_not_nan() -> None:
+    x, y = torch.full((3, 2), 1e20), torch.tensor([[1e20, 1e20], [1e-20, 0.0]])
+    r, c = fastcl.pair_reduce(x, y, columns=True, backend="blocked")
+    assert torch.isposinf(r).all()
+    assert torch.isposinf(c[0])
+    torch.testing.assert_close(c[1], 1.0 + torch.tensor(3.0).log())
