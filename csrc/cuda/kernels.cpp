@@ -1,0 +1,78 @@
+#include "kernels.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/DeviceGuard.h>
+
+#include "strip.h"
+
+namespace fastcl::cuda {
+namespace {
+
+#define FASTCL_PROBLEM                                                                                                    \
+  const Tensor &x, const OptionalTensor &y, const Tensor &scale, const Tensor &shift, const OptionalTensor &bias_x,       \
+      const OptionalTensor &bias_y, const OptionalTensor &group_x, const OptionalTensor &group_y, int64_t row_offset,     \
+      int64_t col_offset, c10::string_view mask, c10::string_view operand, c10::string_view pair,                         \
+      at::ArrayRef<double> constants, c10::string_view reduce, bool columns
+#define FASTCL_ARGUMENTS                                                                                              \
+  Arguments {                                                                                                         \
+    x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, mask, operand, pair, constants, reduce, columns \
+  }
+
+// Neither autograd nor autocast inside (a product of float32 sums stays float32), and launches on the device of x.
+class Plain {
+  at::AutoDispatchBelowADInplaceOrView no_autograd_;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast_{c10::autocast_dispatch_keyset};
+  c10::OptionalDeviceGuard device_;
+
+ public:
+  explicit Plain(const Tensor& x) : device_(x.device()) {}
+};
+
+// Outputs as the fake form promises them: an empty tensor for what is absent.
+Tensor present(const Tensor& t, const Problem& p) { return t.defined() ? t.contiguous() : p.empty({0}); }
+
+std::array<Tensor, 6> present(const Gradients& g, const Problem& p) {
+  return {present(g.x, p), present(g.y, p), present(g.scale, p), present(g.shift, p), present(g.bias_x, p), present(g.bias_y, p)};
+}
+
+Tensor vector(const char* name, const Tensor& v, int64_t length, const Problem& p) {
+  TORCH_CHECK_VALUE(v.dim() == 1 && v.size(0) == length, name, ": expected shape (", length, ",), got ", v.sizes());
+  TORCH_CHECK_VALUE(v.device() == p.x.device(), name, ": expected a tensor on the device of x, ", p.x.device(), ", got one on ", v.device());
+  return v.to(p.dtype);
+}
+
+std::tuple<Tensor, Tensor> rows(FASTCL_PROBLEM) {
+  const Plain plain(x);
+  const Problem p(FASTCL_ARGUMENTS);
+  const auto [r, c] = strip::rows(p);
+  return {present(r, p), present(c, p)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gradients(FASTCL_PROBLEM, const Tensor& r, const Tensor& c, const Tensor& g,
+                                                                     const Tensor& h, std::array<bool, 6> wanted) {
+  const Plain plain(x);
+  const Problem p(FASTCL_ARGUMENTS);
+  const auto of_y = [&](const char* name, const Tensor& v) { return p.columns ? vector(name, v, p.m, p) : Tensor(); };
+  return std::tuple_cat(present(strip::gradients(p, vector("r", r, p.n, p), of_y("c", c), vector("g", g, p.n, p), of_y("h", h), Wanted(wanted)), p));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> total(FASTCL_PROBLEM, const OptionalTensor& positive,
+                                                                                 c10::string_view outer_name, std::array<bool, 6> wanted) {
+  const Plain plain(x);
+  const Problem p(FASTCL_ARGUMENTS);
+  const Outer outer = outer_of(outer_name);
+  TORCH_CHECK_VALUE(p.lse() || outer == Outer::sum, "outer: 'contrast' and 'pooled' go with reduce='logsumexp' only");
+  TORCH_CHECK_VALUE(positive.has_value() == (outer == Outer::contrast), "positive: expected a vector exactly for outer='contrast'");
+  const Total t = strip::total(p, positive ? vector("positive", *positive, p.n, p) : Tensor(), outer, Wanted(wanted));
+  return std::tuple_cat(std::tuple(t.value), present(t.gradients, p), std::tuple(present(t.dpositive, p)));
+}
+
+}  // namespace
+
+void implement(torch::Library& library) {
+  library.impl("kernel_rows", rows);
+  library.impl("kernel_gradients", gradients);
+  library.impl("kernel_total", total);
+}
+
+}  // namespace fastcl::cuda

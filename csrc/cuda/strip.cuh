@@ -1,0 +1,208 @@
+// What the strip's kernels share: a block of 64 x 128 elements of a tile, z on it, M, and reductions over its rows and columns.
+//
+// A block has eight warps of eight rows each. A lane holds four neighbouring columns of its warp's rows, so that a warp reads
+// and writes 512 bytes of a row of float32 at once, and no two threads touch one element.
+#pragma once
+
+#include "launch.h"
+#include "../operands.h"
+
+namespace fastcl::cuda {
+
+inline constexpr int warps = 8, warp_rows = 8, lane_cols = 4, threads = 32 * warps;
+static_assert(warps * warp_rows == strip_block_rows && 32 * lane_cols == strip_block_cols);
+
+template <class T>
+struct Limits;
+template <>
+struct Limits<float> {
+  // A row or column whose terms all lie this far under the block's maximum has lost digits to underflow.
+  static constexpr float faint = 0x1p-100f;
+};
+template <>
+struct Limits<double> {
+  static constexpr double faint = 0x1p-900;
+};
+
+template <class T>
+__device__ __forceinline__ T infinity() {
+  return T(INFINITY);
+}
+
+// e^t. For float one multiplication and ex2: off by |t| 2^-24 of itself, and the terms of a sum of exponentials that count
+// have a small t.
+__device__ __forceinline__ float exponential(float t) {
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(t * 1.4426950408889634f));
+  return e;
+}
+__device__ __forceinline__ double exponential(double t) { return ::exp(t); }
+
+// The maximum of what is no NaN; NaN returns through the sum of exponentials.
+__device__ __forceinline__ float larger(float a, float b) { return ::fmaxf(a, b); }
+__device__ __forceinline__ double larger(double a, double b) { return ::fmax(a, b); }
+
+// A reference for exponentials: the maximum, or 0 where it is infinite, since inf - inf is NaN.
+template <class T>
+__device__ __forceinline__ T reference_of(T top) {
+  return ::isinf(top) ? T(0) : top;
+}
+
+struct Sum {
+  template <class T>
+  __device__ __forceinline__ static T of(T a, T b) { return a + b; }
+};
+struct Maximum {
+  template <class T>
+  __device__ __forceinline__ static T of(T a, T b) { return larger(a, b); }
+};
+
+template <class Op, class T>
+__device__ __forceinline__ T over_warp(T v) {
+#pragma unroll
+  for (int other = 16; other > 0; other /= 2) v = Op::of(v, __shfl_xor_sync(0xffffffffu, v, other));
+  return v;
+}
+
+// Each of the warp's eight rows reduced over the lanes, that of row lane / 4 in this lane: nine shuffles where forty would
+// reduce one row after the other.
+template <class Op, class T>
+__device__ __forceinline__ T over_lanes(T (&row)[warp_rows], int lane) {
+#pragma unroll
+  for (int half = warp_rows / 2, other = 16; half > 0; half /= 2, other /= 2) {
+    const bool upper = lane & other;
+#pragma unroll
+    for (int r = 0; r < half; r++) {
+      const T given = __shfl_xor_sync(0xffffffffu, upper ? row[r] : row[r + half], other);
+      row[r] = Op::of(upper ? row[r + half] : row[r], given);
+    }
+  }
+  T v = Op::of(row[0], __shfl_xor_sync(0xffffffffu, row[0], 2));
+  return Op::of(v, __shfl_xor_sync(0xffffffffu, v, 1));
+}
+
+// The columns of all warps reduced, that of column t in thread t < 128. The caller's `shared` holds a row for each warp.
+template <class Op, class T>
+__device__ __forceinline__ T over_warps(const T (&col)[lane_cols], T* shared, int warp, int lane) {
+  __syncthreads();  // what was read from `shared` before has been read
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++) shared[warp * strip_block_cols + lane_cols * lane + c] = col[c];
+#if !defined(FASTCL_MUTATE_BARRIER)
+  __syncthreads();
+#endif
+  if (threadIdx.x >= strip_block_cols) return T(0);
+  T v = shared[threadIdx.x];
+#pragma unroll
+  for (int w = 1; w < warps; w++) v = Op::of(v, shared[w * strip_block_cols + threadIdx.x]);
+  return v;
+}
+
+template <class T>
+__device__ __forceinline__ T at_or(const void* vector, int64_t index, bool inside, T otherwise) {
+  return vector != nullptr && inside ? static_cast<const T*>(vector)[index] : otherwise;
+}
+
+// This thread's place: rows row + 0..7 and columns col + 0..3 of x and y, and how many of the columns the tile has.
+struct Place {
+  int warp, lane;
+  int64_t row, col;
+  int inside;
+
+  __device__ __forceinline__ explicit Place(const Tile& t) : warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
+    row = t.i0 + int64_t(blockIdx.x) * strip_block_rows + warp * warp_rows;
+    col = t.j0 + int64_t(blockIdx.y) * strip_block_cols + lane_cols * lane;
+    const int64_t left = t.j1 - col;
+    inside = left >= lane_cols ? lane_cols : left > 0 ? int(left) : 0;
+  }
+};
+
+// Four neighbouring elements. Memory beyond the tile's columns is neither read nor written.
+template <class T>
+__device__ __forceinline__ void load_four(const T* from, int inside, T (&v)[lane_cols]) {
+  if (inside == lane_cols) {
+    if constexpr (sizeof(T) == 4) {
+      const float4 q = *reinterpret_cast<const float4*>(from);
+      v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
+    } else {
+      const double2 p = reinterpret_cast<const double2*>(from)[0], q = reinterpret_cast<const double2*>(from)[1];
+      v[0] = p.x, v[1] = p.y, v[2] = q.x, v[3] = q.y;
+    }
+  } else {
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) v[c] = c < inside ? from[c] : T(0);
+  }
+}
+
+// What z and M take from this thread's four columns.
+template <class T>
+struct Columns {
+  T norm[lane_cols], bias[lane_cols];
+  int64_t group[lane_cols];
+
+  __device__ __forceinline__ Columns(const Equation& e, const Place& p) {
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) {
+      norm[c] = at_or<T>(e.norm_y, p.col + c, c < p.inside, T(0));
+      bias[c] = at_or<T>(e.bias_y, p.col + c, c < p.inside, T(0));
+      group[c] = at_or<int64_t>(e.group_y, p.col + c, c < p.inside, 0);
+    }
+  }
+};
+
+// z_ij and M on one row of four columns.
+template <class T>
+struct Logits {
+  const Equation e;
+  T a, b;
+  bool sqdist;
+
+  __device__ __forceinline__ explicit Logits(const Equation& equation)
+      : e(equation), a(*static_cast<const T*>(e.scale)), b(*static_cast<const T*>(e.shift)), sqdist(e.operand == Operand::sqdist) {}
+
+  __device__ __forceinline__ void of_row(int64_t i, const Columns<T>& cols, T (&v)[lane_cols]) const {
+    const T term = b + at_or<T>(e.bias_x, i, true, T(0));
+    const T norm = at_or<T>(e.norm_x, i, true, T(0));
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) {
+      const T u = sqdist ? Sqdist::of(v[c], norm, cols.norm[c]) : v[c];
+      v[c] = a * u + term + cols.bias[c];
+    }
+  }
+
+  // Bit c is set where M visits (i, col + c) and the tile has that column.
+  __device__ __forceinline__ unsigned visits(int64_t i, const Place& p, const Columns<T>& cols) const {
+    unsigned bits = (1u << p.inside) - 1u;
+    if (e.mask == MaskKind::off_diagonal) {
+      const int64_t c = i + e.diff - p.col;
+#if !defined(FASTCL_MUTATE_MASK)
+      if (c >= 0 && c < lane_cols) bits &= ~(1u << c);
+#else
+      if (c > 0 && c < lane_cols) bits &= ~(1u << c);
+#endif
+    } else if (e.mask != MaskKind::all) {
+      const int64_t group = e.group_x[i];
+      const bool across = e.mask == MaskKind::across_groups;
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++)
+        if ((group == cols.group[c]) == across) bits &= ~(1u << c);
+    }
+    return bits;
+  }
+};
+
+// Calls body(pair functor) for the pair function of that number.
+template <class Body>
+int with_pair(int pair, Body body) {
+  int number = 0;
+#define FASTCL_CASE(name, type, constants) \
+  if (pair == number++) return body(type{});
+  FASTCL_FOR_EACH_PAIR(FASTCL_CASE)
+#undef FASTCL_CASE
+  return 1;  // cudaErrorInvalidValue
+}
+
+inline dim3 blocks_of(const Tile& t) {
+  return dim3(unsigned((t.i1 - t.i0 + strip_block_rows - 1) / strip_block_rows), unsigned((t.j1 - t.j0 + strip_block_cols - 1) / strip_block_cols));
+}
+
+}  // namespace fastcl::cuda

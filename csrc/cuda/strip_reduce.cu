@@ -1,0 +1,251 @@
+// The reductions of one tile of dot products, and what joins the partial results: rows and columns from one read of the tile.
+#include "strip.cuh"
+
+namespace fastcl::cuda {
+namespace {
+
+// Writes this block's row (one for each group of four lanes) and column results to its rows of the partial results.
+template <class T>
+struct Partial {
+  T *row, *col;
+  int64_t rows, cols;
+  bool has_row, has_col;
+
+  __device__ __forceinline__ Partial(const StripReduce& args, const Place& p) {
+    const Tile& t = args.tile;
+    rows = t.i1 - t.i0, cols = t.j1 - t.j0;
+    const int64_t i = int64_t(blockIdx.x) * strip_block_rows + p.warp * warp_rows + p.lane / 4;
+    const int64_t j = int64_t(blockIdx.y) * strip_block_cols + threadIdx.x;
+    row = static_cast<T*>(args.row_parts) + blockIdx.y * rows + i;
+    col = static_cast<T*>(args.col_parts) + blockIdx.x * cols + j;
+    has_row = i < rows;
+    has_col = args.col_parts != nullptr && threadIdx.x < strip_block_cols && j < cols;
+  }
+  __device__ __forceinline__ bool stores_row(int lane) const { return has_row && lane % 4 == 0; }
+  __device__ __forceinline__ int64_t row_plane() const { return gridDim.y * rows; }
+  __device__ __forceinline__ int64_t col_plane() const { return gridDim.x * cols; }
+};
+
+// The block's dot products turned into z, with the visited pairs as one bit each.
+template <class T>
+__device__ __forceinline__ void load_block(const StripReduce& args, const Place& p, T (&z)[warp_rows][lane_cols], unsigned (&visited)[warp_rows]) {
+  const Tile& t = args.tile;
+  const Columns<T> cols(args.equation, p);
+  const Logits<T> logits(args.equation);
+#pragma unroll
+  for (int r = 0; r < warp_rows; r++) {
+    const bool present = p.row + r < t.i1;
+    load_four(static_cast<const T*>(t.dot) + (p.row + r - t.i0) * t.pitch + (p.col - t.j0), present ? p.inside : 0, z[r]);
+    visited[r] = 0;
+    if (present) {
+      logits.of_row(p.row + r, cols, z[r]);
+      visited[r] = logits.visits(p.row + r, p, cols);
+    }
+  }
+}
+
+template <class T, class Pair>
+__global__ __launch_bounds__(threads) void reduce_sum(const StripReduce args) {
+  __shared__ T shared[warps * strip_block_cols];
+  const Place p(args.tile);
+  const T k[2] = {T(args.equation.constants[0]), T(args.equation.constants[1])};
+  T f[warp_rows][lane_cols];
+  unsigned visited[warp_rows];
+  load_block(args, p, f, visited);
+  T row[warp_rows], col[lane_cols] = {};
+#pragma unroll
+  for (int r = 0; r < warp_rows; r++) {
+    row[r] = T(0);
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) {
+      const T value = visited[r] >> c & 1u ? Pair::value(f[r][c], k) : T(0);
+      row[r] += value;
+      col[c] += value;
+    }
+  }
+  const Partial<T> out(args, p);
+  const T of_row = over_lanes<Sum>(row, p.lane);
+  if (out.stores_row(p.lane)) *out.row = of_row;
+  if (args.col_parts != nullptr) {
+    const T of_col = over_warps<Sum>(col, shared, p.warp, p.lane);
+    if (out.has_col) *out.col = of_col;
+  }
+}
+
+// One exponential an element, relative to the block's maximum. Where a row or a column lies so far under it that this would
+// underflow (or nothing of it is visited), the block is done again with a maximum for each.
+template <class T>
+__global__ __launch_bounds__(threads) void reduce_logsumexp(const StripReduce args) {
+  __shared__ T shared[warps * strip_block_cols];
+  __shared__ T tops[strip_block_cols];
+  const Place p(args.tile);
+  const bool columns = args.col_parts != nullptr;
+  T z[warp_rows][lane_cols];
+  unsigned visited[warp_rows];
+  load_block(args, p, z, visited);
+  T top = -infinity<T>();
+#pragma unroll
+  for (int r = 0; r < warp_rows; r++)
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) {
+      if (!(visited[r] >> c & 1u)) z[r][c] = -infinity<T>();
+      top = larger(top, z[r][c]);
+    }
+  top = over_warp<Maximum>(top);
+  if (p.lane == 0) tops[p.warp] = top;
+  __syncthreads();
+  T peak = tops[0];
+#pragma unroll
+  for (int w = 1; w < warps; w++) peak = larger(peak, tops[w]);
+  const T reference = reference_of(peak);
+
+  T row[warp_rows], col[lane_cols] = {};
+#pragma unroll
+  for (int r = 0; r < warp_rows; r++) {
+    row[r] = T(0);
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) {
+      const T e = exponential(z[r][c] - reference);
+      row[r] += e;
+      col[c] += e;
+    }
+  }
+  const Partial<T> out(args, p);
+  T row_sum = over_lanes<Sum>(row, p.lane), row_top = reference;
+  T col_sum = columns ? over_warps<Sum>(col, shared, p.warp, p.lane) : T(0), col_top = reference;
+  const bool faint = (out.has_row && row_sum < Limits<T>::faint) || (out.has_col && col_sum < Limits<T>::faint);
+  if (__syncthreads_or(faint || peak == infinity<T>())) {
+#pragma unroll
+    for (int r = 0; r < warp_rows; r++) {
+      row[r] = -infinity<T>();
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) row[r] = larger(row[r], z[r][c]);
+    }
+    row_top = over_lanes<Maximum>(row, p.lane);
+#pragma unroll
+    for (int r = 0; r < warp_rows; r++) {
+      const T own = reference_of(__shfl_sync(0xffffffffu, row_top, 4 * r));
+      row[r] = T(0);
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) row[r] += exponential(z[r][c] - own);
+    }
+    row_sum = over_lanes<Sum>(row, p.lane);
+    row_top = row_top == infinity<T>() ? T(0) : row_top;
+    if (columns) {
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) {
+        col[c] = -infinity<T>();
+#pragma unroll
+        for (int r = 0; r < warp_rows; r++) col[c] = larger(col[c], z[r][c]);
+      }
+      col_top = over_warps<Maximum>(col, shared, p.warp, p.lane);
+      if (threadIdx.x < strip_block_cols) tops[threadIdx.x] = col_top;
+      __syncthreads();
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) {
+        const T own = reference_of(tops[lane_cols * p.lane + c]);
+        col[c] = T(0);
+#pragma unroll
+        for (int r = 0; r < warp_rows; r++) col[c] += exponential(z[r][c] - own);
+      }
+      col_sum = over_warps<Sum>(col, shared, p.warp, p.lane);
+      col_top = col_top == infinity<T>() ? T(0) : col_top;
+    }
+  }
+  if (out.stores_row(p.lane)) out.row[0] = row_top, out.row[out.row_plane()] = row_sum;
+  if (out.has_col) out.col[0] = col_top, out.col[out.col_plane()] = col_sum;
+}
+
+// The partial results of one row or column, one after the other: the same bits in any schedule.
+template <class T>
+__global__ __launch_bounds__(128) void merge_parts(const MergeParts args) {
+  const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= args.size) return;
+  const T* part = static_cast<const T*>(args.parts) + index;
+  T* sum = static_cast<T*>(args.sum) + index;
+  if (args.top == nullptr) {
+    double total = *sum;
+    for (int64_t k = 0; k < args.count; k++) total += args.factor * double(part[k * args.size]);
+    *sum = T(total);
+    return;
+  }
+  T* tops = static_cast<T*>(args.top) + index;
+  T top = *tops, total = *sum;
+  const int64_t plane = args.count * args.size;
+  for (int64_t k = 0; k < args.count; k++) {
+    const T other = part[k * args.size], higher = larger(top, other), reference = reference_of(higher);
+    total = total * exponential(top - reference) + part[plane + k * args.size] * exponential(other - reference);
+    top = higher;
+  }
+  *tops = top;
+  *sum = total;
+}
+
+template <class Pair>
+__global__ void bound_slope(const SlopeBound args) {
+  const float low = *static_cast<const float*>(args.low), high = *static_cast<const float*>(args.high);
+  const float k[2] = {float(args.constants[0]), float(args.constants[1])};
+  constexpr float log_2 = 0.69314718f, just_under = 1.0f - 1e-6f;
+  const float at[] = {low, high, k[0], k[1], log_2, (log_2 - k[0]) * just_under, (log_2 - k[1]) * just_under};
+  float bound = 0;
+  for (float z : at) {
+    const float slope = ::fabsf(Pair::slope(::fminf(::fmaxf(z, low), high), k));
+    if (slope > bound && slope < INFINITY) bound = slope;
+  }
+  *static_cast<float*>(args.bound) = bound;
+}
+
+template <class T>
+int reduce(const StripReduce& args, cudaStream_t stream) {
+  const dim3 grid = blocks_of(args.tile);
+  if (args.equation.reduce == Reduction::logsumexp) {
+    reduce_logsumexp<T><<<grid, threads, 0, stream>>>(args);
+    return cudaGetLastError();
+  }
+  return with_pair(args.equation.pair, [&](auto pair) -> int {
+    reduce_sum<T, decltype(pair)><<<grid, threads, 0, stream>>>(args);
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace
+}  // namespace fastcl::cuda
+
+using namespace fastcl::cuda;
+
+extern "C" {
+
+int fastcl_cuda_strip_reduce(const StripReduce* args, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  return args->tile.dtype == Dtype::float64 ? reduce<double>(*args, on) : reduce<float>(*args, on);
+}
+
+int fastcl_cuda_merge_parts(const MergeParts* args, void* stream) {
+  const unsigned blocks = unsigned((args->size + 127) / 128);
+  if (args->dtype == Dtype::float64) merge_parts<double><<<blocks, 128, 0, static_cast<cudaStream_t>(stream)>>>(*args);
+  else merge_parts<float><<<blocks, 128, 0, static_cast<cudaStream_t>(stream)>>>(*args);
+  return cudaGetLastError();
+}
+
+int fastcl_cuda_slope_bound(const SlopeBound* args, void* stream) {
+  return with_pair(args->pair, [&](auto pair) -> int {
+    bound_slope<decltype(pair)><<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(*args);
+    return cudaGetLastError();
+  });
+}
+
+int fastcl_cuda_device_facts(DeviceFacts* facts) {
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  const std::pair<cudaDeviceAttr, int32_t*> asked[] = {{cudaDevAttrComputeCapabilityMajor, &facts->major},
+                                                       {cudaDevAttrComputeCapabilityMinor, &facts->minor},
+                                                       {cudaDevAttrMultiProcessorCount, &facts->multiprocessors},
+                                                       {cudaDevAttrMaxSharedMemoryPerBlockOptin, &facts->shared_bytes}};
+  for (const auto& [attribute, value] : asked)
+    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device)) return error;
+  return cudaSuccess;
+}
+
+const char* fastcl_cuda_error_string(int error) { return cudaGetErrorString(cudaError_t(error)); }
+
+}  // extern "C"
