@@ -13,6 +13,8 @@ from torch import Tensor
 from . import extension, ops
 from .problem import Gradients, Problem, Wanted
 
+kernels = torch.ops.fastcl
+
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot serve this device and dtype, with what mends it; None when they can."""
@@ -26,7 +28,7 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r, and c when asked."""
-    r, c = torch.ops.fastcl.kernel_rows(*ops.pack(p))
+    r, c = kernels.kernel_rows(*ops.pack(p))
     return r, c if p.columns else None
 
 
@@ -34,12 +36,12 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
     """The gradients of <g, r> + <h, c>."""
     absent = r.new_empty(0)
     given = [absent if t is None else t for t in (r, c, g, h)]
-    return _present(torch.ops.fastcl.kernel_gradients(*ops.pack(p), *given, list(wanted)), wanted)
+    return _present(kernels.kernel_gradients(*ops.pack(p), *given, list(wanted)), wanted)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients for an upstream gradient of 1."""
-    value, *answer, dpositive = torch.ops.fastcl.kernel_total(*ops.pack(p), positive, outer, list(wanted))
+    value, *answer, dpositive = kernels.kernel_total(*ops.pack(p), positive, outer, list(wanted))
     return value, _present(answer, wanted), None if positive is None else dpositive
 
 
