@@ -133,9 +133,7 @@ def load_host_library(*sources, arch="sm_80", include_dirs=(), defines=(), extra
     # -z defs: all symbols must resolve: a runtime function that the shim lacks fails here, by name.
     link = ["-shared", "-Wl,-z,defs", "-Wl,-Bsymbolic"]
     out = _build.cache_dir() / f"host-{_build.digest(*keys, shim.read_text(), core, *link)}.so"
-    modules = [
-        Module(compile_ptx(s, arch, include_dirs, defines, extra)) for s in sources if str(s).endswith(".cu")
-    ]
+    ptx = {k: out.with_suffix(f".{k}.ptx") for k, s in enumerate(sources) if str(s).endswith(".cu")}
     if not out.exists():
         import tempfile
 
@@ -143,7 +141,14 @@ def load_host_library(*sources, arch="sm_80", include_dirs=(), defines=(), extra
             objects = []
             for k, s in enumerate(sources):
                 objects.append(os.path.join(tmp, f"{k}.o"))
-                _build.run([nvcc, *flags, "-Xcompiler", "-fPIC", "-c", s, "-o", objects[-1]])
+                # With PTX inside instead of machine code ptxas does not run, and the PTX is kept for the interpreter.
+                host = [flag.replace("-arch=sm_", "-arch=compute_") for flag in flags]
+                keep = ["-lineinfo", "--keep", "--keep-dir", tmp]
+                _build.run([nvcc, *host, *keep, "-Xcompiler", "-fPIC", "-c", s, "-o", objects[-1]])
+                if str(s).endswith(".cu"):
+                    shutil.copy(next(pathlib.Path(tmp).glob("*.ptx")), ptx[k])
+                    for kept in pathlib.Path(tmp).glob("*.ptx"):
+                        kept.unlink()
             objects.append(os.path.join(tmp, "shim.o"))
             include = toolkit_include(nvcc)
             _build.run(
@@ -171,4 +176,4 @@ def load_host_library(*sources, arch="sm_80", include_dirs=(), defines=(), extra
                 ]
             )
             shutil.move(os.path.join(tmp, "lib.so"), out)
-    return HostLibrary(out, modules, arch)
+    return HostLibrary(out, [Module(path.read_text()) for path in ptx.values()], arch)

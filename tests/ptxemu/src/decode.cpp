@@ -241,6 +241,9 @@ Register Decoder::resolve(const Operand& o, Type t, bool wide, bool write) {
         if (y->space == Space::Shared && y->address == ~0ull) return {t, special(Special::DynBase, w), w};
         return {t, constant(y->address + o.offset, w), w};
     }
+    // The address of a kernel parameter in the parameter space: what ld.param takes from a register.
+    for (auto& p : b.kernel.params)
+        if (p.name == o.name && w == 8) return {t, constant(p.offset + o.offset, w), w};
     unsupported("unknown name " + o.name);
 }
 
