@@ -26,6 +26,7 @@ class Union(Protocol):
     def first(self, x: Tensor) -> int: ...
     def total(self, values: Tensor) -> Tensor: ...
     def log_total(self, values: Tensor) -> Tensor: ...
+    def largest(self, value: Tensor) -> Tensor: ...
     def summed(self, matrix: Tensor) -> Tensor: ...
 
 
@@ -80,6 +81,13 @@ def log_total(values: Tensor) -> Tensor:
     """The log-sum-exp of one value for each row, over the whole batch."""
     union = _current.union
     return torch.logsumexp(values, 0) if union is None else union.log_total(values)
+
+
+def largest(values: Tensor) -> Tensor:
+    """The largest of one value >= 0 for each row, over the whole batch, without gradient; 0 of none."""
+    union, values = _current.union, values.detach()
+    mine = values.amax() if values.shape[0] else values.sum()
+    return mine if union is None else union.largest(mine)
 
 
 def summed(matrix: Tensor) -> Tensor:

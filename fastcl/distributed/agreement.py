@@ -179,6 +179,9 @@ class Rehearsal:
     def log_total(self, values: Tensor) -> Tensor:
         return values.sum()
 
+    def largest(self, value: Tensor) -> Tensor:
+        return value
+
     def summed(self, matrix: Tensor) -> Tensor:
         return matrix
 

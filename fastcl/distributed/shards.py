@@ -83,6 +83,10 @@ class Shards:
         mine = _logsumexp(wide) if wide.numel() else nothing
         return _logsumexp(_Everywhere.apply(self.wire, mine)).to(values.dtype)
 
+    def largest(self, value: Tensor) -> Tensor:
+        """The largest of the ranks' numbers."""
+        return self.wire.everywhere(value).amax()
+
     def summed(self, matrix: Tensor) -> Tensor:
         """The sum of the ranks' matrices."""
         result: Tensor = _Summed.apply(self.wire, matrix)

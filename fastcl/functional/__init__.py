@@ -6,9 +6,10 @@ from .divergence import FMICLTerms, f_micl, f_micl_dv
 from .kernel import kcl
 from .labels import sup_con
 from .momentum import moco, moco_v3
+from .powers import f_mi_alpha
 from .sigmoid import siglip
 from .softmax import clip, info_nce, nt_xent
-from .spectral import f_mi_alpha, minc, spectral
+from .spectral import minc, spectral
 from .uniformity import align_uniform, alignment, uniformity
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Spectral contrastive learning, its incremental form, and its generalisation to all alpha-divergences."""
+"""Spectral contrastive learning, and its incremental form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import batch, checks
 from ..distributed import Group, over_ranks
 from ..masks import Mask
-from ..pairs import Log, Power, Square
+from ..pairs import Square
 from ..problem import accumulation_dtype
 from .energy import Pairs, Potential, visits
 from .rows import (
@@ -20,7 +20,6 @@ from .rows import (
     check_reduction,
     normalize_rows,
     own_pairs_left_out,
-    plain_number,
     reduced,
     row_dot,
     views,
@@ -219,59 +218,3 @@ def _check_statistic(statistic: Tensor, u: Tensor) -> None:
         )
     if statistic.device != u.device:
         raise ValueError(f"statistic: expected the device of u, {u.device}, got {statistic.device}; move it")
-
-
-@over_ranks
-def f_mi_alpha(
-    u: Tensor,
-    v: Tensor,
-    *,
-    alpha: float = 2.0,
-    eps: float = 1e-3,
-    groups: Tensor | None = None,
-    normalize: bool = False,
-    reduction: str = "mean",
-    backend: str | None = None,
-    group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
-) -> Tensor:
-    """f-mutual information by an alpha-divergence, with s = <u, v> as the estimated density ratio.
-
-        L = -mean_i (s_ii^{a-1} - 1) / (a - 1) + mean_{i != j} (s_ij^a - 1) / a,   s clamped at eps
-        a = 1:  -mean_i log s_ii + mean s_ij - 1        a = 0:  mean_i 1 / s_ii - 1 + mean log s_ij
-
-    a = 2 is spectral / 2 + 1 / 2 (without its clipping) as long as no s is below eps.
-
-    Source: arXiv 2504.16667 as far as it is public; the conjugates f*(f'(s)) = s f'(s) - f(s) are derived.
-
-    Args:
-        u: (n, d) floating, n >= 2, the first views.
-        v: (n, d), dtype of u, the second views.
-        alpha: the order a of the divergence, a number; 2 is Pearson's, 1 KL, 0 reverse KL.
-        eps: the least s, > 0, a number; below it the gradient is 0.
-        groups: (n,) int64, one group per row: pairs of equal groups are no negatives.
-        normalize: whether to scale rows to unit length first.
-        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
-        backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
-
-    Returns:
-        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
-
-    Raises:
-        ValueError: for shapes or values that do not fit, or fewer than 2 rows.
-        TypeError: for unsupported or mixed dtypes.
-    """
-    check_reduction(reduction)
-    a, eps = plain_number("alpha", alpha), plain_number("eps", eps, positive=True)
-    u, v = views(u, v, normalize, ("u", "v"))
-    at_least(2, u, "f_mi_alpha")
-    s = row_dot(u, v)
-    s = torch.where(s < eps, eps, s)
-    critic = s.log() if a == 1.0 else (s ** (a - 1.0) - 1.0) / (a - 1.0)
-    psi = Potential(Log(eps)) if a == 0.0 else Potential(Power(a, eps), 1.0 / a, constant=-1.0 / a)
-    pairs = Pairs(u, v, own_pairs_left_out(groups, u), reduction=reduction, backend=backend)
-    return pairs.energy(psi) - reduced(critic, reduction, "f_mi_alpha")

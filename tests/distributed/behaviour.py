@@ -286,6 +286,23 @@ def plain_queue(rank: int, world: int) -> float:
     return max(distance(queue.rows, one.rows), distance(loss, expected))
 
 
+def extreme_order(rank: int, world: int) -> float:
+    """Powers whose sum over pairs is beyond float64: the longest rows of all ranks say how rows are scaled."""
+    sizes = LAYOUTS["with an empty one"](world)
+    whole = [(random(sum(sizes), D, seed=s) * 8e50).requires_grad_() for s in (3, 4)]
+    expected = functional.f_mi_alpha(*whole, alpha=3.0)
+    expected.backward()
+    own = [cut(t, sizes, rank) for t in whole]
+    loss = functional.f_mi_alpha(*own, alpha=3.0, group=dist.group.WORLD, gradient="exact")
+    loss.backward()
+    assert 1e304 < expected.abs() < float("inf")
+    errors = [
+        distance(mine.grad, cut(t.grad, sizes, rank), scale=float(t.grad.abs().max()))
+        for mine, t in zip(own, whole, strict=True)
+    ]
+    return max(distance(loss, expected), *errors)
+
+
 def memory(strategy: str, rank: int, world: int) -> float:
     """Bytes of tensors held at the worst moment of a step, over those of one shard."""
     n, d = 512, 256
@@ -344,4 +361,5 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     **{f"statistic, {how}": partial(statistic, how) for how in ("without a group", "group", "sub-group")},
     "gradient accumulates": gradient_accumulates,
     "autocast": autocast,
+    "extreme order": extreme_order,
 }

@@ -324,6 +324,8 @@ CASES = (
             {"alpha": 1.0},
             {"alpha": 0.0, "eps": 0.05},
             {"alpha": 3.0, "eps": 0.1},
+            {"alpha": 4.0, "normalize": True},
+            {"alpha": -2.0, "eps": 0.3},
             {"normalize": True},
         ),
         smallest=2,

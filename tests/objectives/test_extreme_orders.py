@@ -1,0 +1,107 @@
+"""f_mi_alpha at orders whose powers leave a dtype: right where the value fits, infinite with its sign where not, never NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mpmath import mp, mpf
+from torch import Tensor
+
+import fastcl.functional as F
+from tests import oracle
+
+from .cases import two_views
+from .witnesses import close, gradients, served
+
+DOUBLE, SINGLE = torch.float64, torch.float32
+
+
+def leaves(scale: float, dtype: torch.dtype, n: int = 7, d: int = 5) -> list[Tensor]:
+    return [(scale * x).to(dtype).requires_grad_() for x in two_views(n, d)]
+
+
+def exactly(rows: list[Tensor], alpha: float, eps: float) -> tuple[mpf, list[list[list[mpf]]]]:
+    """The value and its gradients by mpmath, whose exponents have no end."""
+    mp.dps = 30
+    u, v = ([[mpf(e) for e in row] for row in x.tolist()] for x in rows)
+    n, a, least = len(u), mpf(alpha), mpf(eps)
+    value, grads = mpf(0), [[[mpf(0)] * len(u[0]) for _ in u] for _ in range(2)]
+    for i in range(n):
+        for j in range(n):
+            s = sum(p * q for p, q in zip(u[i], v[j], strict=True))
+            t, live = max(s, least), s >= least
+            if i == j:
+                value -= (t ** (a - 1) - 1) / (a - 1) / n
+                w = -(t ** (a - 2)) / n
+            else:
+                value += (t**a - 1) / a / (n * (n - 1))
+                w = t ** (a - 1) / (n * (n - 1))
+            for k in range(len(u[0])) if live else ():
+                grads[0][i][k] += w * v[j][k]
+                grads[1][j][k] += w * u[i][k]
+    return value, grads
+
+
+def as_tensor(values: object, dtype: torch.dtype) -> Tensor:
+    """Rounded to the dtype; infinite where that is its range."""
+    flat = [[float(e) for e in row] for row in values] if isinstance(values, list) else float(values)  # type: ignore[arg-type]
+    return torch.tensor(flat, dtype=DOUBLE).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "scale", "dtype"),
+    [
+        (50.0, 0.6, SINGLE),  # 1e33
+        (50.0, 8.0, SINGLE),  # 1e140: infinite
+        (3.0, 1e4, SINGLE),
+        (2.0, 1.1e9, SINGLE),  # mean s^2 is 1e37, and its sum over pairs beyond float32
+        (2.0, 1e12, SINGLE),
+        (50.0, 5e2, DOUBLE),  # 1e300: its sum over pairs is beyond float64
+        (50.0, 6e2, DOUBLE),
+        (50.0, 1e5, DOUBLE),
+        (400.0, 30.0, DOUBLE),
+        (1.5, 1e20, SINGLE),
+        (-9.0, 1.0, SINGLE),
+        (-40.0, 1.0, SINGLE),
+    ],
+)
+def test_values_and_gradients_are_right_or_infinite(alpha: float, scale: float, dtype: torch.dtype) -> None:
+    exact, wanted = exactly(leaves(scale, dtype), alpha, 1e-3)
+    want = as_tensor(exact, dtype)
+    rtol = 4 * max(alpha, 4.0) * torch.finfo(dtype).eps if dtype == DOUBLE or alpha <= 2.0 else 1e-6
+    for backend in served(dtype):
+        rows = leaves(scale, dtype)
+        value = F.f_mi_alpha(*rows, alpha=alpha, backend=backend)
+        torch.testing.assert_close(value.detach(), want, rtol=rtol, atol=0.0)
+        found = gradients(value, rows)
+        for got, truth in zip(found, wanted, strict=True):
+            w = as_tensor(truth, dtype)
+            assert not got.isnan().any(), backend
+            if w.isfinite().all():
+                close(got, w, rtol=rtol)
+            # Beyond the range a gradient keeps its sign; where the value is still within it, it is infinite.
+            sure = w.abs() > 1e-3 * w.abs().max() if w.isfinite().all() else w.isinf()
+            assert torch.equal(got[sure].sign(), w[sure].sign()), backend
+            assert want.isinf() or got[w.isinf()].isinf().all(), backend
+
+
+def test_rows_of_their_own_and_one_long_row() -> None:
+    """What none gives for each row sums to the value; a long row does not take the others' digits."""
+    rows = leaves(30.0, DOUBLE)
+    with torch.no_grad():
+        rows[0][0] *= 100.0
+    none = F.f_mi_alpha(*rows, alpha=40.0, reduction="none")
+    close(none.mean(), F.f_mi_alpha(*rows, alpha=40.0), rtol=1e-12)
+    truth = oracle.f_mi_alpha(*rows, alpha=40.0, eps=1e-3).detach()
+    assert truth.isfinite()
+    close(none.mean(), truth, rtol=1e-12)
+
+
+def test_orders_without_a_number_are_errors() -> None:
+    u, v = two_views(5, 4)
+    message = r"^alpha: expected an order at which eps \*\* alpha and eps \*\* \(alpha - 2\) stay within float64, got alpha = "
+    with pytest.raises(ValueError, match=message + r"-200 with eps = 0.001; bring eps nearer to 1$"):
+        F.f_mi_alpha(u, v, alpha=-200.0)
+    with pytest.raises(ValueError, match=message + r"400 with eps = 10; "):
+        F.f_mi_alpha(u, v, alpha=400.0, eps=10.0)
+    assert F.f_mi_alpha(u, v, alpha=-200.0, eps=0.5).isfinite()
