@@ -1,0 +1,89 @@
+// The launches of the fused kernels: dot products, pair function and reductions in one sweep over tiles of 128 rows that
+// stay in registers and shared memory, nothing of size n x m in memory. Same rules as launch.h.
+//
+//     fused_rows      row and column reductions of every pair of row blocks      1 product of 2 n m d flops
+//     fused_merge     their partial results, joined in one order
+//     fused_factors   g, h, r, c as the gradient multiplies them
+//     fused_gradient  W Y, and where asked W 1                                   2 products
+//
+// W^T X is fused_gradient with the sides exchanged, so that rows and columns take 5 products, and the same bits every run.
+#pragma once
+
+#include "launch.h"
+
+namespace fastcl::cuda {
+
+// x (n, d) and y (m, d) as the tensor cores take them: rows and their strides are multiples of 16 bytes, d too (padded with
+// zeros), and float32 rows hold what tf32 can hold. Any size below 2^31 - 128.
+struct FusedSides {
+  const void *x, *y;
+  int64_t x_stride, y_stride, n, m, d;
+  Dtype dtype;  // bfloat16, float16, or float32 for tf32
+};
+
+// Partial results are pairs (top, sum) of floats, tops in units of log 2, for a log-sum-exp; else single floats.
+struct FusedRows {
+  Equation equation;
+  FusedSides sides;
+  int64_t ctas;      // each takes every ctas-th block of 128 rows; at most as many as there are blocks
+  int64_t splits;    // of the column tiles, at most as many as there are
+  void* row_parts;   // [splits][n]
+  void* col_parts;   // [ctas][m]; null: columns are not wanted
+  int32_t triangle;  // y is x: tiles below the diagonal are those above it, transposed, and are not visited
+  int32_t resident;  // x's rows stay in shared memory for a whole sweep
+  int32_t stages;    // 2 to 4 chunks of 128 bytes a row in flight
+};
+
+struct FusedMerge {
+  const void *row_parts, *col_parts;  // either may be absent; both are joined in the triangle
+  int64_t splits, ctas, size;
+  int32_t triangle;
+  int32_t logsumexp;
+  void* out;  // float32 (size,)
+};
+
+// Pairs (factor, reference), one for each row of either side, padded to a multiple of 128. A log-sum-exp has
+//     w_ij = (factor_i + factor_j) 2^(z - reference_i - reference_j)                        one exponential, or
+//     w_ij = factor_i 2^(z - reference_i) + factor_j 2^(z - reference_j)                     two
+// with z in units of log 2; which, says `single`, one int32 on the device, as the weighting's reference has it.
+struct FusedFactors {
+  Weighting weighting;
+  int64_t n, m;
+  int32_t logsumexp;
+  void *x_factors, *y_factors, *single;
+};
+
+struct FusedGradient {
+  Equation equation;
+  FusedSides sides;
+  const void *x_factors, *y_factors, *single;
+  void* wy;  // float32 (n, d), every row d long: W Y without the scale
+  void* w_rows;  // float32 (n,), W 1 from the weights as they were rounded for the product; null: not wanted
+};
+
+// Rounds float32 rows to tf32 (to nearest, ties away) and pads rows of any type with zeros.
+struct FusedPack {
+  const void* from;
+  int64_t from_stride, rows, d;
+  void* to;  // (rows, to_d), contiguous
+  int64_t to_d;
+  Dtype dtype;
+};
+
+#define FASTCL_FOR_EACH_FUSED_LAUNCH(X) \
+  X(fused_rows, FusedRows)              \
+  X(fused_merge, FusedMerge)            \
+  X(fused_factors, FusedFactors)        \
+  X(fused_gradient, FusedGradient)      \
+  X(fused_pack, FusedPack)
+
+// What a launch asks for, answered on the host: bytes of shared memory; negative where no kernel holds d.
+inline constexpr int64_t fused_tile = 128;
+int64_t fused_rows_shared(Dtype dtype, int64_t d, bool resident, int stages);
+int64_t fused_gradient_shared(Dtype dtype, int64_t d);
+
+}  // namespace fastcl::cuda
+
+extern "C" {
+FASTCL_FOR_EACH_FUSED_LAUNCH(FASTCL_DECLARE_LAUNCH)
+}

@@ -1,0 +1,130 @@
+// The forward sweep. A CTA takes blocks of 128 rows, one after another, and for each a run of column tiles; the loop over
+// chunks of d runs on over tile borders, so that the next tile's first chunks are in flight while one is reduced.
+#pragma once
+
+#include "fused_reductions.cuh"
+
+namespace fastcl::cuda {
+
+template <class T>
+using RowsLayout = Layout<T, 128, 128, 2, 4>;
+
+// Bytes of shared memory: the stages, x's rows where they stay, and where partial results meet.
+template <class C>
+constexpr int64_t rows_shared(int64_t d, bool resident, int stages, int part) {
+  const int64_t chunks = (d + C::width - 1) / C::width, x = C::BM * chunk_bytes, y = C::BN * chunk_bytes;
+  return stages * (resident ? y : x + y) + (resident ? chunks * x : 0) + (C::WM * C::BN + C::WN * C::BM) * part;
+}
+
+// The t-th row block of a CTA. In the triangle the first blocks have the most tiles: deal them there and back.
+__device__ __forceinline__ int dealt_block(int t, bool triangle) {
+  const int cta = blockIdx.x, ctas = gridDim.x;
+  return t * ctas + (triangle && t % 2 ? ctas - 1 - cta : cta);
+}
+
+// What is loaded next: chunks of one row block in the order in which they are multiplied.
+template <class C>
+struct Loader {
+  using T = typename C::T;
+  static constexpr int x_bytes = C::BM * chunk_bytes, y_bytes = C::BN * chunk_bytes;
+
+  const FusedSides sides;
+  const int stages, chunks;
+  const bool resident;
+  const uint32_t ring, kept;  // ring: [stages] of y's chunk and, unless resident, x's; kept: [chunks] of x
+  int row0 = 0, first_tile = 0, tile = 0, chunk = 0, stage = 0;
+
+  __device__ __forceinline__ Loader(const FusedRows& p, uint32_t shared)
+      : sides(p.sides), stages(p.stages), chunks((static_cast<int>(p.sides.d) + C::width - 1) / C::width),
+        resident(p.resident), ring(shared), kept(shared + p.stages * (p.resident ? y_bytes : x_bytes + y_bytes)) {}
+
+  __device__ __forceinline__ uint32_t y_at(int s) const { return ring + s * (resident ? y_bytes : x_bytes + y_bytes); }
+  __device__ __forceinline__ uint32_t x_at(int s, int c) const { return resident ? kept + c * x_bytes : y_at(s) + y_bytes; }
+  __device__ __forceinline__ uint32_t end() const { return kept + (resident ? chunks * x_bytes : 0); }
+
+  __device__ __forceinline__ void start(int row0_, int first) {
+    row0 = row0_, first_tile = tile = first, chunk = stage = 0;
+  }
+  __device__ __forceinline__ void next() {
+    const int d = static_cast<int>(sides.d);
+    if (!resident || tile == first_tile)
+      load_chunk<T, C::BM, C::threads>(x_at(stage, chunk), static_cast<const T*>(sides.x), sides.x_stride, row0,
+                                       static_cast<int>(sides.n), chunk, d);
+    load_chunk<T, C::BN, C::threads>(y_at(stage), static_cast<const T*>(sides.y), sides.y_stride, tile * C::BN,
+                                     static_cast<int>(sides.m), chunk, d);
+    if (++chunk == chunks) chunk = 0, ++tile;
+    if (++stage == stages) stage = 0;
+  }
+};
+
+template <class C, class Reduce>
+__global__ void __launch_bounds__(C::threads, 1) fused_rows_kernel(const FusedRows p) {
+  using T = typename C::T;
+  using Part = typename Reduce::Part;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int n = static_cast<int>(p.sides.n), m = static_cast<int>(p.sides.m);
+  const int tiles = (m + C::BN - 1) / C::BN, blocks = (n + C::BM - 1) / C::BM;
+  const int per_split = (tiles + gridDim.y - 1) / gridDim.y;
+  const int split_first = blockIdx.y * per_split, split_end = min(tiles, split_first + per_split);
+  const int64_t row_line = blockIdx.y, col_line = blockIdx.x;
+  Part* row_parts = static_cast<Part*>(p.row_parts) + row_line * n;
+  Part* col_parts = static_cast<Part*>(p.col_parts) + col_line * m;
+
+  Loader<C> load(p, shared_address(shared));
+  const Pairs<C, Reduce::logsumexp> pairs(p.equation, p.sides);
+  const uint32_t x_lane = left_lane(pairs.at.wm * C::MI * 16), y_lane = right_lane(pairs.at.wn * C::NI * 8);
+  unsigned char* meeting = shared + (load.end() - load.ring);
+
+  for (int t = 0;; t++) {
+    const int block = dealt_block(t, p.triangle), row0 = block * C::BM;
+    if (t * static_cast<int>(gridDim.x) >= blocks) break;
+    if (block >= blocks) continue;
+    const int first = p.triangle ? max(split_first, block) : split_first;
+    const int count = max(0, split_end - first) * load.chunks;
+    load.start(row0, first);
+    for (int k = 0; k < p.stages - 1; k++) {
+      if (k < count) load.next();
+      copies_commit();
+    }
+    Reduce reduce(pairs, meeting);
+    float s[C::MI][C::NI][4];
+    clear(s);
+    int chunk = 0, stage = 0, col0 = first * C::BN;
+    for (int k = 0; k < count; k++) {
+      copies_wait_for(p.stages);
+      __syncthreads();  // chunk k is there for all warps, and all are done with chunk k - 1, whose stage is free
+      if (k + p.stages - 1 < count) load.next();
+      copies_commit();
+      multiply_chunk<T>(s, load.x_at(stage, chunk) + x_lane, load.y_at(stage) + y_lane);
+      if (++stage == p.stages) stage = 0;
+      if (++chunk < load.chunks) continue;
+      // The tile on the diagonal of the triangle holds its pairs in both orders: its columns are its rows.
+      const bool columns = p.col_parts != nullptr && !(p.triangle && col0 == row0);
+      reduce.tile(s, row0, col0, columns, col_parts, t == 0);
+      clear(s);
+      chunk = 0, col0 += C::BN;
+    }
+    reduce.finish(row_parts, row0);
+    __syncthreads();
+  }
+}
+
+// Joins the partial results in order: row parts of every split, then, in the triangle or where they are all there is, column
+// parts of every CTA. In the triangle a CTA has seen only the columns right of its first block.
+template <class Part>
+__global__ void fused_merge_kernel(const FusedMerge p) {
+  const int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (k >= p.size) return;
+  Part all{};
+  if constexpr (sizeof(Part) == 8) all.x = -INFINITY;
+  if (p.row_parts != nullptr)
+    for (int64_t s = 0; s < p.splits; s++) all = join(all, static_cast<const Part*>(p.row_parts)[s * p.size + k]);
+  if (p.col_parts != nullptr) {
+    const int64_t ctas = p.triangle ? min(p.ctas, k / fused_tile) : p.ctas;
+    for (int64_t c = 0; c < ctas; c++) all = join(all, static_cast<const Part*>(p.col_parts)[c * p.size + k]);
+  }
+  if constexpr (sizeof(Part) == 8) static_cast<float*>(p.out)[k] = (all.x + log2f(all.y)) / log2_e;
+  else static_cast<float*>(p.out)[k] = all;
+}
+
+}  // namespace fastcl::cuda
