@@ -1,14 +1,23 @@
-"""How a case is measured: correctness first, then methods interleaved in one process, then peak memory in fresh processes."""
+"""How a case is measured: correctness first, then peak memory in a process of its own, then methods interleaved in this one.
+
+The memory run calls each method once at full size. Its seconds say how many rounds the time allowance has room for.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,44 +26,96 @@ from torch import Tensor
 import fastcl
 from fastcl import backends
 
-from .baselines import FASTCL, Method, methods
+from .baselines import Baseline, baselines
+from .budget import affordable
 from .cases import Case
+from .formulas import FASTCL, Method
 
 CHECK_ROWS = 1024
+SWEEP_ROWS = 4096
 TOLERANCE = 1e-4  # relative, of value and gradient in float32: a wrong loss is wrong by far more
+FMA_SECONDS = 0.05
+CEILING = "ceiling: "
+
+Tick = Callable[[str], None]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """rounds: at most. allowance: seconds for the case. memory: whether to run the memory process."""
+
+    rounds: int = 7
+    allowance: float = math.inf
+    memory: bool = True
 
 
 def step(method: Method, x: Tensor, y: Tensor) -> Tensor:
     """One forward and backward; returns the value, leaves the gradients in x.grad and y.grad."""
     x.grad = y.grad = None
     value = method(x, y)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     return value.detach()
 
 
-def errors(case: Case, make: Callable[[], Method]) -> tuple[float, float]:
-    """Relative errors of value and gradient against the float64 definition, at CHECK_ROWS rows."""
-    small = case.resized(min(case.n, CHECK_ROWS))
-    x, y = small.inputs()
-    exact_x, exact_y = (t.detach().double().requires_grad_() for t in (x, y))
+# ---- correctness ----------------------------------------------------------------------------------------------------------
+
+
+def exact(case: Case, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and gradients of the float64 definition on these very numbers, on the CPU."""
+    leaves = [t.detach().cpu().double().requires_grad_() for t in (x, y)]
     before = os.environ.get(backends.ENVIRONMENT_VARIABLE)
     os.environ[backends.ENVIRONMENT_VARIABLE] = "reference"
     try:
-        exact = step(FASTCL[case.loss], exact_x, exact_y)
+        value = step(FASTCL[case.loss], *leaves)
     finally:
         os.environ.pop(backends.ENVIRONMENT_VARIABLE)
         if before is not None:
             os.environ[backends.ENVIRONMENT_VARIABLE] = before
-    value = step(make(), x, y)
-    got = torch.cat([t.grad.double().flatten() for t in (x, y) if t.grad is not None])
-    want = torch.cat([t.grad.flatten() for t in (exact_x, exact_y) if t.grad is not None])
-    return float((value.double() - exact).abs() / exact.abs()), float((got - want).norm() / want.norm())
+    return value, flat_gradient(leaves)
+
+
+def flat_gradient(leaves: Iterable[Tensor]) -> Tensor:
+    """The gradients as one float64 vector; 0 where a loss has none to give."""
+    return torch.cat(
+        [(torch.zeros_like(t) if t.grad is None else t.grad).detach().cpu().double().flatten() for t in leaves]
+    )
+
+
+def errors(case: Case, method: Method, truth: tuple[Tensor, Tensor] | None = None) -> tuple[float, float]:
+    """Relative errors of value and gradient against the float64 definition, at CHECK_ROWS rows."""
+    x, y = small(case).inputs()
+    value, gradient = exact(case, x, y) if truth is None else truth
+    got = step(method, x, y)
+    difference = flat_gradient((x, y)) - gradient
+    return float((got.double() - value).abs() / value.abs()), float(difference.norm() / gradient.norm())
+
+
+def small(case: Case) -> Case:
+    """The case at the size of the check."""
+    return case.resized(min(case.n, CHECK_ROWS))
+
+
+def check(case: Case, baseline: Baseline, method: Method, truth: tuple[Tensor, Tensor]) -> Result:
+    """Errors and whether they are small enough; a method that raises is reported, not raised."""
+    try:
+        value_error, gradient_error = errors(case, method, truth)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+    right = value_error < TOLERANCE and gradient_error < TOLERANCE  # NaN is not
+    return {"value_error": value_error, "gradient_error": gradient_error, "right": right}
+
+
+# ---- time -----------------------------------------------------------------------------------------------------------------
 
 
 def time_interleaved(
-    steps: dict[str, Callable[[], Any]], rounds: int, tick: Callable[[str], None] = lambda name: None
+    steps: dict[str, Callable[[], Any]],
+    rounds: int,
+    tick: Tick = lambda name: None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each method in each round; all methods take turns, after one warm-up each."""
+    """Seconds of each method in each round; all methods take turns, after one warm-up each; `stop` may end it after a round."""
     for name, run in steps.items():
         tick(f"{name}, warm-up")
         run()
@@ -65,75 +126,194 @@ def time_interleaved(
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
+        if stop is not None and stop():
+            break
     return seconds
 
 
-def peak_memory(case: Case, method: str) -> int | None:
-    """Bytes that one forward and backward adds to a fresh process that holds its inputs; None when it fails."""
-    command = [sys.executable, "-m", "bench.memory", case.name, method, str(case.n)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+def sweep(case: Case, baseline: Baseline) -> tuple[int, dict[int, float]]:
+    """The chunk size that is quickest at SWEEP_ROWS rows, and the seconds of each: the better of two calls."""
+    if len(baseline.choices) == 1:
+        return baseline.choices[0], {}
+    x, y = case.resized(min(case.n, SWEEP_ROWS)).inputs()
+    steps = {chunk: partial(step, baseline.make(chunk), x, y) for chunk in baseline.choices}
+    seconds = time_interleaved({str(chunk): run for chunk, run in steps.items()}, 2)
+    best = {chunk: min(seconds[str(chunk)]) for chunk in steps}
+    return min(best, key=lambda chunk: best[chunk]), best
 
 
-def measure(
-    case: Case, rounds: int, tick: Callable[[str], None] = lambda name: None, memory: bool = True
-) -> dict[str, Any]:
-    """Everything about one case, as JSON: methods that are wrong keep their errors and get no figure."""
-    makers = methods(case.loss, case.n)
-    rows: dict[str, dict[str, Any]] = {}
-    for name, make in makers.items():
-        tick(f"{name}, check")
-        value_error, gradient_error = errors(case, make)
-        rows[name] = {"value_error": value_error, "gradient_error": gradient_error}
-        rows[name]["right"] = value_error < TOLERANCE and gradient_error < TOLERANCE
-    x, y = case.inputs()
-    right = {name: makers[name]() for name in makers if rows[name]["right"]}
-    steps = {name: lambda method=method: step(method, x, y) for name, method in right.items()}  # type: ignore[misc]
-    for name, seconds in time_interleaved(steps, rounds, tick).items():
-        low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else (seconds[0],) * 3
-        rows[name] |= {"median": statistics.median(seconds), "low": low, "high": high}
-    for name in right if memory else ():
-        tick(f"{name}, memory")
-        rows[name]["peak_bytes"] = peak_memory(case, name)
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median and quartiles, and of how many."""
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else (seconds[0],) * 3
+    return {"median": statistics.median(seconds), "low": low, "high": high, "rounds": len(seconds)}
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------------
+
+
+def memory_run(case: Case, chosen: dict[str, int], seconds: float, tick: Tick = lambda name: None) -> dict[str, Result]:
+    """Peak bytes and seconds of one call of each method, in the order given, until the seconds are used up."""
+    command = [sys.executable, "-m", "bench.memory", case.name, str(case.n), str(case.d)]
+    command += [f"{name}:{chunk}" for name, chunk in chosen.items()]
+    found: dict[str, Result] = {}
+    waiting = list(chosen)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        watch = threading.Timer(min(max(seconds, 1.0), threading.TIMEOUT_MAX), process.kill)
+        watch.start()
+        tick(f"{waiting[0]}, memory")
+        for line in process.stdout or ():
+            if line.startswith("{"):  # libraries may print, too
+                answer = json.loads(line)
+                found[answer.pop("method")] = answer
+                waiting.pop(0)
+                tick(f"{waiting[0] if waiting else 'end'}, memory")
+        watch.cancel()
+    return found
+
+
+# ---- one case -------------------------------------------------------------------------------------------------------------
+
+
+def measure(case: Case, settings: Settings, tick: Tick = lambda name: None) -> Result:
+    """Everything about one case, as JSON. A method that is absent, wrong or cut keeps a row that says so, without figures."""
+    begun = time.perf_counter()
+    rows: dict[str, Result] = {}
+    able: dict[str, Method] = {}
+    chosen: dict[str, int] = {}
+    truth = exact(case, *small(case).inputs())
+    for baseline in baselines(case.loss):
+        why = baseline.absent(case)
+        if why is not None:
+            rows[baseline.name] = {"absent": why}
+            continue
+        tick(f"{baseline.name}, check")
+        row = rows[baseline.name] = {}
+        try:
+            chosen[baseline.name], swept = sweep(case, baseline)
+            method = baseline.make(chosen[baseline.name])
+        except Exception as error:
+            row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            continue
+        if swept:
+            row |= {"chunk": chosen[baseline.name], "swept": swept}
+        row |= check(case, baseline, method, truth)
+        if baseline.ahead:
+            row["ahead"] = baseline.ahead
+        if row.get("right"):
+            able[baseline.name] = method
+    estimates = _remember_memory(case, rows, {name: chosen[name] for name in able}, settings, begun, tick)
+    ceiling = _time(case, rows, {name: able[name] for name in estimates}, estimates, settings, begun, tick)
     return {
         "case": case.name, "loss": case.loss, "n": case.n, "d": case.d, "gemms": case.gemms, "flops": case.flops,
-        "methods": rows, "ceiling": ceiling(),
+        "methods": rows, "ceiling": ceiling, "seconds": time.perf_counter() - begun,
+        "allowance": settings.allowance if math.isfinite(settings.allowance) else None,
     }  # fmt: skip
 
 
-def ceiling(seconds: float = 0.2) -> dict[str, float]:
-    """This machine's own limits, in flops a second: the FMA loop of the widest instruction set, and torch's float32 matmul."""
-    a = torch.randn(2048, 512)
-    b = torch.randn(512, 2048)
-    product = min(time_interleaved({"mm": lambda: a @ b}, 7)["mm"])
-    limits = {"matmul": 2.0 * 2048 * 2048 * 512 / product}
+def _remember_memory(
+    case: Case, rows: dict[str, Result], chosen: dict[str, int], settings: Settings, begun: float, tick: Tick
+) -> dict[str, float]:
+    """Peak bytes into the rows; returns the seconds of one call of each method, None-free, for those that may be timed."""
+    if not settings.memory or not chosen:
+        return dict.fromkeys(chosen, 0.0)
+    left = settings.allowance - (time.perf_counter() - begun)
+    answers = memory_run(case, chosen, 0.6 * left, tick)
+    estimates = {}
+    for name in chosen:
+        answer = answers.get(name, {"cut": "the time of the case ran out before its memory run"})
+        rows[name] |= {key: value for key, value in answer.items() if key != "seconds"}
+        if "seconds" in answer:
+            estimates[name] = answer["seconds"]
+            rows[name]["one_call"] = answer["seconds"]
+    return estimates
+
+
+def _time(
+    case: Case, rows: dict[str, Result], able: dict[str, Method], estimates: dict[str, float], settings: Settings,
+    begun: float, tick: Tick,
+) -> dict[str, float]:  # fmt: skip
+    """Medians and quartiles into the rows; returns the ceilings, which took turns with the methods."""
+    if "fastcl" not in able:
+        return {}
+    left = settings.allowance - (time.perf_counter() - begun)
+    kept, fits = affordable(estimates, left, "fastcl") if math.isfinite(left) else (list(able), settings.rounds)
+    for name in able:
+        if name not in kept:
+            rows[name]["cut"] = f"cut by the time budget: one call takes {estimates[name]:.1f} s"
+    x, y = case.inputs()
+    steps = {name: partial(step, able[name], x, y) for name in kept}
+    limits, rates = ceiling_steps(case)
+    seconds = time_interleaved(
+        steps | limits, min(settings.rounds, fits), tick, lambda: time.perf_counter() - begun > settings.allowance
+    )
+    for name in kept:
+        rows[name] |= spread(seconds[name])
+        rows[name]["against_fastcl"] = statistics.median(
+            theirs / ours for theirs, ours in zip(seconds[name], seconds["fastcl"], strict=True)
+        )
+    found = {name: statistics.median(values) for name, values in rates.items()}
+    found["matmul"] = _product(case)[0] / statistics.median(seconds[f"{CEILING}matmul"])
+    return found
+
+
+def _product(case: Case) -> tuple[float, tuple[int, int]]:
+    """Flops and shape of the matmul that is the ceiling: as deep as the case's, at most 4096 rows."""
+    n = min(case.rows, SWEEP_ROWS)
+    return 2.0 * n * n * case.d, (n, case.d)
+
+
+def ceiling_steps(case: Case) -> tuple[dict[str, Callable[[], Any]], dict[str, list[float]]]:
+    """This machine's own limits as steps that take turns: torch's float32 matmul, and a loop of fused multiply-adds."""
+    a, b = (torch.randn(_product(case)[1]) for _ in range(2))
+    steps: dict[str, Callable[[], Any]] = {f"{CEILING}matmul": lambda: a @ b.T}
+    rates: dict[str, list[float]] = {}
     if backends.reason("cpu", torch.device("cpu"), torch.float32) is None:
-        limits["fma"] = float(torch.ops.fastcl.cpu_fma_peak(seconds))
-    return limits
+        rates["fma"] = []
+        steps[f"{CEILING}fma"] = lambda: rates["fma"].append(float(torch.ops.fastcl.cpu_fma_peak(FMA_SECONDS)))
+    return steps, rates
 
 
-def environment() -> dict[str, Any]:
+# ---- the machine ----------------------------------------------------------------------------------------------------------
+
+
+def environment() -> Result:
     """What the figures hold for."""
     return {
         "processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version(),
         "torch": torch.__version__, "fastcl": fastcl.__version__, "commit": _commit(),
         "backend": backends.choose(None, torch.device("cpu"), torch.float32)[0],
+        "isa": _isa(), "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "blas": "MKL" if torch.backends.mkl.is_available() else "not MKL",
     }  # fmt: skip
 
 
+def _isa() -> str:
+    from fastcl import extension
+
+    return "none" if extension.library is None else str(extension.library.chosen_isa())
+
+
 def _processor() -> str:
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
-def _lines(path: str) -> Iterable[str]:
-    if os.path.exists(path):
-        with open(path) as file:
-            yield from file
-
-
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """The commit, and whether sources differ from it."""
+    name, changes = (
+        subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
+        for arguments in (
+            ("rev-parse", "--short", "HEAD"),
+            ("status", "--porcelain", "--", "fastcl", "csrc", "bench/*.py"),
+        )
+    )
+    return (name or "unknown") + (" with changes" if changes else "")
+
+
+def quiet() -> None:
+    """Warnings of the libraries that are measured are not ours to print."""
+    warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""From measurements to tables and a plot; no figure in README.md is typed by hand."""
+"""From measurements to tables; no figure in README.md is typed by hand."""
 
 from __future__ import annotations
 
@@ -7,44 +7,97 @@ import re
 from pathlib import Path
 from typing import Any
 
+from . import fits
 from .cases import HEADLINE
+from .scaling import COMPILED_AT, TOWER, TOWERS
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results" / "cpu.json"
-OUTPUT = ROOT / "out"
+FOLDER = ROOT / "bench" / "results"
+RESULTS, SCALING = FOLDER / "cpu.json", FOLDER / "scaling.json"
+SCALING_PLOT, CASES_PLOT = FOLDER / "scaling.png", FOLDER / "cases.png"
+FULL_WIDTH = 0.55  # of the FMA loop: half the vector width cannot give more than 0.5
+EVEN = 1.03  # ratios this near to 1 are a tie
+
+METHOD = (
+    "Written by `make bench`. Value and gradient are held against float64 first: what fails has no figure. The methods of a case then "
+    "take turns in one process, and a ratio is the median over rounds of the two times in the same round. Peaks are of one forward "
+    "and backward in a fresh process. The ceiling is a loop of fused multiply-adds in registers, which takes turns too."
+)
 
 Result = dict[str, Any]
 
 
-def save(results: dict[str, Any]) -> None:
-    """Write the measurements; the tables are made from this file alone."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+def save(results: Result, path: Path) -> None:
+    """Write the measurements, whole or not at all; the tables are made from this file alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(results, indent=1) + "\n")
+    part.replace(path)
+
+
+def load(path: Path) -> Result | None:
+    """What was measured, or None."""
+    found: Result | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+# ---- one case -------------------------------------------------------------------------------------------------------------
 
 
 def table(result: Result) -> str:
     """One case: time, spread, ratio to fastcl, share of the ceiling, errors and peak memory of every method."""
-    fastest = result["methods"]["fastcl"].get("median")
-    peak = result["ceiling"].get("fma", result["ceiling"]["matmul"])
+    limit = result["ceiling"].get("fma", result["ceiling"].get("matmul", 0.0))
     lines = [
         f"**{result['case']}**: {result['loss']}, n = {result['n']:,}, d = {result['d']}, float32; work counted as "
-        f"{result['gemms']:g} products of n x n x d, ceiling {peak / 1e9:.0f} GFLOP/s (torch's matmul reaches "
-        f"{result['ceiling']['matmul'] / 1e9:.0f})",
+        f"{result['gemms']:.3g} products of n x n x d{' (of 2n x 2n x d)' if result['loss'] == 'nt_xent' else ''}, "
+        f"{result['flops'] / 1e9:,.1f} GFLOP; ceiling {limit / 1e9:.0f} GFLOP/s (torch's matmul reaches "
+        f"{result['ceiling'].get('matmul', 0.0) / 1e9:.0f})",
         "",
-        "| method | forward + backward, ms | quartiles | against fastcl | share of ceiling | peak, MB | error: value, gradient |",
+        "| method | forward + backward, ms | quartiles, rounds | against fastcl | of ceiling | peak, MB | value, gradient error |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in result["methods"].items():
-        found = f"{row['value_error']:.0e}, {row['gradient_error']:.0e}"
-        if "median" not in row:
-            lines.append(f"| {name} | wrong: no figure | | | | | {found} |")
-            continue
-        memory = "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e6:,.0f}"
-        lines.append(
-            f"| {name} | {_ms(row['median'])} | {_ms(row['low'])} to {_ms(row['high'])} | {row['median'] / fastest:.2f}x | "
-            f"{result['flops'] / row['median'] / peak:.0%} | {memory} | {found} |"
+    lines += [_row(name, row, result, limit) for name, row in result["methods"].items()]
+    return "\n".join([*lines, *_notes(result)])
+
+
+def _row(name: str, row: Result, result: Result, limit: float) -> str:
+    label = f"{name}, chunk {row['chunk']}" if "chunk" in row else name
+    found = f"{row['value_error']:.0e}, {row['gradient_error']:.0e}" if "value_error" in row else ""
+    memory = _megabytes(row)
+    if "median" in row:
+        ratio = row.get("against_fastcl", row["median"] / result["methods"]["fastcl"]["median"])
+        spread = f"{_ms(row['low'])} to {_ms(row['high'])}" + (f", {row['rounds']}" if "rounds" in row else "")
+        return (
+            f"| {label} | {_ms(row['median'])} | {spread} | {ratio:.2f}x | "
+            f"{result['flops'] / row['median'] / limit:.0%} | {memory} | {found} |"
         )
-    return "\n".join(lines)
+    if "absent" in row:
+        return f"| {label} | absent: {row['absent']} | | | | | |"
+    if "failed" in row:
+        return f"| {label} | failed: {row['failed']} | | | | | {found} |"
+    if not row.get("right", True):
+        return f"| {label} | wrong: no figure | | | | | {found} |"
+    return f"| {label} | {row.get('cut', 'not measured')} | | | | {memory} | {found} |"
+
+
+def _notes(result: Result) -> list[str]:
+    """Who is not beaten and why, and what was swept."""
+    notes, rows = [], result["methods"]
+    ours = rows.get("fastcl", {})
+    for name, row in rows.items():
+        if "median" not in row or name == "fastcl":
+            continue
+        why = row.get("ahead") or "no reason is known yet"
+        if row.get("against_fastcl", row["median"] / ours["median"]) < 1.0 / EVEN:
+            notes.append(f"{name} is not beaten in time: {why}.")
+        if row.get("peak_bytes") and ours.get("peak_bytes") and row["peak_bytes"] < ours["peak_bytes"] / EVEN:
+            notes.append(
+                f"{name} takes less memory than fastcl here: {row['peak_bytes'] / ours['peak_bytes']:.2f} of it."
+            )
+    swept = [f"{name} over {', '.join(row['swept'])}" for name, row in rows.items() if row.get("swept")]
+    if swept:
+        notes.append(f"The chunk that is shown was the quickest: {'; '.join(swept)} rows.")
+    return ["", " ".join(notes)] if notes else []
 
 
 def _ms(seconds: float) -> str:
@@ -52,82 +105,147 @@ def _ms(seconds: float) -> str:
     return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
 
 
-def headline(results: dict[str, Any]) -> str:
-    """The README's first table: fastcl, eager PyTorch and torch.compile."""
+def _megabytes(row: Result) -> str:
+    return "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e6:,.0f}"
+
+
+# ---- the README -----------------------------------------------------------------------------------------------------------
+
+
+def headline(results: Result) -> str:
+    """The README's first table: fastcl, eager PyTorch, torch.compile, and the best of all the others."""
     lines = [
-        "| loss, n x d, float32 | fastcl: ms, MB | eager PyTorch | torch.compile |",
-        "|---|---|---|---|",
+        "| loss, n x d, float32 | fastcl: ms, MB | eager PyTorch | torch.compile | quickest of all others |",
+        "|---|---|---|---|---|",
     ]
     by_name = {result["case"]: result for result in results["cases"]}
     for name in HEADLINE:
         if name in by_name:
             result = by_name[name]
-            cells = [_cell(result["methods"].get(m, {})) for m in ("fastcl", "eager", "torch.compile")]
+            rows = result["methods"]
+            cells = [_cell(rows.get(m, {})) for m in ("fastcl", "eager", "torch.compile")]
+            others = {
+                m: row for m, row in rows.items() if m not in ("fastcl", "eager", "torch.compile") and "median" in row
+            }
+            best = min(others, key=lambda m: others[m]["median"], default=None)
+            cells.append("-" if best is None else f"{_cell(others[best])} ({best})")
             lines.append(f"| `{result['loss']}`, {result['n']:,} x {result['d']} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Forward and backward, medians; peak extra memory. {where(results)}"])
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(row: Result) -> str:
     if "median" not in row:
-        return "-"
-    memory = row.get("peak_bytes")
-    return _ms(row["median"]) + ("" if memory is None else f", {memory / 1e6:,.0f}")
+        return "does not fit" if "GB" in row.get("absent", "") else "-"
+    memory = _megabytes(row)
+    return _ms(row["median"]) + (f", {memory}" if memory else "")
 
 
-def where(results: dict[str, Any]) -> str:
+def where(results: Result) -> str:
     e = results["environment"]
+    isa = f" ({e['isa']})" if "isa" in e else ""
     return (
         f"Measured on {e['processor']}, {e['threads']} threads, torch {e['torch']}, Python {e['python']}, "
-        f"fastcl {e['fastcl']} at {e['commit']}, backend {e['backend']}."
+        f"fastcl {e['fastcl']} at {e['commit']}, backend {e['backend']}{isa}."
     )
 
 
-def vector_width(results: dict[str, Any]) -> str:
+def vector_width(results: Result) -> str:
     """Whether torch's matmul uses the machine's full vector width: the ratios depend on it."""
-    ceiling = results["cases"][0]["ceiling"]
-    if "fma" not in ceiling:
+    shares = [c["matmul"] / c["fma"] for c in (r["ceiling"] for r in results["cases"]) if "fma" in c and "matmul" in c]
+    if not shares:
         return ""
-    share = ceiling["matmul"] / ceiling["fma"]
-    verdict = "uses" if share > 0.55 else "does not use"
+    verdict = "uses" if max(shares) > FULL_WIDTH else "does not use"
+    e = results["environment"]
+    blas = f" ({e['blas']}; torch's own loops: {e['torch_isa']})" if "blas" in e else ""
     return (
-        f"torch's float32 matmul reaches {share:.0%} of the FMA loop here: its BLAS {verdict} the full vector width of this "
-        "processor. Where it does, the baselines that are bound by it are nearer."
+        f"torch's float32 matmul reaches up to {max(shares):.0%} of the FMA loop here: its BLAS{blas} {verdict} the full vector "
+        "width of this processor. Where it does, the baselines that are bound by it are nearer."
     )
 
 
-def write_readme(results: dict[str, Any], readme: Path = ROOT / "README.md") -> None:
-    """Rewrite what stands between the markers."""
+def cut(results: Result) -> str:
+    """What the time budget left out."""
+    lines = [f"{name}: {why}" for name, why in results.get("cut", {}).items()]
+    for result in results["cases"]:
+        lines += [f"{m} in {result['case']}" for m, row in result["methods"].items() if "cut" in row]
+    if "seconds" not in results:
+        return ""
+    said = f"All cases were measured within {results['seconds'] / 60:.1f} minutes"
+    return said + (
+        f"; the budget left out: {'; '.join(lines)}." if lines else "; nothing was left out for want of time."
+    )
+
+
+def scaling_section(scaling: Result) -> str:
+    """The plot, the growth laws, and the figures that users ask for."""
+    points = scaling["points"]
+    methods = [m for m in dict.fromkeys(p["method"] for p in points if p["against"] == "n") if m != TOWERS]
+    lines = [
+        "### Growth", "", f"![time and memory against n and d](bench/results/{SCALING_PLOT.name})", "",
+        f"CLIP, forward and backward; least squares in relative error from n = {fits.FROM:,} on. {where(scaling)}", "",
+        "| method | time grows as | memory grows as | largest n measured |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for method in methods:
+        time, memory = (fits.fit(fits.curve(points, method, what)) for what in ("seconds", "peak_bytes"))
+        if time is not None and memory is not None:
+            lines.append(f"| {method} | n^{time.exponent:.2f} | n^{memory.exponent:.2f} | {time.largest:,} |")
+    left_out = [f"{c['method']} from {c['against']} = {c[c['against']]:,} on ({c['why']})" for c in scaling["cut"]]
+    lines += ["", f"Left out: {'; '.join(left_out)}." if left_out else "No size was left out."]
+    lines[-1] += (
+        f" torch.compile, which compiles anew for each size, runs at {', '.join(f'{n:,}' for n in COMPILED_AT)}."
+    )
+    return "\n".join([*lines, "", batches(scaling), "", steps(scaling)])
+
+
+def batches(scaling: Result) -> str:
+    """The largest batch that fits in a given memory."""
+    largest = fits.largest_batches(scaling)
+    d = next((p["d"] for p in scaling["points"] if p["against"] == "n"), 0)
+    lines = [
+        f"Largest batch of CLIP at d = {d} whose loss fits, inputs and gradients included, by the fits of the peaks "
+        "(* beyond the sizes that were measured):", "",
+        f"| method | {' | '.join(f'{g} GB' for g in fits.GIGABYTES)} |", f"|---{'|---' * len(fits.GIGABYTES)}|",
+    ]  # fmt: skip
+    for method in dict.fromkeys(row.method for row in largest):
+        cells = [f"{row.n:,}{'*' if row.beyond else ''}" for row in largest if row.method == method]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def steps(scaling: Result) -> str:
+    """The time that a CLIP-like step saves."""
+    rows = fits.saved(scaling, TOWERS)
+    d = next((p["d"] for p in scaling["points"] if p["against"] == "n"), 0)
+    lines = [
+        f"Time saved for each step of a CLIP-like step, whose towers are two MLPs of {TOWER[0]}-{TOWER[1]}-{d} with SGD, from the "
+        "measured curves:", "",
+        "| batch | loss by | loss, ms | by fastcl, ms | rest of the step, ms | saved, ms | of the step |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for r in rows:
+        lines.append(
+            f"| {r.n:,} | {r.method} | {_ms(r.loss)} | {_ms(r.ours)} | {_ms(r.rest)} | {_ms(r.seconds)} | {r.share:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def sections(results: Result, scaling: Result | None) -> dict[str, str]:
+    """What stands between each pair of markers."""
+    above = [where(results), METHOD, vector_width(results), cut(results)]
+    tables = "\n\n".join(["## Figures", *filter(None, above), *(table(r) for r in results["cases"])])
+    if scaling is not None:
+        tables += f"\n\n{scaling_section(scaling)}"
+    return {"headline": headline(results), "tables": tables}
+
+
+def write_readme(results: Result, scaling: Result | None = None, readme: Path = ROOT / "README.md") -> None:
+    """Rewrite what stands between the markers, every table of it."""
     text = readme.read_text()
-    tables = "\n\n".join([where(results), vector_width(results), *(table(r) for r in results["cases"])])
-    sections = {"headline": headline(results), "tables": f"## Figures\n\n{tables}"}
-    for name, content in sections.items():
+    for name, content in sections(results, scaling).items():
         begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(
+                f"expected the markers {begin} and {end} in {readme.name}, got neither or one; put them back"
+            )
         text = re.sub(f"{begin}.*?{end}", lambda _, c=content, b=begin, e=end: f"{b}\n{c}\n{e}", text, flags=re.DOTALL)
     readme.write_text(text)
-
-
-def plot(results: dict[str, Any], path: Path = OUTPUT / "bench.png") -> None:
-    """Time and memory of every method, one row of bars for each case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    cases = results["cases"]
-    figure, axes = pyplot.subplots(len(cases), 2, figsize=(11, 1.9 * len(cases)), squeeze=False)
-    for row, result in zip(axes, cases, strict=True):
-        measured = {name: m for name, m in result["methods"].items() if "median" in m}
-        colours = ["tab:blue" if name == "fastcl" else "lightgray" for name in measured]
-        bars = (
-            ("ms", [1e3 * m["median"] for m in measured.values()]),
-            ("peak MB", [(m.get("peak_bytes") or 0) / 1e6 for m in measured.values()]),
-        )
-        for axis, (unit, values) in zip(row, bars, strict=True):
-            axis.barh(list(measured), values, color=colours)
-            axis.invert_yaxis()
-            axis.set_title(f"{result['case']}: {unit}", fontsize=9)
-            axis.tick_params(labelsize=7)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
