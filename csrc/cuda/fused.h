@@ -77,10 +77,10 @@ struct FusedPack {
   X(fused_gradient, FusedGradient)      \
   X(fused_pack, FusedPack)
 
-// What a launch asks for, answered on the host: bytes of shared memory; negative where no kernel holds d.
-inline constexpr int64_t fused_tile = 128;
-int64_t fused_rows_shared(Dtype dtype, int64_t d, bool resident, int stages);
-int64_t fused_gradient_shared(Dtype dtype, int64_t d);
+inline constexpr int64_t fused_tile = 128;  // rows of a block, columns of a tile
+
+// The widest rows whose W Y fits the registers of one CTA; wider ones are the strip form's.
+inline int64_t fused_gradient_most(Dtype dtype) { return dtype == Dtype::float32 ? 128 : 256; }
 
 }  // namespace fastcl::cuda
 

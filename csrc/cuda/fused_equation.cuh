@@ -9,6 +9,15 @@
 
 namespace fastcl::cuda {
 
+// What a row or column brings to its elements besides the dot product.
+struct alignas(16) Line {
+  float norm, bias;
+  int64_t group;
+};
+
+template <class C>
+inline constexpr int line_bytes = (C::BM + C::BN) * sizeof(Line);
+
 // The equation of one sweep. A log-sum-exp has z in units of log 2, so that ex2 serves.
 template <class C, bool LSE>
 struct Pairs {
@@ -21,12 +30,13 @@ struct Pairs {
   int64_t diff;
   const float *norm_x, *norm_y, *bias_x, *bias_y;
   const int64_t *group_x, *group_y;
+  Line *rows, *cols;  // shared [BM] and [BN]
 
   // Field by field: where this object held a copy of the whole Equation, nvcc 13.0 took its other fields from the kernel's
   // parameter too, at the same offsets (the emulator saw the addresses).
-  __device__ __forceinline__ Pairs(const Equation& e, const FusedSides& sides)
-      : n(static_cast<int>(sides.n)), m(static_cast<int>(sides.m)), diff(e.diff) {
-    const float unit = LSE ? log2_e : 1.f;
+  __device__ __forceinline__ Pairs(const Equation& e, const FusedSides& sides, unsigned char* lines)
+      : n(static_cast<int>(sides.n)), m(static_cast<int>(sides.m)), diff(e.diff),
+        rows(reinterpret_cast<Line*>(lines)), cols(rows + C::BM) {
     scale = *static_cast<const float*>(e.scale) * unit;
     shift = *static_cast<const float*>(e.shift) * unit;
     norm_x = static_cast<const float*>(e.norm_x), norm_y = static_cast<const float*>(e.norm_y);
@@ -38,6 +48,25 @@ struct Pairs {
     within = e.mask == MaskKind::within_groups;
     grouped = within || e.mask == MaskKind::across_groups;
     terms = sqdist || bias_x != nullptr || bias_y != nullptr;
+  }
+
+  // Bring the lines of a row block to shared memory; to be read after a barrier. Read where they are needed, from global
+  // memory, they cost so many registers that some architectures spill.
+  __device__ __forceinline__ void stage_rows(int row0) const {
+    if (!terms && !grouped) return;
+    for (int r = threadIdx.x; r < C::BM; r += C::threads) {
+      const int row = min(row0 + r, n - 1);
+      rows[r] = Line{term(norm_x, row), term(bias_x, row) * unit, grouped ? group_x[row] : 0};
+    }
+  }
+  // The same for the columns of a tile, and the barrier.
+  __device__ __forceinline__ void stage_cols(int col0) const {
+    if (!terms && !grouped) return;
+    for (int c = threadIdx.x; c < C::BN; c += C::threads) {
+      const int col = min(col0 + c, m - 1);
+      cols[c] = Line{term(norm_y, col), term(bias_y, col) * unit + shift, grouped ? group_y[col] : 0};
+    }
+    __syncthreads();
   }
 
   // Whether some element of the tile may be outside the matrix or left out by the mask; the same for the whole CTA.
@@ -63,41 +92,38 @@ struct Pairs {
             const int row = at.row(i, h), col = at.col(j, q);
             if (row > last_row || col > last_col || col - row == met) s[i][j][h * 2 + q] = nothing;
           }
-    if (grouped) mask_groups(s, row0, col0, nothing);
+    if (grouped) mask_groups(s, nothing);
   }
-  __device__ __forceinline__ void mask_groups(float (&s)[MI][NI][4], int row0, int col0, float nothing) const {
+  __device__ __forceinline__ void mask_groups(float (&s)[MI][NI][4], float nothing) const {
 #pragma unroll
     for (int i = 0; i < MI; i++)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        __syncwarp();  // see form
-        const int64_t group = load(group_x, min(row0 + at.row(i, h), n - 1));
+        const int64_t group = rows[at.row(i, h)].group;
 #pragma unroll
         for (int j = 0; j < NI; j++)
 #pragma unroll
           for (int q = 0; q < 2; q++)
-            if ((load(group_y, min(col0 + at.col(j, q), m - 1)) == group) != within) s[i][j][h * 2 + q] = nothing;
+            if ((cols[at.col(j, q)].group == group) != within) s[i][j][h * 2 + q] = nothing;
       }
   }
 
   // The dot products of a tile become z, where distances or biases make them more than scale * s + shift.
-  __device__ __forceinline__ void form(float (&s)[MI][NI][4], int row0, int col0) const {
+  __device__ __forceinline__ void form(float (&s)[MI][NI][4]) const {
     const float twice = sqdist ? -2.f : 1.f, least = sqdist ? 0.f : -INFINITY;
 #pragma unroll
     for (int j = 0; j < NI; j++)
 #pragma unroll
       for (int q = 0; q < 2; q++) {
-        // Nothing moves over this: left to itself, ptxas starts all loads of a tile at once and runs out of registers.
-        __syncwarp();
-        const int col = min(col0 + at.col(j, q), m - 1);
-        const float norm = term(norm_y, col), added = bias(bias_y, col) + shift;
+        const Line& y = cols[at.col(j, q)];
+        const float norm = y.norm, bias = y.bias;
 #pragma unroll
         for (int i = 0; i < MI; i++)
 #pragma unroll
           for (int h = 0; h < 2; h++) {
-            const int row = min(row0 + at.row(i, h), n - 1);
+            const Line& x = rows[at.row(i, h)];
             float& z = s[i][j][h * 2 + q];
-            z = fmaf(larger(fmaf(twice, z, norm + term(norm_x, row)), least), scale, added + bias(bias_x, row));
+            z = fmaf(larger(fmaf(twice, z, x.norm + norm), least), scale, x.bias + bias);
           }
       }
   }
@@ -113,20 +139,9 @@ struct Pairs {
   }
 
  private:
-  // Volatile: these loads hit the first-level cache, and the compiler shall not hold a tile's worth of them in registers.
-  template <class V>
-  static __device__ __forceinline__ V load(const V* values, int k) {
-    V v;
-    if constexpr (sizeof(V) == 8) asm volatile("ld.global.nc.b64 %0, [%1];" : "=l"(v) : "l"(values + k));
-    else asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(values + k));
-    return v;
-  }
-  static __device__ __forceinline__ float term(const float* values, int k) {
-    return values == nullptr ? 0.f : load(values, k);
-  }
-  static __device__ __forceinline__ float bias(const float* values, int k) {
-    return term(values, k) * (LSE ? log2_e : 1.f);
-  }
+  static constexpr float unit = LSE ? log2_e : 1.f;
+
+  static __device__ __forceinline__ float term(const float* values, int k) { return values == nullptr ? 0.f : values[k]; }
 };
 
 }  // namespace fastcl::cuda

@@ -1,6 +1,7 @@
 // Starting a kernel, and what is refused before memory is touched.
 #pragma once
 
+#include "fused_gradient.cuh"
 #include "fused_rows.cuh"
 
 namespace fastcl::cuda {
@@ -41,6 +42,11 @@ int launch_rows(void (*kernel)(FusedRows), const FusedRows& p, int part, void* s
   const int64_t shared = rows_shared<C>(p.sides.d, p.resident, p.stages, part);
   const dim3 grid(static_cast<unsigned>(p.ctas), static_cast<unsigned>(p.splits));
   return start(kernel, grid, C::threads, shared, p, stream);
+}
+
+template <class C>
+int launch_gradient(void (*kernel)(FusedGradient), const FusedGradient& p, void* stream) {
+  return start(kernel, dim3(static_cast<unsigned>((p.sides.n + C::BM - 1) / C::BM)), C::threads, C::shared, p, stream);
 }
 
 }  // namespace fastcl::cuda

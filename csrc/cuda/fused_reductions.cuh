@@ -71,7 +71,8 @@ struct LogSumExp {
     const bool partial = p.partial(row0, col0);
     float scale = p.scale, shift = p.shift;
     if (partial || p.terms) {
-      if (p.terms) p.form(s, row0, col0);
+      p.stage_cols(col0);
+      if (p.terms) p.form(s);
       else p.form_plain(s);
       if (partial) p.mask(s, row0, col0, -INFINITY);
       scale = 1.f, shift = 0.f;
@@ -219,13 +220,14 @@ struct Sum {
   }
 
   __device__ __forceinline__ void tile(float (&s)[MI][NI][4], int row0, int col0, bool columns, Part* out, bool first) {
-    if (p.terms) p.form(s, row0, col0);
+    p.stage_cols(col0);
+    if (p.terms) p.form(s);
     else p.form_plain(s);
 #pragma unroll
     for (int i = 0; i < MI; i++)
 #pragma unroll
       for (int j = 0; j < NI; j++) {
-        __syncwarp();  // a few at a time: as in Pairs::form
+        __syncwarp();  // nothing moves over this: left to itself, ptxas takes a tile at once and runs out of registers
 #pragma unroll
         for (int q = 0; q < 4; q++) s[i][j][q] = F::value(Fast::of(s[i][j][q]), k).v;
       }

@@ -9,11 +9,12 @@ namespace fastcl::cuda {
 template <class T>
 using RowsLayout = Layout<T, 128, 128, 2, 4>;
 
-// Bytes of shared memory: the stages, x's rows where they stay, and where partial results meet.
+// Bytes of shared memory: the stages, x's rows where they stay, lines, and where partial results meet.
 template <class C>
 constexpr int64_t rows_shared(int64_t d, bool resident, int stages, int part) {
   const int64_t chunks = (d + C::width - 1) / C::width, x = C::BM * chunk_bytes, y = C::BN * chunk_bytes;
-  return stages * (resident ? y : x + y) + (resident ? chunks * x : 0) + (C::WM * C::BN + C::WN * C::BM) * part;
+  return stages * (resident ? y : x + y) + (resident ? chunks * x : 0) + line_bytes<C> +
+         (C::WM * C::BN + C::WN * C::BM) * part;
 }
 
 // The t-th row block of a CTA. In the triangle the first blocks have the most tiles: deal them there and back.
@@ -71,9 +72,9 @@ __global__ void __launch_bounds__(C::threads, 1) fused_rows_kernel(const FusedRo
   Part* col_parts = static_cast<Part*>(p.col_parts) + col_line * m;
 
   Loader<C> load(p, shared_address(shared));
-  const Pairs<C, Reduce::logsumexp> pairs(p.equation, p.sides);
+  unsigned char* const lines = shared + (load.end() - load.ring);
+  const Pairs<C, Reduce::logsumexp> pairs(p.equation, p.sides, lines);
   const uint32_t x_lane = left_lane(pairs.at.wm * C::MI * 16), y_lane = right_lane(pairs.at.wn * C::NI * 8);
-  unsigned char* meeting = shared + (load.end() - load.ring);
 
   for (int t = 0;; t++) {
     const int block = dealt_block(t, p.triangle), row0 = block * C::BM;
@@ -86,7 +87,8 @@ __global__ void __launch_bounds__(C::threads, 1) fused_rows_kernel(const FusedRo
       if (k < count) load.next();
       copies_commit();
     }
-    Reduce reduce(pairs, meeting);
+    pairs.stage_rows(row0);
+    Reduce reduce(pairs, lines + line_bytes<C>);
     float s[C::MI][C::NI][4];
     clear(s);
     int chunk = 0, stage = 0, col0 = first * C::BN;

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastcl import reference
 from fastcl.problem import Problem
 from tests.ptxemu import nvcc
 from tests.ptxemu.errors import from_fault
@@ -212,3 +213,55 @@ def rows(launch: Launcher, p: Problem, shape: Shape = Shape()) -> tuple[Tensor, 
         return r, None, stats
     launch("fused_merge", Merge, fresh=[c], col_parts=col_parts, size=m, out=c, **sizes)
     return r, c, stats
+
+
+class Weights(NamedTuple):
+    """Upstream gradients and the reductions that they belong to; absent ones are None."""
+
+    g: Tensor | None
+    h: Tensor | None
+    r: Tensor | None
+    c: Tensor | None
+    reference: Tensor | None = None
+
+    def swapped(self) -> Weights:
+        return Weights(self.h, self.g, self.c, self.r, self.reference)
+
+
+def gradient(launch: Launcher, p: Problem, weights: Weights, swapped: bool = False) -> tuple[Tensor, Tensor, Stats]:
+    """W Y and W 1 (swapped: W^T X and W^T 1), and what the sweep counted."""
+    both = sides(p, swapped)
+    n, m, d = both["n"], both["m"], both["d"]
+    weights = weights.swapped() if swapped else weights
+    x_factors, y_factors = torch.empty(-(-n // 128) * 128, 2), torch.empty(-(-m // 128) * 128, 2)
+    single = torch.empty(1, dtype=torch.int32)
+    launch(
+        "fused_factors", Factors, fresh=[x_factors, y_factors, single], weighting=weights._asdict(), n=n, m=m,
+        logsumexp=p.reduce == "logsumexp", x_factors=x_factors, y_factors=y_factors, single=single,
+    )  # fmt: skip
+    wy, w_rows = torch.empty(n, d), torch.empty(n)
+    stats = launch(
+        "fused_gradient", Gradient, fresh=[wy, w_rows], equation=equation(p, swapped), sides=both, x_factors=x_factors,
+        y_factors=y_factors, single=single, wy=wy, w_rows=w_rows,
+    )[0]  # fmt: skip
+    return wy, w_rows, stats
+
+
+def exact_weights(p: Problem, weights: Weights) -> Tensor:
+    """W in float64."""
+    x, y = p.x.double(), (p.x if p.y is None else p.y).double()
+    u = x @ y.T if p.operand == "dot" else torch.cdist(x, y).square()
+    z = p.scale.double() * u + p.shift.double()
+    z = z if p.bias_x is None else z + p.bias_x.double()[:, None]
+    z = z if p.bias_y is None else z + p.bias_y.double()
+    w = torch.zeros_like(z)
+    if p.reduce == "sum":
+        slope = p.pair.df(z)
+        for own, shape in ((weights.g, (-1, 1)), (weights.h, (1, -1))):
+            w = w if own is None else w + slope * own.double().view(shape)
+    else:
+        for own, log, shape in ((weights.g, weights.r, (-1, 1)), (weights.h, weights.c, (1, -1))):
+            if own is not None and log is not None:
+                w = w + own.double().view(shape) * torch.exp(z - log.double().view(shape))
+    keep = reference.visited(p.mask, torch.arange(p.n), torch.arange(p.m))
+    return w if keep is None else torch.where(keep, w, 0.0)
