@@ -21,10 +21,12 @@ from ..reference import outer_form
 from . import tuning
 from .fused_kernels import fused_gradient, fused_rows, merge_columns
 from .launching import FUSED_OPTIONS, pair_slope, pair_value, present, vectors
+from .reductions import FAINT
 from .sides import Sides, Sums, weight_unit
 from .strip import State, Weighting, weighting
 
 _ALIGN = 16
+_MERGED = 128  # columns that one program of merge_columns joins
 
 
 class Fused:
@@ -42,39 +44,41 @@ class Fused:
     def rows(self) -> tuple[Tensor, Tensor | None]:
         """r, and c when asked (it is r with x itself)."""
         p, s = self.p, self.sides
-        config = tuning.rows_tile(self.arch, self.kind, self.d)._asdict() | FUSED_OPTIONS
-        blocks = triton.cdiv(s.n, config["BM"])
-        programs = min(blocks, tuning.programs(p.x.device))
-        columns = s.symmetric or p.columns
-        nothing = float("-inf") if p.reduce == "logsumexp" else 0.0
         r = State(p, s.n)
-        col_top = p.scale.new_full((programs, s.m) if columns else (1,), nothing)
-        col_sum = torch.zeros_like(col_top)
-        if p.reduce == "sum":
-            col_top = col_sum
+        c = r if s.symmetric else State(p, s.m) if p.columns else None
+        if not r.lse:
+            self._reduce(r, c, shared=False)
+        else:
+            far = s.far()
+            self._reduce(r, c, shared=True, far=far)
+            # Whether that lost a row or a column says the device alone: the second launch returns at once where it did not.
+            self._reduce(r, c, shared=False, redo=faint(p, r.sum if c is None or c is r else torch.cat((r.sum, c.sum))))
+        return r.result(), c.result() if p.columns and c is not None else None
+
+    def _reduce(
+        self, r: State, c: State | None, shared: bool, far: Tensor | None = None, redo: Tensor | None = None
+    ) -> None:
+        """One launch of fused_rows, and the columns of its programs joined."""
+        p, s, absent = self.p, self.sides, self.p.scale
+        config = tuning.rows_tile(self.arch, self.kind, self.d)._asdict() | FUSED_OPTIONS
+        programs = min(triton.cdiv(s.n, config["BM"]), tuning.programs(p.x.device))
+        shape = (programs, s.m) if c is not None else (1,)
+        col_sum = p.scale.new_zeros(shape)
+        col_top = p.scale.new_full(shape, float("-inf")) if redo is not None else col_sum
+        both = {
+            "COL_TOP": col_top, "COL_SUM": col_sum, "A": p.scale, "B": p.shift, "FAR": present(far, absent),
+            "REDO": present(redo, absent), "LSE": r.lse, "SHARED": shared, "SQDIST": p.operand == "sqdist",
+        }  # fmt: skip
         fused_rows[(programs,)](
-            X=self.x, Y=self.y, TOP=r.top, SUM=r.sum, COL_TOP=col_top, COL_SUM=col_sum, n=s.n, m=s.m, d=self.d,
-            diff=s.diff, sx=self.x.stride(0), sy=self.y.stride(0), columns_pitch=s.m, EVEN=self.d % config["BD"] == 0,
-            PAIR=pair_value(s), COLUMNS=columns, SYMMETRIC=s.symmetric, PRECISION=self.precision, **vectors(s), **config,
+            X=self.x, Y=self.y, TOP=r.top, SUM=r.sum, n=s.n, m=s.m, d=self.d, diff=s.diff, sx=self.x.stride(0),
+            sy=self.y.stride(0), columns_pitch=s.m, EVEN=self.d % config["BD"] == 0, PAIR=pair_value(s),
+            COLUMNS=c is not None, SYMMETRIC=s.symmetric, PRECISION=self.precision, **vectors(s) | both, **config,
         )  # fmt: skip
-        if not columns:
-            return r.result(), None
-        c = r if s.symmetric else State(p, s.m)
-        block = 128
-        merge_columns[(triton.cdiv(s.m, block),)](
-            col_top,
-            col_sum,
-            c.top,
-            c.sum,
-            programs,
-            s.m,
-            s.m,
-            BLOCK=block,
-            LSE=r.lse,
-            JOIN=s.symmetric,
-            **FUSED_OPTIONS,
-        )
-        return r.result(), c.result() if p.columns else None
+        if c is not None:
+            merge_columns[(triton.cdiv(s.m, _MERGED),)](
+                TOP=c.top, SUM=c.sum, programs=programs, size=s.m, pitch=s.m, BLOCK=_MERGED, JOIN=s.symmetric, **both,
+                **FUSED_OPTIONS,
+            )  # fmt: skip
 
     def sweep(self, weights: Weighting, sums: Sums, swapped: bool, atomic: bool, values: Tensor | None) -> None:
         """One sweep of fused_gradient: x against y, or (swapped) y against x."""
@@ -159,6 +163,14 @@ def aligned(t: Tensor) -> Tensor:
         return t
     padded = F.pad(t, (0, width - t.shape[1]))
     return padded if padded.is_contiguous() else padded.contiguous()
+
+
+def faint(p: Problem, sums: Tensor) -> Tensor:
+    """1 where a sum over the shared reference has lost digits to underflow, or has none; 0 where all serve."""
+    lost = (sums < FAINT) | sums.isnan()
+    if "groups" in p.mask.kind:
+        lost &= sums != 0.0  # rows and columns without a pair
+    return lost.any().to(sums.dtype)
 
 
 def dot_precision(t: Tensor) -> str:

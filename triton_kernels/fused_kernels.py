@@ -8,7 +8,17 @@ import triton
 import triton.language as tl
 
 from .equation import load_side, logits, mask_tile
-from .reductions import load_normaliser, merge, push_rows, rows_and_columns, softmax_weights, sum_weights
+from .reductions import (
+    load_normaliser,
+    merge,
+    only_where_present,
+    push_rows,
+    rows_and_columns,
+    shared_reference,
+    softmax_weights,
+    sum_weights,
+    terms,
+)
 
 _SIZES = ("n", "m", "diff", "columns_pitch")
 
@@ -49,19 +59,25 @@ def _own_block(t, program, programs, SYMMETRIC: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SIZES)
 def fused_rows(
-    X, Y, NX, NY, BX, BY, GX, GY, A, B, TOP, SUM, COL_TOP, COL_SUM, n, m, d, diff, sx, sy, k0, k1, columns_pitch,
+    X, Y, NX, NY, BX, BY, GX, GY, A, B, FAR, REDO, TOP, SUM, COL_TOP, COL_SUM, n, m, d, diff, sx, sy, k0, k1, columns_pitch,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, KEEP: tl.constexpr, EVEN: tl.constexpr,
     SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr,
-    LSE: tl.constexpr, COLUMNS: tl.constexpr, SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr,
+    LSE: tl.constexpr, SHARED: tl.constexpr, COLUMNS: tl.constexpr, SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """TOP, SUM (n,) of the rows; COL_TOP, COL_SUM[program, column] of the columns, initialised to nothing by the caller.
 
+    SHARED: a log-sum-exp relative to one reference, which leaves COL_TOP alone; where that reference serves no pair, SUM is
+    NaN. Without it, each tile has its own, and the launch returns at once unless REDO.
     SYMMETRIC: columns right of a row block stand for later rows too, and only those tiles are visited. BM % BN == 0.
     """
+    if LSE and not SHARED:  # noqa: SIM102  decided at compile time, and what follows on the device
+        if tl.load(REDO) == 0.0:
+            return
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     a = tl.load(A)
     b = tl.load(B)
+    rho = shared_reference(FAR, a, b, SQDIST) if SHARED else 0.0
     blocks = tl.cdiv(n, BM)
     grouped: tl.constexpr = MASK == "across_groups" or MASK == "within_groups"
     for t in range(0, tl.cdiv(blocks, programs)):
@@ -71,11 +87,12 @@ def fused_rows(
         bx = load_side(BX, i, n, 0.0, HAS_BX)
         gx = load_side(GX, i, n, 0, grouped)
         top = tl.full((BM,), float("-inf"), tl.float32)
-        total = tl.zeros((BM,), tl.float32)
+        total = tl.zeros((BM,), tl.float32) + (rho - rho)
         if KEEP:
             kept = _load_rows(X, i, n, sx, tl.arange(0, BD), d, EVEN)
         first = i0 if SYMMETRIC else 0
-        last = tl.where(i0 < n, m, 0)  # a program's last block may lie past the end
+        # A program's last block may lie past the end.
+        last = tl.where((i0 < n) & (rho == rho), m, 0)
         for j0 in range(first, last, BN):
             j = j0 + tl.arange(0, BN)
             if KEEP:
@@ -92,7 +109,13 @@ def fused_rows(
             column = program.to(tl.int64) * columns_pitch + j
             if LSE:
                 z = mask_tile(z, i0, j0, n, m, diff, gx, gy, float("-inf"), BM, BN, MASK)
-                if COLUMNS:
+                if SHARED:
+                    e = terms(z, rho, grouped)
+                    total += tl.sum(e, 1)
+                    if COLUMNS:
+                        old_sum = tl.load(COL_SUM + column, mask=inside, other=0.0)
+                        tl.store(COL_SUM + column, old_sum + tl.sum(e, 0), mask=inside)
+                elif COLUMNS:
                     old_top = tl.load(COL_TOP + column, mask=inside, other=0.0)
                     old_sum = tl.load(COL_SUM + column, mask=inside, other=0.0)
                     row_top, row_sum, col_top, col_sum = rows_and_columns(z, BM, BN)
@@ -112,7 +135,7 @@ def fused_rows(
             # The next row block reads these columns back, through other threads perhaps.
             tl.debug_barrier()
         if LSE:
-            tl.store(TOP + i, top, mask=i < n)
+            tl.store(TOP + i, only_where_present(rho, total) if SHARED else top, mask=i < n)
         tl.store(SUM + i, total, mask=i < n)
 
 
@@ -199,25 +222,33 @@ def fused_gradient(
 
 @triton.jit(do_not_specialize=("programs", "size", "pitch"))
 def merge_columns(
-    COL_TOP, COL_SUM, TOP, SUM, programs, size, pitch, BLOCK: tl.constexpr, LSE: tl.constexpr, JOIN: tl.constexpr
-):
+    COL_TOP, COL_SUM, A, B, FAR, REDO, TOP, SUM, programs, size, pitch,
+    BLOCK: tl.constexpr, LSE: tl.constexpr, SHARED: tl.constexpr, JOIN: tl.constexpr, SQDIST: tl.constexpr,
+):  # fmt: skip
     """Join the column state of every program, in order, into TOP and SUM; JOIN: with what stands there already."""
+    if LSE and not SHARED:  # noqa: SIM102
+        if tl.load(REDO) == 0.0:
+            return
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < size
     top = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    if JOIN:
-        total = tl.load(SUM + index, mask=inside, other=0.0)
-        if LSE:
-            top = tl.load(TOP + index, mask=inside, other=float("-inf"))
     at = index.to(tl.int64)
     for _ in range(programs):
         part = tl.load(COL_SUM + at, mask=inside, other=0.0)
-        if LSE:
+        if LSE and not SHARED:
             top, total = merge(top, total, tl.load(COL_TOP + at, mask=inside, other=float("-inf")), part)
         else:
             total += part
         at += pitch
-    tl.store(SUM + index, total, mask=inside)
+    if SHARED:
+        top = only_where_present(shared_reference(FAR, tl.load(A), tl.load(B), SQDIST), total)
+    if JOIN:
+        before = tl.load(SUM + index, mask=inside, other=0.0)
+        if LSE:
+            top, total = merge(tl.load(TOP + index, mask=inside, other=float("-inf")), before, top, total)
+        else:
+            total += before
     if LSE:
         tl.store(TOP + index, top, mask=inside)
+    tl.store(SUM + index, total, mask=inside)

@@ -64,10 +64,18 @@ def pair_slope(s: Sides) -> Any:
     return PAIRS[s.p.pair.name][1]
 
 
-def softmax_reference(r: Tensor, c: Tensor) -> Tensor:
-    """(rho, close) for reductions.softmax_weights, without reading a value on the host."""
+def softmax_reference(r: Tensor, c: Tensor, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """((rho, close), g, h) for reductions.softmax_weights, without reading a value on the host.
+
+    close: g_i e^(rho - r_i) and h_j e^(rho - c_j) take the places of g and h; 0 where nothing was reduced.
+    """
     both = torch.cat((r, c))
     finite = torch.isfinite(both)
     high = torch.where(finite, both, float("-inf")).amax()
     low = torch.where(finite, both, float("inf")).amin()
-    return torch.stack((0.5 * (high + low), (high - low < 56.0).to(both.dtype))).nan_to_num(0.0)
+    rho = (0.5 * (high + low)).nan_to_num(0.0)
+    close = (high - low < 56.0) & torch.isfinite(high - low)
+    factors = torch.where(torch.isneginf(both), 0.0, torch.exp(rho - both))
+    both_upstream = torch.cat((g, h))
+    both_upstream = torch.where(close, both_upstream * factors, both_upstream)
+    return torch.stack((rho, close.to(rho.dtype))), both_upstream[: len(r)], both_upstream[len(r) :]

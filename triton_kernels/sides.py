@@ -44,6 +44,14 @@ class Sides:
         bound = 2**31 - 1
         return max(-bound, min(bound, self.p.mask.row_offset - self.p.mask.col_offset))
 
+    def far(self) -> Tensor:
+        """(the largest norm of x, of y, the largest bx + by): what bounds every logit, by Cauchy and Schwarz."""
+        largest = [_largest_norm(self.x, self.norm_x), _largest_norm(self.y, self.norm_y)]
+        bias = torch.zeros_like(largest[0])
+        for each in (self.p.bias_x, self.p.bias_y):
+            bias = bias if each is None else bias + each.amax()
+        return torch.stack((*largest, bias))
+
     @property
     def groups(self) -> tuple[Tensor | None, Tensor | None]:
         mask = self.p.mask
@@ -113,6 +121,12 @@ class Sums:
         return (sums * self.sides.p.scale).to(dtype)
 
 
+def _largest_norm(rows: Tensor, squared: Tensor | None) -> Tensor:
+    if squared is not None:
+        return squared.amax().sqrt()
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).amax()
+
+
 def contiguous_rows(t: Tensor) -> Tensor:
     """t itself where its rows or its columns are unit-strided, as matrix products take it; otherwise a copy."""
     return t if 1 in t.stride() else t.contiguous()
@@ -133,7 +147,7 @@ def weight_unit(p: Problem, sides: Sides, g: Tensor, h: Tensor | None) -> Tensor
 
 
 def _slope_bound(p: Problem, sides: Sides) -> Tensor:
-    far_x, far_y = (torch.linalg.vector_norm(t, dim=1, dtype=torch.float32).amax() for t in (sides.x, sides.y))
+    far_x, far_y = (_largest_norm(t, squared) for t, squared in ((sides.x, sides.norm_x), (sides.y, sides.norm_y)))
     low, high = (-far_x * far_y, far_x * far_y)
     if p.operand == "sqdist":
         low, high = torch.zeros_like(low), (far_x + far_y).square()

@@ -202,7 +202,9 @@ def weighting(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
     assert r is not None
     if p.reduce == "sum":
         return Weighting(g, h)
-    reference = softmax_reference(r, c) if h is not None and c is not None else None
+    if g is None or h is None or c is None:
+        return Weighting(g, h, r, c)
+    reference, g, h = softmax_reference(r, c, g, h)
     return Weighting(g, h, r, c, reference)
 
 

@@ -282,7 +282,14 @@ def architecture(device: torch.device) -> str:
     target = driver.active.get_current_target()
     if target.backend == "hip":
         return "gfx942"
-    capability = int(target.arch)
+    return table_of(f"sm_{target.arch}")
+
+
+def table_of(name: str) -> str:
+    """The row of the tables that serves an architecture by the compiler's name."""
+    if not name.startswith("sm_"):
+        return name
+    capability = int(name.removeprefix("sm_"))
     if capability < 90:
         # 8.6 and 8.9 have the shared memory of 12.0, not that of an A100.
         return "sm_80" if capability in (80, 87) else "sm_120"

@@ -23,6 +23,8 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "sm_120": GPUTarget("cuda", 120, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 # Shared memory of a multiprocessor, and the most one block may take (CUDA C programming guide, compute capabilities).
@@ -31,9 +33,11 @@ SHARED = {
     "sm_90": (233472, 232448),
     "sm_100": (233472, 232448),
     "sm_120": (102400, 101376),
+    "sm_86": (102400, 101376),
+    "sm_89": (102400, 101376),
     "gfx942": (65536, 65536),
 }
-WARPS = {"sm_120": 48}
+WARPS = {"sm_120": 48, "sm_86": 48, "sm_89": 48}
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ELEMENT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

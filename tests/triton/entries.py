@@ -1,12 +1,16 @@
 """Every kernel that tuning.py can choose, in the variants that need the most registers, for the compile gate.
 
 python -m tests.triton.entries [--missing] [sm_80 sm_90 ...]    compile them and write triton_kernels/COMPILED.md
+
+--missing keeps what was compiled from the kernels as they are now.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +19,12 @@ import torch
 from fastcl.triton_kernels import tuning
 from fastcl.triton_kernels.fused_kernels import fused_gradient, fused_rows
 from fastcl.triton_kernels.generated_pairs import PAIRS
+from fastcl.triton_kernels.launching import FUSED_OPTIONS, STRIP_OPTIONS
 from fastcl.triton_kernels.strip_kernels import strip_reduce, strip_weights
 
 from .compiling import Report, compile_kernel, report
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "sm_86", "sm_89")
 RECORD = Path(__file__).with_name("compiled.json")
 TABLE = Path(tuning.__file__).with_name("COMPILED.md")
 DTYPE = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
@@ -51,10 +56,11 @@ class Entry(NamedTuple):
 
 def entries(arch: str) -> Iterator[Entry]:
     """Every entry of the table that serves an architecture."""
-    for kind, rows_tiles in tuning.ROWS[arch].items():
+    table = tuning.table_of(arch)
+    for kind, rows_tiles in tuning.ROWS[table].items():
         for rows_tile in rows_tiles:
             yield from _rows(arch, kind, rows_tile)
-    for kind_reduce, gradient_tiles in tuning.GRADIENT[arch].items():
+    for kind_reduce, gradient_tiles in tuning.GRADIENT[table].items():
         for gradient_tile in gradient_tiles:
             yield from _gradient(arch, *kind_reduce.split(), gradient_tile)
     yield from _strip(arch)
@@ -70,9 +76,10 @@ def _rows(arch: str, kind: str, tile: tuning.RowsTile) -> Iterator[Entry]:
     constants |= EQUATION | {"EVEN": True, "COLUMNS": True, "PRECISION": "tf32" if kind == "tf32" else "ieee"}
     where = f"fused_rows {kind} {tile.BM}x{tile.BN} d {'=' if tile.KEEP else 'by'} {tile.BD}, {warps} warps, {stages} stages"
     for label, extra in (
-        ("log-sum-exp", LSE | {"SYMMETRIC": False}),
-        ("log-sum-exp of itself", LSE | {"SYMMETRIC": True}),
-        ("sum of softplus", SUM | {"SYMMETRIC": False}),
+        ("log-sum-exp", LSE | {"SYMMETRIC": False, "SHARED": True}),
+        ("log-sum-exp of itself", LSE | {"SYMMETRIC": True, "SHARED": True}),
+        ("log-sum-exp, references of tiles", LSE | {"SYMMETRIC": False, "SHARED": False}),
+        ("sum of softplus", SUM | {"SYMMETRIC": False, "SHARED": False}),
     ):
         yield Entry(
             arch, f"{where}: {label}", fused_rows, DTYPE[kind], constants | extra, warps, stages, kind != "ieee"
@@ -137,7 +144,7 @@ def faults(entry: Entry, found: Report) -> str | None:
     return None
 
 
-def write_table(record: dict[str, list[Any]]) -> None:
+def write_table(record: dict[str, Report]) -> None:
     lines = [
         "# What the compiler made of every kernel that tuning.py can choose",
         "",
@@ -148,36 +155,65 @@ def write_table(record: dict[str, list[Any]]) -> None:
         "| architecture | kernel | registers | stack, STL, LDL | shared memory | blocks | matrix instructions |",
         "|---|---|---|---|---|---|---|",
     ]
-    for key, values in record.items():
+    for key, r in record.items():
         arch, name = key.split(" ", 1)
-        r = Report(*values)
         matrix = ", ".join(f"{count} {op}" for op, count in r.matrix.items()) or "none"
         spills = f"{r.stack}, {r.stl}, {r.ldl}"
         lines.append(f"| {arch} | {name} | {r.registers} | {spills} | {r.shared} | {r.blocks_per_sm} | {matrix} |")
     TABLE.write_text("\n".join(lines) + "\n")
 
 
+def source_digest() -> str:
+    """What the kernels' code is, comments and docstrings apart: a record of other code says nothing about this one."""
+    digest = hashlib.sha256(repr((FUSED_OPTIONS, STRIP_OPTIONS)).encode())
+    for name in ("equation", "intrinsics", "generated_pairs", "reductions", "strip_kernels", "fused_kernels"):
+        before = tokenize.NEWLINE
+        with tokenize.open(TABLE.with_name(f"{name}.py")) as file:
+            for token in tokenize.generate_tokens(file.readline):
+                if token.type in (tokenize.COMMENT, tokenize.NL):
+                    continue
+                docstring = token.type == tokenize.STRING and before in (tokenize.NEWLINE, tokenize.INDENT)
+                if not docstring and token.string.strip():
+                    digest.update(token.string.encode() + b"\0")
+                before = token.type
+    return digest.hexdigest()[:16]
+
+
 def main(arguments: list[str]) -> None:
     missing = "--missing" in arguments
+    digest = source_digest()
     for arch in [a for a in arguments if a != "--missing"] or ARCHITECTURES:
-        known = _record() if missing else {}
+        record = load_record()
+        known = record.entries if missing and record.sources.get(arch) == digest else {}
         made = {}
         for entry in entries(arch):
-            found = Report(*known[entry.key]) if entry.key in known else entry.compile()
+            found = known.get(entry.key) or entry.compile()
             print(entry.key, "|", faults(entry, found) or tuple(found), flush=True)
-            made[entry.key] = list(found)
+            made[entry.key] = found
         # Read again: another process may have written another architecture meanwhile.
-        record = {key: value for key, value in _record().items() if not key.startswith(arch + " ")} | made
+        record = load_record()
+        others = {key: found for key, found in record.entries.items() if not key.startswith(arch + " ")}
         order = {a: k for k, a in enumerate(ARCHITECTURES)}
-        record = dict(sorted(record.items(), key=lambda item: order.get(item[0].split(" ")[0], len(order))))
-        RECORD.write_text(
-            "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in record.items()) + "\n}\n"
-        )
-        write_table(record)
+        every = dict(sorted((others | made).items(), key=lambda item: order[item[0].split(" ")[0]]))
+        save_record(Record(dict(sorted({**record.sources, arch: digest}.items())), every))
+        write_table(every)
 
 
-def _record() -> dict[str, list[Any]]:
-    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+class Record(NamedTuple):
+    """By architecture, the code that was compiled; and what the compiler made of each entry."""
+
+    sources: dict[str, str]
+    entries: dict[str, Report]
+
+
+def load_record() -> Record:
+    found = json.loads(RECORD.read_text())
+    return Record(found["sources"], {key: Report(*values) for key, values in found["entries"].items()})
+
+
+def save_record(record: Record) -> None:
+    lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(found)}" for key, found in record.entries.items())
+    RECORD.write_text(f'{{\n  "sources": {json.dumps(record.sources)},\n  "entries": {{\n{lines}\n  }}\n}}\n')
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 import fastcl
 from fastcl import reference, triton_kernels
 from fastcl.backends import BackendUnavailableError, choose
-from fastcl.problem import Gradients, Wanted
+from fastcl.problem import Gradients, Problem, Wanted
 from tests.objectives.cases import CASES, Case
 
 from .problems import MASKS, PAIRS, check, check_rows_and_gradients, check_total, error, problem, upstream
@@ -83,16 +83,32 @@ def test_everything_masked() -> None:
         check_rows_and_gradients(p, triton_kernels)
 
 
+def with_exact_products(p: Problem, bits: int, size: float = 1.0) -> Problem:
+    """Rows rounded to multiples of size / 2^bits: their products are exact in float32, in any order of summation.
+
+    NumPy's matmul, which the interpreter multiplies by, rounds x y^T and y x^T differently; the hardware does not.
+    """
+    assert p.y is not None
+    for rows in (p.x, p.y):
+        rows.mul_(2.0**bits / size).round_().mul_(size / 2.0**bits)
+    return p
+
+
 def test_huge_norms_and_tiny_temperatures() -> None:
-    """Rows of norm 1000 give logits of 1e6; a temperature of 1e-3 on unit rows, tiles whose rows lie hundreds of nats apart."""
-    check_rows_and_gradients(problem(40, 50, 16, columns=True, length=1000.0, scale=1.0), triton_kernels)
-    check_rows_and_gradients(problem(40, 50, 16, columns=True, scale=1000.0), triton_kernels)
+    """Rows of norm 1024 give logits of 1e6; a temperature of 1e-3 on unit rows, tiles whose rows lie hundreds of nats apart.
+
+    Logits of 1e6 that lie within a few nats of each other would measure how float32 rounds 1e6: six bits keep them 256 apart.
+    """
+    far = problem(40, 50, 16, columns=True, length=1024.0, scale=1.0)
+    check_rows_and_gradients(with_exact_products(far, 6, 1024.0), triton_kernels)
+    near = problem(40, 50, 16, columns=True, scale=1024.0)
+    check_rows_and_gradients(with_exact_products(near, 9), triton_kernels)
 
 
 def test_rows_far_apart() -> None:
     """Rows 100 times apart in norm: their log-sum-exps differ by more than one exponential can span."""
-    p = problem(40, 50, 16, columns=True, scale=4.0)
-    p.x.mul_(torch.logspace(0, 2, 40)[:, None])
+    p = with_exact_products(problem(40, 50, 16, columns=True, scale=4.0), 9)
+    p.x.mul_(torch.logspace(0, 6, 40, base=2.0).round()[:, None])
     check_rows_and_gradients(p, triton_kernels)
 
 
