@@ -99,13 +99,13 @@ class Sweep:
         self.x, self.scale, self.shift = x.detach().contiguous(), scale.detach(), shift.detach()
         self.dtype = accumulation_dtype(x.dtype)
 
-    def _columns(self, *more: Tensor) -> Columns:
-        """What travels: y with its bias and groups, and what else it needs. Told apart again by _columns_of."""
+    def columns(self, *more: Tensor) -> Columns:
+        """What travels: y with its bias and groups, and what else it needs. Told apart again by `arguments`."""
         y = self.x if self.plan.same else self.y
         group = self.group_x if self.plan.same else self.group_y
         return tuple(t.detach().contiguous() for t in (y, self.bias_y, group, *more) if t is not None)
 
-    def _arguments(self, visit: Visit, columns: Columns) -> tuple[tuple[Any, ...], Columns]:
+    def arguments(self, visit: Visit, columns: Columns) -> tuple[tuple[Any, ...], Columns]:
         """The op's arguments for a visit, and what came beside them."""
         plan, rows = self.plan, slice(visit.start, visit.stop)
         group_x = None if self.group_x is None else self.group_x[rows]
@@ -139,14 +139,14 @@ class Sweep:
         both = plan.columns or plan.same
 
         def work(visit: Visit, columns: Columns) -> Columns:
-            arguments, _ = self._arguments(visit, columns)
+            arguments, _ = self.arguments(visit, columns)
             here, there = torch.ops.fastcl.pair_reduce(*arguments, plan.backend)
             rows = slice(visit.start, visit.stop)
             r[rows] = self._merged(r[rows], here)
             return (there,) if arguments[-1] else ()
 
         results = plan.tour.make(
-            self._columns(),
+            self.columns(),
             work,
             blank=lambda rows: (self._blank(rows),) if both else (),
             join=lambda a, b: (self._merged(a[0], b[0]),),
@@ -167,7 +167,7 @@ class Sweep:
         home = [name for name in ("y", "bias_y") if wanted[GRADIENTS.index(name)]]
 
         def work(visit: Visit, columns: Columns) -> Columns:
-            arguments, normalisers = self._arguments(visit, columns)
+            arguments, normalisers = self.arguments(visit, columns)
             rows = slice(visit.start, visit.stop)
             beside = normalisers if arguments[-1] else (c.new_empty(0), h.new_empty(0))
             asked = [w and not (i == 1 and arguments[1] is None) for i, w in enumerate(wanted)]
@@ -188,7 +188,7 @@ class Sweep:
             shapes = {"y": (rows, d), "bias_y": (rows,)}
             return tuple(r.new_zeros(shapes[name]) for name in home)
 
-        columns = self._columns(c, h) if plan.columns or plan.same else self._columns()
+        columns = self.columns(c, h) if plan.columns or plan.same else self.columns()
         results = dict(
             zip(
                 home,
@@ -208,14 +208,19 @@ class Sweep:
 
 def pair_reduce(plan: Plan, p: Problem) -> tuple[Tensor, Tensor]:
     """(r, c) of a checked problem; x and y cast as autocast would."""
+    x, y, group_y = cast(p)
+    with torch.autocast(p.x.device.type, enabled=False):
+        found: tuple[Tensor, Tensor] = PairReduce.apply(
+            plan, x, y, p.scale, p.shift, p.bias_x, p.bias_y, p.mask.group_x, group_y
+        )
+    return found
+
+
+def cast(p: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """x and y as autocast would have them, and the groups of y."""
     device = p.x.device.type
     x, y = p.x, p.y
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, y = x.to(dtype), None if y is None else y.to(dtype)
-    group_y = p.mask.group_x if p.mask.group_y is None else p.mask.group_y
-    with torch.autocast(device, enabled=False):
-        found: tuple[Tensor, Tensor] = PairReduce.apply(
-            plan, x, y, p.scale, p.shift, p.bias_x, p.bias_y, p.mask.group_x, group_y
-        )
-    return found
+    return x, y, p.mask.group_x if p.mask.group_y is None else p.mask.group_y

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .. import checks
 from ..ops import problem
 from ..problem import Problem
-from . import pairs
+from . import pairs, totals
 from .visits import Tour
 from .wire import Wire
 
@@ -105,8 +105,13 @@ class Shards:
         self, x: Tensor, y: Tensor | None = None, *, outer: str, positive: Tensor | None = None, **arguments: Any
     ) -> Tensor:
         """outer(r) over all rows of the union."""
-        p, _ = checked(x, y, arguments)
+        p, backend = checked(x, y, arguments)
         checks.outer(outer, p.reduce, positive, x)
+        if not _through_sums(p):
+            plan = self._plan(p, backend)
+            if totals.applies(plan, p, outer):
+                share = totals.pair_total(plan, p, outer, positive)
+                return _Everywhere.apply(self.wire, share).sum().to(p.dtype)
         r = self.pair_reduce(x, y, **arguments)
         assert isinstance(r, Tensor)
         if positive is not None:

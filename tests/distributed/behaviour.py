@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcl import functional, losses
 from fastcl.distributed import wire
@@ -216,6 +217,43 @@ def volume(strategy: str, rank: int, world: int) -> float:
     return 0.0
 
 
+TOTALS: dict[str, Callable[..., Tensor]] = {
+    "info_nce": functional.info_nce,
+    "siglip": partial(functional.siglip, logit_scale=5.0, logit_bias=-2.0),
+    "f_micl": functional.f_micl,
+}
+
+
+class Ops(TorchDispatchMode):
+    """Which of our ops run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fastcl":
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def one_sweep(name: str, strategy: str, rank: int, world: int) -> float:
+    """Sums, and what is gathered with its positive known, form z once; rows go out once and gradients come home once."""
+    n, d, others = 16, 8, world - 1
+    x, y = (random(n, d, seed=s + rank, dtype=torch.float32).requires_grad_() for s in (0, 50))
+    swept = name == "info_nce" and strategy == "ring"  # a row's normaliser is known at the end of the tour only
+    with counted() as sent, Ops() as ops:
+        TOTALS[name](x, y, group=dist.group.WORLD, strategy=strategy).backward()
+    assert ("pair_reduce_backward" in ops.seen) == (swept and world > 1), ops.seen
+    if swept or world == 1 or name == "f_micl":  # same view: half as much, and not as much on every rank
+        return 0.0
+    rows, sums = n * d * 4, 1 if name == "info_nce" else 2
+    small = others * (10 * 8 + sums * (8 + 8 * world))  # the agreement; each sum, forward and backward
+    large = others * 2 * rows if strategy == "gather" else others * rows + world * rows  # y out, dy home
+    assert sent[0] == large + small, f"expected {large} + {small} bytes, got {sent[0]}"
+    return 0.0
+
+
 def queue(rank: int, world: int) -> float:
     """A queue that every rank holds whole and one that is kept in parts give the same loss."""
     torch.manual_seed(0)
@@ -354,6 +392,7 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     **{f"repeatable, {strategy}": partial(repeatable, strategy) for strategy in ("gather", "ring")},
     **{f"volume, {strategy}": partial(volume, strategy) for strategy in ("gather", "ring")},
     **{f"memory, {strategy}": partial(memory, strategy) for strategy in ("gather", "ring")},
+    **{f"one sweep, {name}, {s}": partial(one_sweep, name, s) for name in TOTALS for s in ("gather", "ring")},
     "subgroups": subgroups,
     "mistakes": mistakes,
     "queue": queue,

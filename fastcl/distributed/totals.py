@@ -1,0 +1,117 @@
+"""The total forms beyond one process: value and gradients from one sweep, where a visit knows its own weights.
+
+    sum_i r_i with reduce="sum"                                     any visits, since each pair stands for itself
+    sum_i r_i, sum_i softplus(r_i - p_i) with reduce="logsumexp"    own rows that meet all columns at once: gathered, across views
+
+Each visit is one call of the engine's total: z is formed once, where rows (pairs.py) form it again in the backward. Gradients of
+the columns go home in the forward; the backward scales what was kept, and sends nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..problem import Problem
+from .pairs import Plan, Sweep, cast
+from .visits import Visit
+from .wire import Columns
+
+
+def applies(plan: Plan, p: Problem, outer: str) -> bool:
+    """Whether one sweep gives this total."""
+    if p.bias_x is not None or p.bias_y is not None or outer == "pooled":
+        return False
+    return p.reduce == "sum" or not (plan.same or plan.tour.ring)
+
+
+class PairTotal(torch.autograd.Function):
+    """This rank's share of outer(r), float64: the visits that it makes. Shares add up over ranks, and so do gradients of shares.
+
+    The upstream gradient is that of the sum over ranks, hence the same on every rank, as long as nothing but that sum is made of
+    the share.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        outer: str,
+        wanted: tuple[bool, ...],
+        x: Tensor,
+        y: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        positive: Tensor | None,
+        group_x: Tensor | None,
+        group_y: Tensor | None,
+    ) -> Tensor:
+        share, gradients = _visit(
+            Sweep(plan, (x, y, scale, shift, None, None, group_x, group_y)), outer, positive, wanted
+        )
+        ctx.dtype, ctx.present = x.dtype, [t is not None for t in gradients]
+        ctx.save_for_backward(*(t for t in gradients if t is not None))
+        return share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        saved = iter(ctx.saved_tensors)
+        scaled = [upstream[0] * next(saved) if present else None for present in ctx.present]
+        rows = [None if t is None else t.to(ctx.dtype) for t in scaled[:2]]
+        return (None, None, None, *rows, *scaled[2:], None, None)
+
+
+def _visit(
+    sweep: Sweep, outer: str, positive: Tensor | None, wanted: tuple[bool, ...]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The share, and the gradients of the sum of all shares: of own x, y, positive, and shares of those of scale and shift."""
+    plan, x = sweep.plan, sweep.x
+    share = x.new_zeros((), dtype=torch.float64)
+    if plan.same:  # the columns' gradient is x's too
+        wanted = (wanted[0], wanted[0], *wanted[2:])
+    shapes = {"x": x.shape, "scale": (), "shift": ()}
+    here = {
+        name: x.new_zeros(shapes[name], dtype=sweep.dtype)
+        for name, w in zip(("x", "scale", "shift"), (wanted[0], *wanted[2:]), strict=True)
+        if w
+    }
+    dpositive = None if positive is None else torch.zeros_like(positive)
+
+    def work(visit: Visit, columns: Columns) -> Columns:
+        arguments, _ = sweep.arguments(visit, columns)
+        rows, alone = slice(visit.start, visit.stop), arguments[1] is None
+        asked = [wanted[0], wanted[1] and not alone, *wanted[2:], False, False]
+        value, *found = torch.ops.fastcl.pair_total(
+            *arguments[:-1], False, None if positive is None else positive[rows], outer, asked, plan.backend
+        )
+        times = 2.0 if plan.same and not alone else 1.0  # a visit of two shards with each other stands for both orders
+        share.add_(value, alpha=times)
+        for name, total in here.items():
+            (total[rows] if total.dim() else total).add_(found[{"x": 0, "scale": 2, "shift": 3}[name]], alpha=times)
+        if dpositive is not None:
+            dpositive[rows] += found[-1]
+        return (times * found[1],) if asked[1] else ()
+
+    def blank(rows: int) -> Columns:
+        return (x.new_zeros((rows, x.shape[1]), dtype=sweep.dtype),) if wanted[1] else ()
+
+    results = plan.tour.make(sweep.columns(), work, blank, lambda a, b: (a[0] + b[0],))
+    dy = results[0] if results else None
+    if plan.same and dy is not None:
+        here["x"], dy = here["x"] + dy, None
+    return share, [here.get("x"), dy, here.get("scale"), here.get("shift"), dpositive]
+
+
+def pair_total(plan: Plan, p: Problem, outer: str, positive: Tensor | None) -> Tensor:
+    """This rank's share of outer(r) of a checked problem; x and y cast as autocast would."""
+    x, y, group_y = cast(p)
+    recording = torch.is_grad_enabled()
+    wanted = tuple(recording and t is not None and t.requires_grad for t in (x, y, p.scale, p.shift))
+    positive = None if positive is None else positive.to(p.dtype)
+    with torch.autocast(p.x.device.type, enabled=False):
+        share: Tensor = PairTotal.apply(plan, outer, wanted, x, y, p.scale, p.shift, positive, p.mask.group_x, group_y)
+    return share
