@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fastcl.triton_kernels.sides import Sides
 
 import fastcl
-from fastcl import reference, triton_kernels
+from fastcl import blocked, reference, triton_kernels
 from fastcl.backends import BackendUnavailableError, choose
 from fastcl.problem import Gradients, Problem, Wanted
 from tests.objectives.cases import CASES, Case
@@ -184,6 +185,29 @@ def test_float16_distances_of_a_cloud_far_from_the_origin() -> None:
         assert mine is not None
         assert theirs is not None
         assert error(mine, theirs) < 1.5e-3
+
+
+def test_float16_distances_lose_nothing_to_a_far_origin() -> None:
+    """A cloud around 64 whose rows differ by a few: norms of 1e5 in float32 would leave 1e-3 of each distance."""
+    p = problem(37, 53, 24, operand="sqdist", dtype=torch.float16, columns=True, scale=-0.25, length=8.0)
+    assert p.y is not None
+    p.x.add_(64.0)
+    p.y.add_(64.0)
+    truth = reference.rows(p)
+    for mine, theirs, exact in zip(triton_kernels.rows(p), blocked.rows(p), truth, strict=True):
+        assert mine is not None and theirs is not None and exact is not None
+        assert error(mine, exact) <= error(theirs, exact) + 4e-7
+
+
+def test_a_centre_that_would_round_rows_is_not_taken() -> None:
+    """Columns of a cloud about the origin stay as they are, and so do those of which one row would be rounded."""
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(50, 3, generator=g).half() + torch.tensor([100.0, 0.0, 100.0]).half()
+    rows[7, 2] = 0.001
+    sides = Sides(Problem(**{**problem(50, None, 3, operand="sqdist").__dict__, "x": rows}))
+    assert sides.x[:, 1:].equal(rows[:, 1:])
+    assert sides.x[:, 0].abs().max() < 10
+    assert (sides.x[:, 0].float() - rows[:, 0].float()).unique().numel() == 1
 
 
 def test_nan_comes_only_from_nan() -> None:
