@@ -46,6 +46,7 @@ class Baseline:
     sizes to sweep. squares: how many matrices of rows x rows floats it holds at its peak, about; size: its peak bytes from
     (rows, d) where that is no such number. most_rows: above them it takes minutes. module, command: what must be importable,
     and what installs it. ahead: the reason, if it is not beaten. compiles: at its first call, for one shape or formula.
+    cuda_only: has no CPU form. never: why it cannot run this case. backend: of fastcl, where one is asked for.
     """
 
     name: str
@@ -58,16 +59,23 @@ class Baseline:
     command: str = ""
     ahead: str = ""
     compiles: bool = False
+    cuda_only: bool = False
+    never: str = ""
+    backend: str = ""
 
     def bytes_needed(self, rows: int, d: int) -> float:
         return self.size(rows, d) if self.size else 4.0 * self.squares * rows * rows
 
-    def absent(self, case: Case, free: float | None = None) -> str | None:
+    def absent(self, case: Case, free: float | None = None, device: str = "cpu") -> str | None:
         """Why it has no figure for this case, or None when it can run."""
         if self.module == "torch" and not hasattr(F, "linear_cross_entropy"):
             return f"torch {torch.__version__} has no F.linear_cross_entropy; {self.command}"
         if self.module and importlib.util.find_spec(self.module) is None:
             return f"{self.module} is not installed; {self.command}"
+        if self.cuda_only and device != "cuda":
+            return f"serves cuda tensors, and these are on {device}"
+        if self.never:
+            return self.never
         if self.most_rows is not None and case.rows > self.most_rows:
             return f"left out above {self.most_rows:,} rows, where a call takes minutes"
         free, needed = free_memory() if free is None else free, self.bytes_needed(case.rows, case.d)
@@ -126,12 +134,13 @@ def _keops(choice: int) -> Method:
 
 def baselines(loss: str) -> list[Baseline]:
     """fastcl first, then everything that it is held against."""
+    whole = "it holds the n x n matrix and so saves the products with which fastcl recomputes it"
     found = [
         Baseline("fastcl", lambda choice: FASTCL[loss]),
-        Baseline("eager", lambda choice: EAGER[loss], squares=5 if loss != "kcl" else 9),
+        Baseline("eager", lambda choice: EAGER[loss], squares=5 if loss != "kcl" else 9, ahead=whole),
         Baseline(
             "torch.compile", lambda choice: torch.compile(EAGER[loss], dynamic=False), squares=3, compiles=True,
-            ahead="it holds the n x n matrix and so saves the products with which fastcl recomputes it",
+            ahead=whole,
         ),
     ]  # fmt: skip
     if loss == "clip":

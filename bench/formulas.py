@@ -217,16 +217,22 @@ def linear_cross_entropy(chunk: int, both: bool) -> Method:
     return method
 
 
-FASTCL: dict[str, Method] = {
-    "clip": lambda x, y: fastcl.functional.clip(x, y, logit_scale=SCALE),
-    "info_nce": lambda x, y: fastcl.functional.info_nce(x, y, temperature=1.0 / SCALE),
-    "nt_xent": lambda x, y: fastcl.functional.nt_xent(x, y, temperature=TEMPERATURE),
-    "siglip": lambda x, y: fastcl.functional.siglip(x, y, logit_scale=SIGLIP_SCALE, logit_bias=SIGLIP_BIAS),
-    "f_micl_js": lambda x, y: fastcl.functional.f_micl(x, y, divergence="js", beta=BETA, alpha=ALPHA),  # type: ignore[dict-item]
-    "kcl": lambda x, y: fastcl.functional.kcl(x, y, t=KCL_T, gamma=KCL_GAMMA),
-    "spectral": lambda x, y: fastcl.functional.spectral(x, y),
-}
+def ours(loss: str, backend: str | None = None) -> Method:
+    """The loss by fastcl."""
+    f = fastcl.functional
+    return {
+        "clip": lambda x, y: f.clip(x, y, logit_scale=SCALE, backend=backend),
+        "info_nce": lambda x, y: f.info_nce(x, y, temperature=1.0 / SCALE, backend=backend),
+        "nt_xent": lambda x, y: f.nt_xent(x, y, temperature=TEMPERATURE, backend=backend),
+        "siglip": lambda x, y: f.siglip(x, y, logit_scale=SIGLIP_SCALE, logit_bias=SIGLIP_BIAS, backend=backend),
+        "f_micl_js": lambda x, y: f.f_micl(x, y, divergence="js", beta=BETA, alpha=ALPHA, backend=backend),
+        "kcl": lambda x, y: f.kcl(x, y, t=KCL_T, gamma=KCL_GAMMA, backend=backend),
+        "spectral": lambda x, y: f.spectral(x, y, backend=backend),
+    }[loss]  # type: ignore[return-value]
+
+
 EAGER: dict[str, Method] = {
     "clip": clip, "info_nce": info_nce, "nt_xent": nt_xent, "siglip": siglip, "f_micl_js": f_micl_js, "kcl": kcl,
     "spectral": spectral,
 }  # fmt: skip
+FASTCL = {loss: ours(loss) for loss in EAGER}

@@ -82,13 +82,15 @@ def flat_gradient(leaves: Iterable[Tensor]) -> Tensor:
     )
 
 
-def errors(case: Case, method: Method, truth: tuple[Tensor, Tensor] | None = None) -> tuple[float, float]:
-    """Relative errors of value and gradient against the float64 definition, at CHECK_ROWS rows."""
-    x, y = small(case).inputs()
+def errors(
+    case: Case, method: Method, truth: tuple[Tensor, Tensor] | None = None, leaves: tuple[Tensor, Tensor] | None = None
+) -> tuple[float, float]:
+    """Relative errors of value and gradient against the float64 definition, at CHECK_ROWS rows or for these leaves."""
+    x, y = small(case).inputs() if leaves is None else leaves
     value, gradient = exact(case, x, y) if truth is None else truth
-    got = step(method, x, y)
+    got = step(method, x, y).cpu().double()
     difference = flat_gradient((x, y)) - gradient
-    return float((got.double() - value).abs() / value.abs()), float(difference.norm() / gradient.norm())
+    return float((got - value).abs() / value.abs()), float(difference.norm() / gradient.norm())
 
 
 def small(case: Case) -> Case:
@@ -109,11 +111,19 @@ def check(case: Case, baseline: Baseline, method: Method, truth: tuple[Tensor, T
 # ---- time -----------------------------------------------------------------------------------------------------------------
 
 
+def by_wall(run: Callable[[], Any]) -> float:
+    """Seconds of one call on the CPU."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def time_interleaved(
     steps: dict[str, Callable[[], Any]],
     rounds: int,
     tick: Tick = lambda name: None,
     stop: Callable[[], bool] | None = None,
+    clock: Callable[[Callable[[], Any]], float] = by_wall,
 ) -> dict[str, list[float]]:
     """Seconds of each method in each round; all methods take turns, after one warm-up each; `stop` may end it after a round."""
     for name, run in steps.items():
@@ -123,9 +133,7 @@ def time_interleaved(
     for _ in range(rounds):
         for name, run in steps.items():
             tick(name)
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock(run))
         if stop is not None and stop():
             break
     return seconds
