@@ -88,12 +88,12 @@ class Fused:
         if swapped:
             x, y, n, m, diff, weights = y, x, m, n, -diff, weights.swapped()
             wy, w_rows, wtx, w_cols = wtx, w_cols, wy, w_rows
-        config = tuning.gradient_tile(self.arch, self.kind, p.reduce, self.d)._asdict() | FUSED_OPTIONS
         wy = p.scale.new_empty(n, self.d) if wy is None else wy
         absent = p.scale
-        grid = (triton.cdiv(n, config["BM"]), triton.cdiv(self.d, config["PART"]))
         # Which of the two says the device alone: both are launched, and one returns at once.
         for close in (True, False) if weights.reference is not None else (True,):
+            config = tuning.gradient_tile(self.arch, self.kind, p.reduce, self.d, close)._asdict() | FUSED_OPTIONS
+            grid = (triton.cdiv(n, config["BM"]), triton.cdiv(self.d, config["PART"]))
             fused_gradient[grid](
                 X=x, Y=y, WY=wy, W_ROWS=present(w_rows, absent), VALUES=present(values, absent), WTX=present(wtx, absent),
                 W_COLS=present(w_cols, absent), n=n, m=m, d=self.d, diff=diff, sx=x.stride(0), sy=y.stride(0),

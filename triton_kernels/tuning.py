@@ -115,7 +115,7 @@ GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
         "half logsumexp": (
             GradientTile(128, 128, 64, 64, True, 8, 2),
             GradientTile(128, 128, 128, 128, True, 8, 2),
-            GradientTile(128, 64, 256, 256, True, 8, 2),
+            GradientTile(128, 64, 256, 256, True, 8, 3),
             GradientTile(64, 64, 512, 512, True, 8, 2),
             GradientTile(64, 64, 64, 256, False, 8, 2),
         ),
@@ -254,6 +254,9 @@ GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
     },
 }
 
+# What stands in for a tile where a log-sum-exp's weights take two exponentials: those need a few registers more.
+TWO_EXPONENTIALS = {("sm_80", GradientTile(64, 64, 512, 512, True, 8, 2)): GradientTile(64, 32, 512, 512, True, 8, 2)}
+
 # Blocks of the strip form's kernels: of those counted, the one that issues the fewest instructions a logit, and the one whose
 # registers leave three blocks on a multiprocessor.
 STRIP_REDUCE = (32, 256)
@@ -307,11 +310,12 @@ def rows_tile(arch: str, kind: str, d: int) -> RowsTile:
     return min(fitting)[2]
 
 
-def gradient_tile(arch: str, kind: str, reduce: str, d: int) -> GradientTile:
+def gradient_tile(arch: str, kind: str, reduce: str, d: int, close: bool = True) -> GradientTile:
     """The tile of fused_gradient that multiplies the fewest columns; where two do, the one that keeps x."""
     tiles = GRADIENT[arch][f"{kind} {reduce}"]
     fitting = [(width, not tile.KEEP, tile) for tile in tiles if (width := tile.width(d)) is not None]
-    return min(fitting)[2]
+    tile = min(fitting)[2]
+    return tile if close else TWO_EXPONENTIALS.get((arch, tile), tile)
 
 
 def programs(device: torch.device) -> int:

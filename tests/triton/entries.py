@@ -87,23 +87,24 @@ def _rows(arch: str, kind: str, tile: tuning.RowsTile) -> Iterator[Entry]:
 
 
 def _gradient(arch: str, kind: str, reduce: str, tile: tuning.GradientTile) -> Iterator[Entry]:
-    constants, warps, stages = _split(tile)
-    constants |= EQUATION | {
-        "EVEN": True, "ATOMIC": False, "COL_SUMS": False, "PRECISION": "tf32" if kind == "tf32" else "ieee",
-    }  # fmt: skip
-    where = (
-        f"fused_gradient {kind} {tile.BM}x{tile.BN} d {'=' if tile.KEEP else 'in parts of'} {tile.PART}, "
-        f"{warps} warps, {stages} stages"
-    )
     both = {"HAS_G": True, "HAS_H": True, "SLOPE": PAIRS["identity"][1], "ROW_SUMS": False, "VALUE": False}
     one = {"HAS_G": True, "HAS_H": False, "SLOPE": PAIRS["softplus"][1], "ROW_SUMS": True, "VALUE": True, "CLOSE": True}
-    variants = [("sum of softplus, with its value", SUM | one)]
+    variants = [(tile, "sum of softplus, with its value", SUM | one)]
     if reduce == "logsumexp":
+        apart = tuning.TWO_EXPONENTIALS.get((arch, tile), tile)
         variants = [
-            ("log-sum-exp, one exponential", LSE | both | {"CLOSE": True}),
-            ("log-sum-exp, two exponentials", LSE | both | {"CLOSE": False}),
+            (tile, "log-sum-exp, one exponential", LSE | both | {"CLOSE": True}),
+            (apart, "log-sum-exp, two exponentials", LSE | both | {"CLOSE": False}),
         ]
-    for label, extra in variants:
+    for served, label, extra in variants:
+        constants, warps, stages = _split(served)
+        constants |= EQUATION | {
+            "EVEN": True, "ATOMIC": False, "COL_SUMS": False, "PRECISION": "tf32" if kind == "tf32" else "ieee",
+        }  # fmt: skip
+        where = (
+            f"fused_gradient {kind} {served.BM}x{served.BN} d {'=' if served.KEEP else 'in parts of'} {served.PART}, "
+            f"{warps} warps, {stages} stages"
+        )
         yield Entry(
             arch, f"{where}: {label}", fused_gradient, DTYPE[kind], constants | extra, warps, stages, kind != "ieee"
         )
@@ -187,6 +188,8 @@ def main(arguments: list[str]) -> None:
         known = record.entries if missing and record.sources.get(arch) == digest else {}
         made = {}
         for entry in entries(arch):
+            if entry.key in made:
+                continue
             found = known.get(entry.key) or entry.compile()
             print(entry.key, "|", faults(entry, found) or tuple(found), flush=True)
             made[entry.key] = found
