@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from . import behaviour, losses, primitive
+from . import behaviour, costs, losses, primitive
 
 # Two processes meet each pair once, three go round, four have a half-way: the first two share the checks of the primitive.
 SHARES = {1: (0, 8), 2: (0, 2), 3: (1, 2), 4: (0, 1)}
@@ -27,7 +27,12 @@ def checks(world: int) -> dict[str, Callable[[int, int], float]]:
     """The checks of a world."""
     first, step = SHARES[world]
     return dict(
-        [*list(primitive.CHECKS.items())[first::step], *losses.checks(world).items(), *behaviour.CHECKS.items()]
+        [
+            *list(primitive.CHECKS.items())[first::step],
+            *losses.checks(world).items(),
+            *behaviour.CHECKS.items(),
+            *costs.CHECKS.items(),
+        ]
     )
 
 
