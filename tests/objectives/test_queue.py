@@ -1,0 +1,95 @@
+"""MoCoQueue: the latest keys, in a circle, for any sizes of batches; what it saves, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import fastcl
+from fastcl.losses import MoCoLoss, MoCoQueue
+
+from .cases import generator
+from .witnesses import close
+
+LENGTH, D = 7, 4
+
+
+def keys(n: int, seed: int) -> Tensor:
+    return torch.randn(n, D, generator=generator(seed), dtype=torch.float64)
+
+
+def queue(**arguments: object) -> MoCoQueue:
+    torch.manual_seed(0)
+    return MoCoQueue(D, LENGTH, dtype=torch.float64, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 3, 3, 3), (5, 0, 5), (7, 2), (9,), (2, 16, 3), (20, 1)])
+def test_the_latest_keys_stand_at_their_places(sizes: tuple[int, ...], normalize: bool) -> None:
+    """Key number k of all stands at place k mod length, until key number k + length replaces it."""
+    q = queue(normalize=normalize)
+    want = q.rows.clone()
+    close(want.norm(dim=1), torch.ones(LENGTH, dtype=torch.float64), rtol=1e-12)
+    number = 0
+    for step, n in enumerate(sizes):
+        batch = keys(n, step) * 3.0
+        q.enqueue(batch)
+        for key in F.normalize(batch) if normalize else batch:
+            want[number % LENGTH] = key
+            number += 1
+        close(q.rows, want, rtol=1e-15)
+        assert int(q.position) == number % LENGTH
+
+
+def test_the_loss_takes_the_queue_as_it_was() -> None:
+    """Keys are enqueued after the loss and before its backward, as in the authors' code: the gradient is that of before."""
+    q = queue()
+    x, k = keys(5, 1).requires_grad_(), keys(5, 2).requires_grad_()
+    before = q.rows.clone()
+    for loss in (MoCoLoss(), MoCoLoss(normalize=False)):
+        value = loss(x, k, q.rows)
+        q.enqueue(k)
+        (got,) = torch.autograd.grad(value, x)
+        (want,) = torch.autograd.grad(fastcl.functional.moco(x, k, before, normalize=loss.normalize), x)
+        close(got, want, rtol=1e-12)
+        before = q.rows.clone()
+    assert not q.rows.requires_grad
+
+
+def test_it_saves_copies_and_moves() -> None:
+    q = queue()
+    q.enqueue(keys(5, 1))
+    assert set(q.state_dict()) == {"rows", "position"}
+    stream = io.BytesIO()
+    torch.save(q.state_dict(), stream)
+    stream.seek(0)
+    other = MoCoQueue(D, LENGTH, dtype=torch.float64)
+    other.load_state_dict(torch.load(stream, weights_only=True))
+    for twin in (other, copy.deepcopy(q)):
+        q_twin = copy.deepcopy(q)
+        for each in (twin, q_twin):
+            each.enqueue(keys(4, 2))
+        assert torch.equal(twin.rows, q_twin.rows)
+        assert int(twin.position) == 2
+    half = copy.deepcopy(q).bfloat16()
+    half.enqueue(keys(2, 3).float())
+    assert half.rows.dtype == torch.bfloat16
+    assert half.position.dtype == torch.int64
+
+
+def test_what_does_not_fit_is_an_error() -> None:
+    q = queue()
+    with pytest.raises(ValueError, match=r"^k: expected rows of the queue's width, d = 4, got d = 3$"):
+        q.enqueue(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"^k: expected the device of the queue, cpu, got meta; move one of them$"):
+        q.enqueue(torch.ones(2, D, device="meta"))
+    with pytest.raises(TypeError, match="^k: expected float64, float32, bfloat16 or float16, got int64"):
+        q.enqueue(torch.ones(2, D, dtype=torch.int64))
+    for d, length, name in ((0, 4, "d"), (4, 0, "length")):
+        with pytest.raises(ValueError, match=f"^{name}: expected a number > 0, got 0$"):
+            MoCoQueue(d, length)
