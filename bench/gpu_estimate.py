@@ -102,8 +102,8 @@ def steady(
 def fused_costs(gpu: str, d: int, dtype: torch.dtype) -> list[Cost]:
     """fused_rows, and one sweep of fused_gradient, which a deterministic backward runs twice."""
     arch = f"sm_{CAPABILITY[gpu]}"
-    rows_tile = tuning.rows_tile(arch, "half", d)
-    gradient_tile = tuning.gradient_tile(arch, "half", "logsumexp", d)
+    rows_tile = tuning.rows_tiles(arch, "half", d)[0]
+    gradient_tile = tuning.gradient_tiles(arch, "half", "logsumexp", d)[0]
 
     def sweep(p: Problem) -> None:
         r, c = torch.full((p.n,), 10.0), torch.full((p.m,), 10.0)

@@ -9,6 +9,7 @@ so that rows and columns take 5 products where the strip form takes 4.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from ..problem import Gradients, Problem, Wanted
 from ..reference import outer_form
-from . import tuning
+from . import autotune, tuning
 from .fused_kernels import fused_gradient, fused_rows, merge_columns
 from .launching import FUSED_OPTIONS, pair_slope, pair_value, present, vectors
 from .reductions import FAINT
@@ -46,21 +47,31 @@ class Fused:
         p, s = self.p, self.sides
         r = State(p, s.n)
         c = r if s.symmetric else State(p, s.m) if p.columns else None
-        if not r.lse:
-            self._reduce(r, c, shared=False)
-        else:
-            far = s.far()
-            self._reduce(r, c, shared=True, far=far)
+        far = s.far() if r.lse else None
+        tile = autotune.choose(
+            self._key("rows", c is not None),
+            tuning.rows_tiles(self.arch, self.kind, self.d),
+            lambda tile: self._reduce(r, c, tile, shared=r.lse, far=far),
+        )
+        self._reduce(r, c, tile, shared=r.lse, far=far)
+        if r.lse:
             # Whether that lost a row or a column says the device alone: the second launch returns at once where it did not.
-            self._reduce(r, c, shared=False, redo=faint(p, r.sum if c is None or c is r else torch.cat((r.sum, c.sum))))
+            redo = faint(p, r.sum if c is None or c is r else torch.cat((r.sum, c.sum)))
+            self._reduce(r, c, tile, shared=False, redo=redo)
         return r.result(), c.result() if p.columns and c is not None else None
 
+    def _key(self, *what: Hashable) -> Hashable:
+        s = self.sides
+        sizes = (self.d, autotune.size_class(s.n), autotune.size_class(s.m))
+        return (*what, self.arch, self.kind, *sizes, s.symmetric, s.p.operand, s.p.pair.name, s.p.reduce, s.p.mask.kind)
+
     def _reduce(
-        self, r: State, c: State | None, shared: bool, far: Tensor | None = None, redo: Tensor | None = None
-    ) -> None:
+        self, r: State, c: State | None, tile: tuning.RowsTile, *, shared: bool, far: Tensor | None = None,
+        redo: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """One launch of fused_rows, and the columns of its programs joined."""
         p, s, absent = self.p, self.sides, self.p.scale
-        config = tuning.rows_tile(self.arch, self.kind, self.d)._asdict() | FUSED_OPTIONS
+        config = tile._asdict() | FUSED_OPTIONS
         programs = min(triton.cdiv(s.n, config["BM"]), tuning.programs(p.x.device))
         shape = (programs, s.m) if c is not None else (1,)
         col_sum = p.scale.new_zeros(shape)
@@ -90,18 +101,26 @@ class Fused:
             wy, w_rows, wtx, w_cols = wtx, w_cols, wy, w_rows
         wy = p.scale.new_empty(n, self.d) if wy is None else wy
         absent = p.scale
-        # Which of the two says the device alone: both are launched, and one returns at once.
-        for close in (True, False) if weights.reference is not None else (True,):
-            config = tuning.gradient_tile(self.arch, self.kind, p.reduce, self.d, close)._asdict() | FUSED_OPTIONS
-            grid = (triton.cdiv(n, config["BM"]), triton.cdiv(self.d, config["PART"]))
-            fused_gradient[grid](
-                X=x, Y=y, WY=wy, W_ROWS=present(w_rows, absent), VALUES=present(values, absent), WTX=present(wtx, absent),
-                W_COLS=present(w_cols, absent), n=n, m=m, d=self.d, diff=diff, sx=x.stride(0), sy=y.stride(0),
-                swx=self.d, swy=self.d, EVEN=self.d % config["PART"] == 0 and self.d % config["BD"] == 0, PAIR=pair_value(s),
-                SLOPE=pair_slope(s), ROW_SUMS=w_rows is not None, VALUE=values is not None,
-                ATOMIC=atomic and wtx is not None, COL_SUMS=atomic and w_cols is not None, CLOSE=close, PRECISION=self.precision,
-                **weights.arguments(absent), **vectors(s, swapped), **config,
-            )  # fmt: skip
+
+        def run(tile: tuning.GradientTile) -> None:
+            # Which of the two says the device alone: both are launched, and one returns at once.
+            for close in (True, False) if weights.reference is not None else (True,):
+                served = tile if close else tuning.TWO_EXPONENTIALS.get((self.arch, tile), tile)
+                config = served._asdict() | FUSED_OPTIONS
+                grid = (triton.cdiv(n, config["BM"]), triton.cdiv(self.d, config["PART"]))
+                even = self.d % config["PART"] == 0 and self.d % config["BD"] == 0
+                fused_gradient[grid](
+                    X=x, Y=y, WY=wy, W_ROWS=present(w_rows, absent), VALUES=present(values, absent),
+                    WTX=present(wtx, absent), W_COLS=present(w_cols, absent), n=n, m=m, d=self.d, diff=diff,
+                    sx=x.stride(0), sy=y.stride(0), swx=self.d, swy=self.d, EVEN=even, PAIR=pair_value(s),
+                    SLOPE=pair_slope(s), ROW_SUMS=w_rows is not None, VALUE=values is not None,
+                    ATOMIC=atomic and wtx is not None, COL_SUMS=atomic and w_cols is not None, CLOSE=close,
+                    PRECISION=self.precision, **weights.arguments(absent), **vectors(s, swapped), **config,
+                )  # fmt: skip
+
+        tiles = tuning.gradient_tiles(self.arch, self.kind, p.reduce, self.d)
+        # Atomics add to what is there: a run that is repeated would count twice.
+        run(tiles[0] if atomic else autotune.choose(self._key("gradient", swapped, values is None), tiles, run))
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:

@@ -2,7 +2,13 @@
 
 FASTCL_TRITON (read at each call) picks the form: strip (the default), fused (deterministic), fused-atomic (dY by
 floating-point atomics: one product less, not repeatable), or auto (the predictions of tuning.py).
-FASTCL_TRITON_WORKSPACE_MB bounds the workspace of the strip form, 64 unless told.
+FASTCL_TRITON_WORKSPACE_MB bounds the workspace of the strip form, 64 unless told. FASTCL_TRITON_AUTOTUNE=1: autotune.py.
+
+torch.compile sees one opaque op for each direction, whole and without a new graph for another batch size (tested). The
+kernels are not wrapped by torch.library.wrap_triton, since that would give nothing and take something: there is nothing to
+fuse into a launch whose inputs are the rows and whose outputs are the gradients; the loop over the strip's tiles would be
+unrolled into the graph, one launch each, and a new graph for each n and m; and a graph would hold one backend, where the op
+chooses at run time.
 """
 
 from __future__ import annotations

@@ -151,7 +151,6 @@ GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
             GradientTile(128, 64, 64, 64, True, 8, 2),
             GradientTile(128, 64, 128, 128, True, 8, 2),
             GradientTile(64, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 32, 512, 512, True, 8, 2),
             GradientTile(64, 64, 64, 256, False, 8, 2),
         ),
         "tf32 logsumexp": (
@@ -304,18 +303,17 @@ def kind_of(dtype: torch.dtype, precision: str) -> str:
     return precision if dtype == torch.float32 else "half"
 
 
-def rows_tile(arch: str, kind: str, d: int) -> RowsTile:
-    """The tile of fused_rows that multiplies the fewest columns; where two do, the one that keeps x."""
+def rows_tiles(arch: str, kind: str, d: int) -> list[RowsTile]:
+    """The tiles of fused_rows that take rows of d, best first: fewest columns multiplied, then those that keep x."""
     fitting = [(width, not tile.KEEP, tile) for tile in ROWS[arch][kind] if (width := tile.width(d)) is not None]
-    return min(fitting)[2]
+    return [tile for *_, tile in sorted(fitting)]
 
 
-def gradient_tile(arch: str, kind: str, reduce: str, d: int, close: bool = True) -> GradientTile:
-    """The tile of fused_gradient that multiplies the fewest columns; where two do, the one that keeps x."""
+def gradient_tiles(arch: str, kind: str, reduce: str, d: int) -> list[GradientTile]:
+    """The same for fused_gradient."""
     tiles = GRADIENT[arch][f"{kind} {reduce}"]
     fitting = [(width, not tile.KEEP, tile) for tile in tiles if (width := tile.width(d)) is not None]
-    tile = min(fitting)[2]
-    return tile if close else TWO_EXPONENTIALS.get((arch, tile), tile)
+    return [tile for *_, tile in sorted(fitting)]
 
 
 def programs(device: torch.device) -> int:

@@ -5,9 +5,15 @@ The interpreter is chosen when the kernels are imported, so these tests need a p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+import torch._dynamo.testing
+from fastcl.triton_kernels import autotune, tuning
 from fastcl.triton_kernels.sides import Sides
+from triton.runtime.errors import OutOfResources
 
 import fastcl
 from fastcl import blocked, reference, triton_kernels
@@ -230,6 +236,82 @@ def test_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCL_TRITON", "fast")
     with pytest.raises(ValueError, match="FASTCL_TRITON: expected one of strip, fused, fused-atomic, auto, got 'fast'"):
         triton_kernels.rows(problem(3, 4, 8))
+
+
+def test_tiles_are_timed_only_when_asked(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that says the last tile is the fastest: that one runs, and the answer is right; not asked, nothing is timed."""
+    p = problem(45, 37, 24, columns=True)
+    clock = iter(range(100, 0, -1))
+    timed: list[float] = []
+
+    def milliseconds(run: Callable[[], object]) -> float:
+        run()
+        timed.append(next(clock))
+        return timed[-1]
+
+    ran: list[bool] = []
+
+    def tiles(of: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        return lambda *arguments: [Seen(*tile) for tile in of(*arguments)]
+
+    class Seen(tuning.RowsTile):
+        def _asdict(self) -> dict[str, Any]:
+            ran.append(self.KEEP)
+            return super()._asdict()
+
+    monkeypatch.setattr(autotune, "_chosen", {})
+    monkeypatch.setattr(autotune, "milliseconds", milliseconds)
+    monkeypatch.setattr(tuning, "rows_tiles", tiles(tuning.rows_tiles))
+    check_rows_and_gradients(p, triton_kernels)
+    assert not timed
+    assert all(ran)
+    monkeypatch.setenv("FASTCL_TRITON_AUTOTUNE", "1")
+    check_rows_and_gradients(p, triton_kernels)
+    # Two tiles each for the rows and, where no atomics add up, for both sweeps of the gradient.
+    assert len(timed) == {"strip": 0, "fused": 6, "fused-atomic": 2}[form]
+    if form != "strip":
+        assert ran[-1] is False, "the tile of the second table row was the fastest"
+    check_rows_and_gradients(p, triton_kernels)
+    assert len(timed) == {"strip": 0, "fused": 6, "fused-atomic": 2}[form], "a choice is made once"
+    monkeypatch.setenv("FASTCL_TRITON_AUTOTUNE", "yes")
+    if form != "strip":
+        with pytest.raises(ValueError, match="FASTCL_TRITON_AUTOTUNE: expected 0 or 1, got 'yes'"):
+            triton_kernels.rows(p)
+
+
+@pytest.mark.parametrize("form", ["fused"], indirect=True)
+def test_a_tile_without_room_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(tile: str) -> None:
+        if tile == "large":
+            raise OutOfResources(200_000, 100_000, "shared memory")
+
+    monkeypatch.setattr(autotune, "_chosen", {})
+    monkeypatch.setattr(autotune, "milliseconds", lambda run: 1.0)
+    monkeypatch.setenv("FASTCL_TRITON_AUTOTUNE", "1")
+    assert autotune.choose("key", ["large", "small"], run) == "small"
+
+
+@pytest.mark.parametrize("form", ["strip"], indirect=True)  # what torch.compile sees does not depend on it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Function that torch.compile traces, torch itself warns
+def test_compiles_whole_and_for_every_batch_size(form: str) -> None:
+    """torch.compile sees one op for each direction: no graph break, and no new graph for another n."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return fastcl.functional.clip(x, y, logit_scale=14.0, backend="triton")
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
+    compilations = 0
+    for n in (5, 8, 13):
+        x, y = (torch.randn(n, 12, requires_grad=True) for _ in range(2))
+        expected = torch.autograd.grad(loss(x, y), (x, y))
+        for mine, theirs in zip(torch.autograd.grad(compiled(x, y), (x, y)), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        compilations = compilations or counter.frame_count
+    assert counter.frame_count == compilations
+    ops = [str(node.target) for graph in counter.graphs for node in graph.graph.nodes if "fastcl" in str(node.target)]
+    assert ops == ["fastcl.pair_reduce"], ops
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "much"])
