@@ -1,0 +1,65 @@
+"""What the compiled kernels execute, counted: no matrix product more than the catalogue counts, and one exponential a pair."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fastcl.triton_kernels import fused
+
+from bench.gpu_estimate import clip_problem, fused_costs, launches, strip_costs
+from fastcl import reference
+
+from .emulation import EVERYTHING
+from .problems import error
+
+CASES = [("a100", 128), ("h100", 128), ("a100", 512), ("h100", 512)] if EVERYTHING else [("a100", 128)]
+# Prologues are in neither; the column state of the tiles and the edges of the sweep are.
+A_LITTLE = 1.05
+
+
+@pytest.mark.parametrize(("gpu", "d"), CASES)
+def test_the_fused_form_executes_what_is_counted(gpu: str, d: int) -> None:
+    rows, sweep = fused_costs(gpu, d, torch.bfloat16)
+    assert 1.0 <= rows.products <= A_LITTLE
+    assert 2.0 <= sweep.products <= 2.0 * A_LITTLE
+    for cost in (rows, sweep):
+        assert 1.0 <= cost.exponentials <= A_LITTLE
+        assert cost.conflicts <= 0.01
+        assert max(cost.global_bytes, cost.sector_bytes) < 24 * d / 128
+
+
+@pytest.mark.parametrize(("gpu", "d"), CASES[:2] if EVERYTHING else CASES)
+def test_the_epilogues_execute_one_exponential(gpu: str, d: int) -> None:
+    for cost in strip_costs(gpu, d, torch.bfloat16):
+        assert 1.0 <= cost.exponentials <= A_LITTLE
+        assert cost.products == 0.0
+
+
+def test_a_reference_that_serves_no_pair_costs_no_second_sweep() -> None:
+    """Logits that no bound on norms places: the sweep with the shared reference visits nothing, the other one all."""
+    p = clip_problem(128, 256, 64, torch.bfloat16)
+    p.scale.fill_(1e4)
+    shared, apart = (s for s in launches(p, 80, fused.rows) if "fused_rows" in s.kernel)
+    assert shared.mma_flops == 0
+    assert apart.mma_flops == 2 * 128 * 256 * 64
+
+
+def test_a_row_that_underflows_is_noticed() -> None:
+    """One row far under the others: the second sweep runs, and not where all rows serve."""
+    near = clip_problem(128, 128, 64, torch.bfloat16)
+    far = clip_problem(128, 128, 64, torch.bfloat16)
+    far.scale.fill_(200.0)
+    far.y.copy_(far.x[:1].expand(128, -1))  # type: ignore[union-attr]
+    far.x[5] = -far.x[0]
+    for p, again in ((near, False), (far, True)):
+        found: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        stats = launches(p, 80, lambda p: found.append(fused.rows(p)))  # noqa: B023  runs at once
+        shared, apart = (s for s in stats if "fused_rows" in s.kernel)
+        assert shared.mma_flops > 0
+        assert (apart.mma_flops > 0) == again
+        for mine, truth in zip(found[0], reference.rows(p), strict=True):
+            assert mine is not None and truth is not None
+            assert error(mine, truth) < 4e-6
