@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_an_error() -> None:
         q.enqueue(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"^k: expected the device of the queue, cpu, got meta; move one of them$"):
         q.enqueue(torch.ones(2, D, device="meta"))
-    with pytest.raises(TypeError, match="^k: expected float64, float32, bfloat16 or float16, got int64"):
+    with pytest.raises(TypeError, match=r"^k: expected float64, float32, bfloat16 or float16, got int64"):
         q.enqueue(torch.ones(2, D, dtype=torch.int64))
     for d, length, name in ((0, 4, "d"), (4, 0, "length")):
         with pytest.raises(ValueError, match=f"^{name}: expected a number > 0, got 0$"):
