@@ -77,10 +77,30 @@ struct FusedPack {
   X(fused_gradient, FusedGradient)      \
   X(fused_pack, FusedPack)
 
-inline constexpr int64_t fused_tile = 128;  // rows of a block, columns of a tile
+inline constexpr int64_t fused_tile = 128;   // rows of a block, columns of a tile
+inline constexpr int64_t fused_chunk = 128;  // bytes of a row that are loaded at a time
+inline constexpr int64_t fused_line = 16;    // bytes of what a row brings to its elements besides the dot product
+
+inline int64_t fused_chunks(Dtype dtype, int64_t d) {
+  return (d * (dtype == Dtype::float32 ? 4 : 2) + fused_chunk - 1) / fused_chunk;
+}
+
+// Shared memory of fused_rows: the stages, x's rows where they stay, lines, and where warps join their partial results.
+inline int64_t fused_rows_shared(Dtype dtype, int64_t d, bool resident, int64_t stages, bool logsumexp) {
+  const int64_t side = fused_tile * fused_chunk, part = logsumexp ? 8 : 4;
+  const int64_t ring = stages * (resident ? side : 2 * side), kept = resident ? fused_chunks(dtype, d) * side : 0;
+  return ring + kept + 2 * fused_tile * fused_line + (2 + 4) * fused_tile * part;
+}
 
 // The widest rows whose W Y fits the registers of one CTA; wider ones are the strip form's.
 inline int64_t fused_gradient_most(Dtype dtype) { return dtype == Dtype::float32 ? 128 : 256; }
+
+// Shared memory of fused_gradient for that d: x's rows, two stages of y's with their factors, weights, and lines.
+inline int64_t fused_gradient_shared(Dtype dtype, int64_t d) {
+  const bool wide = dtype == Dtype::float32;
+  const int64_t chunks = wide || d > 128 ? 4 : 2, cols = wide ? 32 : 64, side = fused_tile * fused_chunk;
+  return chunks * side + 2 * cols * (chunks * fused_chunk + 8) + (wide ? 0 : side) + (fused_tile + cols) * fused_line;
+}
 
 }  // namespace fastcl::cuda
 

@@ -127,6 +127,7 @@ __device__ __forceinline__ float2 factor(const float* own, const float* log, con
   return make_float2(own[k], log[k] * log2_e);
 }
 
+template <class Pair>
 __global__ void fused_factors_kernel(const FusedFactors p) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const float *g = static_cast<const float*>(p.weighting.g), *h = static_cast<const float*>(p.weighting.h);
@@ -136,8 +137,8 @@ __global__ void fused_factors_kernel(const FusedFactors p) {
   const bool close = both && reference != nullptr && reference[1] != 0.f;
   if (!p.logsumexp) r = c = nullptr;
   const int64_t rows = (p.n + fused_tile - 1) / fused_tile * fused_tile, cols = (p.m + fused_tile - 1) / fused_tile * fused_tile;
-  if (k < rows) static_cast<float2*>(p.x_factors)[k] = factor(g, r, reference, close, k, p.n);
-  if (k < cols) static_cast<float2*>(p.y_factors)[k] = factor(h, c, reference, close, k, p.m);
+  if (k < rows) static_cast<Pair*>(p.x_factors)[k] = factor(g, r, reference, close, k, p.n);
+  if (k < cols) static_cast<Pair*>(p.y_factors)[k] = factor(h, c, reference, close, k, p.m);
   if (k == 0) *static_cast<int*>(p.single) = close || !both;
 }
 

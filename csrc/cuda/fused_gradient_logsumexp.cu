@@ -26,7 +26,7 @@ extern "C" int fastcl_cuda_fused_gradient(const FusedGradient* p, void* stream) 
 }
 
 extern "C" int fastcl_cuda_fused_factors(const FusedFactors* p, void* stream) {
-  return start(fused_factors_kernel, over((p->n > p->m ? p->n : p->m) + fused_tile), 256, 0, *p, stream);
+  return start(fused_factors_kernel<float2>, over((p->n > p->m ? p->n : p->m) + fused_tile), 256, 0, *p, stream);
 }
 
 extern "C" int fastcl_cuda_fused_pack(const FusedPack* p, void* stream) {

@@ -38,14 +38,16 @@ inline bool plausible(const Equation& e, const FusedSides& s) {
 }
 
 template <class C>
-int launch_rows(void (*kernel)(FusedRows), const FusedRows& p, int part, void* stream) {
-  const int64_t shared = rows_shared<C>(p.sides.d, p.resident, p.stages, part);
+int launch_rows(void (*kernel)(FusedRows), const FusedRows& p, bool logsumexp, void* stream) {
+  static_assert(C::BM == fused_tile && C::BN == fused_tile && C::WM == 2 && C::WN == 4 && line_bytes<C> == 2 * fused_tile * fused_line, "");
+  const int64_t shared = fused_rows_shared(p.sides.dtype, p.sides.d, p.resident, p.stages, logsumexp);
   const dim3 grid(static_cast<unsigned>(p.ctas), static_cast<unsigned>(p.splits));
   return start(kernel, grid, C::threads, shared, p, stream);
 }
 
 template <class C>
 int launch_gradient(void (*kernel)(FusedGradient), const FusedGradient& p, void* stream) {
+  if (fused_gradient_shared(p.sides.dtype, p.sides.d) != C::shared) return cudaErrorInvalidValue;  // the two disagree
   return start(kernel, dim3(static_cast<unsigned>((p.sides.n + C::BM - 1) / C::BM)), C::threads, C::shared, p, stream);
 }
 

@@ -9,14 +9,6 @@ namespace fastcl::cuda {
 template <class T>
 using RowsLayout = Layout<T, 128, 128, 2, 4>;
 
-// Bytes of shared memory: the stages, x's rows where they stay, lines, and where partial results meet.
-template <class C>
-constexpr int64_t rows_shared(int64_t d, bool resident, int stages, int part) {
-  const int64_t chunks = (d + C::width - 1) / C::width, x = C::BM * chunk_bytes, y = C::BN * chunk_bytes;
-  return stages * (resident ? y : x + y) + (resident ? chunks * x : 0) + line_bytes<C> +
-         (C::WM * C::BN + C::WN * C::BM) * part;
-}
-
 // The t-th row block of a CTA. In the triangle the first blocks have the most tiles: deal them there and back.
 __device__ __forceinline__ int dealt_block(int t, bool triangle) {
   const int cta = blockIdx.x, ctas = gridDim.x;
@@ -29,14 +21,17 @@ struct Loader {
   using T = typename C::T;
   static constexpr int x_bytes = C::BM * chunk_bytes, y_bytes = C::BN * chunk_bytes;
 
-  const FusedSides sides;
-  const int stages, chunks;
+  const T *x, *y;  // field by field, as in Pairs
+  const int64_t x_stride, y_stride;
+  const int n, m, d, stages, chunks;
   const bool resident;
   const uint32_t ring, kept;  // ring: [stages] of y's chunk and, unless resident, x's; kept: [chunks] of x
   int row0 = 0, first_tile = 0, tile = 0, chunk = 0, stage = 0;
 
   __device__ __forceinline__ Loader(const FusedRows& p, uint32_t shared)
-      : sides(p.sides), stages(p.stages), chunks((static_cast<int>(p.sides.d) + C::width - 1) / C::width),
+      : x(static_cast<const T*>(p.sides.x)), y(static_cast<const T*>(p.sides.y)), x_stride(p.sides.x_stride),
+        y_stride(p.sides.y_stride), n(static_cast<int>(p.sides.n)), m(static_cast<int>(p.sides.m)),
+        d(static_cast<int>(p.sides.d)), stages(p.stages), chunks((d + C::width - 1) / C::width),
         resident(p.resident), ring(shared), kept(shared + p.stages * (p.resident ? y_bytes : x_bytes + y_bytes)) {}
 
   __device__ __forceinline__ uint32_t y_at(int s) const { return ring + s * (resident ? y_bytes : x_bytes + y_bytes); }
@@ -47,12 +42,9 @@ struct Loader {
     row0 = row0_, first_tile = tile = first, chunk = stage = 0;
   }
   __device__ __forceinline__ void next() {
-    const int d = static_cast<int>(sides.d);
     if (!resident || tile == first_tile)
-      load_chunk<T, C::BM, C::threads>(x_at(stage, chunk), static_cast<const T*>(sides.x), sides.x_stride, row0,
-                                       static_cast<int>(sides.n), chunk, d);
-    load_chunk<T, C::BN, C::threads>(y_at(stage), static_cast<const T*>(sides.y), sides.y_stride, tile * C::BN,
-                                     static_cast<int>(sides.m), chunk, d);
+      load_chunk<T, C::BM, C::threads>(x_at(stage, chunk), x, x_stride, row0, n, chunk, d);
+    load_chunk<T, C::BN, C::threads>(y_at(stage), y, y_stride, tile * C::BN, m, chunk, d);
     if (++chunk == chunks) chunk = 0, ++tile;
     if (++stage == stages) stage = 0;
   }

@@ -7,7 +7,7 @@ template <class T>
 static int rows_logsumexp(const FusedRows& p, void* stream) {
   using C = RowsLayout<T>;
   auto kernel = p.col_parts == nullptr ? fused_rows_kernel<C, LogSumExp<C, false>> : fused_rows_kernel<C, LogSumExp<C, true>>;
-  return launch_rows<C>(kernel, p, sizeof(float2), stream);
+  return launch_rows<C>(kernel, p, true, stream);
 }
 
 int launch_rows_logsumexp(const FusedRows& p, void* stream) {

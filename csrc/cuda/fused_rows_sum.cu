@@ -10,7 +10,7 @@ static int rows_sum(const FusedRows& p, void* stream) {
 #define FASTCL_KERNEL(name, F, constants) fused_rows_kernel<C, Sum<C, F>>,
   static constexpr Kernel kernels[] = {FASTCL_FOR_EACH_PAIR(FASTCL_KERNEL)};
 #undef FASTCL_KERNEL
-  return launch_rows<C>(kernels[p.equation.pair], p, sizeof(float), stream);
+  return launch_rows<C>(kernels[p.equation.pair], p, false, stream);
 }
 
 int launch_rows_sum(const FusedRows& p, void* stream) {

@@ -3,6 +3,8 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/DeviceGuard.h>
 
+#include "form.h"
+#include "fused_schedule.h"
 #include "strip.h"
 
 namespace fastcl::cuda {
@@ -44,7 +46,7 @@ Tensor vector(const char* name, const Tensor& v, int64_t length, const Problem& 
 std::tuple<Tensor, Tensor> rows(FASTCL_PROBLEM) {
   const Plain plain(x);
   const Problem p(FASTCL_ARGUMENTS);
-  const auto [r, c] = strip::rows(p);
+  const auto [r, c] = form(p, false) == Form::fused ? fused::rows(p) : strip::rows(p);
   return {present(r, p), present(c, p)};
 }
 
@@ -53,7 +55,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gradients(FASTCL_PROB
   const Plain plain(x);
   const Problem p(FASTCL_ARGUMENTS);
   const auto of_y = [&](const char* name, const Tensor& v) { return p.columns ? vector(name, v, p.m, p) : Tensor(); };
-  return std::tuple_cat(present(strip::gradients(p, vector("r", r, p.n, p), of_y("c", c), vector("g", g, p.n, p), of_y("h", h), Wanted(wanted)), p));
+  const auto serve = form(p, true) == Form::fused ? fused::gradients : strip::gradients;
+  return std::tuple_cat(present(serve(p, vector("r", r, p.n, p), of_y("c", c), vector("g", g, p.n, p), of_y("h", h), Wanted(wanted)), p));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> total(FASTCL_PROBLEM, const OptionalTensor& positive,
@@ -63,7 +66,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> total
   const Outer outer = outer_of(outer_name);
   TORCH_CHECK_VALUE(p.lse() || outer == Outer::sum, "outer: 'contrast' and 'pooled' go with reduce='logsumexp' only");
   TORCH_CHECK_VALUE(positive.has_value() == (outer == Outer::contrast), "positive: expected a vector exactly for outer='contrast'");
-  const Total t = strip::total(p, positive ? vector("positive", *positive, p.n, p) : Tensor(), outer, Wanted(wanted));
+  const auto serve = form(p, Wanted(wanted).any()) == Form::fused ? fused::total : strip::total;
+  const Total t = serve(p, positive ? vector("positive", *positive, p.n, p) : Tensor(), outer, Wanted(wanted));
   return std::tuple_cat(std::tuple(t.value), present(t.gradients, p), std::tuple(present(t.dpositive, p)));
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -82,7 +81,7 @@ class Pack(Struct):
     ]  # fmt: skip
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A launch returned an error before anything ran."""
 
 
@@ -118,7 +117,7 @@ class Launcher(NamedTuple):
                     memory.locate(record, {t.untyped_storage().data_ptr(): key for key, t in names.items()})
                     raise from_fault(record)
             if error:
-                raise Refused(f"{name}: cudaError {error}")
+                raise RefusedError(f"{name}: cudaError {error}")
             return [Stats(record) for record in log]
         finally:
             memory.close()
@@ -142,11 +141,10 @@ class Launcher(NamedTuple):
         return value
 
 
-@functools.lru_cache
-def library(arch: str, *sources: str, extra: tuple[str, ...] = ()) -> nvcc.HostLibrary:
-    """The launch library of the named sources of csrc/cuda (paths stay as they are)."""
-    paths = [s if Path(s).is_absolute() else str(CSRC / "cuda" / s) for s in sources]
-    return nvcc.load_host_library(*paths, arch=arch, include_dirs=[str(CSRC / "cuda")], extra=list(extra))
+def few(folder: Path | None = None, arch: int = 80) -> nvcc.HostLibrary:
+    """The launches of fused_few.cu, with the headers of `folder` (those of the package unless told)."""
+    include = [CSRC / "cuda" if folder is None else folder / "cuda"]
+    return nvcc.load_host_library(Path(__file__).with_name("fused_few.cu"), arch=f"sm_{arch}", include_dirs=include)
 
 
 def equation(p: Problem, swapped: bool = False) -> dict[str, Any]:
