@@ -91,6 +91,7 @@ class Options(ctypes.Structure):
             "rounding_nearest",
             "approx_noise",
             "smem_limit",
+            "warp_races",
         )
     ]
 

@@ -46,6 +46,7 @@ def make_options(
     approx_noise=False,
     max_instructions=1_000_000_000,
     smem_limit=0,
+    warp_racecheck=False,
 ):
     """The keyword options of every launch.
 
@@ -53,7 +54,8 @@ def make_options(
     (one if the kernel has order-sensitive atomics, so that results are reproducible).   racecheck / global_racecheck / initcheck /
     registers: switch a checker off.   strict_same_value: two unordered writes of the same value are a race too.   rounding: "rz" (tensor
     cores truncate) or "rn".   approx_noise: perturb .approx results within their documented error.   smem_limit: bytes per CTA, 0 = the
-    architecture's."""
+    architecture's.   warp_racecheck: global memory that warps of one CTA access with no barrier between, too (atomics and fences
+    between warps do not order them for this check)."""
     if rounding not in ("rz", "rn"):
         raise ValueError("rounding must be 'rz' or 'rn'")
     return _build.Options(
@@ -69,6 +71,7 @@ def make_options(
         rounding_nearest=rounding == "rn",
         approx_noise=approx_noise,
         smem_limit=smem_limit,
+        warp_races=warp_racecheck,
     )
 
 

@@ -69,7 +69,7 @@ extern "C" {
 struct ptxemu_options {
     u64 seed, max_instructions;
     u32 threads, shared_races, global_races, strict_same_value, init_shared, init_global, registers,
-        rounding_nearest, approx_noise, smem_limit;
+        rounding_nearest, approx_noise, smem_limit, warp_races;
 };
 
 const char* ptxemu_result() { return g_result.c_str(); }
@@ -184,6 +184,7 @@ int ptxemu_launch(void* mp, const char* kernel, const u32* grid, const u32* bloc
         x.approx_noise = o->approx_noise;
         x.max_instructions = o->max_instructions;
         x.smem_limit = o->smem_limit;
+        x.warp_races = o->warp_races;
         l.run();
         g_result = stats_json(l);
         return 0;

@@ -17,6 +17,7 @@ struct Options {
     bool approx_noise = false;      // perturb .approx results within their documented error
     u64 max_instructions = 1000000000ull;
     u32 smem_limit = 0;
+    bool warp_races = false;  // global memory, within a CTA: see warp_races.cpp
 };
 
 struct SiteStats {  // per memory instruction
@@ -64,6 +65,12 @@ struct Barrier {
     std::vector<u32> clock;  // what the arriving warps release to the waiting ones
 };
 
+struct WarpRecord {  // accesses of 4 bytes of global memory by the warps of one CTA
+    u32 writers = 0, written = 0, write_pc = 0, readers = 0, read_pc = 0;
+    bool atomic = false;
+    std::vector<u32> read;  // by warp: the time of its last read
+};
+
 struct Cta {
     Launch* launch = nullptr;
     Kernel* kernel = nullptr;
@@ -75,6 +82,7 @@ struct Cta {
     Barrier barriers[16];
     std::unordered_map<u32, Mbarrier> mbarriers;
     CtaClock clock;
+    std::unordered_map<u64, WarpRecord> global_words;
     Counters* counters = nullptr;
     std::mt19937_64 rng;
     u64 events = 0;  // progress marker for deadlock detection
@@ -179,6 +187,7 @@ void global_read(Warp& w, const Inst& i, int lane, u64 addr, u32 n, bool strong 
 void global_write(Warp& w, const Inst& i, int lane, u64 addr, u32 n, const void* value, bool strong = false);
 void global_atomic(Warp& w, const Inst& i, int lane, u64 addr, u32 n);
 Block* global_block(Warp& w, const Inst& i, int lane, u64 addr, u32 n, u32 align);
+void warp_race_check(Warp& w, int lane, u64 addr, u32 n, bool write, bool atomic, bool same_value);
 void global_acquire(Warp& w, u64 addr);
 void global_release(Warp& w, u64 addr);
 void count_global(Warp& w, u32 mask, const u64* addr, u32 n);

@@ -138,6 +138,9 @@ static void race(Warp& w, int lane, u64 a, const char* what, Half32 other) {
 }
 enum Access { kRead, kStrongRead, kWrite, kAtomic };  // strong (volatile, relaxed ...) stores count as atomic
 static void race_check(Warp& w, int lane, Block* b, u64 a, u32 n, Access kind, const void* value) {
+    if (w.cta->launch->options.warp_races)
+        warp_race_check(w, lane, a, n, kind == kWrite || kind == kAtomic, kind == kAtomic || kind == kStrongRead,
+                        kind == kWrite && value && !memcmp(value, (void*)a, n));
     if (!b->shadow) return;
     u32 me = (u32)w.cta->linear + 1, t = w.cta->clock.time, g = w.cta->kernel->granule;
     for (u64 word = (a - b->base) / g; word <= (a + n - 1 - b->base) / g; word++) {

@@ -337,6 +337,7 @@ void Cta::start(Launch& l, u64 lin, Counters& c, std::vector<u8>&) {
     shared.reset(l.dynamic_base + l.dynamic_shared, nw, k.named_barriers, true);
     local.assign((size_t)k.local_bytes * nw * 32, 0xff);
     mbarriers.clear();
+    global_words.clear();
     clock = CtaClock{};
     for (auto& b : barriers) b = Barrier{};
     rng.seed(l.options.seed * 1000003 + lin);

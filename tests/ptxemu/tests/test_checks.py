@@ -445,3 +445,28 @@ def test_approx_noise_stays_within_bounds():
     launch(body, [x, noisy], approx_noise=True)
     d = np.abs(exact.view(np.int32) - noisy.view(np.int32))
     assert d.max() <= 2 and d.max() > 0
+
+
+def test_races_between_warps_of_one_cta_in_global_memory():
+    at = "mul.wide.s32 %rd20, %r1, 4; add.s64 %rd21, %rd1, %rd20; xor.b32 %r3, %r1, 32; mul.wide.s32 %rd20, %r3, 4; add.s64 %rd22, %rd1, %rd20;"
+    cases = (
+        at + "st.global.u32 [%rd21], %r1; {} ld.global.u32 %r20, [%rd22];",  # a read after a write
+        at + "ld.global.u32 %r20, [%rd22]; {} st.global.u32 [%rd21], %r1;",  # a write after a read
+        at + "st.global.u32 [%rd21], %r1; {} st.global.u32 [%rd22], %r1;",
+        at + "bar.sync 1, 64; st.global.u32 [%rd21], %r1; {} ld.global.u32 %r20, [%rd22];",  # with vector clocks
+    )
+    for body in cases:
+        for seed in range(4):
+            e = fails(
+                GlobalRace,
+                body.replace("{}", ""),
+                [zeros()],
+                body.replace("{}", "bar.sync 0;"),
+                block=64,
+                warp_racecheck=True,
+                seed=seed,
+            )
+            assert "of this CTA, and no barrier orders them" in str(e)
+        launch(body.replace("{}", ""), [zeros()], block=64)  # only where it is asked for
+    launch("red.global.add.u32 [%rd1], 5;", [zeros()], block=64, warp_racecheck=True)
+    launch("st.global.u32 [%rd1], 5;", [zeros()], block=64, warp_racecheck=True)
