@@ -67,10 +67,11 @@ class HostLibrary:
     back afterwards) and raises if a launch failed. .stats: one Stats per kernel launched by the last call."""
 
     def __init__(self, path, modules, arch):
-        self.library, self.modules, self.stats = (
+        self.library, self.modules, self.stats, self.path = (
             ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL),
             modules,
             [],
+            path,
         )
         core = _build.library()
         shim = self.library.ptxemu_shim_setup
@@ -139,16 +140,20 @@ def load_host_library(*sources, arch="sm_80", include_dirs=(), defines=(), extra
 
         with tempfile.TemporaryDirectory(dir=_build.cache_dir()) as tmp:
             objects = []
-            for k, s in enumerate(sources):
-                objects.append(os.path.join(tmp, f"{k}.o"))
-                # With PTX inside instead of machine code ptxas does not run, and the PTX is kept for the interpreter.
-                host = [flag.replace("-arch=sm_", "-arch=compute_") for flag in flags]
-                keep = ["-lineinfo", "--keep", "--keep-dir", tmp]
-                _build.run([nvcc, *host, *keep, "-Xcompiler", "-fPIC", "-c", s, "-o", objects[-1]])
-                if str(s).endswith(".cu"):
-                    shutil.copy(next(pathlib.Path(tmp).glob("*.ptx")), ptx[k])
-                    for kept in pathlib.Path(tmp).glob("*.ptx"):
-                        kept.unlink()
+            for k, (s, key) in enumerate(zip(sources, keys, strict=True)):
+                # Kept by source: another emulator, or a change in one file, compiles the others not again.
+                made = _build.cache_dir() / f"launches-{_build.digest(key, 'object')}.o"
+                if not made.exists():
+                    # With PTX inside instead of machine code ptxas does not run, and the PTX is kept for the interpreter.
+                    host = [flag.replace("-arch=sm_", "-arch=compute_") for flag in flags]
+                    keep = ["-lineinfo", "--keep", "--keep-dir", tmp]
+                    _build.run([nvcc, *host, *keep, "-Xcompiler", "-fPIC", "-c", s, "-o", os.path.join(tmp, "made.o")])
+                    for text in pathlib.Path(tmp).glob("*.ptx"):
+                        shutil.move(text, made.with_suffix(".ptx"))
+                    shutil.move(os.path.join(tmp, "made.o"), made)
+                objects.append(made)
+                if k in ptx:
+                    shutil.copy(made.with_suffix(".ptx"), ptx[k])
             objects.append(os.path.join(tmp, "shim.o"))
             include = toolkit_include(nvcc)
             _build.run(
