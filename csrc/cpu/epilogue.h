@@ -68,7 +68,8 @@ struct ColumnSums {
 };
 
 template <class T, class F, bool masked>
-void push(const Pane<T>& p, const Task<T>& task) {
+void push(const Pane<T>& pane, const Task<T>& task) {
+  const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
   using G = Geometry<T>;
   const F f(task);
   const Simd<T> scale = task.scale;
@@ -86,7 +87,8 @@ void push(const Pane<T>& p, const Task<T>& task) {
 }
 
 template <class T, class F, bool masked>
-void weigh(const Pane<T>& p, const Task<T>& task) {
+void weigh(const Pane<T>& pane, const Task<T>& task) {
+  const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
   using G = Geometry<T>;
   const F f(task);
   const Simd<T> scale = task.scale;
@@ -106,7 +108,8 @@ void weigh(const Pane<T>& p, const Task<T>& task) {
 }
 
 template <class T, class F, bool masked>
-void both(const Pane<T>& p, const Task<T>& task) {
+void both(const Pane<T>& pane, const Task<T>& task) {
+  const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
   using G = Geometry<T>;
   const F f(task);
   const Simd<T> scale = task.scale;
@@ -141,7 +144,8 @@ FASTCL_INLINE void push_against_maximum(Simd<T>& maximum, Simd<T>& sum, const Si
 
 // Two exponentials for each pair instead of one, and right whatever z is.
 template <class T, bool masked>
-void push_maxima(const Pane<T>& p, const Task<T>& task) {
+void push_maxima(const Pane<T>& pane, const Task<T>& task) {
+  const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
   using G = Geometry<T>;
   const Simd<T> scale = task.scale, nothing = -Constants<T>::infinity, largest = -Constants<T>::lowest;
   Simd<T> z[G::rows][G::vectors];
@@ -165,7 +169,8 @@ void push_maxima(const Pane<T>& p, const Task<T>& task) {
 }
 
 template <class T, bool masked>
-void weigh_split(const Pane<T>& p, const Task<T>& task) {
+void weigh_split(const Pane<T>& pane, const Task<T>& task) {
+  const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
   using G = Geometry<T>;
   const Simd<T> scale = task.scale;
   ColumnSums<T> cols(p.col_weight_sum);

@@ -86,10 +86,16 @@ FASTCL_INLINE Simd<T> kept(Simd<T> z, const typename Bits<T>::type* keep) {
 // The larger of a bound and z; NaN in z gives NaN.
 template <class T>
 FASTCL_INLINE Simd<T> larger(Simd<T> bound, Simd<T> z) {
-#if defined(__AVX512F__)
   // The second operand is what the instruction gives for NaN.
+#if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) return Simd<T>((typename Simd<T>::Raw)_mm512_maskz_max_ps(every, (__m512)bound.v, (__m512)z.v));
   else return Simd<T>((typename Simd<T>::Raw)_mm512_maskz_max_pd(every, (__m512d)bound.v, (__m512d)z.v));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return Simd<T>((typename Simd<T>::Raw)_mm256_max_ps((__m256)bound.v, (__m256)z.v));
+  else return Simd<T>((typename Simd<T>::Raw)_mm256_max_pd((__m256d)bound.v, (__m256d)z.v));
+#elif defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return Simd<T>((typename Simd<T>::Raw)_mm_max_ps((__m128)bound.v, (__m128)z.v));
+  else return Simd<T>((typename Simd<T>::Raw)_mm_max_pd((__m128d)bound.v, (__m128d)z.v));
 #else
   return Simd<T>(bound.v > z.v ? bound.v : z.v);
 #endif

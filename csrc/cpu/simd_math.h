@@ -54,20 +54,24 @@ FASTCL_INLINE Simd<float> exp2_fraction(Simd<float> f) {
 }
 FASTCL_INLINE Simd<double> exp2_fraction(Simd<double> f) { return exp_fraction(f * Simd<double>(ln_2)); }
 
-// 2^(z - M) for an integer M and z <= M + bias; 0 where the result would be subnormal.
+// 2^(z - M) for an integer M and z <= M + bias; 0 well below the normal numbers.
 // M goes into the exponent: subtracting it from z would round z, which cost a factor of ten in accuracy.
 template <class T>
 FASTCL_INLINE Simd<T> exp2_below(Simd<T> z, Simd<T> M) {
-  const Simd<T> lowest = M + Simd<T>(T(Constants<T>::min_exponent));
 #if defined(__AVX512F__)
-  const Simd<T> bounded = larger(lowest - Simd<T>(T(64)), z);
+  const Simd<T> bounded = larger(M + Simd<T>(T(Constants<T>::min_exponent - 64)), z);
   const Simd<T> n = nearest(bounded);
   return scaled(exp2_fraction(bounded - n), n - M);
 #else
-  const Simd<T> bounded = larger(lowest, z);
-  const Simd<T> n = nearest(bounded);
-  const Simd<T> e = exp2_fraction(bounded - n) * power_of_two(n - M);
-  return Simd<T>(z.v < lowest.v ? typename Simd<T>::Raw{} : e.v);
+  // Both addends end in an integer's bits, and what stands above these is shifted out. One exponent below the normal ones
+  // all bits are zero, and so is the product: no comparison.
+  constexpr int mantissa = Bits<T>::mantissa;
+  const Simd<T> magic = T(1.5) * T(int64_t(1) << mantissa);
+  const Simd<T> bounded = larger(M + Simd<T>(T(Constants<T>::min_exponent - 1)), z);
+  const Simd<T> rounded = bounded + magic;
+  const Simd<T> exponent = (Simd<T>(T(Bits<T>::bias)) - M) + magic;
+  const Simd<T> power = Simd<T>::of_bits((rounded.bits() + exponent.bits()) << mantissa);
+  return exp2_fraction(bounded - (rounded - magic)) * power;
 #endif
 }
 

@@ -62,20 +62,8 @@ class TileWorker {
 
   // All register tiles of the tile; weights go to w (w_stride apart).
   void sweep(const Tile& t, T* w) {
-    const auto operands = task_.operand == Operand::dot ? operands_of<T, Dot> : operands_of<T, Sqdist>;
-    const Side<T>&x = task_.x, &y = task_.y;
-    for (int64_t j = t.j0; j < t.j1; j += G::cols) {
-      const T* panel = packed_.panel(j);
-      for (int64_t i = t.i0; i < t.i1; i += G::rows) {
-        operands(packed_.rows(i), packed_.row_stride(i), panel, task_.d, x.norm + i, y.norm + j, u_);
-        const int64_t r = i - t.i0, c = j - t.j0;
-        const Pane<T> pane{u_, keep_,
-                           x.term + i, x.weight + i, x.reference + i, y.term + j, y.weight + j, y.reference + j,
-                           row_value_ + r, row_maximum_ + r, row_weight_sum_ + r,
-                           col_value_ + c, col_maximum_ + c, col_weight_sum_ + c, w + r * G::w_stride + c};
-        (set_keep(i, j) ? epilogue_.masked : epilogue_.plain)(pane, task_);
-      }
-    }
+    if (task_.operand == Operand::dot) sweep_of<Dot>(t, w);
+    else sweep_of<Sqdist>(t, w);
   }
 
   // x.product += W Y, y.product += W^T X, where they are wanted.
@@ -114,6 +102,24 @@ class TileWorker {
   }
 
  private:
+  // The operand is known here, so that the products are in line: a call for each register tile cost 2% at d = 128.
+  template <class Op>
+  void sweep_of(const Tile& t, T* w) {
+    const Side<T>&x = task_.x, &y = task_.y;
+    for (int64_t j = t.j0; j < t.j1; j += G::cols) {
+      const T* panel = packed_.panel(j);
+      for (int64_t i = t.i0; i < t.i1; i += G::rows) {
+        operands_of<T, Op>(packed_.rows(i), packed_.row_stride(i), panel, task_.d, x.norm + i, y.norm + j, u_);
+        const int64_t r = i - t.i0, c = j - t.j0;
+        const Pane<T> pane{u_, keep_,
+                           x.term + i, x.weight + i, x.reference + i, y.term + j, y.weight + j, y.reference + j,
+                           row_value_ + r, row_maximum_ + r, row_weight_sum_ + r,
+                           col_value_ + c, col_maximum_ + c, col_weight_sum_ + c, w + r * G::w_stride + c};
+        (set_keep(i, j) ? epilogue_.masked : epilogue_.plain)(pane, task_);
+      }
+    }
+  }
+
   static void merge(const Side<T>& side, int64_t i, T maximum, T sum) {
     T& kept = side.maximum[i];
     if (maximum > kept) {
