@@ -101,8 +101,10 @@ def chosen_isa(library: ModuleType) -> str:
 
 
 def devices() -> Iterator[torch.device]:
-    """The CPU, and the accelerator if torch has one."""
+    """The CPU, and the accelerator if torch has one, or is a CUDA build that sees none."""
     yield torch.device("cpu")
+    if torch.version.cuda is not None and not torch.cuda.is_available():
+        yield torch.device("cuda")
     if torch.accelerator.is_available():
         yield torch.device(torch.accelerator.current_accelerator() or "cpu")
 

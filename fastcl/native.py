@@ -14,6 +14,7 @@ from . import extension, ops
 from .problem import Gradients, Problem, Wanted
 
 kernels = torch.ops.fastcl
+OLDEST_CAPABILITY = (8, 0)  # of the architectures that setup.py builds for unless told
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -23,6 +24,15 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
     if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key("fastcl::kernel_rows", key):
         return f"the extension was built without kernels for {device.type}; rebuild it: {extension.REBUILD}"
+    return _gpu_reason(device) if key == "CUDA" else None
+
+
+def _gpu_reason(device: torch.device) -> str | None:
+    if not torch.cuda.is_available():
+        return "no GPU is visible to torch; check the driver and `nvidia-smi`, or use backend='blocked'"
+    found = torch.cuda.get_device_capability(device)
+    if found < OLDEST_CAPABILITY:
+        return f"it needs compute capability 8.0 (A100 and later), and this GPU has {found[0]}.{found[1]}; use backend='blocked'"
     return None
 
 

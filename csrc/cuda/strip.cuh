@@ -4,8 +4,9 @@
 // and writes 512 bytes of a row of float32 at once, and no two threads touch one element.
 #pragma once
 
-#include "launch.h"
 #include "../operands.h"
+#include "launch.h"
+#include "special.cuh"
 
 namespace fastcl::cuda {
 
@@ -31,16 +32,32 @@ __device__ __forceinline__ T infinity() {
 
 // e^t. For float one multiplication and ex2: off by |t| 2^-24 of itself, and the terms of a sum of exponentials that count
 // have a small t.
-__device__ __forceinline__ float exponential(float t) {
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(t * 1.4426950408889634f));
-  return e;
-}
+__device__ __forceinline__ float exponential(float t) { return ex2(t * log2_e); }
 __device__ __forceinline__ double exponential(double t) { return ::exp(t); }
 
 // The maximum of what is no NaN; NaN returns through the sum of exponentials.
-__device__ __forceinline__ float larger(float a, float b) { return ::fmaxf(a, b); }
-__device__ __forceinline__ double larger(double a, double b) { return ::fmax(a, b); }
+__device__ __forceinline__ float highest(float a, float b) { return ::fmaxf(a, b); }
+__device__ __forceinline__ double highest(double a, double b) { return ::fmax(a, b); }
+
+// f and f': for float by the special function units.
+template <class Pair>
+__device__ __forceinline__ float value_of(float z, const float* k) {
+  const Fast constants[2] = {Fast::of(k[0]), Fast::of(k[1])};
+  return Pair::value(Fast::of(z), constants).v;
+}
+template <class Pair>
+__device__ __forceinline__ float slope_of(float z, const float* k) {
+  const Fast constants[2] = {Fast::of(k[0]), Fast::of(k[1])};
+  return Pair::slope(Fast::of(z), constants).v;
+}
+template <class Pair>
+__device__ __forceinline__ double value_of(double z, const double* k) {
+  return Pair::value(z, k);
+}
+template <class Pair>
+__device__ __forceinline__ double slope_of(double z, const double* k) {
+  return Pair::slope(z, k);
+}
 
 // A reference for exponentials: the maximum, or 0 where it is infinite, since inf - inf is NaN.
 template <class T>
@@ -54,7 +71,7 @@ struct Sum {
 };
 struct Maximum {
   template <class T>
-  __device__ __forceinline__ static T of(T a, T b) { return larger(a, b); }
+  __device__ __forceinline__ static T of(T a, T b) { return highest(a, b); }
 };
 
 template <class Op, class T>
@@ -81,15 +98,40 @@ __device__ __forceinline__ T over_lanes(T (&row)[warp_rows], int lane) {
   return Op::of(v, __shfl_xor_sync(0xffffffffu, v, 1));
 }
 
-// The columns of all warps reduced, that of column t in thread t < 128. The caller's `shared` holds a row for each warp.
+// Four neighbours as vectors of 16 bytes: one wavefront for each 128 bytes of a warp.
+__device__ __forceinline__ void store_vectors(float* to, const float (&v)[lane_cols]) { *reinterpret_cast<float4*>(to) = {v[0], v[1], v[2], v[3]}; }
+__device__ __forceinline__ void store_vectors(double* to, const double (&v)[lane_cols]) {
+  reinterpret_cast<double2*>(to)[0] = {v[0], v[1]}, reinterpret_cast<double2*>(to)[1] = {v[2], v[3]};
+}
+
+// How many of a thread's rows are unrolled where f is evaluated: float64 is there to be right, not fast, and its
+// exponentials and powers are long.
+template <class T>
+inline constexpr int unrolled_rows = sizeof(T) == 8 ? 1 : warp_rows;
+
+// The sums of the warp's eight rows, given one row after the other.
+template <class T>
+struct RowSums {
+  T row[warp_rows] = {};
+  __device__ __forceinline__ void set(int r, T v, int) { row[r] = v; }
+  __device__ __forceinline__ T of_lane(int lane) { return over_lanes<Sum>(row, lane); }
+};
+template <>
+struct RowSums<double> {
+  double own = 0;
+  __device__ __forceinline__ void set(int r, double v, int lane) {
+    v = over_warp<Sum>(v);
+    if (lane / 4 == r) own = v;
+  }
+  __device__ __forceinline__ double of_lane(int) { return own; }
+};
+
+// The columns of all warps reduced, that of column t in thread t < 128. `shared` holds a row for each warp; between two uses
+// of it the caller has a barrier.
 template <class Op, class T>
 __device__ __forceinline__ T over_warps(const T (&col)[lane_cols], T* shared, int warp, int lane) {
-  __syncthreads();  // what was read from `shared` before has been read
-#pragma unroll
-  for (int c = 0; c < lane_cols; c++) shared[warp * strip_block_cols + lane_cols * lane + c] = col[c];
-#if !defined(FASTCL_MUTATE_BARRIER)
+  store_vectors(shared + warp * strip_block_cols + lane_cols * lane, col);
   __syncthreads();
-#endif
   if (threadIdx.x >= strip_block_cols) return T(0);
   T v = shared[threadIdx.x];
 #pragma unroll
@@ -133,6 +175,30 @@ __device__ __forceinline__ void load_four(const T* from, int inside, T (&v)[lane
   }
 }
 
+// The entries of this thread's four columns of a vector, which may begin anywhere.
+template <class T>
+__device__ __forceinline__ void load_columns(const void* vector, const Place& p, T absent, T (&v)[lane_cols]) {
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++) v[c] = absent;
+  if (vector == nullptr) return;
+  const T* const from = static_cast<const T*>(vector) + p.col;
+  if (p.inside == lane_cols && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    struct alignas(16) Vector {
+      T v[16 / sizeof(T)];
+    };
+#pragma unroll
+    for (int k = 0; k < lane_cols; k += 16 / sizeof(T)) {
+      const Vector part = *reinterpret_cast<const Vector*>(from + k);
+#pragma unroll
+      for (int c = 0; c < int(16 / sizeof(T)); c++) v[k + c] = part.v[c];
+    }
+  } else {
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++)
+      if (c < p.inside) v[c] = from[c];
+  }
+}
+
 // What z and M take from this thread's four columns.
 template <class T>
 struct Columns {
@@ -140,12 +206,9 @@ struct Columns {
   int64_t group[lane_cols];
 
   __device__ __forceinline__ Columns(const Equation& e, const Place& p) {
-#pragma unroll
-    for (int c = 0; c < lane_cols; c++) {
-      norm[c] = at_or<T>(e.norm_y, p.col + c, c < p.inside, T(0));
-      bias[c] = at_or<T>(e.bias_y, p.col + c, c < p.inside, T(0));
-      group[c] = at_or<int64_t>(e.group_y, p.col + c, c < p.inside, 0);
-    }
+    load_columns(e.norm_y, p, T(0), norm);
+    load_columns(e.bias_y, p, T(0), bias);
+    load_columns(e.group_y, p, int64_t(0), group);
   }
 };
 
@@ -174,11 +237,7 @@ struct Logits {
     unsigned bits = (1u << p.inside) - 1u;
     if (e.mask == MaskKind::off_diagonal) {
       const int64_t c = i + e.diff - p.col;
-#if !defined(FASTCL_MUTATE_MASK)
       if (c >= 0 && c < lane_cols) bits &= ~(1u << c);
-#else
-      if (c > 0 && c < lane_cols) bits &= ~(1u << c);
-#endif
     } else if (e.mask != MaskKind::all) {
       const int64_t group = e.group_x[i];
       const bool across = e.mask == MaskKind::across_groups;

@@ -26,22 +26,16 @@ struct Partial {
   __device__ __forceinline__ int64_t col_plane() const { return gridDim.x * cols; }
 };
 
-// The block's dot products turned into z, with the visited pairs as one bit each.
+// The dot products of row r turned into z; returns the visited pairs as one bit each.
 template <class T>
-__device__ __forceinline__ void load_block(const StripReduce& args, const Place& p, T (&z)[warp_rows][lane_cols], unsigned (&visited)[warp_rows]) {
+__device__ __forceinline__ unsigned load_row(const StripReduce& args, const Place& p, int r, const Columns<T>& cols, const Logits<T>& logits, T (&z)[lane_cols]) {
   const Tile& t = args.tile;
-  const Columns<T> cols(args.equation, p);
-  const Logits<T> logits(args.equation);
-#pragma unroll
-  for (int r = 0; r < warp_rows; r++) {
-    const bool present = p.row + r < t.i1;
-    load_four(static_cast<const T*>(t.dot) + (p.row + r - t.i0) * t.pitch + (p.col - t.j0), present ? p.inside : 0, z[r]);
-    visited[r] = 0;
-    if (present) {
-      logits.of_row(p.row + r, cols, z[r]);
-      visited[r] = logits.visits(p.row + r, p, cols);
-    }
-  }
+  const int64_t i = p.row + r;
+  const bool present = i < t.i1;
+  load_four(static_cast<const T*>(t.dot) + (i - t.i0) * t.pitch + (p.col - t.j0), present ? p.inside : 0, z);
+  if (!present) return 0;
+  logits.of_row(i, cols, z);
+  return logits.visits(i, p, cols);
 }
 
 template <class T, class Pair>
@@ -49,22 +43,24 @@ __global__ __launch_bounds__(threads) void reduce_sum(const StripReduce args) {
   __shared__ T shared[warps * strip_block_cols];
   const Place p(args.tile);
   const T k[2] = {T(args.equation.constants[0]), T(args.equation.constants[1])};
-  T f[warp_rows][lane_cols];
-  unsigned visited[warp_rows];
-  load_block(args, p, f, visited);
-  T row[warp_rows], col[lane_cols] = {};
-#pragma unroll
+  const Columns<T> cols(args.equation, p);
+  const Logits<T> logits(args.equation);
+  RowSums<T> rows;
+  T col[lane_cols] = {};
+#pragma unroll(unrolled_rows<T>)
   for (int r = 0; r < warp_rows; r++) {
-    row[r] = T(0);
+    T z[lane_cols], row = T(0);
+    const unsigned visited = load_row(args, p, r, cols, logits, z);
 #pragma unroll
     for (int c = 0; c < lane_cols; c++) {
-      const T value = visited[r] >> c & 1u ? Pair::value(f[r][c], k) : T(0);
-      row[r] += value;
+      const T value = visited >> c & 1u ? value_of<Pair>(z[c], k) : T(0);
+      row += value;
       col[c] += value;
     }
+    rows.set(r, row, p.lane);
   }
   const Partial<T> out(args, p);
-  const T of_row = over_lanes<Sum>(row, p.lane);
+  const T of_row = rows.of_lane(p.lane);
   if (out.stores_row(p.lane)) *out.row = of_row;
   if (args.col_parts != nullptr) {
     const T of_col = over_warps<Sum>(col, shared, p.warp, p.lane);
@@ -80,23 +76,25 @@ __global__ __launch_bounds__(threads) void reduce_logsumexp(const StripReduce ar
   __shared__ T tops[strip_block_cols];
   const Place p(args.tile);
   const bool columns = args.col_parts != nullptr;
+  const Columns<T> cols(args.equation, p);
+  const Logits<T> logits(args.equation);
   T z[warp_rows][lane_cols];
-  unsigned visited[warp_rows];
-  load_block(args, p, z, visited);
   T top = -infinity<T>();
 #pragma unroll
-  for (int r = 0; r < warp_rows; r++)
+  for (int r = 0; r < warp_rows; r++) {
+    const unsigned visited = load_row(args, p, r, cols, logits, z[r]);
 #pragma unroll
     for (int c = 0; c < lane_cols; c++) {
-      if (!(visited[r] >> c & 1u)) z[r][c] = -infinity<T>();
-      top = larger(top, z[r][c]);
+      if (!(visited >> c & 1u)) z[r][c] = -infinity<T>();
+      top = highest(top, z[r][c]);
     }
+  }
   top = over_warp<Maximum>(top);
   if (p.lane == 0) tops[p.warp] = top;
   __syncthreads();
   T peak = tops[0];
 #pragma unroll
-  for (int w = 1; w < warps; w++) peak = larger(peak, tops[w]);
+  for (int w = 1; w < warps; w++) peak = highest(peak, tops[w]);
   const T reference = reference_of(peak);
 
   T row[warp_rows], col[lane_cols] = {};
@@ -119,7 +117,7 @@ __global__ __launch_bounds__(threads) void reduce_logsumexp(const StripReduce ar
     for (int r = 0; r < warp_rows; r++) {
       row[r] = -infinity<T>();
 #pragma unroll
-      for (int c = 0; c < lane_cols; c++) row[r] = larger(row[r], z[r][c]);
+      for (int c = 0; c < lane_cols; c++) row[r] = highest(row[r], z[r][c]);
     }
     row_top = over_lanes<Maximum>(row, p.lane);
 #pragma unroll
@@ -136,7 +134,7 @@ __global__ __launch_bounds__(threads) void reduce_logsumexp(const StripReduce ar
       for (int c = 0; c < lane_cols; c++) {
         col[c] = -infinity<T>();
 #pragma unroll
-        for (int r = 0; r < warp_rows; r++) col[c] = larger(col[c], z[r][c]);
+        for (int r = 0; r < warp_rows; r++) col[c] = highest(col[c], z[r][c]);
       }
       col_top = over_warps<Maximum>(col, shared, p.warp, p.lane);
       if (threadIdx.x < strip_block_cols) tops[threadIdx.x] = col_top;
@@ -173,7 +171,7 @@ __global__ __launch_bounds__(128) void merge_parts(const MergeParts args) {
   T top = *tops, total = *sum;
   const int64_t plane = args.count * args.size;
   for (int64_t k = 0; k < args.count; k++) {
-    const T other = part[k * args.size], higher = larger(top, other), reference = reference_of(higher);
+    const T other = part[k * args.size], higher = highest(top, other), reference = reference_of(higher);
     total = total * exponential(top - reference) + part[plane + k * args.size] * exponential(other - reference);
     top = higher;
   }
@@ -189,7 +187,7 @@ __global__ void bound_slope(const SlopeBound args) {
   const float at[] = {low, high, k[0], k[1], log_2, (log_2 - k[0]) * just_under, (log_2 - k[1]) * just_under};
   float bound = 0;
   for (float z : at) {
-    const float slope = ::fabsf(Pair::slope(::fminf(::fmaxf(z, low), high), k));
+    const float slope = ::fabsf(slope_of<Pair>(::fminf(::fmaxf(z, low), high), k));
     if (slope > bound && slope < INFINITY) bound = slope;
   }
   *static_cast<float*>(args.bound) = bound;

@@ -7,35 +7,46 @@
 namespace fastcl::cuda {
 namespace {
 
-// Four neighbouring weights as stored; w becomes what was stored, in T.
+// Two weights in 16 bits each, the first in the lower half, and a weight back from its bits.
+struct Bfloat16 {
+  __device__ __forceinline__ static unsigned pack(float a, float b) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
+    return reinterpret_cast<const unsigned&>(both);
+  }
+  __device__ __forceinline__ static float back(unsigned bits) { return __uint_as_float(bits << 16); }
+};
+struct Float16 {
+  __device__ __forceinline__ static unsigned pack(float a, float b) {
+    const __half2 both = __floats2half2_rn(a, b);
+    return reinterpret_cast<const unsigned&>(both);
+  }
+  __device__ __forceinline__ static float back(unsigned bits) { return __half2float(__ushort_as_half(static_cast<unsigned short>(bits))); }
+};
+
+// Stores four neighbouring weights; w becomes what was stored.
+template <class Format>
+__device__ __forceinline__ void store_halves(void* weights, int64_t offset, int inside, float (&w)[lane_cols]) {
+  unsigned short* const to = static_cast<unsigned short*>(weights) + offset;
+  const uint2 bits = {Format::pack(w[0], w[1]), Format::pack(w[2], w[3])};
+  const unsigned each[lane_cols] = {bits.x & 0xffffu, bits.x >> 16, bits.y & 0xffffu, bits.y >> 16};
+  if (inside == lane_cols) *reinterpret_cast<uint2*>(to) = bits;
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++) {
+    if (inside != lane_cols && c < inside) to[c] = static_cast<unsigned short>(each[c]);
+    w[c] = Format::back(each[c]);
+  }
+}
 template <class T>
 __device__ __forceinline__ void store_four(const StripWeights& args, int64_t offset, int inside, T (&w)[lane_cols]) {
-  auto store = [&](auto* to, auto convert, auto back) {
-    using W = std::remove_pointer_t<decltype(to)>;
-    struct alignas(4 * sizeof(W) < 16 ? 4 * sizeof(W) : 16) Four {
-      W v[lane_cols];
-    } four;
-#pragma unroll
-    for (int c = 0; c < lane_cols; c++) four.v[c] = convert(w[c]), w[c] = back(four.v[c]);
-    to += offset;
-    if (inside == lane_cols) {
-      *reinterpret_cast<Four*>(to) = four;
-    } else {
-#pragma unroll
-      for (int c = 0; c < lane_cols; c++)
-        if (c < inside) to[c] = four.v[c];
-    }
-  };
-  auto same = [](T v) { return v; };
-  if constexpr (sizeof(T) == 8) {
-    store(static_cast<double*>(args.weights), same, same);
-  } else if (args.weights_dtype == Dtype::float32) {
-    store(static_cast<float*>(args.weights), same, same);
-  } else if (args.weights_dtype == Dtype::bfloat16) {
-    store(static_cast<__nv_bfloat16*>(args.weights), [](float v) { return __float2bfloat16_rn(v); }, [](__nv_bfloat16 v) { return __bfloat162float(v); });
-  } else {
-    store(static_cast<__half*>(args.weights), [](float v) { return __float2half_rn(v); }, [](__half v) { return __half2float(v); });
+  if constexpr (sizeof(T) == 4) {
+    if (args.weights_dtype == Dtype::bfloat16) return store_halves<Bfloat16>(args.weights, offset, inside, w);
+    if (args.weights_dtype == Dtype::float16) return store_halves<Float16>(args.weights, offset, inside, w);
   }
+  T* const to = static_cast<T*>(args.weights) + offset;
+  if (inside == lane_cols) return store_vectors(to, w);
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++)
+    if (c < inside) to[c] = w[c];
 }
 
 // w_ij = f'(z_ij) (g_i + h_j)
@@ -46,12 +57,11 @@ struct SumWeights {
 
   __device__ __forceinline__ SumWeights(const StripWeights& args, const Place& p) : from(args.weighting) {
     k[0] = T(args.equation.constants[0]), k[1] = T(args.equation.constants[1]);
-#pragma unroll
-    for (int c = 0; c < lane_cols; c++) h[c] = at_or<T>(from.h, p.col + c, c < p.inside, T(0));
+    load_columns(from.h, p, T(0), h);
   }
   __device__ __forceinline__ void row(int64_t i) { g = at_or<T>(from.g, i, true, T(0)); }
-  __device__ __forceinline__ T of(T z, int c) const { return Pair::slope(z, k) * (g + h[c]); }
-  __device__ __forceinline__ T value(T z) const { return Pair::value(z, k); }
+  __device__ __forceinline__ T of(T z, int c) const { return slope_of<Pair>(z, k) * (g + h[c]); }
+  __device__ __forceinline__ T value(T z) const { return value_of<Pair>(z, k); }
 };
 
 // w_ij = g_i e^(z_ij - r_i) + h_j e^(z_ij - c_j), by one exponential where all r and c are close to rho: with every
@@ -66,21 +76,19 @@ struct SoftmaxWeights {
   __device__ __forceinline__ SoftmaxWeights(const StripWeights& args, const Place& p) : from(args.weighting) {
     close = from.reference != nullptr && static_cast<const T*>(from.reference)[1] > T(0);
     rho = close ? static_cast<const T*>(from.reference)[0] : T(0);
+    load_columns(from.h, p, T(0), h);
+    load_columns(from.c, p, infinity<T>(), c_);
 #pragma unroll
     for (int c = 0; c < lane_cols; c++) {
-      h[c] = at_or<T>(from.h, p.col + c, c < p.inside, T(0));
-      c_[c] = normaliser(from.c, p.col + c, c < p.inside);
+      c_[c] = normaliser(c_[c]);
       if (close) h[c] *= exponential(rho - c_[c]);
     }
   }
   // +inf where nothing was reduced: z - r is then -inf, and the weight exactly 0.
-  __device__ __forceinline__ static T normaliser(const void* vector, int64_t index, bool inside) {
-    const T v = at_or<T>(vector, index, inside, infinity<T>());
-    return v == -infinity<T>() ? infinity<T>() : v;
-  }
+  __device__ __forceinline__ static T normaliser(T r) { return r == -infinity<T>() ? infinity<T>() : r; }
   __device__ __forceinline__ void row(int64_t i) {
     g = at_or<T>(from.g, i, true, T(0));
-    r = normaliser(from.r, i, true);
+    r = normaliser(at_or<T>(from.r, i, true, infinity<T>()));
     if (close) g *= exponential(rho - r);
   }
   __device__ __forceinline__ T of(T z, int c) const {
@@ -101,10 +109,11 @@ __global__ __launch_bounds__(threads) void weigh(const StripWeights args) {
   const Columns<T> cols(args.equation, p);
   const Logits<T> logits(args.equation);
   Weights weights(args, p);
-  T row[warp_rows], value[warp_rows], col[lane_cols] = {};
-#pragma unroll
+  RowSums<T> rows_of_w, values;
+  T col[lane_cols] = {};
+#pragma unroll(unrolled_rows<T>)
   for (int r = 0; r < warp_rows; r++) {
-    row[r] = value[r] = T(0);
+    T row = T(0), value = T(0);
     const int64_t i = p.row + r;
     if (i >= t.i1) continue;
     const int64_t offset = (i - t.i0) * t.pitch + (p.col - t.j0);
@@ -117,25 +126,27 @@ __global__ __launch_bounds__(threads) void weigh(const StripWeights args) {
     for (int c = 0; c < lane_cols; c++) w[c] = visited >> c & 1u ? weights.of(z[c], c) : T(0);
     if (args.values != nullptr)
 #pragma unroll
-      for (int c = 0; c < lane_cols; c++) value[r] += visited >> c & 1u ? weights.value(z[c]) : T(0);
+      for (int c = 0; c < lane_cols; c++) value += visited >> c & 1u ? weights.value(z[c]) : T(0);
     T stored[lane_cols] = {w[0], w[1], w[2], w[3]};
     store_four(args, offset, p.inside, stored);
     // For sqdist diag(W 1) X - W Y cancels: both terms take the same rounded weights.
 #pragma unroll
     for (int c = 0; c < lane_cols; c++) {
       const T counted = logits.sqdist ? stored[c] : w[c];
-      row[r] += counted;
+      row += counted;
       col[c] += counted;
     }
+    rows_of_w.set(r, row, p.lane);
+    values.set(r, value, p.lane);
   }
   const int64_t rows = t.i1 - t.i0, i = int64_t(blockIdx.x) * strip_block_rows + p.warp * warp_rows + p.lane / 4;
   const bool stores_row = p.lane % 4 == 0 && i < rows;
   if (args.row_sums != nullptr) {
-    const T sum = over_lanes<Sum>(row, p.lane);
+    const T sum = rows_of_w.of_lane(p.lane);
     if (stores_row) static_cast<T*>(args.row_sums)[blockIdx.y * rows + i] = sum;
   }
   if (args.values != nullptr) {
-    const T sum = over_lanes<Sum>(value, p.lane);
+    const T sum = values.of_lane(p.lane);
     if (stores_row) static_cast<T*>(args.values)[blockIdx.y * rows + i] = sum;
   }
   if (args.col_sums != nullptr) {

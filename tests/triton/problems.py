@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcl import reference
 from fastcl.masks import Mask
 from fastcl.pairs import CosineJS, Log, PairFunction, Power, pair_function
-from fastcl.problem import Gradients, Problem, Wanted
+from fastcl.problem import Gradients, Problem, Wanted, accumulation_dtype
 
 MASKS = ("all", "off_diagonal", "across_groups", "within_groups")
 PAIRS: dict[str, PairFunction] = {
@@ -44,13 +44,15 @@ def problem(
     grouped = (group_x, None if m is None else group_y) if "groups" in mask else (None, None)
     # An offset of two: the diagonal leaves the first rows and crosses tile borders.
     row_offset = 2 if mask == "off_diagonal" and m is not None else 0
-    biases = (torch.randn(n, generator=g) * 0.1, torch.randn(cols, generator=g) * 0.1) if bias and m else (None, None)
+    small = accumulation_dtype(dtype)
+    biases = [(torch.randn(size, generator=g) * 0.1).to(small) if bias and m else None for size in (n, cols)]
     # Distances reach 4: a scale of -1.5 for exp and its kin, and a positive one where z must stay positive.
     default = 5.0 if pair == "identity" else 1.0
     if operand == "sqdist":
         default = 0.5 if pair in _SHIFT else -1.5
     return Problem(
-        x, y, torch.tensor(default if scale is None else scale), torch.tensor(_SHIFT.get(pair, 0.1)), *biases,
+        x, y, torch.tensor(default if scale is None else scale, dtype=small),
+        torch.tensor(_SHIFT.get(pair, 0.1), dtype=small), *biases,
         Mask(mask, row_offset, 0, *grouped), operand, PAIRS.get(pair) or pair_function(pair),
         "logsumexp" if pair == "identity" else "sum", columns,
     )  # fmt: skip
@@ -86,7 +88,7 @@ def torch_answer(p: Problem, up: Upstream) -> tuple[Tensor, Tensor | None, Gradi
     u = x @ y.T
     if p.operand == "sqdist":
         u = (x.square().sum(1)[:, None] + y.square().sum(1)[None, :] - 2 * u).clamp(min=0)
-    z = u.float() * leaves["scale"] + leaves["shift"]
+    z = u.to(p.dtype) * leaves["scale"] + leaves["shift"]
     z = z + leaves["bias_x"][:, None] if "bias_x" in leaves else z
     z = z + leaves["bias_y"][None, :] if "bias_y" in leaves else z
     keep = reference.visited(p.mask, torch.arange(p.n), torch.arange(p.m))
@@ -118,7 +120,8 @@ def error(got: Tensor, truth: Tensor, magnitude: float = 0.0) -> float:
 def roundings(p: Problem) -> float:
     """A few roundings of float32 sums; of the weights too where they are stored in 16 bits; tf32 has the 10 of float16."""
     tf32 = p.x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return {torch.float32: 2e-3 if tf32 else 4e-6, torch.float16: 1.5e-3, torch.bfloat16: 8e-3}[p.x.dtype]
+    wide = {torch.float64: 1e-14, torch.float32: 2e-3 if tf32 else 4e-6}
+    return (wide | {torch.float16: 1.5e-3, torch.bfloat16: 8e-3})[p.x.dtype]
 
 
 def check(
@@ -147,9 +150,10 @@ def check_rows_and_gradients(p: Problem, backend: object) -> None:
     true_r, true_c = reference.rows(p)
     torch_r, torch_c, torch_grads = torch_answer(p, up)
     # Rows need no stored weights: float32 sums of exact products, except in tf32.
-    exact = slack if p.x.dtype == torch.float32 else 4e-6
-    check("r", r, true_r, torch_r if p.x.dtype == torch.float32 else None, exact)
-    check("c", c, true_c, torch_c if p.x.dtype == torch.float32 else None, exact)
+    wide = p.x.dtype in (torch.float64, torch.float32)
+    exact = slack if wide else 4e-6
+    check("r", r, true_r, torch_r if wide else None, exact)
+    check("c", c, true_c, torch_c if wide else None, exact)
     got = backend.gradients(p, r, c, up.g, up.h, wanted)  # type: ignore[attr-defined]
     truth = reference.gradients(p, true_r, true_c, up.g, up.h, wanted)
     # Upstream gradients of both signs make the scalars cancel: their size is that of the sum of absolute values.

@@ -1,0 +1,260 @@
+"""Run backend="cuda" on CPU tensors: the schedules of csrc/cuda as built for torch, their launches in the emulator.
+
+with emulated(80) as session:
+    fastcl.functional.clip(x, y, backend="cuda").backward()
+
+Every launch runs the kernel's PTX on guarded copies of the memory that its struct points to, every check of tests/ptxemu on.
+Memory from torch.empty holds the bits of NaN; what still holds them counts as never written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import cpp_extension
+
+from fastcl import backends, native
+from tests.ptxemu import _build, nvcc
+from tests.ptxemu.errors import from_fault
+from tests.ptxemu.module import DeviceMemory, Module, make_options
+from tests.ptxemu.stats import Stats
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+# `make test-gpu-emulated` runs everything; a plain test run takes what fits a minute.
+EVERYTHING = os.environ.get("FASTCL_GPU_EMULATED") == "all"
+EXTRA = ("-std=c++20", "--expt-relaxed-constexpr")
+_HOOK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
+_FAULT = 700  # cudaErrorIllegalAddress
+_UNWRITTEN = np.uint32(0xFFFFFFFF)
+
+
+class Session:
+    """The launches of one `emulated` block: .stats has one Stats for each, .names their names, .seed picks the schedule."""
+
+    def __init__(self, arch: int, seed: int, options: dict[str, Any]) -> None:
+        self.arch, self.seed, self.options = arch, seed, options
+        self.schedule = _schedule()
+        # For mutation tests: what becomes of a kernel's PTX, and of the words of a launch's struct (None: no launch).
+        self.mutate: Callable[[str], str] | None = None
+        self.tamper: Callable[[str, list[int]], list[int] | None] | None = None
+        self.stats: list[Stats] = []
+        self.names: list[str] = []
+        self.given: list[Tensor] = []
+        self.fault: BaseException | None = None
+
+    def launch(self, name: bytes, arguments: int, size: int) -> int:
+        """One launch as the schedule asks for it; what goes wrong is kept, since it cannot be raised through C++."""
+        try:
+            return self._launch(name.decode(), arguments, size)
+        except BaseException as error:
+            self.fault = error
+            return _FAULT
+
+    def _launch(self, name: str, arguments: int, size: int) -> int:
+        library = _launches(self.arch, "fused" if name.startswith("fused") else "strip")
+        function = getattr(library.library, f"fastcl_cuda_{name}")
+        function.restype = ctypes.c_int
+        struct = (ctypes.c_uint64 * (size // 8)).from_address(arguments)
+        if self.tamper is not None:
+            changed = self.tamper(name, list(struct))
+            if changed is None:
+                return 0
+            struct[:] = changed
+        if name == "device_facts":
+            return function(struct)
+        memory = DeviceMemory()
+        try:
+            # A word that lies within a known block of memory is a pointer: no size, stride or constant looks like one.
+            for k, word in enumerate(struct):
+                struct[k] = self._translate(memory, word)
+            core, options = library._core, make_options(seed=self.seed, **self.options)
+            for address, count, block in list(memory.blocks.values()):
+                for start, stop in _unwritten(block):
+                    core.ptxemu_memory_uninitialized(memory.handle, address + start, stop - start)
+                assert count == block.nbytes
+            with _mutated(library, self.arch, self.mutate):
+                library.library.ptxemu_shim_begin(memory.handle, ctypes.byref(options))
+                result = function(struct, None)
+                log = json.loads(library.library.ptxemu_shim_end())
+            memory.copy_back()
+        finally:
+            memory.close()
+        for entry in log:
+            if "error" in entry:
+                raise from_fault(entry)
+            self.stats.append(Stats(entry))
+            self.names.append(name)
+        return int(result)
+
+    def _translate(self, memory: DeviceMemory, word: int) -> int:
+        if word < 1 << 20:
+            return word
+        begin = ctypes.c_uint64()
+        size = self.schedule.emulated_block(ctypes.c_uint64(word), ctypes.byref(begin))
+        if not size:
+            for t in self.given:
+                s = t.untyped_storage()
+                if s.data_ptr() <= word < s.data_ptr() + s.nbytes():
+                    begin.value, size = s.data_ptr(), s.nbytes()
+        if not size:
+            return word
+        block = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(begin.value))
+        return int(memory.address(block)) + word - begin.value
+
+    def call(self, op: Any, *arguments: Any) -> Any:
+        """An op of the schedule; a fault of the emulator is raised as itself."""
+        self.given = [t for t in arguments if isinstance(t, Tensor)]
+        try:
+            return op(*arguments)
+        except RuntimeError as error:
+            fault, self.fault = self.fault, None
+            if fault is not None:
+                raise fault from error
+            raise
+
+
+def _unwritten(block: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Byte ranges that still hold what the allocator filled in."""
+    words = block[: block.nbytes // 4 * 4].view(np.uint32) == _UNWRITTEN
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], words.view(np.int8), [0]))))
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        yield int(start) * 4, int(stop) * 4
+
+
+@functools.cache
+def _launches(arch: int, form: str) -> nvcc.HostLibrary:
+    sources = sorted(CSRC.glob(f"cuda/{form}*.cu"))
+    return nvcc.load_host_library(*sources, arch=f"sm_{arch}", include_dirs=[CSRC], extra=EXTRA)
+
+
+@contextmanager
+def _mutated(library: nvcc.HostLibrary, arch: int, mutate: Callable[[str], str] | None) -> Iterator[None]:
+    """The library with other PTX in its launches, for as long as this lasts."""
+    if mutate is None:
+        yield
+        return
+    texts = sorted(library.path.parent.glob(f"{library.path.stem}.*.ptx"))
+    changed = nvcc.HostLibrary(library.path, [Module(mutate(text.read_text())) for text in texts], arch)
+    try:
+        yield
+    finally:
+        del changed
+        nvcc.HostLibrary(library.path, library.modules, arch)
+
+
+@functools.cache
+def _schedule() -> ctypes.CDLL:
+    """The schedules and the stand-ins of the launches, built against this torch and kept with the emulator's own builds."""
+    sources = [Path(__file__).with_name("emulated.cpp"), *sorted(CSRC.glob("cuda/*.cpp"))]
+    sources = [s for s in sources if s.name != "register.cpp"]
+    includes = [CSRC, CSRC / "cuda", *cpp_extension.include_paths(), sysconfig.get_path("include")]
+    flags = ["-std=c++20", "-O1", "-fPIC", "-w", *(f"-I{path}" for path in includes)]
+    paths = [part for path in cpp_extension.library_paths() for part in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    # One compilation of all sources: torch's headers take most of the time.
+    together = "".join(f'#include "{s}"\n' for s in sources)
+    texts = [text for s in sources for text in _with_headers(s)]
+    library = _build.cache_dir() / f"schedule-{_build.digest(torch.__version__, flags, together, *texts)}.so"
+    if not library.exists():
+        made = library.with_suffix(f".{os.getpid()}.tmp")
+        command = [
+            os.environ.get("CXX", "g++"),
+            *flags,
+            "-shared",
+            "-x",
+            "c++",
+            "-",
+            *paths,
+            "-lc10",
+            "-ltorch",
+            "-ltorch_cpu",
+        ]
+        run = subprocess.run([*command, "-o", str(made)], input=together, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-4000:]
+        made.replace(library)
+    schedule = ctypes.CDLL(str(library))
+    schedule.emulated_block.restype = ctypes.c_int64
+    return schedule
+
+
+def _with_headers(source: Path, seen: set[Path] | None = None) -> Iterator[bytes]:
+    """The text of a source and of every header of csrc that it includes, each once."""
+    seen = set() if seen is None else seen
+    if source in seen or not source.exists():
+        return
+    seen.add(source)
+    text = source.read_bytes()
+    yield text
+    for name in re.findall(rb'^\s*#\s*include "([^"]+)"', text, re.MULTILINE):
+        for folder in (source.parent, CSRC / "cuda"):
+            yield from _with_headers((folder / name.decode()).resolve(), seen)
+
+
+# The schemas of the kernel ops once more, under a name of their own: backend="cpu" keeps its kernels beside.
+_library = torch.library.Library("fastcl_emulated", "DEF")
+for _name in ("kernel_rows", "kernel_gradients", "kernel_total"):
+    _schema = str(getattr(torch.ops.fastcl, _name).default._schema)
+    _library.define(_schema.removeprefix("fastcl::"))
+
+_running = threading.Lock()
+
+
+@contextmanager
+def emulated(arch: int = 80, seed: int = 0, **options: Any) -> Iterator[Session]:
+    """backend="cuda" takes CPU tensors, as compiled for compute capability `arch` / 10, in a schedule that `seed` picks."""
+    session = Session(arch, seed, options)
+    hook = _HOOK(session.launch)
+    kernels = SimpleNamespace(
+        **{
+            name: functools.partial(session.call, getattr(torch.ops.fastcl_emulated, name))
+            for name in ("kernel_rows", "kernel_gradients", "kernel_total")
+        }
+    )
+    reason, module = backends.reason, backends.MODULES["cuda"]
+
+    def emulated_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if name == "cuda" and device.type == "cpu" else reason(name, device, dtype)
+
+    # Filling by torch would hide what was never written; the schedule's allocator fills with bits that no kernel writes.
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    with _running:
+        session.schedule.emulated_begin(hook)
+        backends.reason, backends.MODULES["cuda"] = emulated_reason, _adapter(kernels).__name__
+        try:
+            yield session
+        finally:
+            backends.reason, backends.MODULES["cuda"] = reason, module
+            torch.utils.deterministic.fill_uninitialized_memory = fill
+            session.schedule.emulated_end()
+
+
+def _adapter(kernels: SimpleNamespace) -> ModuleType:
+    """fastcl.native once more, in front of other kernels."""
+    spec = importlib.util.spec_from_file_location("fastcl.native_emulated", native.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.kernels = kernels  # type: ignore[attr-defined]
+    sys.modules[spec.name] = module
+    return module
+
+
+__all__ = ["EVERYTHING", "Session", "emulated"]

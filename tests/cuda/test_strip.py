@@ -1,0 +1,286 @@
+"""The strip form of backend="cuda": its schedule, and its kernels' PTX as compiled for sm_80 and sm_90, under tests/ptxemu.
+
+A passing run is right, without a race, an access out of bounds or misaligned, or a read of what nobody wrote; other schedules
+of warps and blocks give the same bits.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import fastcl
+from fastcl import backends, reference
+from fastcl.masks import Mask
+from fastcl.problem import Problem
+from tests import ptxemu
+from tests.triton.problems import (
+    MASKS,
+    PAIRS,
+    all_wanted,
+    check_rows_and_gradients,
+    check_total,
+    error,
+    problem,
+    roundings,
+    upstream,
+)  # fmt: skip
+
+from .emulation import EVERYTHING, emulated
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+
+class Case(NamedTuple):
+    """What to run: an architecture, and the arguments of problems.problem."""
+
+    arch: int
+    n: int
+    m: int | None
+    d: int
+    dtype: torch.dtype = F32
+    pair: str = "identity"
+    operand: str = "dot"
+    mask: str = "off_diagonal"
+    bias: bool = False
+
+    def problem(self) -> Problem:
+        return problem(
+            self.n, self.m, self.d, operand=self.operand, pair=self.pair, mask=self.mask, bias=self.bias,
+            columns=self.m is not None, dtype=self.dtype,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"sm{self.arch}-{self.n}x{self.m or 'self'}x{self.d}-{kind}-{self.operand}-{self.pair}-{self.mask}"
+
+
+# Several tiles, several blocks in a tile, ragged in n and m; every dtype, operand, mask and kind of side once.
+SUBSET = [
+    Case(80, 200, 300, 40, BF16, bias=True),
+    Case(80, 150, 270, 24, F32, mask="across_groups"),
+    Case(80, 270, None, 33, F16),
+    Case(80, 130, 140, 17, F64, operand="sqdist", bias=True),
+    Case(80, 270, None, 16, F16, pair="exp", operand="sqdist"),
+    Case(80, 200, 150, 24, BF16, pair="softplus", mask="within_groups"),
+    Case(80, 150, 140, 24, F32, pair="log1p", mask="all", bias=True),
+    Case(80, 1, 1, 3),
+]
+
+
+def everything() -> list[Case]:
+    cases = []
+    for arch in (80, 90):
+        for dtype in (F64, F32, F16, BF16):
+            for operand in ("dot", "sqdist"):
+                for mask in MASKS:
+                    cases.append(Case(arch, 140, 270, 20, dtype, operand=operand, mask=mask, bias=True))
+                    cases.append(Case(arch, 270, None, 20, dtype, operand=operand, mask=mask))
+            for pair in PAIRS:
+                cases.append(Case(arch, 140, 150, 20, dtype, pair=pair, mask="all", bias=True))
+                cases.append(Case(arch, 150, None, 20, dtype, pair=pair))
+        cases += [Case(arch, n, m, 8) for n, m in ((1, 129), (129, 1), (63, 128), (64, 127), (65, 129), (2, 2))]
+        cases += [Case(arch, 40, 50, d, BF16) for d in (1, 2, 7, 300)]
+    return cases
+
+
+CASES = SUBSET + [case for case in everything() if case not in SUBSET] if EVERYTHING else SUBSET
+
+
+@pytest.fixture(autouse=True)
+def _several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workspace of several tiles."""
+    monkeypatch.setenv("FASTCL_CUDA_WORKSPACE_MB", "0.2")
+    monkeypatch.setenv("FASTCL_CUDA", "strip")
+
+
+def serving(p: Problem) -> object:
+    return backends.choose("cuda", p.x.device, p.x.dtype)[1]
+
+
+def answers(p: Problem, arch: int = 80, seed: int = 0) -> list[torch.Tensor]:
+    """Rows and gradients of one run in the schedule of `seed`."""
+    up = upstream(p)
+    with emulated(arch, seed):
+        backend = serving(p)
+        r, c = backend.rows(p)
+        grads = backend.gradients(p, r, c, up.g, up.h, all_wanted(p))
+    return [t for t in (r, c, *grads) if t is not None]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_right_and_the_same_in_every_schedule(case: Case) -> None:
+    p = case.problem()
+    with emulated(case.arch) as session:
+        check_rows_and_gradients(p, serving(p))
+        assert {"strip_reduce", "strip_weights", "merge_parts"} <= set(session.names)
+        for outer in ("sum",) if p.reduce == "sum" else ("contrast", "pooled", "sum"):
+            check_total(p, outer, serving(p))
+    first, *others = (answers(p, case.arch, seed) for seed in ((0, 7, 23) if EVERYTHING else (0, 7)))
+    for other in others:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_rows_far_apart_take_the_guarded_path(dtype: torch.dtype) -> None:
+    """Rows 100 times apart: blocks are done again with a maximum for each row and column, weights with two exponentials."""
+    p = problem(150, 140, 24, columns=True, scale=10.0, dtype=dtype)
+    p.x.mul_(torch.logspace(0, 2, 150, dtype=dtype)[:, None])
+    with emulated():
+        if dtype == F32:
+            check_rows_and_gradients(p, serving(p))
+        # At |z| = 1000 the definition's own z are rounded by 1e-13: its float64 gradients are no truth, its rows are.
+        for mine, truth in zip(serving(p).rows(p), reference.rows(p), strict=True):
+            assert error(mine, truth) < (1e-15 if dtype == F64 else 1e-6)
+
+
+def test_a_row_and_a_column_with_nothing_left() -> None:
+    """Sum 0, log-sum-exp -inf, gradient 0: from both masks of groups."""
+    for pair in ("identity", "exp"):
+        p = problem(70, 80, 8, pair=pair, mask="within_groups", columns=True)
+        p.mask.group_x[3], p.mask.group_y[5] = 17, 18
+        with emulated():
+            check_rows_and_gradients(p, serving(p))
+            assert serving(p).rows(p)[0][3] == (float("-inf") if pair == "identity" else 0.0)
+
+
+def test_offsets_that_pass_sixty_four_bits() -> None:
+    """row_offset - col_offset is clamped, not wrapped: the diagonal lies beyond all pairs."""
+    p = problem(30, 40, 8, columns=True)
+    every = p.__class__(**{**p.__dict__, "mask": Mask("all")})
+    far = p.__class__(**{**p.__dict__, "mask": Mask("off_diagonal", 2**63 - 1, -(2**63 - 1))})
+    with emulated():
+        assert all(torch.equal(a, b) for a, b in zip(serving(p).rows(far), serving(p).rows(every), strict=True))
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (0, 0)])
+def test_nothing_to_reduce(n: int, m: int) -> None:
+    for pair in ("identity", "softplus"):
+        p = problem(n, m, 4, pair=pair, mask="all", columns=True)
+        with emulated():
+            r, c = serving(p).rows(p)
+            grads = serving(p).gradients(p, r, c, torch.ones(n), torch.ones(m), all_wanted(p))
+        empty = float("-inf") if pair == "identity" else 0.0
+        assert r.tolist() == [empty] * n and c.tolist() == [empty] * m
+        assert not grads.x.any() and not grads.y.any() and grads.scale == 0.0
+
+
+@pytest.mark.parametrize(("mask", "pair"), [("off_diagonal", "identity"), ("all", "softplus")])
+@pytest.mark.parametrize("dtype", [F32, F16] if EVERYTHING else [F16], ids=str)
+def test_cuda_and_triton_agree(dtype: torch.dtype, mask: str, pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two backends on the same inputs: to what either may differ from the reference."""
+    pytest.importorskip("triton", reason="Triton is not installed, so there is nothing to agree with")
+    from fastcl import triton_kernels
+    from tests.triton.emulation import emulated as triton_emulated
+
+    monkeypatch.setenv("FASTCL_TRITON_WORKSPACE_MB", "0.2")
+    p = problem(140, 150, 20, pair=pair, mask=mask, columns=True, bias=True, dtype=dtype)
+    up = upstream(p)
+    mine = answers(p)
+    with triton_emulated(80):
+        check_rows_and_gradients(p, triton_kernels)
+        r, c = triton_kernels.rows(p)
+        theirs = [r, c, *triton_kernels.gradients(p, r, c, up.g, up.h, all_wanted(p))]
+    for name, a, b in zip(("r", "c", "dx", "dy", "dscale", "dshift", "dbias_x", "dbias_y"), mine, theirs, strict=True):
+        size = b.double().abs().sum().item() / 10 if b.ndim == 0 else 0.0
+        assert error(a, b, size) <= 2 * roundings(p), name
+
+
+# ---- the instrument ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "operator"), [("reduce_logsumexpIf", "rows"), ("weighIfNS1_14SoftmaxWeights", "gradients")]
+)
+def test_a_dropped_barrier_is_noticed(kernel: str, operator: str) -> None:
+    """Each barrier of a kernel in turn is taken out of its PTX: none is there for nothing."""
+    p = problem(70, 140, 8, columns=True, bias=True, scale=80.0)
+    p.x.mul_(torch.logspace(0, 2, 70)[:, None])
+    up = upstream(p)
+    with emulated() as session:
+        backend = serving(p)
+        r, c = backend.rows(p)
+
+        def run() -> None:
+            if operator == "rows":
+                backend.rows(p)
+            else:
+                backend.gradients(p, r, c, up.g, up.h, all_wanted(p))
+
+        run()
+        found = 0
+        for index in range(20):
+            taken = []
+
+            def without(text: str, index: int = index, taken: list[bool] = taken) -> str:
+                def entry(match: re.Match[str]) -> str:
+                    places = list(re.finditer(r"\n\s*(?:bar|barrier)\.(?:cta\.)?sync[^;]*;", match[0]))
+                    if index >= len(places):
+                        return match[0]
+                    taken.append(True)
+                    return match[0][: places[index].start()] + match[0][places[index].end() :]
+
+                return re.sub(rf"\.entry [^\n]*{kernel}.*?\n}}", entry, text, flags=re.DOTALL)
+
+            session.mutate = without
+            try:
+                run()
+            except (ptxemu.SharedRace, ptxemu.Uninitialized):
+                found += 1
+            session.mutate = None
+            if not taken:
+                break
+        assert found == index >= 1, f"{index} barriers, {found} noticed"
+
+
+def test_a_wrong_mask_is_noticed() -> None:
+    """An off-diagonal mask one column away: the measure of every test here sees it."""
+    p = problem(70, 80, 8, columns=True)
+    with emulated() as session:
+
+        def shifted(name: str, words: list[int]) -> list[int]:
+            if name == "strip_reduce":
+                words[4] = (words[4] + 1) % 2**64  # Equation.diff
+            return words
+
+        session.tamper = shifted
+        with pytest.raises(AssertionError, match="off by"):
+            check_rows_and_gradients(p, serving(p))
+
+
+def test_memory_left_unwritten_is_noticed() -> None:
+    """A kernel that reads what nobody wrote is a fault: here the partial results of a launch that does not happen."""
+    p = problem(40, 50, 8)
+    with emulated() as session:
+        session.tamper = lambda name, words: None if name == "strip_reduce" else words
+        with pytest.raises(ptxemu.Uninitialized):
+            serving(p).rows(p)
+
+
+def test_access_is_coalesced_and_without_bank_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of whole blocks: no access asks for more sectors, or takes more shared-memory wavefronts, than its bytes need."""
+    monkeypatch.setenv("FASTCL_CUDA_WORKSPACE_MB", "2")
+    for pair in ("identity", "softplus"):
+        p = problem(128, 256, 16, pair=pair, columns=True, bias=True, dtype=BF16)
+        with emulated() as session:
+            check_rows_and_gradients(p, serving(p))
+            for name, stats in zip(session.names, session.stats, strict=True):
+                if name.startswith("strip_"):
+                    assert not stats.conflicts_by_site(), name
+                    assert not stats.uncoalesced_by_site(), name
+
+
+def test_only_inside_the_context_and_cpu_kernels_stay_beside() -> None:
+    x = torch.randn(5, 3)
+    with pytest.raises(backends.BackendUnavailableError, match="it serves cuda tensors"):
+        fastcl.functional.clip(x, x, logit_scale=1.0, backend="cuda")
+    with emulated() as session:
+        fastcl.functional.clip(x, x, logit_scale=1.0, backend="cpu")
+        assert not session.names
+        fastcl.functional.clip(x, x, logit_scale=1.0, backend="cuda")
+        assert session.names
+    with pytest.raises(backends.BackendUnavailableError, match="it serves cuda tensors"):
+        fastcl.functional.clip(x, x, logit_scale=1.0, backend="cuda")
