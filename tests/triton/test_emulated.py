@@ -1,7 +1,7 @@
 """The backend's real PTX for sm_80 and sm_90, executed under tests/ptxemu at the tiles of tuning.py, against float64.
 
-A passing run is right, without a race, an access out of bounds or misaligned, a read of what nobody wrote, or a missing
-wait; where determinism is promised, other schedules of warps and blocks give the same bits.
+A passing run is right, without a race (of blocks, or of a block's warps in shared or global memory), an access out of bounds
+or misaligned, a read of what nobody wrote, or a missing wait; where determinism is promised, other schedules of warps and blocks give the same bits.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastcl.triton_kernels import strip, tuning
+from fastcl.triton_kernels import fused, strip, tuning
 
 import fastcl
 from fastcl import triton_kernels
 from fastcl.problem import Problem
 from tests import ptxemu
+from tests.ptxemu import triton as ptxemu_triton
 
 from .emulation import EVERYTHING, emulated
 from .problems import MASKS, PAIRS, all_wanted, check_rows_and_gradients, check_total, error, problem, upstream
@@ -115,7 +116,7 @@ def test_right_and_the_same_in_every_schedule(case: Case, monkeypatch: pytest.Mo
     monkeypatch.setenv("FASTCL_TRITON", case.form)
     torch.backends.cuda.matmul.fp32_precision = case.precision
     p = case.problem()
-    with emulated(case.arch) as session:
+    with emulated(case.arch, warp_racecheck=True) as session:
         check_rows_and_gradients(p, triton_kernels)
         assert session.stats, "no kernel ran"
         for outer in ("sum",) if p.reduce == "sum" else ("contrast", "pooled") if EVERYTHING else ("contrast",):
@@ -166,6 +167,15 @@ def test_a_public_loss_end_to_end(form: str, monkeypatch: pytest.MonkeyPatch) ->
         assert mine.grad is not None
         assert theirs.grad is not None
         assert error(mine.grad, theirs.grad) < 3e-2
+
+
+def test_column_state_without_barriers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The instrument itself: a program's next row block reads the columns that other warps left; barriers order the two."""
+    p = problem(520, 100, 64, columns=True, dtype=BF16)
+    monkeypatch.setitem(ptxemu_triton._state, "modules", {})
+    monkeypatch.setattr(ptxemu_triton, "Module", lambda text: ptxemu.Module(text.replace("bar.sync \t0;", "")))
+    with emulated(80, warp_racecheck=True, racecheck=False, initcheck=False), pytest.raises(ptxemu.GlobalRace):
+        fused.rows(p)
 
 
 def test_memory_left_unwritten_is_noticed() -> None:
