@@ -1,7 +1,8 @@
 """The backend's real PTX for sm_80 and sm_90, executed under tests/ptxemu at the tiles of tuning.py, against float64.
 
 A passing run is right, without a race (of blocks, or of a block's warps in shared or global memory), an access out of bounds
-or misaligned, a read of what nobody wrote, or a missing wait; where determinism is promised, other schedules of warps and blocks give the same bits.
+or misaligned, a read of what nobody wrote, or a missing wait; where determinism is promised, other schedules of warps and
+blocks give the same bits.
 """
 
 from __future__ import annotations
