@@ -196,6 +196,7 @@ _KCL_GRID = (
     {"kernel": "riesz", "t": -1.0, "gamma": 2.0},
     {"kernel": "gaussian", "t": 0.5, "gamma": 4.0, "normalize": False},
     {"kernel": "riesz", "t": 1.0, "gamma": 1.0},
+    {"kernel": "gaussian_riesz", "t": 1.0},  # aligned at t = 2 all the same
 )
 
 CASES = (

@@ -188,3 +188,14 @@ def test_rows_are_clipped_not_normalised() -> None:
     close(within, F.spectral(unit_u * short[:, None], unit_v * short[:, None], mu=2.0**20) * 2.0**20, rtol=1e-12)
     beyond = F.spectral(unit_u * long[:, None], unit_v * long[:, None], mu=4.0)
     close(beyond, F.spectral(unit_u * 2, unit_v * 2, mu=2.0**20) * 2.0**20 / 4.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_biased_estimator_keeps_own_pairs_beside_groups(reduction: str) -> None:
+    """Equal groups are left out, but i = j stays, and counts in the mean."""
+    rows, groups = leaves(), torch.tensor([0, 1, 2, 0, 1, 3, 0, 4, 5])
+    arguments = {"estimator": "biased", "groups": groups, "mu": 2.0, "reduction": reduction}
+    value, truth = F.spectral(*rows, **arguments), oracle.spectral(*rows, **arguments)
+    close(value, truth)
+    for got, want in zip(gradients(value.sum(), rows), gradients(truth.sum(), rows), strict=True):
+        close(got, want)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcl.functional.debiasing import _log1mexp
+
 from .cases import CASES, Case, generator
 from .witnesses import HALF, double_loop, gradients, library, name_of, served, sets_of, upstream_for
 
@@ -216,3 +218,18 @@ def test_a_single_positive_of_a_label_stays_outside(dtype: torch.dtype, allowed:
         assert error(value, truth) <= allowed * size(truth), backend
         (got,) = gradients(value, leaves)
         assert float((got.double() - want).norm()) <= allowed * float(want.norm()), backend
+
+
+def test_the_share_that_debiasing_leaves_keeps_its_digits() -> None:
+    """log(1 - e^t) where the negatives are nearly all hidden positives, t near 0, and where none is, t far below."""
+    t = -torch.cat([torch.logspace(-7, 1.9, 60), torch.tensor([0.6931, 0.6932])])
+    exact = t.double().requires_grad_()
+    truth = torch.where(exact > -1e-3, torch.log(-torch.expm1(exact)), torch.log1p(-torch.exp(exact)))
+    rounded = t.clone().requires_grad_()
+    value = _log1mexp(rounded)
+    torch.testing.assert_close(value.double(), truth, rtol=4e-7, atol=0.0)
+    (got,), (want,) = (
+        gradients(value, [rounded], torch.ones_like(value)),
+        gradients(truth, [exact], torch.ones_like(truth)),
+    )
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=0.0)

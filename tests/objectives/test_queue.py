@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from itertools import product
 
 import pytest
 import torch
@@ -51,11 +52,12 @@ def test_the_loss_takes_the_queue_as_it_was() -> None:
     q = queue()
     x, k = keys(5, 1).requires_grad_(), keys(5, 2).requires_grad_()
     before = q.rows.clone()
-    for loss in (MoCoLoss(), MoCoLoss(normalize=False)):
-        value = loss(x, k, q.rows)
+    for normalize, reduction in product((True, False), ("mean", "none")):
+        value = MoCoLoss(normalize=normalize, reduction=reduction)(x, k, q.rows).sum()
         q.enqueue(k)
         (got,) = torch.autograd.grad(value, x)
-        (want,) = torch.autograd.grad(fastcl.functional.moco(x, k, before, normalize=loss.normalize), x)
+        again = fastcl.functional.moco(x, k, before, normalize=normalize, reduction=reduction).sum()
+        (want,) = torch.autograd.grad(again, x)
         close(got, want, rtol=1e-12)
         before = q.rows.clone()
     assert not q.rows.requires_grad
