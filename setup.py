@@ -3,6 +3,7 @@
 Where the sources lie says how they are compiled:
     csrc/cpu/isa/*.cpp     once per instruction set (ISAS below), with -DFASTCL_ISA=<name> and its flags
     csrc/cuda/*.{cu,cpp}   only where torch is a CUDA build and nvcc of the same major version is found
+    csrc/cuda/sm_90a/*.cu  for 9.0a alone, where 9.0 or 9.0a is built: instructions that no other architecture has
     csrc/**/*.cpp          once, for the oldest processor of the platform
 
 What cannot be built is left out, and the package installs all the same on pure PyTorch: the reasons go
@@ -193,8 +194,13 @@ class Cuda:
             raise LeftOut(f"{nvcc} does not tell its folder and version", wanted)
         if release[1].split(".")[0] != torch.version.cuda.split(".")[0]:
             raise LeftOut(f"nvcc is {release[1]}, but torch was built with CUDA {torch.version.cuda}", wanted)
-        archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
-        return cls(nvcc, Path(top[1].strip()).resolve(), release[1], re.split(r"[;, ]+", archs.strip()))
+        if named_archs := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            archs = re.split(r"[;, ]+", named_archs.strip())
+        else:
+            # Never the builder's own GPU: what is built here may run elsewhere.
+            known = set(re.findall(r"compute_(\d+)", output([nvcc, "--list-gpu-arch"])))
+            archs = [arch for arch in DEFAULT_CUDA_ARCHS.split(";") if not known or _number(arch) in known]
+        return cls(nvcc, Path(top[1].strip()).resolve(), release[1], archs)
 
     def arch_flags(self) -> list[str]:
         """One -gencode for each architecture's code, and one more for the PTX where +PTX asks for it."""
@@ -202,10 +208,15 @@ class Cuda:
         for arch in self.archs:
             if not (form := re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)):
                 raise CompileError(f"TORCH_CUDA_ARCH_LIST: expected names such as 9.0 or 9.0+PTX, got {arch!r}")
-            number = form[1] + form[2]
+            number = _number(arch)
             flags += [f"-gencode=arch=compute_{number},code=sm_{number}"]
             flags += [f"-gencode=arch=compute_{number},code=compute_{number}"] if form[3] else []
         return flags
+
+    def hopper_flags(self) -> list[str]:
+        """The flags for csrc/cuda/sm_90a; none where that architecture is not built."""
+        built = any(_number(arch) in ("90", "90a") for arch in self.archs)
+        return ["-gencode=arch=compute_90a,code=sm_90a"] if built else []
 
     def include_dirs(self) -> list[Path]:
         """The toolkit's headers, and those of the libraries (cuBLAS) that come as wheels beside torch."""
@@ -214,6 +225,11 @@ class Cuda:
         # A toolkit of the distribution lies in /usr, and naming that folder hides the C headers from g++.
         toolkit = [self.home / "include"] if self.home != Path("/usr") else []
         return [*toolkit, *(path for root in roots for path in Path(root).glob("*/include"))]
+
+
+def _number(arch: str) -> str:
+    """90 of 9.0+PTX."""
+    return arch.removesuffix("+PTX").replace(".", "")
 
 
 @dataclass
@@ -337,8 +353,11 @@ def compile_all(facts: dict[str, Any]) -> Path:
     for name, isa in isas.items():
         for source in sorted(CSRC.glob("cpu/isa/*.cpp")):
             graph.compile("cxx", source, isa.compile_flags(name), name)
-    for source in sorted(CSRC.glob("cuda/*.cu")) if cuda else []:
-        graph.compile("nvcc", source)
+    if cuda:
+        for source in sorted(CSRC.glob("cuda/*.cu")):
+            graph.compile("nvcc", source, cuda.arch_flags())
+        for source in sorted(CSRC.glob("cuda/sm_90a/*.cu")) if cuda.hopper_flags() else []:
+            graph.compile("nvcc", source, cuda.hopper_flags())
     graph.link("_C.so")
     graph.run(ninja)
     return folder / "_C.so"
@@ -363,7 +382,7 @@ def rules(compiler: Compiler, cuda: Cuda | None, own: list[str], cpp_extension: 
     compiling = "$flags -c $in -o $out -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc"
     lines = [f"rule cxx\n  command = {join([*compiler.command, *cxx])} {compiling}"]
     if cuda:
-        nvcc = [cuda.nvcc, *NVCC_FLAGS, "-ccbin", compiler.command[0], *cuda.arch_flags(), *includes]
+        nvcc = [cuda.nvcc, *NVCC_FLAGS, "-ccbin", compiler.command[0], *includes]
         lines += [f"rule nvcc\n  command = {join(nvcc)} {compiling}"]
     return [*lines, f"rule link\n  command = {join(compiler.command)} $in -o $out {join(link)}"]
 
@@ -385,6 +404,7 @@ def write_if_new(path: Path, text: str) -> None:
 
 def report(facts: dict[str, Any]) -> None:
     made = f"built for {', '.join(facts['cpu_isas'])}" if facts["cpu_isas"] else "built no kernels"
+    made += f" and for CUDA {', '.join(facts['cuda_archs'])}" if facts["cuda_archs"] else ""
     print(f"fastcl: {made} in {facts['seconds']} s")
     for part, why in facts["left_out"].items():
         print(f"fastcl: left out {part}: {why['reason']}. To mend it: {why['remedy']}")

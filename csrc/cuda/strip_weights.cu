@@ -29,7 +29,8 @@ __device__ __forceinline__ void store_halves(void* weights, int64_t offset, int 
   unsigned short* const to = static_cast<unsigned short*>(weights) + offset;
   const uint2 bits = {Format::pack(w[0], w[1]), Format::pack(w[2], w[3])};
   const unsigned each[lane_cols] = {bits.x & 0xffffu, bits.x >> 16, bits.y & 0xffffu, bits.y >> 16};
-  if (inside == lane_cols) *reinterpret_cast<uint2*>(to) = bits;
+  // As one number: of a uint2 nvcc makes two stores, each of half a sector.
+  if (inside == lane_cols) *reinterpret_cast<uint64_t*>(to) = uint64_t(bits.y) << 32 | bits.x;
 #pragma unroll
   for (int c = 0; c < lane_cols; c++) {
     if (inside != lane_cols && c < inside) to[c] = static_cast<unsigned short>(each[c]);

@@ -75,9 +75,20 @@ def test_architectures(setup: ModuleType, toolkit: Path, monkeypatch: pytest.Mon
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
     ]
+    assert setup.Cuda.find(torch_with_cuda("13.0")).hopper_flags() == ["-gencode=arch=compute_90a,code=sm_90a"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    assert setup.Cuda.find(torch_with_cuda("13.0")).hopper_flags() == []
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(setup.CompileError, match=r"expected names such as 9\.0 or 9\.0\+PTX, got 'Hopper'"):
         setup.Cuda.find(torch_with_cuda("13.0")).arch_flags()
+
+
+def test_the_default_is_what_nvcc_knows_of_it(setup: ModuleType, toolkit: Path) -> None:
+    nvcc = toolkit / "bin" / "nvcc"
+    known = "  --list-gpu-arch) printf 'compute_80\\ncompute_90\\ncompute_90a\\n' ;;"
+    for script in (nvcc, toolkit.parent / "local" / "bin" / "nvcc"):
+        script.write_text(NVCC.format(top=toolkit).replace('case "$1" in\n', f'case "$1" in\n{known}\n'))
+    assert setup.Cuda.find(torch_with_cuda("13.0")).archs == ["8.0", "9.0+PTX"]
 
 
 @pytest.mark.parametrize(
