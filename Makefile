@@ -19,7 +19,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test demo bench sanitize test-gpu-emulated clean
+.PHONY: setup lint test demo bench sanitize test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -70,6 +70,18 @@ bench: setup $(STAMPS)/bench
 # The compiled GPU kernels, run on the CPU by tests/ptxemu: every tuning entry, where `make test` takes a few.
 test-gpu-emulated: setup
 	FASTCL_GPU_EMULATED=all $(PYTEST) -n $(JOBS) --dist loadgroup $(wildcard tests/ptxemu tests/cuda tests/triton) $(ARGS)
+
+# The extension with its CUDA kernels, in an environment of its own with a CUDA build of torch; needs nvcc, and no GPU.
+CUDA_TORCH ?= torch==2.14.1
+CUDA_VENV := build/cuda-venv
+test-cuda-build:
+	@test -e $(CUDA_VENV)/ready || { $(PYTHON) -m venv $(CUDA_VENV) && $(CUDA_VENV)/bin/python -m pip install --quiet \
+	    --disable-pip-version-check $(CUDA_TORCH) 'setuptools>=77' wheel ninja numpy && touch $(CUDA_VENV)/ready; }
+	@echo "building the CUDA kernels (log: build/cuda.log)"
+	@FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(CUDA_VENV)/bin/python -m pip install --verbose --no-build-isolation --no-deps \
+	    --force-reinstall . > build/cuda.log 2>&1 || { cat build/cuda.log; exit 1; }
+	@if grep -n "csrc/.*warning\|^ptxas.*warning" build/cuda.log; then echo "the CUDA kernels compile with warnings"; exit 1; fi
+	@$(CUDA_VENV)/bin/python -I tests/cuda/built.py $$(ls -d build/native-*+cu*)
 
 # The CPU kernels with the address and undefined-behaviour sanitizers, in a copy of the tree.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined

@@ -1,0 +1,89 @@
+"""The installed extension of a CUDA build of torch, on a machine without a GPU: `make test-cuda-build` runs it there.
+
+python -I tests/cuda/built.py FOLDER    FOLDER holds the objects of the build
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+
+import compiled
+import torch
+
+import fastcl
+from fastcl import backends, doctor, extension
+
+
+def is_built_linked_and_opened() -> str:
+    """fastcl._C for this torch, with every architecture that setup.py lists, in under ten minutes."""
+    facts = extension.facts()
+    assert extension.library is not None, extension.reason
+    assert facts is not None and facts["torch_cuda"] == torch.version.cuda and facts["nvcc"], facts
+    assert len(facts["cuda_archs"]) >= 6, facts["cuda_archs"]
+    assert facts["seconds"] < 600, f"the build took {facts['seconds']} s"
+    for op in ("kernel_rows", "kernel_gradients", "kernel_total"):
+        for key in ("CPU", "CUDA"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcl::{op}", key), (op, key)
+    return (
+        f"torch {facts['torch']}, nvcc {facts['nvcc']}, {', '.join(facts['cuda_archs'])}: built in {facts['seconds']} s"
+    )
+
+
+def cpu_tensors_go_to_the_cpu_kernels() -> str:
+    """The same extension serves them, and rightly."""
+    x, y = (torch.randn(50, 8).requires_grad_() for _ in range(2))
+    assert backends.choose(None, x.device, x.dtype)[0] == "cpu"
+    answers = []
+    for backend in ("auto", "reference"):
+        loss = fastcl.functional.clip(x, y, logit_scale=5.0, backend=backend)
+        answers.append([loss.detach(), *torch.autograd.grad(loss, (x, y))])
+    for mine, truth in zip(*answers, strict=True):
+        torch.testing.assert_close(mine, truth)
+    return f"clip of 50 rows: {answers[0][0].item():.6f}"
+
+
+def without_a_driver_the_error_is_clear() -> str:
+    """By name, by device, and from the doctor."""
+    if torch.cuda.is_available():
+        return "a GPU is here: nothing to refuse"
+    x = torch.randn(4, 3)
+    why = backends.reason("cuda", torch.device("cuda"), torch.float32)
+    assert why is not None and "no GPU is visible to torch" in why, why
+    for refused, error in (
+        (lambda: fastcl.functional.clip(x, x, logit_scale=1.0, backend="cuda"), backends.BackendUnavailableError),
+        (lambda: fastcl.functional.clip(x.cuda(), x.cuda(), logit_scale=1.0), RuntimeError),
+    ):
+        said = "served without a GPU"
+        try:
+            refused()
+        except error as raised:
+            said = str(raised)
+        assert re.search(r"cuda|CUDA|NVIDIA", said), said
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        doctor.main([])
+    assert "Backends for cuda tensors" in printed.getvalue(), printed.getvalue()
+    assert "no GPU is visible to torch" in printed.getvalue(), printed.getvalue()
+    return why
+
+
+def nothing_spills_and_nothing_has_grown() -> str:
+    """Against the committed record of registers, stack, shared memory and occupancy."""
+    found = compiled.read(Path(sys.argv[1]))
+    lost = compiled.regressions(found, compiled.recorded())
+    assert not lost, "\n".join(lost)
+    return f"{len(found)} kernels as recorded"
+
+
+if __name__ == "__main__":
+    for check in (
+        is_built_linked_and_opened, cpu_tensors_go_to_the_cpu_kernels, without_a_driver_the_error_is_clear,
+        nothing_spills_and_nothing_has_grown,
+    ):  # fmt: skip
+        print(f"{check.__name__.replace('_', ' ')}: {check()}", flush=True)
