@@ -54,6 +54,7 @@ Shape tile_shape(const Problem& p, bool full_width) {
 
 bool fits_full_width(const Problem& p) {
   const int64_t rows = std::min(p.n, one_sweep_rows);
+  if (p.m > 65535 * strip_block_cols) return false;  // the second dimension of a grid
   return tile_shape(p, true).rows >= rows && padded(p.m) * rows * element_bytes(p) <= workspace_bytes();
 }
 

@@ -147,6 +147,16 @@ def test_a_row_and_a_column_with_nothing_left() -> None:
             assert serving(p).rows(p)[0][3] == (float("-inf") if pair == "identity" else 0.0)
 
 
+@pytest.mark.parametrize("pair", ["identity", "softplus"])
+def test_nan_comes_out_where_it_goes_in_and_nowhere_else(pair: str) -> None:
+    p = problem(70, 80, 8, pair=pair, mask="all", columns=True)
+    p.x[3, 2] = float("nan")
+    with emulated():
+        r, c = serving(p).rows(p)
+    assert r.isnan().nonzero().flatten().tolist() == [3]
+    assert c.isnan().all()
+
+
 def test_offsets_that_pass_sixty_four_bits() -> None:
     """row_offset - col_offset is clamped, not wrapped: the diagonal lies beyond all pairs."""
     p = problem(30, 40, 8, columns=True)
