@@ -1,4 +1,4 @@
-"""What the Triton kernels cost on a GPU, counted on a machine without one: an upper bound on speed, never a timing.
+"""What the Triton and CUDA kernels cost on a GPU, counted on a machine without one: an upper bound on speed, never a timing.
 
     python -m bench.gpu_estimate [--gpu a100 h100] [--d 128 512] [--dtype bfloat16]
 
@@ -27,12 +27,14 @@ from fastcl.triton_kernels import fused, strip, tuning
 from fastcl.masks import Mask
 from fastcl.pairs import pair_function
 from fastcl.problem import Problem, Wanted
+from tests.cuda import fused_launching as cuda
 from tests.ptxemu import triton as ptxemu
 from tests.ptxemu.stats import GPUS, Stats
 
 CAPABILITY = {"a100": 80, "h100": 90}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 TENSOR = {"bfloat16": "bf16", "float16": "f16"}
+SHARED = {"a100": 163 << 10, "h100": 227 << 10}  # bytes that one CTA may have
 AT = 65536
 
 
@@ -82,10 +84,22 @@ def steady(
     name: str, gpu: str, d: int, sizes: tuple[tuple[int, int], tuple[int, int]], dtype: torch.dtype,
     run: Callable[[Problem], Any], kernel: str,
 ) -> Cost:  # fmt: skip
+    """The cost of a pair under Triton's kernels: those whose name has `kernel` in it."""
+
+    def count(p: Problem) -> list[Stats]:
+        return [s for s in launches(p, CAPABILITY[gpu], run) if kernel in s.kernel]
+
+    return steady_of(name, gpu, d, sizes, dtype, count)
+
+
+def steady_of(
+    name: str, gpu: str, d: int, sizes: tuple[tuple[int, int], tuple[int, int]], dtype: torch.dtype,
+    count: Callable[[Problem], list[Stats]],
+) -> Cost:  # fmt: skip
     """The cost of a pair: what a wider problem costs more than a narrower one, over the pairs that it has more."""
     counted = []
     for n, m in sizes:
-        stats = [s for s in launches(clip_problem(n, m, d, dtype), CAPABILITY[gpu], run) if kernel in s.kernel]
+        stats = count(clip_problem(n, m, d, dtype))
         terms = [dict(s.roofline(gpu).terms) for s in stats]
         seconds = {term: sum(t[term] for t in terms) for term in terms[0] if not term.startswith("DRAM")}
         counts = (
@@ -138,6 +152,24 @@ def strip_costs(gpu: str, d: int, dtype: torch.dtype) -> list[Cost]:
     ]
 
 
+def cuda_costs(gpu: str, d: int) -> list[Cost]:
+    """The hand-written kernels of csrc/cuda in bfloat16: the forward sweep, and the gradient's where its kernel holds d."""
+    launch = cuda.Launcher(cuda.few(arch=CAPABILITY[gpu]))
+    # x's rows stay in shared memory where they leave room for stages of y's: 128 rows of d beside 3 x 16 KB.
+    shape = cuda.Shape(ctas=2, resident=256 * d <= SHARED[gpu] - (60 << 10))
+
+    def sweep(p: Problem) -> list[Stats]:
+        r, c = torch.full((p.n,), 10.0), torch.full((p.m,), 10.0)
+        weights = cuda.Weights(torch.rand(p.n), torch.rand(p.m), r, c, torch.tensor([10.0, 1.0]))
+        return [cuda.gradient(launch, p, weights)[2]]
+
+    sizes, dtype = ((256, 512), (256, 1536)), torch.bfloat16
+    costs = [steady_of("CUDA rows and columns", gpu, d, sizes, dtype, lambda p: [cuda.rows(launch, p, shape)[2]])]
+    if d <= 128:
+        costs.append(steady_of("CUDA gradient, one sweep", gpu, d, sizes, dtype, sweep))
+    return costs
+
+
 def product_milliseconds(gpu: str, d: int, dtype: str) -> float:
     """2 n m d flops at the full rate of the tensor cores."""
     return 2.0 * AT * AT * d / GPUS[gpu]["tensor"][TENSOR[dtype]] * 1e3
@@ -145,7 +177,8 @@ def product_milliseconds(gpu: str, d: int, dtype: str) -> float:
 
 def estimate(gpu: str, d: int, dtype: str) -> None:
     print(f"\n{gpu}, {dtype}, d = {d}: ESTIMATE from counts, an upper bound on speed; ms at n = m = {AT:,}")
-    costs = {c.name: c for c in fused_costs(gpu, d, DTYPES[dtype]) + strip_costs(gpu, d, DTYPES[dtype])}
+    own = cuda_costs(gpu, d) if dtype == "bfloat16" else []
+    costs = {c.name: c for c in fused_costs(gpu, d, DTYPES[dtype]) + strip_costs(gpu, d, DTYPES[dtype]) + own}
     for c in costs.values():
         terms = ", ".join(f"{term.split(' (')[0]} {s * AT * AT * 1e3:.1f}" for term, s in c.seconds.items() if s)
         print(
@@ -158,6 +191,8 @@ def estimate(gpu: str, d: int, dtype: str) -> None:
         "fused": costs["fused rows and columns"].milliseconds + 2 * costs["fused gradient, one sweep"].milliseconds,
         "strip": 4 * product + costs["strip reduce"].milliseconds + costs["strip weights"].milliseconds,
     }
+    if "CUDA gradient, one sweep" in costs:
+        whole["CUDA fused"] = costs["CUDA rows and columns"].milliseconds + 2 * costs["CUDA gradient, one sweep"].milliseconds
     for form, ms in whole.items():
         print(
             f"  CLIP forward + backward, {form}: at least {ms:.1f} ms; 4 products at full rate are {4 * product:.1f} ms"

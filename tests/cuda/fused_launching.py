@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -141,6 +142,8 @@ class Launcher(NamedTuple):
         return value
 
 
+# Once for each: a second HostLibrary of one file takes over its launches, and frees their modules when it goes.
+@functools.cache
 def few(folder: Path | None = None, arch: int = 80) -> nvcc.HostLibrary:
     """The launches of fused_few.cu, with the headers of `folder` (those of the package unless told)."""
     include = [CSRC / "cuda" if folder is None else folder / "cuda"]
