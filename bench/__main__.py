@@ -26,7 +26,8 @@ from .cases import CASES, Case
 from .measure import Settings, environment, measure, quiet
 
 MINUTES = 9.0
-SCALING_PART = 0.24  # of the total time
+SCALING_PART = 0.2  # of the total time
+LEAST_SCALING = 60.0  # seconds, if the cases took longer than they should
 LEAST = 5.0  # seconds; a case that is allowed less is not begun
 
 
@@ -38,7 +39,7 @@ def run(
         for case in bar:
             allowance = budget.begin(case.name)
             if allowance < LEAST:
-                results["cut"][case.name] = f"{allowance:.0f} s were left for it"
+                results["cut"][case.name] = f"{max(allowance, 0.0):.0f} s were left for it"
             else:
                 chosen = Settings(settings.rounds, allowance, settings.memory)
                 result = measure(case, chosen, lambda what, case=case: bar.set_postfix_str(f"{case.name}: {what}"))  # type: ignore[misc]
@@ -136,7 +137,7 @@ def measure_and_save(
         run(cases, Budget(part * total, {case.name: case.weight for case in cases}), settings, results, keep)
     if with_scaling:
         left = total - (time.perf_counter() - start) - LEAST if math.isfinite(total) else 60.0 * MINUTES * SCALING_PART
-        done = subprocess.run([sys.executable, "-m", "bench.scaling", "--seconds", f"{max(left, LEAST):.0f}"])
+        done = subprocess.run([sys.executable, "-m", "bench.scaling", "--seconds", f"{max(left, LEAST_SCALING):.0f}"])
         results["cut"].pop("growth curves", None)
         if done.returncode:
             results["cut"]["growth curves"] = f"bench.scaling ended with {done.returncode}"

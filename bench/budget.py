@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 
 class Budget:
@@ -27,10 +27,19 @@ class Budget:
         return self.left * part
 
 
-def affordable(estimates: Mapping[str, float], seconds: float, first: str) -> tuple[list[str], int]:
-    """The methods of which a warm-up and one round fit, slowest left out first but never `first`, and how many rounds fit."""
+def affordable(
+    estimates: Mapping[str, float], seconds: float, first: str, warm: Container[str] = ()
+) -> tuple[list[str], int]:
+    """The methods of which a warm-up and one round fit, and how many rounds do; the slowest goes first, but never `first`.
+
+    Those that are `warm` need no warm-up.
+    """
     kept = list(estimates)
-    while len(kept) > 1 and 2 * sum(estimates[name] for name in kept) > seconds:
+
+    def costs() -> tuple[float, float]:
+        return sum(estimates[name] for name in kept), sum(estimates[name] for name in kept if name not in warm)
+
+    while len(kept) > 1 and sum(costs()) > seconds:
         kept.remove(max((name for name in kept if name != first), key=lambda name: estimates[name]))
-    total = sum(estimates[name] for name in kept)
-    return kept, max(1, int(seconds / total) - 1 if total else 1)
+    each, once = costs()
+    return kept, max(1, int((seconds - once) / each) if each else 1)

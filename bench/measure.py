@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,6 +35,9 @@ CHECK_ROWS = 1024
 SWEEP_ROWS = 4096
 TOLERANCE = 1e-4  # relative, of value and gradient in float32: a wrong loss is wrong by far more
 FMA_SECONDS = 0.05
+CHECKS_PART, MEMORY_PART = 0.5, 0.6  # of the time of a case, and of what is left of it
+LEAST_MEMORY = 20.0  # seconds, so that fastcl has a peak even on a busy machine
+LONG = 1.0  # seconds: a call as long needs no warm-up of its own, a few rows start the threads and load the libraries
 CEILING = "ceiling: "
 
 Tick = Callable[[str], None]
@@ -123,31 +126,41 @@ def time_interleaved(
     rounds: int,
     tick: Tick = lambda name: None,
     stop: Callable[[], bool] | None = None,
-    clock: Callable[[Callable[[], Any]], float] = by_wall,
+    warm: Container[str] = (),
 ) -> dict[str, list[float]]:
-    """Seconds of each method in each round; all methods take turns, after one warm-up each; `stop` may end it after a round."""
+    """Seconds of each method in each round; all methods take turns, after one warm-up each of those that are not `warm`.
+
+    `stop` may end it after a round.
+    """
     for name, run in steps.items():
-        tick(f"{name}, warm-up")
-        run()
+        if name not in warm:
+            tick(f"{name}, warm-up")
+            run()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, run in steps.items():
             tick(name)
-            seconds[name].append(clock(run))
+            seconds[name].append(by_wall(run))
         if stop is not None and stop():
             break
     return seconds
 
 
-def sweep(case: Case, baseline: Baseline) -> tuple[int, dict[int, float]]:
-    """The chunk size that is quickest at SWEEP_ROWS rows, and the seconds of each: the better of two calls."""
+_SWEPT: dict[tuple[str, str, int, int], dict[int, float]] = {}  # cases of one loss and width share a sweep
+
+
+def sweep(case: Case, baseline: Baseline) -> tuple[int, dict[str, float]]:
+    """The chunk size that is quickest at SWEEP_ROWS rows, and the seconds of a call with each."""
     if len(baseline.choices) == 1:
         return baseline.choices[0], {}
-    x, y = case.resized(min(case.n, SWEEP_ROWS)).inputs()
-    steps = {chunk: partial(step, baseline.make(chunk), x, y) for chunk in baseline.choices}
-    seconds = time_interleaved({str(chunk): run for chunk, run in steps.items()}, 2)
-    best = {chunk: min(seconds[str(chunk)]) for chunk in steps}
-    return min(best, key=lambda chunk: best[chunk]), best
+    part = case.resized(min(case.n, SWEEP_ROWS))
+    key = (baseline.name, case.loss, part.n, part.d)
+    if key not in _SWEPT:
+        x, y = part.inputs()
+        step(baseline.make(baseline.choices[0]), x, y)
+        _SWEPT[key] = {chunk: by_wall(partial(step, baseline.make(chunk), x, y)) for chunk in baseline.choices}
+    found = _SWEPT[key]
+    return min(found, key=lambda chunk: found[chunk]), {str(chunk): seconds for chunk, seconds in found.items()}
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
@@ -196,6 +209,9 @@ def measure(case: Case, settings: Settings, tick: Tick = lambda name: None) -> R
             continue
         tick(f"{baseline.name}, check")
         row = rows[baseline.name] = {}
+        if time.perf_counter() - begun > CHECKS_PART * settings.allowance and able:
+            row["cut"] = "cut by the time budget before its check"
+            continue
         try:
             chosen[baseline.name], swept = sweep(case, baseline)
             method = baseline.make(chosen[baseline.name])
@@ -225,7 +241,7 @@ def _remember_memory(
     if not settings.memory or not chosen:
         return dict.fromkeys(chosen, 0.0)
     left = settings.allowance - (time.perf_counter() - begun)
-    answers = memory_run(case, chosen, 0.6 * left, tick)
+    answers = memory_run(case, chosen, max(MEMORY_PART * left, LEAST_MEMORY), tick)
     estimates = {}
     for name in chosen:
         answer = answers.get(name, {"cut": "the time of the case ran out before its memory run"})
@@ -233,6 +249,8 @@ def _remember_memory(
         if "seconds" in answer:
             estimates[name] = answer["seconds"]
             rows[name]["one_call"] = answer["seconds"]
+    if "fastcl" in chosen:  # it is always timed
+        estimates.setdefault("fastcl", 0.0)
     return estimates
 
 
@@ -244,15 +262,20 @@ def _time(
     if "fastcl" not in able:
         return {}
     left = settings.allowance - (time.perf_counter() - begun)
-    kept, fits = affordable(estimates, left, "fastcl") if math.isfinite(left) else (list(able), settings.rounds)
+    # The check has run each on a few rows. torch.compile compiles for all of them.
+    warm = {name for name in able if estimates[name] > LONG and name != "torch.compile"}
+    kept, fits = affordable(estimates, left, "fastcl", warm) if math.isfinite(left) else (list(able), settings.rounds)
     for name in able:
         if name not in kept:
             rows[name]["cut"] = f"cut by the time budget: one call takes {estimates[name]:.1f} s"
     x, y = case.inputs()
+    warm = {
+        name for name in kept if estimates[name] > LONG and name != "torch.compile"
+    }  # the check has run them on a few rows
     steps = {name: partial(step, able[name], x, y) for name in kept}
     limits, rates = ceiling_steps(case)
     seconds = time_interleaved(
-        steps | limits, min(settings.rounds, fits), tick, lambda: time.perf_counter() - begun > settings.allowance
+        steps | limits, min(settings.rounds, fits), tick, lambda: time.perf_counter() - begun > settings.allowance, warm
     )
     for name in kept:
         rows[name] |= spread(seconds[name])

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import numpy
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from . import fits
 from .scaling import TOWERS
@@ -42,44 +43,40 @@ def cases(results: dict[str, Any], path: Path) -> None:
 
 
 def scaling(results: dict[str, Any], path: Path) -> None:
-    """Points, and the fits as dashed lines: a n^2 + b n against n, a straight line against d."""
+    """Points, and dashed the fits a n^2 + b n; above against n, below against d."""
     points = results["points"]
-    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.5))
-    methods = [m for m in dict.fromkeys(p["method"] for p in points) if m != TOWERS]
-    for method in methods:
-        for axis, what, unit in zip(axes, ("seconds", "peak_bytes"), (1e3, 1e-6), strict=False):
-            pairs = fits.curve(points, method, what)
-            law = fits.fit(pairs)
-            label = method if law is None else f"{method}: n^{law.exponent:.2f}"
-            _line(axis, pairs, unit, method, label)
-            if law is not None:
-                n = numpy.geomspace(max(pairs[0][0], fits.FROM / 4), pairs[-1][0], 64)
-                axis.plot(n, [unit * law.at(m) for m in n], "--", color=COLOURS.get(method), linewidth=1)
-        _line(axes[2], fits.curve(points, method, "seconds", "d"), 1e3, method, method)
-    n_of_widths = next((p["n"] for p in points if p["against"] == "d"), 0)
-    titles = (
-        ("ms against n, dashed: a n² + b n", "n"),
-        ("peak MB against n, dashed: a n² + b n", "n"),
-        (f"ms against d, n = {n_of_widths:,}", "d"),
-    )
-    for axis, (title, name) in zip(axes, titles, strict=True):
-        axis.set(title=title, xlabel=name, xscale="log", yscale="log")
-        axis.grid(alpha=0.3, which="both", linewidth=0.4)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8))
+    at = {
+        "n": next((p["d"] for p in points if p["against"] == "n"), 0),
+        "d": next((p["n"] for p in points if p["against"] == "d"), 0),
+    }
+    for row, against, other in zip(axes, ("n", "d"), ("d", "n"), strict=True):
+        for axis, what, unit, name in zip(row, ("seconds", "peak_bytes"), (1e3, 1e-6), ("ms", "peak MB"), strict=True):
+            for method in [m for m in dict.fromkeys(p["method"] for p in points) if m != TOWERS]:
+                _curve(axis, fits.curve(points, method, what, against), unit, method, against)
+            dashed = ", dashed: a n² + b n" if against == "n" else ""
+            axis.set_title(f"{name} against {against}, {other} = {at[against]:,}{dashed}", fontsize=10)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axis.set_xlabel(against)
+            axis.grid(alpha=0.3, which="both", linewidth=0.4)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=8)
     _save(figure, path)
 
 
-def _line(axis: Axes, pairs: Sequence[tuple[float, float]], unit: float, method: str, label: str) -> None:
-    if pairs:
-        axis.plot(
-            [p[0] for p in pairs],
-            [unit * p[1] for p in pairs],
-            "o",
-            color=COLOURS.get(method),
-            markersize=5,
-            label=label,
-        )
+def _curve(axis: Axes, pairs: Sequence[tuple[float, float]], unit: float, method: str, against: str) -> None:
+    """One method's points, and its law in the legend."""
+    if not pairs:
+        return
+    law = fits.fit(list(pairs), fits.FROM if against == "n" else 0)
+    label = method if law is None else f"{method}: {against}^{law.exponent:.2f}"
+    colour = COLOURS.get(method)
+    axis.plot([p[0] for p in pairs], [unit * p[1] for p in pairs], "o", color=colour, markersize=5, label=label)
+    if law is not None and against == "n":
+        n = numpy.geomspace(max(pairs[0][0], fits.FROM / 4), pairs[-1][0], 64)
+        axis.plot(n, [unit * law.at(m) for m in n], "--", color=colour, linewidth=1)
 
 
 def _save(figure: Any, path: Path) -> None:

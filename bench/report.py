@@ -184,12 +184,14 @@ def scaling_section(scaling: Result) -> str:
     lines = [
         "### Growth", "", f"![time and memory against n and d](bench/results/{SCALING_PLOT.name})", "",
         f"CLIP, forward and backward; least squares in relative error from n = {fits.FROM:,} on. {where(scaling)}", "",
-        "| method | time grows as | memory grows as | largest n measured |", "|---|---|---|---|",
+        "| method | time grows as | memory grows as | largest n measured | against d: time, memory |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for method in methods:
         time, memory = (fits.fit(fits.curve(points, method, what)) for what in ("seconds", "peak_bytes"))
         if time is not None and memory is not None:
-            lines.append(f"| {method} | n^{time.exponent:.2f} | n^{memory.exponent:.2f} | {time.largest:,} |")
+            widths = [fits.fit(fits.curve(points, method, what, "d"), 0) for what in ("seconds", "peak_bytes")]
+            by_d = "-" if None in widths else ", ".join(f"d^{law.exponent:.2f}" for law in widths if law)
+            lines.append(f"| {method} | n^{time.exponent:.2f} | n^{memory.exponent:.2f} | {time.largest:,} | {by_d} |")
     left_out = [f"{c['method']} from {c['against']} = {c[c['against']]:,} on ({c['why']})" for c in scaling["cut"]]
     lines += ["", f"Left out: {'; '.join(left_out)}." if left_out else "No size was left out."]
     lines[-1] += (

@@ -13,7 +13,7 @@ from bench import baselines, forks, measure, plots, report
 from bench.baselines import Baseline
 from bench.budget import Budget, affordable
 from bench.cases import CASES, HEADLINE
-from bench.formulas import FASTCL
+from bench.formulas import EAGER, FASTCL
 from bench.measure import Settings
 
 TINY = 96
@@ -111,6 +111,11 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     assert all(row["seconds"] > 0.0 for row in found.values())
 
 
+def test_the_peak_is_that_of_the_second_call_where_the_first_compiles() -> None:
+    case = CASES["clip-8k"].resized(4096, 16)  # matrices that the allocator gives back at once
+    assert forks.one_call(EAGER["clip"], case, compiles=True)["peak_bytes"] > 2 * 4096 * 4096 * 4
+
+
 def test_a_memory_run_that_takes_too_long_ends() -> None:
     assert measure.memory_run(CASES["clip-32k"], {"fastcl": 0}, 0.0) == {}
 
@@ -139,6 +144,7 @@ def test_the_slowest_methods_are_left_out_first() -> None:
     assert affordable(times, 90.0, "fastcl") == (["fastcl", "quick", "slow"], 5)
     assert affordable(times, 20.0, "fastcl") == (["fastcl", "quick"], 1)
     assert affordable(times, 0.0, "fastcl") == (["fastcl"], 1)
+    assert affordable(times, 20.0, "fastcl", warm={"fastcl", "slow"}) == (["fastcl", "quick", "slow"], 1)
 
 
 @pytest.mark.usefixtures("doubled")

@@ -113,8 +113,14 @@ def test_a_part_that_dies_is_named_and_the_others_go_on(tmp_path: Path, monkeypa
     status, results, text = _run(tmp_path, "--case", "siglip-16k-f32", "clip-16k-f32", run=dies)
     assert status == 1 and [r["case"] for r in results["cases"]] == ["clip-16k-f32"]
     assert "- siglip-16k-f32: ended with -11" in text
-    _, results, _ = _run(tmp_path, "--resume", "--case", "siglip-16k-f32", "clip-16k-f32")
-    assert len(results["cases"]) == 2
+    begun = []
+
+    def noted(arguments: list[str], seconds: float) -> str | None:
+        begun.append(arguments[1])
+        return _here(arguments, seconds)
+
+    _, results, _ = _run(tmp_path, "--resume", "--case", "siglip-16k-f32", "clip-16k-f32", run=noted)
+    assert len(results["cases"]) == 2 and begun == ["siglip-16k-f32"]
 
 
 def test_a_part_is_a_process_of_its_own() -> None:

@@ -80,7 +80,7 @@ def test_the_time_saved_is_the_difference_of_the_curves(known: dict) -> None:
 def test_the_section_says_what_was_left_out(known: dict) -> None:
     text = report.scaling_section(known)
     assert "eager from n = 32,768 on (needs about 21 GB)" in text
-    assert "| fastcl | n^2.00 | n^1.00 | 16,384 |" in text
+    assert "| fastcl | n^2.00 | n^1.00 | 16,384 | - |" in text
     assert "scaling.png" in text
 
 
