@@ -42,9 +42,8 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The sum of all rows (the only outer form that a sum has) and its gradients."""
     form = _form(p)
-    value = form.rows().sum(dtype=torch.float64).to(p.dtype)
-    ones = form.x.new_ones(p.n)
-    return value, form.gradients(ones, None, wanted).gradients(p.dtype), None
+    value, sums = form.total(wanted)
+    return value.to(p.dtype), sums.gradients(p.dtype), None
 
 
 class Visits:
@@ -117,6 +116,10 @@ class Linear(Sides):
     def columns(self) -> Tensor:
         return self._along(self.y, self.x, (self.norm_y, self.norm_x), (self.p.bias_y, self.p.bias_x), self.visits.back)
 
+    def total(self, wanted: Wanted) -> tuple[Tensor, Sums]:
+        """The sum of all rows, and the four sums of its gradients."""
+        return self.rows().sum(dtype=torch.float64), self.gradients(self.x.new_ones(self.p.n), None, wanted)
+
     def gradients(self, g: Tensor, h: Tensor | None, wanted: Wanted) -> Sums:
         """W = M o (g 1^T + 1 h^T)."""
         sums, across, back = Sums(self, wanted), self.visits.across, self.visits.back
@@ -147,29 +150,64 @@ class Gram(Sides):
         self.diagonal = p.mask.kind == "off_diagonal"
 
     @cached_property
-    def x_gram_y(self) -> Tensor:
-        """X G: rows and the gradient to x share it; columns and the gradient to y alone do without."""
-        return self.x @ (self.y.T @ self.y)
+    def gram_y(self) -> Tensor:
+        return self.y.T @ self.y
+
+    @cached_property
+    def gram_x(self) -> Tensor:
+        return self.gram_y if self.p.y is None else self.x.T @ self.x
 
     def _left_out(self, x: Tensor, y: Tensor, offset: int) -> tuple[Tensor, Tensor]:
         """The partner y of each row on the left-out diagonal (0 where there is none), and its z (0 likewise)."""
+        if offset == 0 and x.shape == y.shape:
+            return y, self.p.scale * torch.linalg.vecdot(x, y) + self.p.shift
         partner = shifted(y, x.shape[0], offset)
         z = self.p.scale * (x * partner).sum(1) + self.p.shift
         return partner, z * shifted(y.new_ones(y.shape[0]), x.shape[0], offset)
 
-    def _along(self, x: Tensor, y: Tensor, x_gram_y: Tensor, offset: int) -> Tensor:
+    def _along(self, x: Tensor, y: Tensor, gram_y: Tensor, offset: int) -> Tensor:
         a, b = self.p.scale, self.p.shift
-        r = a * a * (x_gram_y * x).sum(1) + 2.0 * a * b * (x @ y.sum(0)) + b * b * y.shape[0]
+        r = a * a * torch.linalg.vecdot(x @ gram_y, x) + 2.0 * a * b * (x @ y.sum(0)) + b * b * y.shape[0]
         return r - self._left_out(x, y, offset)[1].square() if self.diagonal else r
 
     def rows(self) -> Tensor:
-        return self._along(self.x, self.y, self.x_gram_y, self.offset)
+        return self._along(self.x, self.y, self.gram_y, self.offset)
 
     def columns(self) -> Tensor:
-        return self._along(self.y, self.x, self.y @ (self.x.T @ self.x), -self.offset)
+        return self._along(self.y, self.x, self.gram_x, -self.offset)
+
+    def total(self, wanted: Wanted) -> tuple[Tensor, Sums]:
+        """a^2 <G_x, G_y> + 2ab <s_x, s_y> + b^2 nm, less the diagonal's squares; and the four sums of its gradients."""
+        a, b = self.p.scale.double(), self.p.shift.double()
+        value = a * a * (self.gram_x.double() * self.gram_y.double()).sum()
+        value += 2.0 * a * b * (self.x.sum(0).double() * self.y.sum(0).double()).sum() + b * b * self.p.n * self.p.m
+        if self.diagonal:
+            value -= self._left_out(self.x, self.y, self.offset)[1].double().square().sum()
+        sums = Sums(self, wanted)
+        # Both orders of a pair are visited where x meets itself.
+        weight = 2.0 if self.p.y is not None else 4.0
+        self._put(sums.wy, sums.w_rows, self.x, self.y, self.gram_y, weight, self.offset)
+        if self.p.y is not None:
+            self._put(sums.wtx, sums.w_cols, self.y, self.x, self.gram_x, weight, -self.offset)
+        return value, sums
+
+    def _put(
+        self, wy: Tensor | None, ones: Tensor | None, x: Tensor, y: Tensor, gram_y: Tensor, weight: float, offset: int
+    ) -> None:
+        """W Y and W 1 for w_ij = weight z_ij; the other side's by an exchange of x and y."""
+        if wy is None and ones is None:
+            return
+        a, b, s = self.p.scale, self.p.shift, y.sum(0)
+        partner, z = self._left_out(x, y, offset) if self.diagonal else (y, y)
+        if wy is not None:
+            torch.addmm(weight * b * s, x, weight * a * gram_y, out=wy)
+            if self.diagonal:
+                wy.addcmul_(z[:, None], partner, value=-weight)
+        if ones is not None:
+            ones.copy_(weight * (a * (x @ s) + b * y.shape[0] - (z if self.diagonal else 0.0)))
 
     def _gather(
-        self, x: Tensor, y: Tensor, x_gram_y: Tensor | None, g: Tensor | None, h: Tensor | None, offset: int
+        self, x: Tensor, y: Tensor, gram_y: Tensor, g: Tensor | None, h: Tensor | None, offset: int
     ) -> tuple[Tensor, Tensor]:
         """W Y and W 1 for w_ij = 2 z_ij (g_i + h_j): also W^T X and W^T 1, with the two sides exchanged."""
         a, b = self.p.scale, self.p.shift
@@ -177,20 +215,20 @@ class Gram(Sides):
         wy, ones = torch.zeros_like(x), x.new_zeros(x.shape[0])
         if g is not None:
             s = y.sum(0)
-            gram = x @ (y.T @ y) if x_gram_y is None else x_gram_y
-            wy += g[:, None] * (a * gram + b * s)
+            torch.addmm(b * s, x, a * gram_y, out=wy)
             ones += g * (a * (x @ s) + b * y.shape[0])
             if self.diagonal:
-                wy -= (g * z)[:, None] * partner
+                wy.addcmul_(z[:, None], partner, value=-1.0)
                 ones -= g * z
+            wy.mul_(g[:, None])
         if h is not None:
             hy = h[:, None] * y
             s = hy.sum(0)
-            wy += a * (x @ (y.T @ hy)) + b * s
+            wy.addmm_(x, a * (y.T @ hy)).add_(b * s)
             ones += a * (x @ s) + b * h.sum()
             if self.diagonal:
                 z = z * shifted(h, x.shape[0], offset)
-                wy -= z[:, None] * partner
+                wy.addcmul_(z[:, None], partner, value=-1.0)
                 ones -= z
         return wy.mul_(2.0), ones.mul_(2.0)
 
@@ -198,19 +236,16 @@ class Gram(Sides):
         sums = Sums(self, wanted)
         h = g if self.p.y is None else h
         if sums.wy is not None or sums.w_rows is not None:
-            wy, ones = self._gather(self.x, self.y, self.x_gram_y, g, h, self.offset)
-            _put(sums.wy, wy)
-            _put(sums.w_rows, ones)
+            self._keep((sums.wy, sums.w_rows), self._gather(self.x, self.y, self.gram_y, g, h, self.offset))
         if self.p.y is not None and (sums.wtx is not None or sums.w_cols is not None):
-            wtx, ones = self._gather(self.y, self.x, None, h, g, -self.offset)
-            _put(sums.wtx, wtx)
-            _put(sums.w_cols, ones)
+            self._keep((sums.wtx, sums.w_cols), self._gather(self.y, self.x, self.gram_x, h, g, -self.offset))
         return sums
 
-
-def _put(into: Tensor | None, value: Tensor) -> None:
-    if into is not None:
-        into.copy_(value)
+    @staticmethod
+    def _keep(wanted: tuple[Tensor | None, Tensor | None], found: tuple[Tensor, Tensor]) -> None:
+        for into, value in zip(wanted, found, strict=True):
+            if into is not None:
+                into.copy_(value)
 
 
 def _form(p: Problem) -> Linear | Gram:
