@@ -77,7 +77,7 @@ ROWS: dict[str, dict[str, tuple[RowsTile, ...]]] = {
     },
     "sm_100": {
         "half": (
-            RowsTile(128, 64, 64, True, 8, 2),
+            RowsTile(128, 64, 64, True, 8, 1),
             RowsTile(128, 64, 128, True, 8, 1),
             RowsTile(128, 64, 256, True, 8, 1),
             RowsTile(64, 32, 512, True, 4, 1),
@@ -177,13 +177,12 @@ GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
         "half sum": (
             GradientTile(128, 64, 64, 64, True, 8, 2),
             GradientTile(128, 64, 128, 128, True, 8, 2),
-            GradientTile(128, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 32, 512, 512, True, 8, 1),
+            GradientTile(128, 64, 256, 256, True, 8, 1),
             GradientTile(128, 64, 64, 256, False, 8, 2),
         ),
         "tf32 logsumexp": (
             GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 64, 128, 128, True, 8, 2),
+            GradientTile(64, 64, 128, 128, True, 8, 1),
             GradientTile(64, 64, 64, 256, False, 8, 2),
         ),
         "tf32 sum": (

@@ -298,8 +298,8 @@ Space Decoder::take_space() {
 
 Inst decode(Builder& b, const Statement& s) {
     Decoder d(b, s);
-    if (!(decode_alu(d) || decode_convert(d) || decode_memory(d) || decode_control(d) || decode_matrix(d) ||
-          decode_hopper(d)))
+    if (!(decode_arithmetic(d) || decode_special(d) || decode_bits(d) || decode_compare(d) || decode_moves(d) ||
+          decode_convert(d) || decode_memory(d) || decode_control(d) || decode_matrix(d) || decode_hopper(d)))
         d.unsupported("opcode");
     d.finish();
     return std::move(d.inst);

@@ -98,7 +98,11 @@ class Decoder {
 };
 
 // The families. Each returns false when the opcode is not its own.
-bool decode_alu(Decoder& d);
+bool decode_arithmetic(Decoder& d);
+bool decode_special(Decoder& d);
+bool decode_bits(Decoder& d);
+bool decode_compare(Decoder& d);
+bool decode_moves(Decoder& d);
 bool decode_convert(Decoder& d);
 bool decode_memory(Decoder& d);
 bool decode_control(Decoder& d);
