@@ -93,7 +93,7 @@ ROWS: dict[str, dict[str, tuple[RowsTile, ...]]] = {
             RowsTile(128, 128, 64, False, 8, 2),
         ),
         "tf32": (RowsTile(128, 64, 32, False, 8, 2),),
-        "ieee": (RowsTile(32, 32, 32, False, 4, 2),),
+        "ieee": (RowsTile(32, 32, 32, False, 4, 1),),
     },
     "gfx942": {
         "half": (
