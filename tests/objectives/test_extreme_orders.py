@@ -97,6 +97,16 @@ def test_rows_of_their_own_and_one_long_row() -> None:
     close(none.mean(), truth, rtol=1e-12)
 
 
+def test_a_sum_over_many_pairs_stays_within_the_dtype() -> None:
+    """40 equal rows: every power is 1e307, and 1,560 of them are added."""
+    s = 10.0 ** (307 / 3)
+    rows = [torch.full((40, 4), (s / 4) ** 0.5, dtype=DOUBLE, requires_grad=True) for _ in range(2)]
+    value = F.f_mi_alpha(*rows, alpha=3.0)
+    close(value, torch.tensor(s**3 / 3, dtype=DOUBLE), rtol=1e-12)
+    for got in gradients(value, rows):
+        close(got, s**2 / 40 * rows[0], rtol=1e-12)
+
+
 def test_orders_without_a_number_are_errors() -> None:
     u, v = two_views(5, 4)
     message = r"^alpha: expected an order at which eps \*\* alpha and eps \*\* \(alpha - 2\) stay within float64, got alpha = "
