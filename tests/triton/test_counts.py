@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastcl.triton_kernels import fused
+from fastcl.triton_kernels import fused, tuning
 
-from bench.gpu_estimate import clip_problem, fused_costs, launches, strip_costs
+from bench.gpu_estimate import AT, CAPABILITY, clip_problem, fused_costs, launches, product_milliseconds, strip_costs
 from fastcl import reference
 
 from .emulation import EVERYTHING
@@ -36,6 +36,16 @@ def test_the_epilogues_execute_one_exponential(gpu: str, d: int) -> None:
     for cost in strip_costs(gpu, d, torch.bfloat16):
         assert 1.0 <= cost.exponentials <= A_LITTLE
         assert cost.products == 0.0
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h100"])
+def test_tensor_cores_bind_at_512_in_the_form_that_the_table_predicts(gpu: str) -> None:
+    """The strip form: its four products at the card's full rate take longer than any other term of its epilogues."""
+    assert tuning.FUSED_UP_TO[f"sm_{CAPABILITY[gpu]}"]["half"] < 512
+    costs = strip_costs(gpu, 512, torch.bfloat16)
+    for term in costs[0].seconds:
+        epilogues = sum(cost.seconds.get(term, 0.0) for cost in costs) * AT * AT * 1e3
+        assert epilogues < 4 * product_milliseconds(gpu, 512, "bfloat16"), term
 
 
 def test_a_reference_that_serves_no_pair_costs_no_second_sweep() -> None:
