@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import report
+from . import ROOT, report
 from .budget import Budget
 from .cases import CASES, Case
 from .measure import Settings, environment, measure, quiet
@@ -137,7 +137,9 @@ def measure_and_save(
         run(cases, Budget(part * total, {case.name: case.weight for case in cases}), settings, results, keep)
     if with_scaling:
         left = total - (time.perf_counter() - start) - LEAST if math.isfinite(total) else 60.0 * MINUTES * SCALING_PART
-        done = subprocess.run([sys.executable, "-m", "bench.scaling", "--seconds", f"{max(left, LEAST_SCALING):.0f}"])
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.scaling", "--seconds", f"{max(left, LEAST_SCALING):.0f}"], cwd=ROOT
+        )
         results["cut"].pop("growth curves", None)
         if done.returncode:
             results["cut"]["growth curves"] = f"bench.scaling ended with {done.returncode}"

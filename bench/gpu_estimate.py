@@ -24,10 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fastcl.triton_kernels import fused, strip, tuning
 
+from fastcl import backends
 from fastcl.masks import Mask
 from fastcl.pairs import pair_function
 from fastcl.problem import Problem, Wanted
 from tests.cuda import fused_launching as cuda
+from tests.cuda.emulation import emulated
 from tests.ptxemu import triton as ptxemu
 from tests.ptxemu.stats import GPUS, Stats
 
@@ -170,6 +172,31 @@ def cuda_costs(gpu: str, d: int) -> list[Cost]:
     return costs
 
 
+def cuda_strip_costs(gpu: str, d: int, dtype: torch.dtype) -> list[Cost]:
+    """The strip form's hand-written kernels; its products are torch's."""
+
+    def counting(kernel: str, gradients: bool) -> Callable[[Problem], list[Stats]]:
+        def count(p: Problem) -> list[Stats]:
+            r, c = torch.full((p.n,), 10.0), torch.full((p.m,), 10.0)
+            with emulated(CAPABILITY[gpu]) as session:
+                backend = backends.choose("cuda", p.x.device, p.x.dtype)[1]
+                if gradients:
+                    wanted = Wanted(True, True, False, False, False, False)
+                    backend.gradients(p, r, c, torch.rand(p.n), torch.rand(p.m), wanted)
+                else:
+                    backend.rows(p)
+            return [s for s, name in zip(session.stats, session.names, strict=True) if name == kernel]
+
+        return count
+
+    # Whole blocks of 64 x 128, in one tile of the schedule.
+    sizes = ((128, 512), (128, 1536))
+    return [
+        steady_of("CUDA strip reduce", gpu, d, sizes, dtype, counting("strip_reduce", False)),
+        steady_of("CUDA strip weights", gpu, d, sizes, dtype, counting("strip_weights", True)),
+    ]
+
+
 def product_milliseconds(gpu: str, d: int, dtype: str) -> float:
     """2 n m d flops at the full rate of the tensor cores."""
     return 2.0 * AT * AT * d / GPUS[gpu]["tensor"][TENSOR[dtype]] * 1e3
@@ -177,7 +204,7 @@ def product_milliseconds(gpu: str, d: int, dtype: str) -> float:
 
 def estimate(gpu: str, d: int, dtype: str) -> None:
     print(f"\n{gpu}, {dtype}, d = {d}: ESTIMATE from counts, an upper bound on speed; ms at n = m = {AT:,}")
-    own = cuda_costs(gpu, d) if dtype == "bfloat16" else []
+    own = (cuda_costs(gpu, d) if dtype == "bfloat16" else []) + cuda_strip_costs(gpu, d, DTYPES[dtype])
     costs = {c.name: c for c in fused_costs(gpu, d, DTYPES[dtype]) + strip_costs(gpu, d, DTYPES[dtype]) + own}
     for c in costs.values():
         terms = ", ".join(f"{term.split(' (')[0]} {s * AT * AT * 1e3:.1f}" for term, s in c.seconds.items() if s)
@@ -190,9 +217,12 @@ def estimate(gpu: str, d: int, dtype: str) -> None:
     whole = {
         "fused": costs["fused rows and columns"].milliseconds + 2 * costs["fused gradient, one sweep"].milliseconds,
         "strip": 4 * product + costs["strip reduce"].milliseconds + costs["strip weights"].milliseconds,
+        "CUDA strip": 4 * product + costs["CUDA strip reduce"].milliseconds + costs["CUDA strip weights"].milliseconds,
     }
     if "CUDA gradient, one sweep" in costs:
-        whole["CUDA fused"] = costs["CUDA rows and columns"].milliseconds + 2 * costs["CUDA gradient, one sweep"].milliseconds
+        whole["CUDA fused"] = (
+            costs["CUDA rows and columns"].milliseconds + 2 * costs["CUDA gradient, one sweep"].milliseconds
+        )
     for form, ms in whole.items():
         print(
             f"  CLIP forward + backward, {form}: at least {ms:.1f} ms; 4 products at full rate are {4 * product:.1f} ms"

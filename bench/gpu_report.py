@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu_baselines
+from . import ROOT, gpu_baselines
 from .baselines import Baseline, free_memory
 from .budget import Budget, affordable
 from .cases import Case
 from .device_checks import check_all, wrong
 from .measure import environment, errors, exact, quiet, small, spread, step
-from .report import FOLDER, ROOT, Result, _megabytes, _ms, _notes, load, save
+from .report import FOLDER, Result, _megabytes, _ms, _notes, load, save
 
 MINUTES = 9.0
 CHECKS_PART = 0.3
@@ -304,7 +304,11 @@ def in_process(arguments: list[str], seconds: float) -> str | None:
     """Runs one part in a process of its own; why it ended badly, or None."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "bench.gpu_report", *arguments], stderr=subprocess.PIPE, text=True, timeout=seconds
+            [sys.executable, "-m", "bench.gpu_report", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=seconds,
+            cwd=ROOT,
         )
     except subprocess.TimeoutExpired:
         return f"took more than {seconds:.0f} s"
@@ -335,7 +339,7 @@ def report(chosen: argparse.Namespace, run: Callable[[list[str], float], str | N
     """The checks, then the cases; written after each."""
     parts = chosen.parts
     budget = Budget(60.0 * chosen.minutes, {"checks": 0.0} | {name: CASES[name].case.weight for name in chosen.case})
-    passed = ["--device", chosen.device, "--parts", str(chosen.parts), "--rounds", str(chosen.rounds)]
+    passed = ["--device", chosen.device, "--parts", str(chosen.parts.resolve()), "--rounds", str(chosen.rounds)]
     passed += ["--rows", str(chosen.rows)] if chosen.rows else []
     results: Result = {"environment": Device(chosen.device).facts(), "checks": [], "cases": [], "cut": {}}
     for name in ("checks", *chosen.case):

@@ -26,6 +26,7 @@ from torch import Tensor
 import fastcl
 from fastcl import backends
 
+from . import ROOT
 from .baselines import Baseline, baselines
 from .budget import affordable
 from .cases import Case
@@ -178,7 +179,7 @@ def memory_run(case: Case, chosen: dict[str, int], seconds: float, tick: Tick = 
     command += [f"{name}:{chunk}" for name, chunk in chosen.items()]
     found: dict[str, Result] = {}
     waiting = list(chosen)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
         watch = threading.Timer(min(max(seconds, 1.0), threading.TIMEOUT_MAX), process.kill)
         watch.start()
         tick(f"{waiting[0]}, memory")
@@ -336,7 +337,7 @@ def _processor() -> str:
 def _commit() -> str:
     """The commit, and whether sources differ from it."""
     name, changes = (
-        subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
+        subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
         for arguments in (
             ("rev-parse", "--short", "HEAD"),
             ("status", "--porcelain", "--", "fastcl", "csrc", "bench/*.py"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
-from . import fits
+from . import ROOT, fits
 from .cases import HEADLINE
 from .scaling import COMPILED_AT, TOWER, TOWERS
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "bench" / "results"
 RESULTS, SCALING = FOLDER / "cpu.json", FOLDER / "scaling.json"
 SCALING_PLOT, CASES_PLOT = FOLDER / "scaling.png", FOLDER / "cases.png"
@@ -83,18 +83,19 @@ def _row(name: str, row: Result, result: Result, limit: float) -> str:
 
 def _notes(result: Result) -> list[str]:
     """Who is not beaten and why, and what was swept."""
-    notes, rows = [], result["methods"]
+    rows = result["methods"]
     ours = rows.get("fastcl", {})
-    for name, row in rows.items():
-        if "median" not in row or name == "fastcl":
-            continue
-        why = row.get("ahead") or "no reason is known yet"
+    timed = {name: row for name, row in rows.items() if "median" in row and name != "fastcl"}
+    ahead: dict[str, list[str]] = {}
+    notes = []
+    for name, row in timed.items():
         if row.get("against_fastcl", row["median"] / ours["median"]) < 1.0 / EVEN:
-            notes.append(f"{name} is not beaten in time: {why}.")
+            ahead.setdefault(row.get("ahead") or "no reason is known yet", []).append(name)
         if row.get("peak_bytes") and ours.get("peak_bytes") and row["peak_bytes"] < ours["peak_bytes"] / EVEN:
             notes.append(
                 f"{name} takes less memory than fastcl here: {row['peak_bytes'] / ours['peak_bytes']:.2f} of it."
             )
+    notes = [f"Not beaten in time: {', '.join(names)}; {why}." for why, names in ahead.items()] + notes
     swept = [f"{name} over {', '.join(row['swept'])}" for name, row in rows.items() if row.get("swept")]
     if swept:
         notes.append(f"The chunk that is shown was the quickest: {'; '.join(swept)} rows.")
@@ -155,12 +156,13 @@ def vector_width(results: Result) -> str:
     shares = [c["matmul"] / c["fma"] for c in (r["ceiling"] for r in results["cases"]) if "fma" in c and "matmul" in c]
     if not shares:
         return ""
-    verdict = "uses" if max(shares) > FULL_WIDTH else "does not use"
+    share = statistics.median(shares)
+    verdict = "uses" if share > FULL_WIDTH else "does not use"
     e = results["environment"]
     blas = f" ({e['blas']}; torch's own loops: {e['torch_isa']})" if "blas" in e else ""
     return (
-        f"torch's float32 matmul reaches up to {max(shares):.0%} of the FMA loop here: its BLAS{blas} {verdict} the full vector "
-        "width of this processor. Where it does, the baselines that are bound by it are nearer."
+        f"torch's float32 matmul reaches {share:.0%} of the FMA loop here (median of the cases): its BLAS{blas} {verdict} the "
+        "full vector width of this processor. Where it does, the baselines that are bound by it are nearer."
     )
 
 
@@ -234,7 +236,8 @@ def steps(scaling: Result) -> str:
 
 def sections(results: Result, scaling: Result | None) -> dict[str, str]:
     """What stands between each pair of markers."""
-    above = [where(results), METHOD, vector_width(results), cut(results)]
+    picture = f"![time and memory of every case](bench/results/{CASES_PLOT.name})"
+    above = [where(results), METHOD, vector_width(results), cut(results), picture]
     tables = "\n\n".join(["## Figures", *filter(None, above), *(table(r) for r in results["cases"])])
     if scaling is not None:
         tables += f"\n\n{scaling_section(scaling)}"

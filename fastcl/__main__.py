@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .version import __version__
 
@@ -41,6 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="fastcl COMMAND --help lists them")
     chosen = parser.parse_args(argv)
+    checkout = Path(__file__).resolve().parent.parent
+    if chosen.command == "bench":
+        if not (checkout / "bench" / "__main__.py").is_file():
+            parser.error(
+                "bench: expected a checkout of the repository, got an installed package; clone it and run there"
+            )
+        sys.path.insert(0, str(checkout))  # a console script has its own folder there, not the checkout
     status: int = importlib.import_module(COMMANDS[chosen.command][0]).main(chosen.arguments)
     return status
 

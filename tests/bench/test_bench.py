@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -98,11 +100,12 @@ def test_a_baseline_ahead_is_shown_with_its_reason() -> None:
     }  # fmt: skip
     text = report.table(result)
     assert "| quick | 1,000 | 2,000 to 2,000, 3 | 0.50x | 10% |" in text
-    assert "quick is not beaten in time: it knows the answer." in text
-    assert "odd is not beaten in time: no reason is known yet." in text
+    assert "Not beaten in time: quick; it knows the answer." in text
+    assert "Not beaten in time: odd; no reason is known yet." in text
 
 
-def test_memory_is_measured_in_a_process_of_its_own() -> None:
+def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # from wherever it is called
     case = CASES["clip-2k"]
     found = measure.memory_run(case, {"fastcl": 0, "eager": 0, "chunked recompute": 256}, 60.0)
     peaks = {name: row["peak_bytes"] for name, row in found.items()}
@@ -243,10 +246,24 @@ def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
         report.write_readme(results, None, tmp_path / "README.md")
 
 
+def test_the_width_that_the_blas_uses_is_named() -> None:
+    for share, verdict in ((0.9, "BLAS uses the full"), (0.3, "BLAS does not use the full")):
+        few = {"cases": [{"ceiling": {"fma": 1.0, "matmul": s}} for s in (share, share, 3.0)], "environment": {}}
+        assert verdict in report.vector_width(few) and f"{share:.0%}" in report.vector_width(few)
+
+
 def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["clip-9k"])
     assert "got clip-9k" in capsys.readouterr().err
+
+
+def test_the_command_finds_the_benchmarks_of_its_checkout(tmp_path: Path) -> None:
+    """As the console script does it: Python's own path, and another folder."""
+    script = "import sys; from fastcl.__main__ import main; sys.exit(main(['bench', '--help']))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "clip-8k" in done.stdout
 
 
 @pytest.mark.usefixtures("doubled")
