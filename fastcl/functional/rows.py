@@ -24,20 +24,25 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        unit, _ = _unit(x)
+        unit, _ = unit_rows(x)
         return unit.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         g = upstream[0].to(accumulation_dtype(x.dtype))
-        unit, norm = _unit(x)
+        unit, norm = unit_rows(x)
         radial = torch.where(norm > 1e-12, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
-        # In place: this is where a normalised loss holds the most.
-        return torch.sub(g, unit.mul_(radial), out=unit).div_(norm.clamp(min=1e-12)).to(x.dtype)
+        return tangent(g, unit, radial).div_(norm.clamp(min=1e-12)).to(x.dtype)
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+def tangent(g: Tensor, unit: Tensor, radial: Tensor) -> Tensor:
+    """g less its radial part, over `unit`: here a loss holds the most; elsewhere where second derivatives are asked for."""
+    return g - radial * unit if torch.is_grad_enabled() else torch.sub(g, unit.mul_(radial), out=unit)
+
+
+def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x / max(|x|, 1e-12) and |x|, (n, 1), in the accumulation dtype; norms beyond the dtype's range are infinite, units right."""
     x = x.to(accumulation_dtype(x.dtype))
     largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=1, keepdim=True)
     largest = torch.where(largest > 0, largest, 1.0)
@@ -45,7 +50,8 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     norm = largest * length
     # Asked this way round, a row with an infinity (its norm is NaN here) becomes NaN, as in F.normalize, and is not hidden.
-    return scaled.div_(torch.where(norm <= 1e-12, 1e-12 / largest, length)), norm
+    divisor = torch.where(norm <= 1e-12, 1e-12 / largest, length)
+    return (scaled / divisor if torch.is_grad_enabled() else scaled.div_(divisor)), norm
 
 
 def normalize_rows(x: Tensor) -> Tensor:

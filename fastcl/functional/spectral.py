@@ -22,6 +22,8 @@ from .rows import (
     own_pairs_left_out,
     reduced,
     row_dot,
+    tangent,
+    unit_rows,
     views,
 )
 
@@ -91,9 +93,27 @@ def spectral(
 
 def clip_norms(x: Tensor, limit: Tensor) -> Tensor:
     """Rows of norm `limit` or more brought to it, with the gradient of that; the others as they are. In the dtype of x."""
-    wide = x.to(accumulation_dtype(x.dtype))
-    norm = torch.linalg.vector_norm(wide.detach(), dim=1, keepdim=True)
-    return torch.where(norm < limit.detach(), wide, limit * normalize_rows(wide)).to(x.dtype)
+    return _ClipNorms.apply(x, limit) if x.shape[1] else x
+
+
+class _ClipNorms(torch.autograd.Function):
+    """x_i, or limit x_i / |x_i| where |x_i| >= limit; saves x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, limit: Tensor) -> Tensor:
+        ctx.save_for_backward(x, limit)
+        unit, norm = unit_rows(x)
+        return torch.where(norm < limit, x, unit.mul_(limit).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, limit = ctx.saved_tensors
+        g = upstream[0].to(limit.dtype)
+        unit, norm = unit_rows(x)
+        clipped = ~(norm < limit)
+        radial = torch.where(clipped, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
+        dx = tangent(g, unit, radial) * torch.where(clipped, limit / torch.where(clipped, norm, 1.0), 1.0)
+        return dx.to(x.dtype), radial.sum() if ctx.needs_input_grad[1] else None
 
 
 @over_ranks
