@@ -27,6 +27,7 @@ class Entry:
     module: makes the loss module, called as loss(u, v); keywords: backend, and dim where `sized`.
     labels: it is called as loss(u, v, labels): supervised.
     momentum: v comes from a slowly moving copy of the encoder, and carries no gradient.
+    both: u and v are then both views' rows, one after the other.
     degenerate: the paper predicts that its embeddings degenerate.
     """
 
@@ -35,6 +36,7 @@ class Entry:
     sized: bool = False
     labels: bool = False
     momentum: bool = False
+    both: bool = False
     degenerate: bool = False
 
     def build(self, dim: int, backend: str | None) -> nn.Module:
@@ -62,6 +64,13 @@ class QueuedMoCo(nn.Module):
         return loss
 
 
+class TwoWayMoCo(losses.MoCoV3Loss):
+    """MoCo v3 of the queries of both views and the keys of both."""
+
+    def forward(self, u: Tensor, v: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(*u.chunk(2), *v.chunk(2))
+
+
 def f_micl(divergence: str, q: float | None = None) -> Module:
     return partial(losses.FMICLLoss, divergence=divergence, alpha=5.0, q=q)
 
@@ -82,6 +91,7 @@ OBJECTIVES = {
     "nt_xent": Entry("NT-Xent", partial(losses.NTXentLoss, temperature=0.2)),
     "align_uniform": Entry("align + uniform", losses.AlignUniformLoss),
     "dcl": Entry("DCL", losses.DCLLoss),
+    "dclw": Entry("DCLW", partial(losses.DCLLoss, sigma=0.5)),
     "dhel": Entry("DHEL", losses.DHELLoss),
     "kcl": Entry("KCL Gaussian", partial(losses.KCLLoss, gamma=3.0)),
     "spectral": Entry("spectral", partial(losses.SpectralLoss, mu=4.0)),
@@ -91,5 +101,6 @@ OBJECTIVES = {
     "debiased": Entry("debiased", losses.DebiasedLoss),
     "hard_negative": Entry("hard negatives", losses.HardNegativeLoss),
     "moco": Entry("MoCo", QueuedMoCo, sized=True, momentum=True),
+    "moco_v3": Entry("MoCo v3", TwoWayMoCo, momentum=True, both=True),
     "sup_con": Entry("SupCon (labels)", partial(SupervisedTwoViews, temperature=0.2), labels=True),
 }

@@ -103,9 +103,10 @@ def train(
         if target is None:
             u, v = model(torch.cat([first, second])).chunk(2)
         else:
+            queries, keys = (torch.cat([first, second]),) * 2 if entry.both else (first, second)
             with torch.no_grad():
-                v = target(second)
-            u = model(first)
+                v = target(keys)
+            u = model(queries)
         loss = objective(u, v, images.train_labels[batch]) if entry.labels else objective(u, v)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
