@@ -113,7 +113,8 @@ bool holds_rows(const Problem& p, const DeviceFacts& facts) {
 
 bool holds_gradients(const Problem& p, const DeviceFacts& facts) {
   const Dtype dtype = dtype_of(p.x);
-  return holds_rows(p, facts) && p.d <= fused_gradient_most(dtype) && fused_gradient_shared(dtype, p.d) <= facts.shared_bytes;
+  // From 12.0 on the kernels that need more than 99 KB are not compiled.
+  return holds_rows(p, facts) && p.d <= (facts.major < 12 ? fused_gradient_most(dtype) : 128) && fused_gradient_shared(dtype, p.d) <= facts.shared_bytes;
 }
 
 std::tuple<Tensor, Tensor> rows(const Problem& p) {

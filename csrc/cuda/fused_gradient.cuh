@@ -6,6 +6,24 @@
 
 namespace fastcl::cuda {
 
+// What a CTA may have where code is compiled for the architectures with 99 KB; kernels that need more are left empty there,
+// since the schedule never launches them (and one of them spilled).
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+inline constexpr int most_shared = 99 << 10;
+#else
+inline constexpr int most_shared = 227 << 10;
+#endif
+
+// Bring rows row0 .. of x, all of d.
+template <class C>
+__device__ __forceinline__ void load_gradient_rows(uint32_t x_at, const void* x, int64_t stride, int row0, int n, int d) {
+  using T = typename C::T;
+#pragma unroll
+  for (int k = 0; k < C::chunks; k++)
+    if (k * C::width < d)
+      load_chunk<T, C::BM, C::threads>(x_at + k * C::BM * chunk_bytes, static_cast<const T*>(x), stride, row0, n, k, d);
+}
+
 // Bring tile j of y, and the factors of its columns, into a stage.
 template <class C>
 __device__ __forceinline__ void load_gradient_tile(uint32_t y_at, uint32_t factors_at, const void* y, const float2* factors,
@@ -16,6 +34,17 @@ __device__ __forceinline__ void load_gradient_tile(uint32_t y_at, uint32_t facto
     if (k * C::width < d)
       load_chunk<T, C::BN, C::threads>(y_at + k * C::BN * chunk_bytes, static_cast<const T*>(y), stride, col0, m, k, d);
   if (threadIdx.x < C::factor_bytes / 16) copy_async(factors_at + threadIdx.x * 16, factors + col0 + threadIdx.x * 2, true);
+}
+
+// Under sqdist from the weights as the product takes them: diag(W 1) X - W Y cancels.
+template <class C>
+__device__ __forceinline__ void add_row_sums(float (&sums)[C::MI][2], const float (&s)[C::MI][C::NI][4], bool sqdist) {
+#pragma unroll
+  for (int i = 0; i < C::MI; i++)
+#pragma unroll
+    for (int k = 0; k < C::NI; k++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) sums[i][e >> 1] += sqdist ? rounded<typename C::T>(s[i][k][e]) : s[i][k][e];
 }
 
 // W Y of the row block, and W 1 joined over the warps of a row (in `meeting`, shared, [WN][BM]).
@@ -54,67 +83,59 @@ __device__ __forceinline__ void store_gradient(const float (&acc)[C::MI][C::DI][
 
 template <class C, class Weights>
 __global__ void __launch_bounds__(C::threads, 1) fused_gradient_kernel(const FusedGradient p) {
-  using T = typename C::T;
-  extern __shared__ __align__(1024) unsigned char shared[];
-  const int n = static_cast<int>(p.sides.n), m = static_cast<int>(p.sides.m), d = static_cast<int>(p.sides.d);
-  const int row0 = blockIdx.x * C::BM, tiles = (m + C::BN - 1) / C::BN;
-  const float2 *x_factors = static_cast<const float2*>(p.x_factors), *y_factors = static_cast<const float2*>(p.y_factors);
-  const uint32_t x = shared_address(shared), y = x + C::x_bytes, w = y + C::stages * C::y_bytes, factors = w + C::w_bytes;
-  unsigned char* const columns = shared + C::x_bytes + C::stages * C::y_bytes + C::w_bytes;
-  const Pairs<C, Weights::logsumexp> pairs(p.equation, p.sides, columns + C::stages * C::factor_bytes);
-  const Weights weights(pairs, static_cast<const int*>(p.single));
-  const C at;
-  const uint32_t x_lane = left_lane(at.wm * C::MI * 16), y_lane = right_lane(at.wn * C::NI * 8);
+  if constexpr (C::shared > most_shared) {
+    __trap();
+  } else {
+    using T = typename C::T;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const int n = static_cast<int>(p.sides.n), m = static_cast<int>(p.sides.m), d = static_cast<int>(p.sides.d);
+    const int row0 = blockIdx.x * C::BM, tiles = (m + C::BN - 1) / C::BN;
+    const float2 *x_factors = static_cast<const float2*>(p.x_factors), *y_factors = static_cast<const float2*>(p.y_factors);
+    const uint32_t x = shared_address(shared), y = x + C::x_bytes, w = y + C::stages * C::y_bytes, factors = w + C::w_bytes;
+    unsigned char* const columns = shared + C::x_bytes + C::stages * C::y_bytes + C::w_bytes;
+    const Pairs<C, Weights::logsumexp> pairs(p.equation, p.sides, columns + C::stages * C::factor_bytes);
+    const Weights weights(pairs, static_cast<const int*>(p.single));
+    const C at;
+    const uint32_t x_lane = left_lane(at.wm * C::MI * 16), y_lane = right_lane(at.wn * C::NI * 8);
 
-#pragma unroll
-  for (int k = 0; k < C::chunks; k++)
-    if (k * C::width < d)
-      load_chunk<T, C::BM, C::threads>(x + k * C::BM * chunk_bytes, static_cast<const T*>(p.sides.x), p.sides.x_stride, row0,
-                                       n, k, d);
-  load_gradient_tile<C>(y, factors, p.sides.y, y_factors, p.sides.y_stride, 0, m, d);
-  copies_commit();
-  pairs.stage_rows(row0);
-  float2 row[C::MI][2];
-#pragma unroll
-  for (int i = 0; i < C::MI; i++)
-#pragma unroll
-    for (int h = 0; h < 2; h++) row[i][h] = x_factors[row0 + at.row(i, h)];
-  float acc[C::MI][C::DI][4], sums[C::MI][2] = {};
-  clear(acc);
-  for (int j = 0; j < tiles; j++) {
-    const int col0 = j * C::BN, stage = j % C::stages, next = (j + 1) % C::stages;
-    const uint32_t tile = y + stage * C::y_bytes;
-    copies_wait<0>();
-    __syncthreads();  // tile j is there for all warps, and all are done with tile j - 1 and its weights
-    if (j + 1 < tiles)
-      load_gradient_tile<C>(y + next * C::y_bytes, factors + next * C::factor_bytes, p.sides.y, y_factors, p.sides.y_stride,
-                            col0 + C::BN, m, d);
+    load_gradient_rows<C>(x, p.sides.x, p.sides.x_stride, row0, n, d);
+    load_gradient_tile<C>(y, factors, p.sides.y, y_factors, p.sides.y_stride, 0, m, d);
     copies_commit();
-    float s[C::MI][C::NI][4];
-    clear(s);
+    pairs.stage_rows(row0);
+    float2 row[C::MI][2];
 #pragma unroll
-    for (int k = 0; k < C::chunks; k++)
-      if (k * C::width < d)
-        multiply_chunk<T>(s, x + k * C::BM * chunk_bytes + x_lane, tile + k * C::BN * chunk_bytes + y_lane);
-    float scale = pairs.scale, shift = pairs.shift;
-    pairs.stage_cols(col0);
-    if (pairs.terms) pairs.form(s), scale = 1.f, shift = 0.f;
-    weights.weigh(s, scale, shift, row, reinterpret_cast<const float2*>(columns + stage * C::factor_bytes), at);
-    if (pairs.partial(row0, col0)) pairs.mask(s, row0, col0, 0.f);
-    if (p.w_rows != nullptr) {
+    for (int i = 0; i < C::MI; i++)
 #pragma unroll
-      for (int i = 0; i < C::MI; i++)
+      for (int h = 0; h < 2; h++) row[i][h] = x_factors[row0 + at.row(i, h)];
+    float acc[C::MI][C::DI][4], sums[C::MI][2] = {};
+    clear(acc);
+    for (int j = 0; j < tiles; j++) {
+      const int col0 = j * C::BN, stage = j % C::stages, next = (j + 1) % C::stages;
+      const uint32_t tile = y + stage * C::y_bytes;
+      copies_wait<0>();
+      __syncthreads();  // tile j is there for all warps, and all are done with tile j - 1 and its weights
+      if (j + 1 < tiles)
+        load_gradient_tile<C>(y + next * C::y_bytes, factors + next * C::factor_bytes, p.sides.y, y_factors, p.sides.y_stride,
+                              col0 + C::BN, m, d);
+      copies_commit();
+      float s[C::MI][C::NI][4];
+      clear(s);
 #pragma unroll
-        for (int k = 0; k < C::NI; k++)
-#pragma unroll
-          for (int e = 0; e < 4; e++)  // diag(W 1) X - W Y cancels: both terms take the same rounded weights
-            sums[i][e >> 1] += pairs.sqdist ? rounded<T>(s[i][k][e]) : s[i][k][e];
+      for (int k = 0; k < C::chunks; k++)
+        if (k * C::width < d)
+          multiply_chunk<T>(s, x + k * C::BM * chunk_bytes + x_lane, tile + k * C::BN * chunk_bytes + y_lane);
+      float scale = pairs.scale, shift = pairs.shift;
+      pairs.stage_cols(col0);
+      if (pairs.terms) pairs.form(s), scale = 1.f, shift = 0.f;
+      weights.weigh(s, scale, shift, row, reinterpret_cast<const float2*>(columns + stage * C::factor_bytes), at);
+      if (pairs.partial(row0, col0)) pairs.mask(s, row0, col0, 0.f);
+      if (p.w_rows != nullptr) add_row_sums<C>(sums, s, pairs.sqdist);
+      if constexpr (C::exchange) multiply_exchanged<C>(acc, s, w, tile, d, at);
+      else multiply_registers<C>(acc, s, tile, d, at);
     }
-    if constexpr (C::exchange) multiply_exchanged<C>(acc, s, w, tile, d, at);
-    else multiply_registers<C>(acc, s, tile, d, at);
+    store_gradient<C>(acc, sums, static_cast<float*>(p.wy), static_cast<float*>(p.w_rows), reinterpret_cast<float*>(shared), row0,
+                      n, d, at);
   }
-  store_gradient<C>(acc, sums, static_cast<float*>(p.wy), static_cast<float*>(p.w_rows), reinterpret_cast<float*>(shared), row0,
-                    n, d, at);
 }
 
 // Factors of one side: see fused.h. `own` and `log` are its g and r, or its h and c; either may be absent.

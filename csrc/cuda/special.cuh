@@ -23,7 +23,7 @@ struct Fast {
   friend __device__ __forceinline__ Fast operator+(Fast a, Fast b) { return of(a.v + b.v); }
   friend __device__ __forceinline__ Fast operator-(Fast a, Fast b) { return of(a.v - b.v); }
   friend __device__ __forceinline__ Fast operator*(Fast a, Fast b) { return of(a.v * b.v); }
-  friend __device__ __forceinline__ Fast operator/(Fast a, Fast b) { return of(__fdividef(a.v, b.v)); }
+  friend __device__ __forceinline__ Fast operator/(Fast a, Fast b) { return of(a.v * reciprocal(b.v)); }
   friend __device__ __forceinline__ Fast operator-(Fast a) { return of(-a.v); }
 };
 
@@ -54,7 +54,7 @@ __device__ __forceinline__ float log1p_unit(float e) {
 __device__ __forceinline__ Fast simd_log1p(Fast z) { return Fast::of(log1pf(z.v)); }
 
 __device__ __forceinline__ Fast simd_sigmoid(Fast z) {
-  const float e = ex2(-fabsf(z.v) * log2_e), inverse = __fdividef(1.f, 1.f + e);
+  const float e = ex2(-fabsf(z.v) * log2_e), inverse = reciprocal(1.f + e);
   return Fast::of(z.v < 0.f ? e * inverse : inverse);
 }
 __device__ __forceinline__ Fast simd_softplus(Fast z) {

@@ -35,6 +35,11 @@ __device__ __forceinline__ float lg2(float x) {
   asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // The larger value; NaN if either is, unlike fmaxf: NaN in z must come out.
 __device__ __forceinline__ float larger(float a, float b) {
   float c;
