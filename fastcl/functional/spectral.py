@@ -102,18 +102,23 @@ class _ClipNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, limit: Tensor) -> Tensor:
         ctx.save_for_backward(x, limit)
-        unit, norm = unit_rows(x)
-        return torch.where(norm < limit, x, unit.mul_(limit).to(x.dtype))
+        unit, _ = unit_rows(x)
+        return torch.where(_norms(x) < limit, x, unit.mul_(limit).to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor | None]:
         x, limit = ctx.saved_tensors
         g = upstream[0].to(limit.dtype)
         unit, norm = unit_rows(x)
-        clipped = ~(norm < limit)
+        clipped = ~(_norms(x) < limit)
         radial = torch.where(clipped, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
         dx = tangent(g, unit, radial) * torch.where(clipped, limit / torch.where(clipped, norm, 1.0), 1.0)
         return dx.to(x.dtype), radial.sum() if ctx.needs_input_grad[1] else None
+
+
+def _norms(x: Tensor) -> Tensor:
+    """|x_i|, (n, 1), rounded as torch rounds it: of unit rows at mu = 1, that decides which are clipped."""
+    return torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True, dtype=accumulation_dtype(x.dtype))
 
 
 @over_ranks
