@@ -35,7 +35,7 @@ from .formulas import (
 )  # fmt: skip
 
 CHUNKS = (128, 256, 512, 1024, 2048)
-MOST_MEMORY = 0.6  # the part of the free memory that a method may take
+MOST_MEMORY = 0.5  # the part of the free memory that a method may take
 DROPIN = "make setup  (requirements/dropin.txt)"
 
 

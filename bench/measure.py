@@ -340,7 +340,7 @@ def _commit() -> str:
         subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
         for arguments in (
             ("rev-parse", "--short", "HEAD"),
-            ("status", "--porcelain", "--", "fastcl", "csrc", "bench/*.py"),
+            ("status", "--porcelain", "--", "fastcl", "csrc", "triton_kernels", "bench/*.py"),
         )
     )
     return (name or "unknown") + (" with changes" if changes else "")

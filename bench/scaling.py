@@ -1,8 +1,8 @@
 """Time and memory of CLIP against n, from 1,024 to 65,536 rows, and against d: do they grow with n^2 and with n?
 
-    python -m bench.scaling [--seconds 120] [--sizes 1024 2048 ...] [--widths 32 64 ...] [--out bench/results/scaling.json]
+    python -m bench.scaling [--seconds 120] [--sizes 1024 2048 ...] [--widths 64 128 ...] [--out bench/results/scaling.json]
 
-Every point is a fork of its own: a call on a few rows (torch.compile: one at full size), then calls until half a second is
+Every point is a fork of its own: a call on a few rows (torch.compile: one at full size), then calls until 0.3 seconds are
 full, the first of which gives the peak memory. A point is left out, and said so, when its predicted time does not fit the seconds
 that are left, or its memory the machine. The JSON is written after every point.
 """
@@ -28,14 +28,14 @@ from .forks import in_fork, one_call
 from .measure import environment, quiet, step
 
 SIZES = tuple(1024 * 2**k for k in range(7))
-WIDTHS = (32, 64, 128, 256, 512, 1024)
+WIDTHS = (64, 128, 256, 512, 1024)
 WIDTHS_AT = 4096
 COMPILED_AT = (2048, 4096, 8192, 16384)  # every size compiles anew
 CURVES = {"fastcl": SIZES, "eager": SIZES, "torch.compile": COMPILED_AT, "chunked recompute": SIZES}
 WIDTH_CURVES = ("fastcl", "eager", "chunked recompute")
 TOWER = (512, 2048)  # in, hidden; out is d
 TOWERS = "two towers, without a loss"
-CALLS_SECONDS, MOST_CALLS = 0.5, 20
+CALLS_SECONDS, MOST_CALLS = 0.3, 20
 OVERHEAD = 1.0  # seconds of a fork, its inputs and its warm-up, beside the call
 COMPILING = 6.0  # seconds, on two idle cores
 
