@@ -115,10 +115,13 @@ class Device:
 
     @property
     def free(self) -> float:
-        if not self.cuda:
-            return free_memory()
-        torch.cuda.empty_cache()
-        return float(torch.cuda.mem_get_info()[0])
+        """Bytes that a method may need; on a GPU all are tried, since running out of its memory is an error that can be caught."""
+        return float("inf") if self.cuda else free_memory()
+
+    def clear(self) -> None:
+        """Gives back what the last method left."""
+        if self.cuda:
+            torch.cuda.empty_cache()
 
     def facts(self) -> Result:
         """What the figures hold for."""
@@ -157,12 +160,14 @@ def measure(gpu: GpuCase, device: Device, checks: Sequence[Result], rounds: int,
             continue
         try:
             run = _quickest(baseline, device, row, x, y)
+            x.grad = y.grad = None  # they are part of what a call adds
             row["peak_bytes"] = device.peak(run)
             estimates[baseline.name] = device.clock(run)
             able[baseline.name] = run
         except Exception as error:  # out of memory, mostly
             row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             x.grad = y.grad = None
+        device.clear()
     left = allowance - (time.perf_counter() - begun)
     kept, fits = affordable(estimates, max(left, 0.0), "fastcl") if able else ([], 1)
     for name in able.keys() - set(kept):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,33 @@ def test_the_whole_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "L2 flushed" in text and "matrix products" in text and "TFLOP/s" in text
     assert text == capsys.readouterr().out.removesuffix("\n")
     assert (tmp_path / "out" / "gpu.png").stat().st_size > 10_000
+
+
+def test_a_peak_counts_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def peak(device: object, run: Callable) -> int:
+        seen.append(run.args[1].grad is None and run.args[2].grad is None)  # type: ignore[attr-defined]
+        return 7
+
+    monkeypatch.setattr(gpu_report.Device, "peak", peak)
+    gpu = gpu_report.CASES["clip-16k-f32"]
+    checks = [{"loss": "clip", "backend": b, "dtype": "float32", "right": True} for b in ("cpu", "blocked")]
+    small = replace(gpu, case=gpu.case.resized(ROWS))
+    rows = gpu_report.measure(small, gpu_report.Device("cpu"), checks, 1, 60.0)["methods"]
+    assert all(seen) and len(seen) >= 5 and rows["fastcl"]["peak_bytes"] == 7
+
+
+def test_running_out_of_memory_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak(device: object, run: Callable) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64 GiB")
+
+    monkeypatch.setattr(gpu_report.Device, "peak", peak)
+    gpu = gpu_report.CASES["clip-16k-f32"]
+    checks = [{"loss": "clip", "backend": b, "dtype": "float32", "right": True} for b in ("cpu", "blocked")]
+    result = gpu_report.measure(replace(gpu, case=gpu.case.resized(ROWS)), gpu_report.Device("cpu"), checks, 1, 60.0)
+    assert "Tried to allocate 64 GiB" in result["methods"]["eager"]["failed"]
+    assert "| eager | failed: OutOfMemoryError" in gpu_report.table(result)
 
 
 def test_rivals_that_are_not_there_are_named_with_what_gets_them() -> None:
