@@ -87,7 +87,9 @@ def _run(*command: str) -> str:
 
 
 def recorded() -> dict[str, Kernel]:
-    """The committed record."""
+    """The committed record; nothing where there is none yet."""
+    if not RECORD.exists():
+        return {}
     return {key: Kernel(*values) for key, values in json.loads(RECORD.read_text()).items()}
 
 
@@ -98,6 +100,8 @@ def regressions(found: dict[str, Kernel], before: dict[str, Kernel]) -> list[str
     for key, kernel in found.items():
         if kernel.spills:
             lost.append(f"{key}: spills, stack {kernel.stack}, local {kernel.local}")
+        if not before:
+            continue
         if key not in before:
             lost.append(f"{key}: not in the record; {remedy}")
         elif kernel.registers > before[key].registers + 8 or kernel.blocks < before[key].blocks:
