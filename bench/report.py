@@ -19,10 +19,10 @@ FULL_WIDTH = 0.55  # of the FMA loop: half the vector width cannot give more tha
 EVEN = 1.03  # ratios this near to 1 are a tie
 
 METHOD = (
-    "Written by `make bench`; `fastcl bench CASE` runs one case. Value and gradient are held against float64 first: what fails has no figure. The methods of a "
-    "case then take turns in one process, and a ratio is the median over rounds of the two times in the same round. Peaks are "
-    "of one forward and backward in a fresh process. The ceiling is a loop of fused multiply-adds in registers, which takes "
-    "turns too."
+    "Written by `make bench`; `fastcl bench CASE` runs one case. Value and gradient are held against float64 first: what fails "
+    "has no figure. The methods of a case then take turns in one process, and a ratio is the median over rounds of the two times "
+    "in the same round. Peaks are of one forward and backward in a fresh process. The ceiling is a loop of fused multiply-adds "
+    "in registers, which takes turns too."
 )
 
 Result = dict[str, Any]
