@@ -20,6 +20,10 @@ from tests.objectives.cases import CASES, Case
 from .shards import LAYOUTS, cut, distance
 
 D = 5
+# A Riesz kernel has a power of d^2 = |x|^2 + |y|^2 - 2 <x, y>, about the centre of the columns in hand: of a shard of few rows that
+# may be anywhere in the unit ball, hence eps (4 + 4) on a least d^2 of 0.31 here, 3.1e-6. Measured: up to 1.9e-6, by shards as by
+# one process (t = 2), against 0.9e-6 elsewhere.
+RIESZ = 3.0
 REPLICATED = ("statistic",)  # what every rank holds whole
 
 
@@ -70,7 +74,7 @@ def check(case: Case, index: int, dtype: torch.dtype, layout: str, how: dict[str
         dist.all_reduce(shared)
         scale = max(1.0, case.terms(arguments), float(exact[2][name].abs()))
         errors.append(distance(shared, theirs[2][name], exact[2][name], scale))
-    return max(errors)
+    return max(errors) / (RIESZ if dtype == torch.float32 and "riesz" in arguments.get("kernel", "") else 1.0)
 
 
 def _whole(
