@@ -12,8 +12,8 @@ asked about held-out images which were turned, resized, moved and noised at rand
 The distortions are of the kind that the training saw, on images that it did not see.
 The settings of objectives.py were chosen by results on the digits' own held-out images, so digits flatter them all a little: read
 the margins over the untrained encoder there, not the ranking. Fashion-MNIST took no part in that choice.
-The classifiers work on the very rows that the loss works on, since the degeneration that the f-MICL paper predicts for RKL and Neyman is
-one of these rows. Beside them stand the untrained encoder (mean of 5 seeds, with batch statistics of these images) and raw pixels.
+The classifiers work on the very rows that the loss works on, since the degeneration that the f-MICL paper predicts for RKL and
+Neyman is one of these rows. Beside them stand the untrained encoder (mean of 5 seeds, with batch statistics of these images) and raw pixels.
 """
 
 from __future__ import annotations
