@@ -10,10 +10,11 @@ class, and an untrained encoder 73% and 80%, which leaves little to see. What th
 the classifiers (5 nearest neighbours, and logistic regression) get 10 labelled images of each class, as they are, and are
 asked about held-out images which were turned, resized, moved and noised at random; the mean of 5 draws of the labelled ones.
 The distortions are of the kind that the training saw, on images that it did not see.
-The settings of objectives.py were chosen by results on the digits' own held-out images, so digits flatter them all a little: read
-the margins over the untrained encoder there, not the ranking. Fashion-MNIST took no part in that choice.
+The settings of objectives.py were chosen by results on the digits' own held-out images, so digits flatter them all a little:
+read the margins over the untrained encoder there, not the ranking. Fashion-MNIST took no part in that choice.
 The classifiers work on the very rows that the loss works on, since the degeneration that the f-MICL paper predicts for RKL and
-Neyman is one of these rows. Beside them stand the untrained encoder (mean of 5 seeds, with batch statistics of these images) and raw pixels.
+Neyman is one of these rows. Beside them stand the untrained encoder (mean of 5 seeds, with batch statistics of these images) and
+raw pixels.
 """
 
 from __future__ import annotations
