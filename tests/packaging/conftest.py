@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ninja
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = shutil.ignore_patterns("*.so", "build_facts.json", "__pycache__")
@@ -91,7 +92,8 @@ def make_tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
         for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
             if (ROOT / name).exists():
                 shutil.copy2(ROOT / name, tree / name)
-        for objects in (ROOT / "build").glob("native-*"):
+        # Not those for a CUDA build of torch, which no test here installs.
+        for objects in (ROOT / "build").glob(f"native-{torch.__version__}-*"):
             shutil.copytree(objects, tree / "build" / objects.name)
         return tree
 
