@@ -60,10 +60,10 @@ CASES = {
         Case("siglip-16k", "siglip", 16384, 128, 3, weight=64),
         Case("kcl-8k", "kcl", 8192, 128, 3, weight=40),
         Case("info-nce-8k", "info_nce", 8192, 128, 3, weight=32),
+        Case("clip-32k", "clip", 32768, 128, 4, weight=92),
         Case("clip-2k", "clip", 2048, 128, 4, weight=14),
         Case("clip-1k", "clip", 1024, 128, 4, weight=26),
         Case("simclr-256", "nt_xent", 256, 128, 2, weight=20),
-        Case("clip-32k", "clip", 32768, 128, 4, weight=74),
     )
 }
 HEADLINE = ("clip-8k", "clip-8k-wide", "simclr-4k", "siglip-16k", "fmicl-js-8k", "spectral-64k")

@@ -38,6 +38,7 @@ TOLERANCE = 1e-4  # relative, of value and gradient in float32: a wrong loss is 
 FMA_SECONDS = 0.05
 CHECKS_PART, MEMORY_PART = 0.5, 0.6  # of the time of a case, and of what is left of it
 LEAST_MEMORY = 20.0  # seconds, so that fastcl has a peak even on a busy machine
+LEAST_TIMING = 6.0  # seconds: a small case whose checks took long (KeOps compiles) still times what is quick
 LONG = 1.0  # seconds: a call as long needs no warm-up of its own, a few rows start the threads and load the libraries
 CEILING = "ceiling: "
 
@@ -262,7 +263,8 @@ def _time(
     """Medians and quartiles into the rows; returns the ceilings, which took turns with the methods."""
     if "fastcl" not in able:
         return {}
-    left = settings.allowance - (time.perf_counter() - begun)
+    end = max(begun + settings.allowance, time.perf_counter() + LEAST_TIMING)
+    left = end - time.perf_counter()
     # The check has run each on a few rows. torch.compile compiles for all of them.
     warm = {name for name in able if estimates[name] > LONG and name != "torch.compile"}
     kept, fits = affordable(estimates, left, "fastcl", warm) if math.isfinite(left) else (list(able), settings.rounds)
@@ -270,13 +272,10 @@ def _time(
         if name not in kept:
             rows[name]["cut"] = f"cut by the time budget: one call takes {estimates[name]:.1f} s"
     x, y = case.inputs()
-    warm = {
-        name for name in kept if estimates[name] > LONG and name != "torch.compile"
-    }  # the check has run them on a few rows
     steps = {name: partial(step, able[name], x, y) for name in kept}
     limits, rates = ceiling_steps(case)
     seconds = time_interleaved(
-        steps | limits, min(settings.rounds, fits), tick, lambda: time.perf_counter() - begun > settings.allowance, warm
+        steps | limits, min(settings.rounds, fits), tick, lambda: time.perf_counter() > end, warm
     )
     for name in kept:
         rows[name] |= spread(seconds[name])
