@@ -11,30 +11,6 @@ namespace {
 
 constexpr double log2_e = 1.4426950408889634074;
 
-template <class E>
-E chosen(std::string_view argument, std::string_view value, std::initializer_list<std::pair<std::string_view, E>> names) {
-  std::string list;
-  for (const auto& [name, e] : names) {
-    if (name == value) return e;
-    list += (list.empty() ? "'" : ", '") + std::string(name) + "'";
-  }
-  TORCH_CHECK_VALUE(false, argument, ": expected one of ", list, ", got '", value, "'");
-}
-
-int pair_index(std::string_view name) {
-  for (int i = 0; i < pair_count; i++)
-    if (name == pair_entries[i].name) return i;
-  TORCH_CHECK_VALUE(false, "pair: expected a pair function that was built in, got '", name,
-                    "'; run python -m fastcl.codegen and build again");
-}
-
-void check_vector(std::string_view name, const std::optional<Tensor>& v, int64_t length, at::ScalarType dtype) {
-  if (!v) return;
-  TORCH_CHECK_VALUE(v->dim() == 1 && v->size(0) == length, name, ": expected shape (", length, ",), got ", v->sizes());
-  TORCH_CHECK_TYPE(v->scalar_type() == dtype, name, ": expected ", dtype, ", got ", v->scalar_type());
-  TORCH_CHECK_VALUE(v->device().is_cpu(), name, ": expected a CPU tensor, got one on ", v->device());
-}
-
 // Rows that a kernel can read in place: of T, each row contiguous. No copy where they already are.
 template <class T>
 Tensor readable(const Tensor& rows) {
@@ -43,27 +19,6 @@ Tensor readable(const Tensor& rows) {
 }
 
 }  // namespace
-
-void Arguments::check() const {
-  const auto small = in_double() ? at::kDouble : at::kFloat;
-  TORCH_CHECK_VALUE(x.dim() == 2, "x: expected a matrix (n, d), got shape ", x.sizes());
-  if (y) {
-    TORCH_CHECK_VALUE(y->dim() == 2 && y->size(1) == x.size(1), "y: expected a matrix (m, ", x.size(1), "), got shape ", y->sizes());
-    TORCH_CHECK_TYPE(y->scalar_type() == x.scalar_type(), "y: expected the dtype of x, ", x.scalar_type(), ", got ", y->scalar_type());
-    TORCH_CHECK_VALUE(y->device().is_cpu(), "y: expected a CPU tensor, got one on ", y->device());
-  }
-  const int64_t m = y ? y->size(0) : x.size(0);
-  for (const Tensor* t : {&scale, &shift})
-    TORCH_CHECK_VALUE(t->numel() == 1 && t->device().is_cpu(), "scale, shift: expected one element on the CPU, got shape ", t->sizes());
-  check_vector("bias_x", bias_x, x.size(0), small);
-  check_vector("bias_y", bias_y, m, small);
-  check_vector("group_x", group_x, x.size(0), at::kLong);
-  check_vector("group_y", group_y, m, at::kLong);
-  TORCH_CHECK_VALUE(y || !(columns || bias_x || bias_y || group_y), "y: x with itself takes no columns, biases or second groups; pass y=x");
-  TORCH_CHECK_VALUE(y || row_offset == col_offset, "mask: x with itself needs equal offsets, got ", row_offset, " and ", col_offset);
-  TORCH_CHECK_VALUE(group_x || !mask.ends_with("groups"), "mask: '", mask, "' needs group_x");
-  TORCH_CHECK_VALUE(constants.size() <= 2, "constants: expected at most 2, got ", constants.size());
-}
 
 Host TorchHost::host() {
   return Host{this, at::in_parallel_region() ? 1 : at::get_num_threads(),
@@ -82,17 +37,12 @@ void* TorchHost::allocate(size_t bytes) {
 
 template <class T>
 Prepared<T>::Prepared(const Arguments& a) {
-  a.check();
+  const Choices choices = a.check();
   task.self = !a.y;
-  task.operand = chosen<Operand>("operand", a.operand, {{"dot", Operand::dot}, {"sqdist", Operand::sqdist}});
-  task.reduce = chosen<Reduction>("reduce", a.reduce, {{"sum", Reduction::sum}, {"logsumexp", Reduction::logsumexp}});
-  task.mask = chosen<MaskKind>("mask", a.mask, {{"all", MaskKind::all},
-                                                {"off_diagonal", MaskKind::off_diagonal},
-                                                {"across_groups", MaskKind::across_groups},
-                                                {"within_groups", MaskKind::within_groups}});
-  task.pair = pair_index(a.pair);
-  TORCH_CHECK_VALUE(task.reduce == Reduction::sum || a.pair == "identity", "pair: reduce='logsumexp' goes with 'identity' only, got '", a.pair, "'");
-  TORCH_CHECK_VALUE(int(a.constants.size()) >= pair_entries[task.pair].constants, "constants: '", a.pair, "' needs ", pair_entries[task.pair].constants);
+  task.operand = choices.operand;
+  task.reduce = choices.reduce;
+  task.mask = choices.mask;
+  task.pair = choices.pair;
   for (size_t k = 0; k < a.constants.size(); k++) task.constants[k] = T(a.constants[k]);
   task.row_offset = a.row_offset;
   task.col_offset = a.col_offset;
@@ -126,7 +76,6 @@ Prepared<T>::Prepared(const Arguments& a) {
     };
     task.x.group = groups_of(*a.group_x);
     task.y.group = a.group_y ? groups_of(*a.group_y) : task.x.group;
-    TORCH_CHECK_VALUE(a.group_y || x.size(0) == y.size(0), "group_y: expected ", y.size(0), " groups, got none");
   }
   if (task.reduce == Reduction::logsumexp) bound_z();
 }

@@ -1,39 +1,12 @@
 // From the op's tensors to what the kernels read: O(n d) work, once for each call.
 #pragma once
 
-#include <ATen/ATen.h>
-
-#include <optional>
-#include <string>
 #include <vector>
 
+#include "../arguments.h"
 #include "kernels.h"
 
 namespace fastcl::cpu {
-
-using at::Tensor;
-
-// The problem as the op's flat arguments give it (fastcl/ops.py has the schema).
-struct Arguments {
-  const Tensor& x;
-  const std::optional<Tensor>& y;
-  const Tensor &scale, &shift;
-  const std::optional<Tensor>&bias_x, &bias_y, &group_x, &group_y;
-  int64_t row_offset, col_offset;
-  std::string_view mask, operand, pair;
-  at::ArrayRef<double> constants;
-  std::string_view reduce;
-  bool columns;
-
-  bool in_double() const { return x.scalar_type() == at::kDouble; }
-  void check() const;
-};
-
-struct Wanted {
-  bool x, y, scale, shift, bias_x, bias_y;
-  explicit Wanted(const std::array<bool, 6>& w) : x(w[0]), y(w[1]), scale(w[2]), shift(w[3]), bias_x(w[4]), bias_y(w[5]) {}
-  bool any() const { return x || y || scale || shift || bias_x || bias_y; }
-};
 
 // torch's intra-op threads and torch's allocator, as the kernels see them. Memory lives as long as this object.
 class TorchHost {

@@ -8,18 +8,6 @@
 namespace fastcl::cpu {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
-#define FASTCL_PROBLEM                                                                                                    \
-  const Tensor &x, const OptionalTensor &y, const Tensor &scale, const Tensor &shift, const OptionalTensor &bias_x,       \
-      const OptionalTensor &bias_y, const OptionalTensor &group_x, const OptionalTensor &group_y, int64_t row_offset,     \
-      int64_t col_offset, c10::string_view mask, c10::string_view operand, c10::string_view pair,                         \
-      at::ArrayRef<double> constants, c10::string_view reduce, bool columns
-#define FASTCL_ARGUMENTS                                                                                              \
-  Arguments {                                                                                                         \
-    x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, mask, operand, pair, constants, reduce, columns \
-  }
-
 std::tuple<Tensor, Tensor> rows(FASTCL_PROBLEM) { return kernel_rows(FASTCL_ARGUMENTS); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gradients(FASTCL_PROBLEM, const Tensor& r, const Tensor& c, const Tensor& g,

@@ -39,11 +39,10 @@ class Total {
   Tensor positive_, dpositive_;
 
  public:
-  Total(const Arguments& a, const std::optional<Tensor>& positive, Outer outer, const Wanted& wanted)
-      : p_(a), wanted_(wanted), form_{outer, nullptr, nullptr} {
+  Total(const Arguments& a, const std::optional<Tensor>& positive, std::string_view outer, const Wanted& wanted)
+      : p_(a), wanted_(wanted), form_{outer_of(outer, p_.task.reduce, positive.has_value()), nullptr, nullptr} {
     const int64_t count = positive ? p_.task.x.count : 0;
     dpositive_ = at::zeros({count}, p_.x.options());
-    TORCH_CHECK_VALUE(positive.has_value() == (outer == Outer::contrast), "positive: expected a vector exactly for outer='contrast'");
     if (!positive) return;
     TORCH_CHECK_VALUE(positive->dim() == 1 && positive->size(0) == count, "positive: expected shape (", count, ",), got ", positive->sizes());
     positive_ = positive->to(p_.x.scalar_type()).contiguous();
@@ -53,7 +52,6 @@ class Total {
 
   std::array<Tensor, 8> run() {
     const bool sum = p_.task.reduce == Reduction::sum;
-    TORCH_CHECK_VALUE(!sum || form_.outer == Outer::sum, "outer: 'contrast' and 'pooled' go with reduce='logsumexp' only");
     if (!wanted_.any()) return without_gradients();
     if (sum) return of_a_sum();
     if (form_.outer == Outer::pooled) return pooled();
@@ -164,18 +162,10 @@ class Total {
   }
 };
 
-Outer outer_of(std::string_view name) {
-  if (name == "sum") return Outer::sum;
-  if (name == "contrast") return Outer::contrast;
-  TORCH_CHECK_VALUE(name == "pooled", "outer: expected one of 'sum', 'contrast', 'pooled', got '", name, "'");
-  return Outer::pooled;
-}
-
 }  // namespace
 
 std::array<Tensor, 8> kernel_total(const Arguments& a, const std::optional<Tensor>& positive, std::string_view outer, const Wanted& wanted) {
-  const Outer form = outer_of(outer);
-  return a.in_double() ? Total<double>(a, positive, form, wanted).run() : Total<float>(a, positive, form, wanted).run();
+  return a.in_double() ? Total<double>(a, positive, outer, wanted).run() : Total<float>(a, positive, outer, wanted).run();
 }
 
 }  // namespace fastcl::cpu

@@ -10,16 +10,6 @@
 namespace fastcl::cuda {
 namespace {
 
-#define FASTCL_PROBLEM                                                                                                    \
-  const Tensor &x, const OptionalTensor &y, const Tensor &scale, const Tensor &shift, const OptionalTensor &bias_x,       \
-      const OptionalTensor &bias_y, const OptionalTensor &group_x, const OptionalTensor &group_y, int64_t row_offset,     \
-      int64_t col_offset, c10::string_view mask, c10::string_view operand, c10::string_view pair,                         \
-      at::ArrayRef<double> constants, c10::string_view reduce, bool columns
-#define FASTCL_ARGUMENTS                                                                                              \
-  Arguments {                                                                                                         \
-    x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, mask, operand, pair, constants, reduce, columns \
-  }
-
 // Neither autograd nor autocast inside (a product of float32 sums stays float32), and launches on the device of x.
 class Plain {
   at::AutoDispatchBelowADInplaceOrView no_autograd_;
@@ -63,9 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> total
                                                                                  c10::string_view outer_name, std::array<bool, 6> wanted) {
   const Plain plain(x);
   const Problem p(FASTCL_ARGUMENTS);
-  const Outer outer = outer_of(outer_name);
-  TORCH_CHECK_VALUE(p.lse() || outer == Outer::sum, "outer: 'contrast' and 'pooled' go with reduce='logsumexp' only");
-  TORCH_CHECK_VALUE(positive.has_value() == (outer == Outer::contrast), "positive: expected a vector exactly for outer='contrast'");
+  const Outer outer = outer_of(outer_name, p.reduce, positive.has_value());
   const auto serve = form(p, Wanted(wanted).any()) == Form::fused ? fused::total : strip::total;
   const Total t = serve(p, positive ? vector("positive", *positive, p.n, p) : Tensor(), outer, Wanted(wanted));
   return std::tuple_cat(std::tuple(t.value), present(t.gradients, p), std::tuple(present(t.dpositive, p)));

@@ -7,41 +7,8 @@
 namespace fastcl::cuda {
 namespace {
 
-template <class E>
-E chosen(std::string_view argument, std::string_view value, std::initializer_list<std::pair<std::string_view, E>> names) {
-  std::string list;
-  for (const auto& [name, e] : names) {
-    if (name == value) return e;
-    list += (list.empty() ? "'" : ", '") + std::string(name) + "'";
-  }
-  TORCH_CHECK_VALUE(false, argument, ": expected one of ", list, ", got '", value, "'");
-}
-
-int pair_index(std::string_view name) {
-  for (int i = 0; i < pair_count; i++)
-    if (name == pair_entries[i].name) return i;
-  TORCH_CHECK_VALUE(false, "pair: expected a pair function that was built in, got '", name,
-                    "'; run python -m fastcl.codegen and build again");
-}
-
-void check_device(std::string_view name, const Tensor& t, const Tensor& x) {
-  TORCH_CHECK_VALUE(t.device() == x.device(), name, ": expected a tensor on the device of x, ", x.device(), ", got one on ", t.device());
-}
-
 // The vector as kernels read it, element after element; undefined where there is none.
-Tensor vector(std::string_view name, const OptionalTensor& v, int64_t length, at::ScalarType dtype, const Tensor& x) {
-  if (!v) return {};
-  TORCH_CHECK_VALUE(v->dim() == 1 && v->size(0) == length, name, ": expected shape (", length, ",), got ", v->sizes());
-  TORCH_CHECK_TYPE(v->scalar_type() == dtype, name, ": expected ", dtype, ", got ", v->scalar_type());
-  check_device(name, *v, x);
-  return v->contiguous();
-}
-
-Tensor scalar(std::string_view name, const Tensor& t, at::ScalarType dtype, const Tensor& x) {
-  TORCH_CHECK_VALUE(t.numel() == 1, name, ": expected one element, got shape ", t.sizes());
-  check_device(name, t, x);
-  return t.to(dtype).reshape({});
-}
+Tensor contiguous(const OptionalTensor& v) { return v ? v->contiguous() : Tensor(); }
 
 // row_offset - col_offset, clamped to what can meet: n and m are far below 2^62.
 int64_t offset_difference(int64_t row_offset, int64_t col_offset) {
@@ -54,37 +21,16 @@ int64_t offset_difference(int64_t row_offset, int64_t col_offset) {
 }  // namespace
 
 Problem::Problem(const Arguments& a) : x(a.x), symmetric(!a.y), columns(a.columns) {
-  TORCH_CHECK_VALUE(x.dim() == 2, "x: expected a matrix (n, d), got shape ", x.sizes());
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf,
-                   "x: expected float64, float32, bfloat16 or float16, got ", x.scalar_type());
+  const Choices choices = a.check();
+  operand = choices.operand, mask = choices.mask, reduce = choices.reduce, pair = choices.pair;
   y = a.y.value_or(x);
-  TORCH_CHECK_VALUE(y.dim() == 2 && y.size(1) == x.size(1), "y: expected a matrix (m, ", x.size(1), "), got shape ", y.sizes());
-  TORCH_CHECK_TYPE(y.scalar_type() == x.scalar_type(), "y: expected the dtype of x, ", x.scalar_type(), ", got ", y.scalar_type());
-  check_device("y", y, x);
-  n = x.size(0), m = y.size(0), d = x.size(1);
-  dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  scale = scalar("scale", a.scale, dtype, x), shift = scalar("shift", a.shift, dtype, x);
-  bias_x = vector("bias_x", a.bias_x, n, dtype, x), bias_y = vector("bias_y", a.bias_y, m, dtype, x);
-  group_x = vector("group_x", a.group_x, n, at::kLong, x), group_y = vector("group_y", a.group_y, m, at::kLong, x);
-  TORCH_CHECK_VALUE(!symmetric || !(columns || a.bias_x || a.bias_y || a.group_y), "y: x with itself takes no columns, biases or second groups; pass y=x");
-  TORCH_CHECK_VALUE(!symmetric || a.row_offset == a.col_offset, "mask: x with itself needs equal offsets, got ", a.row_offset, " and ", a.col_offset);
+  n = a.n(), m = a.m(), d = x.size(1);
+  dtype = a.accumulation();
+  scale = a.scale.to(dtype).reshape({}), shift = a.shift.to(dtype).reshape({});
+  bias_x = contiguous(a.bias_x), bias_y = contiguous(a.bias_y);
+  group_x = contiguous(a.group_x), group_y = a.group_y ? contiguous(a.group_y) : group_x;
   diff = offset_difference(a.row_offset, a.col_offset);
-  operand = chosen<Operand>("operand", a.operand, {{"dot", Operand::dot}, {"sqdist", Operand::sqdist}});
-  reduce = chosen<Reduction>("reduce", a.reduce, {{"sum", Reduction::sum}, {"logsumexp", Reduction::logsumexp}});
-  mask = chosen<MaskKind>("mask", a.mask, {{"all", MaskKind::all},
-                                           {"off_diagonal", MaskKind::off_diagonal},
-                                           {"across_groups", MaskKind::across_groups},
-                                           {"within_groups", MaskKind::within_groups}});
-  if (mask == MaskKind::across_groups || mask == MaskKind::within_groups) {
-    TORCH_CHECK_VALUE(group_x.defined(), "mask: '", a.mask, "' needs group_x");
-    if (!group_y.defined()) group_y = group_x;
-    TORCH_CHECK_VALUE(group_y.size(0) == m, "group_y: expected ", m, " groups, got none");
-  }
-  pair = pair_index(a.pair);
-  TORCH_CHECK_VALUE(!lse() || a.pair == "identity", "pair: reduce='logsumexp' goes with 'identity' only, got '", a.pair, "'");
   constant_count = pair_entries[pair].constants;
-  TORCH_CHECK_VALUE(int(a.constants.size()) >= constant_count && a.constants.size() <= constants.size(), "constants: '", a.pair, "' needs ",
-                    constant_count, ", got ", a.constants.size());
   std::copy(a.constants.begin(), a.constants.end(), constants.begin());
 }
 
@@ -186,10 +132,6 @@ Tensor softmax_reference(const Tensor& r, const Tensor& c) {
   const Tensor both = at::cat({r, c}), finite = both.isfinite();
   const Tensor high = both.masked_fill(~finite, -INFINITY).amax(), low = both.masked_fill(~finite, INFINITY).amin();
   return at::stack({0.5 * (high + low), (high - low < 56.0).to(both.scalar_type())}).nan_to_num(0.0);
-}
-
-Outer outer_of(std::string_view name) {
-  return chosen<Outer>("outer", name, {{"sum", Outer::sum}, {"contrast", Outer::contrast}, {"pooled", Outer::pooled}});
 }
 
 OuterForm outer_form(Outer outer, const Tensor& r, const Tensor& positive) {

@@ -2,37 +2,10 @@
 // ATen only, no CUDA header: tensor values are never read on the host, and nothing here waits for the device.
 #pragma once
 
-#include <ATen/ATen.h>
-
-#include <array>
-#include <optional>
-#include <string_view>
-
+#include "../arguments.h"
 #include "launch.h"
 
 namespace fastcl::cuda {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-// The problem as the op's flat arguments give it (fastcl/ops.py has the schema).
-struct Arguments {
-  const Tensor& x;
-  const OptionalTensor& y;
-  const Tensor &scale, &shift;
-  const OptionalTensor &bias_x, &bias_y, &group_x, &group_y;
-  int64_t row_offset, col_offset;
-  std::string_view mask, operand, pair;
-  at::ArrayRef<double> constants;
-  std::string_view reduce;
-  bool columns;
-};
-
-struct Wanted {
-  bool x, y, scale, shift, bias_x, bias_y;
-  explicit Wanted(const std::array<bool, 6>& w) : x(w[0]), y(w[1]), scale(w[2]), shift(w[3]), bias_x(w[4]), bias_y(w[5]) {}
-  bool any() const { return x || y || scale || shift || bias_x || bias_y; }
-};
 
 // Undefined where not wanted.
 struct Gradients {
@@ -106,7 +79,6 @@ Tensor softmax_reference(const Tensor& r, const Tensor& c);
 struct OuterForm {
   Tensor value, g, dpositive;
 };
-Outer outer_of(std::string_view name);
 OuterForm outer_form(Outer outer, const Tensor& r, const Tensor& positive);
 // log(e^a + e^b); -inf where both are.
 Tensor merged(const Tensor& a, const Tensor& b);

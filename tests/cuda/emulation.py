@@ -162,7 +162,7 @@ def _mutated(library: nvcc.HostLibrary, arch: int, mutate: Callable[[str], str] 
 @functools.cache
 def _schedule() -> ctypes.CDLL:
     """The schedules and the stand-ins of the launches, built against this torch and kept with the emulator's own builds."""
-    sources = [Path(__file__).with_name("emulated.cpp"), *sorted(CSRC.glob("cuda/*.cpp"))]
+    sources = [Path(__file__).with_name("emulated.cpp"), CSRC / "arguments.cpp", *sorted(CSRC.glob("cuda/*.cpp"))]
     sources = [s for s in sources if s.name != "register.cpp"]
     includes = [CSRC, CSRC / "cuda", *cpp_extension.include_paths(), sysconfig.get_path("include")]
     flags = ["-std=c++20", "-O1", "-fPIC", "-w", *(f"-I{path}" for path in includes)]

@@ -1,0 +1,67 @@
+"""What the compiled op itself refuses: callers of torch.ops.fastcl pass no Python check on the way."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from fastcl import extension
+
+assert extension.library is not None, extension.reason
+VALID: dict[str, Any] = {
+    "x": torch.ones(4, 3), "y": torch.ones(5, 3), "scale": torch.tensor(1.0), "shift": torch.tensor(0.0), "bias_x": None,
+    "bias_y": None, "group_x": None, "group_y": None, "row_offset": 0, "col_offset": 0, "mask": "all", "operand": "dot",
+    "pair": "identity", "constants": [], "reduce": "logsumexp", "columns": False,
+}  # fmt: skip
+MASKS = "'all', 'off_diagonal', 'across_groups', 'within_groups'"
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"x": torch.ones(4)}, ValueError, "x: expected a matrix (n, d), got shape [4]"),
+    ({"x": torch.ones(4, 3).int()}, TypeError, "x: expected float64, float32, bfloat16 or float16, got Int"),
+    ({"y": torch.ones(5, 2)}, ValueError, "y: expected a matrix (m, 3), got shape [5, 2]"),
+    ({"y": torch.ones(5, 3).double()}, TypeError, "y: expected the dtype of x, Float, got Double"),
+    ({"scale": torch.ones(2)}, ValueError, "scale: expected one element, got shape [2]"),
+    ({"bias_x": torch.ones(3)}, ValueError, "bias_x: expected shape (4,), got [3]"),
+    ({"bias_y": torch.ones(5).double()}, TypeError, "bias_y: expected Float, got Double"),
+    ({"group_x": torch.ones(4)}, TypeError, "group_x: expected Long, got Float"),
+    ({"mask": "other"}, ValueError, f"mask: expected one of {MASKS}, got 'other'"),
+    ({"mask": "across_groups"}, ValueError, "mask: 'across_groups' needs group_x"),
+    ({"mask": "within_groups", "group_x": torch.arange(4)}, ValueError, "group_y: expected 5 groups, got none"),
+    ({"operand": "u"}, ValueError, "operand: expected one of 'dot', 'sqdist', got 'u'"),
+    ({"reduce": "max"}, ValueError, "reduce: expected one of 'sum', 'logsumexp', got 'max'"),
+    ({"pair": "exp"}, ValueError, "pair: reduce='logsumexp' goes with 'identity' only, got 'exp'"),
+    ({"pair": "power", "reduce": "sum"}, ValueError, "constants: 'power' needs 2, got 0"),
+    ({"y": None, "columns": True}, ValueError, "y: x with itself takes no columns, biases or second groups; pass y=x"),
+    ({"y": None, "row_offset": 1}, ValueError, "mask: x with itself needs equal offsets, got 1 and 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), REFUSED, ids=[r[2][:40] for r in REFUSED])
+def test_refused(change: dict[str, Any], kind: type[Exception], message: str) -> None:
+    torch.ops.fastcl.kernel_rows(*VALID.values())
+    with pytest.raises(kind) as caught:
+        torch.ops.fastcl.kernel_rows(*(VALID | change).values())
+    assert str(caught.value).splitlines()[0] == message
+
+
+@pytest.mark.parametrize(
+    ("outer", "positive", "reduce", "message"),
+    [
+        ("mean", None, "logsumexp", "outer: expected one of 'sum', 'contrast', 'pooled', got 'mean'"),
+        ("contrast", None, "logsumexp", "positive: expected a vector exactly for outer='contrast'"),
+        ("sum", torch.ones(4), "logsumexp", "positive: expected a vector exactly for outer='contrast'"),
+        ("pooled", None, "sum", "outer: 'contrast' and 'pooled' go with reduce='logsumexp' only"),
+    ],
+)
+def test_refused_totals(outer: str, positive: torch.Tensor | None, reduce: str, message: str) -> None:
+    arguments = (VALID | {"reduce": reduce}).values()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        torch.ops.fastcl.kernel_total(*arguments, positive, outer, [False] * 6)
+
+
+def test_a_pair_function_that_was_not_built() -> None:
+    message = "expected a pair function that was built in, got 'mine'; run python -m fastcl.codegen and build again"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        torch.ops.fastcl.kernel_rows(*(VALID | {"pair": "mine"}).values())
