@@ -18,9 +18,9 @@ from .reductions import merge
 from .reference import outer_form
 from .sides import Sides, Sums
 
-# One buffer of z, and one as large beside it for a log-sum-exp. On a CPU both should stay near the cores' own caches (at n = 2048
-# and 8192, 1 to 8 MiB ran alike, 16 MiB slower by a tenth at 2048); elsewhere each block costs launches.
-BUFFER_BYTES = {"cpu": 4 << 20}
+# One buffer of z, and one as large beside it for a log-sum-exp. On a CPU both should stay near the cores' own caches (of 1, 2, 4,
+# 8 and 16 MiB, 8 was the quickest at n = 2048 and 8192); elsewhere each block costs launches.
+BUFFER_BYTES = {"cpu": 8 << 20}
 BUFFER_BYTES_ELSEWHERE = 64 << 20
 
 

@@ -44,7 +44,8 @@ def tangent(g: Tensor, unit: Tensor, radial: Tensor) -> Tensor:
 def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x / max(|x|, 1e-12) and |x|, (n, 1), in the accumulation dtype; norms beyond the dtype's range are infinite, units right."""
     x = x.to(accumulation_dtype(x.dtype))
-    largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=1, keepdim=True)
+    # Not the infinity norm: on a CPU it takes 15 to 20 times as long as these two.
+    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
     largest = torch.where(largest > 0, largest, 1.0)
     scaled = x / largest
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
