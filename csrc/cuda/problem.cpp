@@ -30,7 +30,6 @@ Problem::Problem(const Arguments& a) : x(a.x), symmetric(!a.y), columns(a.column
   bias_x = contiguous(a.bias_x), bias_y = contiguous(a.bias_y);
   group_x = contiguous(a.group_x), group_y = a.group_y ? contiguous(a.group_y) : group_x;
   diff = offset_difference(a.row_offset, a.col_offset);
-  constant_count = pair_entries[pair].constants;
   std::copy(a.constants.begin(), a.constants.end(), constants.begin());
 }
 

@@ -29,7 +29,6 @@ struct Problem {
   Reduction reduce;
   int pair;
   std::array<double, 2> constants{};
-  int constant_count;
   int64_t n, m, d, diff;  // diff = row_offset - col_offset, clamped to what can meet
   at::ScalarType dtype;
 
