@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,15 +30,40 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        g = upstream[0].to(accumulation_dtype(x.dtype))
         unit, norm = unit_rows(x)
-        radial = torch.where(norm > 1e-12, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
-        return tangent(g, unit, radial).div_(norm.clamp(min=1e-12)).to(x.dtype)
+        g = upstream[0].to(accumulation_dtype(x.dtype))
+        return tangent(g, unit, norm > 1e-12, norm.clamp(min=1e-12)).rows.to(x.dtype)
 
 
-def tangent(g: Tensor, unit: Tensor, radial: Tensor) -> Tensor:
-    """g less its radial part, over `unit`: here a loss holds the most; elsewhere where second derivatives are asked for."""
-    return g - radial * unit if torch.is_grad_enabled() else torch.sub(g, unit.mul_(radial), out=unit)
+class Tangent(NamedTuple):
+    """(g - radial unit) / divisor, and the radial part, (n, 1), in units of `scale`, which is infinite where g is."""
+
+    rows: Tensor
+    radial: Tensor
+    scale: Tensor
+
+
+def tangent(g: Tensor, unit: Tensor, along: Tensor, divisor: Tensor) -> Tangent:
+    """The gradient g of rows less its radial part <g, unit>, that only in rows that are `along`; all over `divisor` > 0, (n, 1).
+
+    No dot product of a finite g overflows: rows of g near the end of the range are scaled down by 2^-32 meanwhile. Where a g is
+    infinite already its infinite entries alone count, as equals, and what is left of them is infinite with its sign, or 0: never
+    NaN, which comes from NaN only. `unit` is written over, but where second derivatives are asked for.
+    """
+    limits, detached = torch.finfo(g.dtype), g.detach()
+    bound = limits.max * 2.0**-32
+    largest = torch.maximum(detached.amax(1, keepdim=True), -detached.amin(1, keepdim=True))
+    scale = torch.where(largest > bound, 2.0**-32, 1.0).to(g.dtype)
+    infinite = largest == float("inf")
+    divisor = torch.where(infinite, limits.tiny, divisor * scale)
+    unscaled = torch.where(infinite, float("inf"), 1.0 / scale)
+    if torch.is_grad_enabled():
+        g = (g * scale).clamp(-bound, bound)
+        radial = torch.where(along, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
+        return Tangent((g - radial * unit) / divisor, radial, unscaled)
+    g = (g * scale).clamp_(-bound, bound)
+    radial = torch.where(along, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
+    return Tangent(g.sub_(unit.mul_(radial)).div_(divisor), radial, unscaled)
 
 
 def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:

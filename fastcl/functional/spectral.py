@@ -15,6 +15,7 @@ from ..pairs import Square
 from ..problem import accumulation_dtype
 from .energy import Pairs, Potential, visits
 from .rows import (
+    Tangent,
     at_least,
     check_backend,
     check_reduction,
@@ -111,9 +112,17 @@ class _ClipNorms(torch.autograd.Function):
         g = upstream[0].to(limit.dtype)
         unit, norm = unit_rows(x)
         clipped = ~(_norms(x) < limit)
-        radial = torch.where(clipped, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
-        dx = tangent(g, unit, radial) * torch.where(clipped, limit / torch.where(clipped, norm, 1.0), 1.0)
-        return dx.to(x.dtype), radial.sum() if ctx.needs_input_grad[1] else None
+        over = torch.where(clipped, norm / limit, 1.0)
+        found = tangent(g, unit, clipped, over)
+        return found.rows.to(x.dtype), _total(found) if ctx.needs_input_grad[1] else None
+
+
+def _total(found: Tangent) -> Tensor:
+    """The sum of the radial parts: of the infinite ones alone, as equals, where there are any, and then infinite or 0."""
+    infinite = found.scale.isinf()
+    common = torch.where(found.scale == 1.0, 2.0**-32, 1.0) * found.radial
+    common = torch.where(infinite.any() & ~infinite, 0.0, common)
+    return common.sum() * torch.where(infinite.any(), torch.finfo(common.dtype).max, 2.0**32)
 
 
 def _norms(x: Tensor) -> Tensor:

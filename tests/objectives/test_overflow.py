@@ -1,0 +1,86 @@
+"""Gradients beyond the range of a dtype, through the normalisation: right where they fit, else infinite with their sign; no NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastcl.functional.rows import normalize_rows
+from fastcl.functional.spectral import clip_norms
+from fastcl.problem import accumulation_dtype
+
+from .cases import generator
+from .witnesses import HALF, name_of
+
+DTYPES = (*HALF, torch.float32, torch.float64)
+
+
+def clipped(x: Tensor) -> Tensor:
+    return clip_norms(x, torch.full((), 0.5, dtype=accumulation_dtype(x.dtype)))
+
+
+def rows(dtype: torch.dtype, norm: float, seed: int) -> Tensor:
+    """(6, 5) of that norm."""
+    x = torch.randn(6, 5, generator=generator(seed), dtype=torch.float64)
+    return (x / x.norm(dim=1, keepdim=True) * norm).to(dtype)
+
+
+@pytest.mark.parametrize("of", [normalize_rows, clipped], ids=["normalised", "clipped"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_a_dot_product_of_large_gradients_does_not_overflow(of: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    for norm, size in ((1.0, most / 4), (16.0, most), (2.0**-6, most / 4), (16.0, 1e-3 * most), (2.0, 1.0)):
+        x, g = rows(dtype, norm, 1).requires_grad_(), rows(dtype, 1.0, 2)
+        g = (g.double() / g.double().abs().amax(1, keepdim=True) * size).to(dtype)
+        (got,) = torch.autograd.grad(of(x), x, g)
+        # In units of 2^-40 or so, so that float64 itself does not overflow.
+        e, d = x.detach().double(), g.double() * 2.0**-40
+        length = e.norm(dim=1, keepdim=True)
+        if of is clipped:  # rows of norm 0.5 or more are: 0.5 x / |x|
+            active, by = length >= 0.5, torch.where(length >= 0.5, 0.5 / length, 1.0)
+        else:
+            active, by = length > 0, 1.0 / length
+        unit = e / length
+        want = (d - torch.where(active, (d * unit).sum(1, keepdim=True), 0.0) * unit) * by
+        fits = want.abs() < 0.99 * most * 2.0**-40
+        beyond = want.abs() > 1.01 * most * 2.0**-40
+        assert not got.isnan().any()
+        assert torch.equal(got[beyond], want[beyond].sign().to(dtype) * math.inf)
+        error = (got.double() * 2.0**-40 - want).abs() / want.abs().amax(1, keepdim=True)
+        assert float(torch.where(fits, error, 0.0).max()) <= 8 * torch.finfo(dtype).eps
+        assert fits.any()
+
+
+@pytest.mark.parametrize("of", [normalize_rows, clipped], ids=["normalised", "clipped"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_infinite_gradients_stay_infinite(of: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    """A row of g with infinities gives some, with the sign of their tangential part; it gives no NaN, and leaves others alone."""
+    for norm in (1.0, 100.0, 1e4):
+        x, g = rows(dtype, norm, 1).requires_grad_(), rows(dtype, 1.0, 2)
+        (plain,) = torch.autograd.grad(of(x), x, g)
+        g[1, 3], g[2, 0], g[2, 4] = math.inf, -math.inf, math.inf
+        (got,) = torch.autograd.grad(of(x), x, g)
+        assert not got.isnan().any()
+        assert torch.equal(got[[0, 3, 4, 5]], plain[[0, 3, 4, 5]])
+        assert got[1, 3] == math.inf  # (1 - u_3^2) g_3
+        assert got[2].isinf().all()
+        g[2, 0] = math.nan
+        (got,) = torch.autograd.grad(of(x), x, g)
+        assert got[2].isnan().all()
+        assert not got[1].isnan().any()
+
+
+def test_the_limit_of_clipping_takes_no_infinity_from_another() -> None:
+    x, limit = rows(torch.float32, 2.0, 1), torch.tensor(1.0, requires_grad=True)
+    for size in (1.0, 1e38, 3e38, math.inf):
+        g = torch.zeros_like(x)
+        g[0, 0], g[1, 0], g[2, 1] = size, -size, size
+        (got,) = torch.autograd.grad(clip_norms(x, limit), limit, g)
+        unit = x.double() / x.double().norm(dim=1, keepdim=True)
+        want = float(unit[0, 0] - unit[1, 0] + unit[2, 1]) * size
+        assert not got.isnan()
+        assert abs(float(got) - want) <= 1e-6 * abs(want) if math.isfinite(size) else float(got) == want
