@@ -158,10 +158,19 @@ struct Place {
   }
 };
 
+// Whether the tile has every pair of this block and M visits all of them, so that none is tested: most blocks of a large
+// tile. The same for all of its threads.
+__device__ __forceinline__ bool visits_all(const Equation& e, const Tile& t) {
+  const int64_t i = t.i0 + int64_t(blockIdx.x) * strip_block_rows, j = t.j0 + int64_t(blockIdx.y) * strip_block_cols;
+  if (i + strip_block_rows > t.i1 || j + strip_block_cols > t.j1) return false;
+  const int64_t met = i + e.diff - j;  // the block's column that its first row leaves out
+  return e.mask == MaskKind::all || (e.mask == MaskKind::off_diagonal && (met >= strip_block_cols || met <= -strip_block_rows));
+}
+
 // Four neighbouring elements. Memory beyond the tile's columns is neither read nor written.
-template <class T>
+template <bool all, class T>
 __device__ __forceinline__ void load_four(const T* from, int inside, T (&v)[lane_cols]) {
-  if (inside == lane_cols) {
+  if (all || inside == lane_cols) {
     if constexpr (sizeof(T) == 4) {
       const float4 q = *reinterpret_cast<const float4*>(from);
       v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
@@ -217,12 +226,18 @@ template <class T>
 struct Logits {
   const Equation e;
   T a, b;
-  bool sqdist;
+  bool sqdist, terms;
 
   __device__ __forceinline__ explicit Logits(const Equation& equation)
-      : e(equation), a(*static_cast<const T*>(e.scale)), b(*static_cast<const T*>(e.shift)), sqdist(e.operand == Operand::sqdist) {}
+      : e(equation), a(*static_cast<const T*>(e.scale)), b(*static_cast<const T*>(e.shift)), sqdist(e.operand == Operand::sqdist),
+        terms(sqdist || e.bias_x != nullptr || e.bias_y != nullptr) {}
 
   __device__ __forceinline__ void of_row(int64_t i, const Columns<T>& cols, T (&v)[lane_cols]) const {
+    if (!terms) {
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) v[c] = a * v[c] + b;
+      return;
+    }
     const T term = b + at_or<T>(e.bias_x, i, true, T(0));
     const T norm = at_or<T>(e.norm_x, i, true, T(0));
 #pragma unroll
@@ -233,7 +248,7 @@ struct Logits {
   }
 
   // Bit c is set where M visits (i, col + c) and the tile has that column.
-  __device__ __forceinline__ unsigned visits(int64_t i, const Place& p, const Columns<T>& cols) const {
+  __device__ __forceinline__ unsigned visits(int64_t i, const Place& p, const int64_t (&groups)[lane_cols]) const {
     unsigned bits = (1u << p.inside) - 1u;
     if (e.mask == MaskKind::off_diagonal) {
       const int64_t c = i + e.diff - p.col;
@@ -243,7 +258,7 @@ struct Logits {
       const bool across = e.mask == MaskKind::across_groups;
 #pragma unroll
       for (int c = 0; c < lane_cols; c++)
-        if ((group == cols.group[c]) == across) bits &= ~(1u << c);
+        if ((group == groups[c]) == across) bits &= ~(1u << c);
     }
     return bits;
   }

@@ -26,16 +26,22 @@ struct Partial {
   __device__ __forceinline__ int64_t col_plane() const { return gridDim.x * cols; }
 };
 
-// The dot products of row r turned into z; returns the visited pairs as one bit each.
-template <class T>
-__device__ __forceinline__ unsigned load_row(const StripReduce& args, const Place& p, int r, const Columns<T>& cols, const Logits<T>& logits, T (&z)[lane_cols]) {
-  const Tile& t = args.tile;
-  const int64_t i = p.row + r;
-  const bool present = i < t.i1;
-  load_four(static_cast<const T*>(t.dot) + (i - t.i0) * t.pitch + (p.col - t.j0), present ? p.inside : 0, z);
-  if (!present) return 0;
-  logits.of_row(i, cols, z);
-  return logits.visits(i, p, cols);
+// The dot products of a warp's rows turned into z, one row after the other: body(r, z, visited), a bit for each visited pair.
+template <bool all, int unrolled, class T, class Body>
+__device__ __forceinline__ void each_row(const Tile& t, const Place& p, const Columns<T>& cols, const Logits<T>& logits,
+                                         Body body) {
+  const T* from = static_cast<const T*>(t.dot) + (p.row - t.i0) * t.pitch + (p.col - t.j0);
+#pragma unroll(unrolled)
+  for (int r = 0; r < warp_rows; r++, from += t.pitch) {
+    const int64_t i = p.row + r;
+    const bool present = all || i < t.i1;
+    T z[lane_cols];
+    load_four<all>(from, present ? p.inside : 0, z);
+    unsigned visited = (1u << lane_cols) - 1u;
+    if (!all) visited = present ? logits.visits(i, p, cols.group) : 0;
+    if (present) logits.of_row(i, cols, z);
+    body(r, z, visited);
+  }
 }
 
 template <class T, class Pair>
@@ -47,10 +53,8 @@ __global__ __launch_bounds__(threads) void reduce_sum(const StripReduce args) {
   const Logits<T> logits(args.equation);
   RowSums<T> rows;
   T col[lane_cols] = {};
-#pragma unroll(unrolled_rows<T>)
-  for (int r = 0; r < warp_rows; r++) {
-    T z[lane_cols], row = T(0);
-    const unsigned visited = load_row(args, p, r, cols, logits, z);
+  const auto add = [&](int r, const T (&z)[lane_cols], unsigned visited) {
+    T row = T(0);
 #pragma unroll
     for (int c = 0; c < lane_cols; c++) {
       const T value = visited >> c & 1u ? value_of<Pair>(z[c], k) : T(0);
@@ -58,7 +62,9 @@ __global__ __launch_bounds__(threads) void reduce_sum(const StripReduce args) {
       col[c] += value;
     }
     rows.set(r, row, p.lane);
-  }
+  };
+  if (visits_all(args.equation, args.tile)) each_row<true, unrolled_rows<T>>(args.tile, p, cols, logits, add);
+  else each_row<false, unrolled_rows<T>>(args.tile, p, cols, logits, add);
   const Partial<T> out(args, p);
   const T of_row = rows.of_lane(p.lane);
   if (out.stores_row(p.lane)) *out.row = of_row;
@@ -80,15 +86,15 @@ __global__ __launch_bounds__(threads) void reduce_logsumexp(const StripReduce ar
   const Logits<T> logits(args.equation);
   T z[warp_rows][lane_cols];
   T top = -infinity<T>();
-#pragma unroll
-  for (int r = 0; r < warp_rows; r++) {
-    const unsigned visited = load_row(args, p, r, cols, logits, z[r]);
+  const auto keep = [&](int r, const T (&row)[lane_cols], unsigned visited) {
 #pragma unroll
     for (int c = 0; c < lane_cols; c++) {
-      if (!(visited >> c & 1u)) z[r][c] = -infinity<T>();
+      z[r][c] = visited >> c & 1u ? row[c] : -infinity<T>();
       top = highest(top, z[r][c]);
     }
-  }
+  };
+  if (visits_all(args.equation, args.tile)) each_row<true, warp_rows>(args.tile, p, cols, logits, keep);
+  else each_row<false, warp_rows>(args.tile, p, cols, logits, keep);
   top = over_warp<Maximum>(top);
   if (p.lane == 0) tops[p.warp] = top;
   __syncthreads();

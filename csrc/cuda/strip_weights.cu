@@ -1,157 +1,265 @@
 // A tile of dot products turned into weights in the dtype of the operands, with W 1, W^T 1 and the row sums of f on the way.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "strip.cuh"
 
 namespace fastcl::cuda {
 namespace {
 
-// Two weights in 16 bits each, the first in the lower half, and a weight back from its bits.
-struct Bfloat16 {
-  __device__ __forceinline__ static unsigned pack(float a, float b) {
-    const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
-    return reinterpret_cast<const unsigned&>(both);
+// Stores four neighbouring weights.
+template <class H>
+__device__ __forceinline__ void store_halves(unsigned short* to, int inside, const float (&w)[lane_cols]) {
+  const unsigned low = pack<H>(w[0], w[1]), high = pack<H>(w[2], w[3]);
+  if (inside == lane_cols) {
+    // Of a uint2 nvcc makes two stores, each of half a sector.
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(low), "r"(high) : "memory");
+    return;
   }
-  __device__ __forceinline__ static float back(unsigned bits) { return __uint_as_float(bits << 16); }
-};
-struct Float16 {
-  __device__ __forceinline__ static unsigned pack(float a, float b) {
-    const __half2 both = __floats2half2_rn(a, b);
-    return reinterpret_cast<const unsigned&>(both);
-  }
-  __device__ __forceinline__ static float back(unsigned bits) { return __half2float(__ushort_as_half(static_cast<unsigned short>(bits))); }
-};
-
-// Stores four neighbouring weights; w becomes what was stored.
-template <class Format>
-__device__ __forceinline__ void store_halves(void* weights, int64_t offset, int inside, float (&w)[lane_cols]) {
-  unsigned short* const to = static_cast<unsigned short*>(weights) + offset;
-  const uint2 bits = {Format::pack(w[0], w[1]), Format::pack(w[2], w[3])};
-  const unsigned each[lane_cols] = {bits.x & 0xffffu, bits.x >> 16, bits.y & 0xffffu, bits.y >> 16};
-  // As one number: of a uint2 nvcc makes two stores, each of half a sector.
-  if (inside == lane_cols) *reinterpret_cast<uint64_t*>(to) = uint64_t(bits.y) << 32 | bits.x;
+  const unsigned each[lane_cols] = {low & 0xffffu, low >> 16, high & 0xffffu, high >> 16};
 #pragma unroll
-  for (int c = 0; c < lane_cols; c++) {
-    if (inside != lane_cols && c < inside) to[c] = static_cast<unsigned short>(each[c]);
-    w[c] = Format::back(each[c]);
-  }
+  for (int c = 0; c < lane_cols; c++)
+    if (c < inside) to[c] = static_cast<unsigned short>(each[c]);
 }
 template <class T>
-__device__ __forceinline__ void store_four(const StripWeights& args, int64_t offset, int inside, T (&w)[lane_cols]) {
+__device__ __forceinline__ void store_four(void* weights, int64_t offset, Dtype dtype, int inside, const T (&w)[lane_cols]) {
   if constexpr (sizeof(T) == 4) {
-    if (args.weights_dtype == Dtype::bfloat16) return store_halves<Bfloat16>(args.weights, offset, inside, w);
-    if (args.weights_dtype == Dtype::float16) return store_halves<Float16>(args.weights, offset, inside, w);
+    unsigned short* const halves = static_cast<unsigned short*>(weights) + offset;
+    if (dtype == Dtype::bfloat16) return store_halves<bf16>(halves, inside, w);
+    if (dtype == Dtype::float16) return store_halves<f16>(halves, inside, w);
   }
-  T* const to = static_cast<T*>(args.weights) + offset;
+  T* const to = static_cast<T*>(weights) + offset;
   if (inside == lane_cols) return store_vectors(to, w);
 #pragma unroll
   for (int c = 0; c < lane_cols; c++)
     if (c < inside) to[c] = w[c];
 }
+// w as store_four rounds it.
+template <class T>
+__device__ __forceinline__ T rounded_to(Dtype dtype, T w) {
+  if constexpr (sizeof(T) == 4) {
+    if (dtype == Dtype::bfloat16) return rounded<bf16>(w);
+    if (dtype == Dtype::float16) return rounded<f16>(w);
+  }
+  return w;
+}
+
+// What a row or column brings to its weights: a term of z, the factor of the weight, and log, r or c, where two exponentials
+// need both.
+template <class T>
+struct Brought {
+  T term, factor, log;
+};
+
+// What the rows and columns of a block bring, in shared memory, formed once by one thread each.
+template <class T>
+struct Staged {
+  struct alignas(2 * sizeof(T)) Row {
+    T term, factor;
+  };
+  Row row[strip_block_rows];
+  T row_log[strip_block_rows], row_norm[strip_block_rows];
+  alignas(16) T col[4][strip_block_cols];  // term, factor, log, norm
+
+  template <class Weights>
+  __device__ __forceinline__ void fill(const StripWeights& args, const Weights& weights) {
+    const Equation& e = args.equation;
+    const Tile& t = args.tile;
+    const int k = threadIdx.x, own = k - int(strip_block_cols);
+    if (k < strip_block_cols) {
+      const int64_t j = t.j0 + int64_t(blockIdx.y) * strip_block_cols + k;
+      const bool inside = j < t.j1;
+      const Brought<T> y = weights.column(j, inside);
+      col[0][k] = y.term + at_or<T>(e.bias_y, j, inside, T(0)), col[1][k] = y.factor, col[2][k] = y.log;
+      col[3][k] = at_or<T>(e.norm_y, j, inside, T(0));
+    } else if (own < strip_block_rows) {
+      const int64_t i = t.i0 + int64_t(blockIdx.x) * strip_block_rows + own;
+      const bool inside = i < t.i1;
+      const Brought<T> x = weights.row(i, inside);
+      row[own] = {*static_cast<const T*>(e.shift) + at_or<T>(e.bias_x, i, inside, T(0)) + x.term, x.factor};
+      row_log[own] = x.log, row_norm[own] = at_or<T>(e.norm_x, i, inside, T(0));
+    }
+    __syncthreads();
+  }
+};
+
+// What a lane's four columns bring.
+template <class T>
+struct ColumnsOf {
+  T term[lane_cols], factor[lane_cols], log[lane_cols], norm[lane_cols];
+  int64_t group[lane_cols];
+  bool terms;
+
+  __device__ __forceinline__ ColumnsOf(const Staged<T>& staged, int lane) {
+    load_four<true>(staged.col[0] + lane_cols * lane, lane_cols, term);
+    load_four<true>(staged.col[1] + lane_cols * lane, lane_cols, factor);
+    load_four<true>(staged.col[2] + lane_cols * lane, lane_cols, log);
+    load_four<true>(staged.col[3] + lane_cols * lane, lane_cols, norm);
+  }
+};
 
 // w_ij = f'(z_ij) (g_i + h_j)
 template <class T, class Pair>
 struct SumWeights {
-  T h[lane_cols], k[2], g;
+  static constexpr bool has_values = true;
+
+  T k[2];
   const Weighting from;
 
-  __device__ __forceinline__ SumWeights(const StripWeights& args, const Place& p) : from(args.weighting) {
+  __device__ __forceinline__ explicit SumWeights(const StripWeights& args) : from(args.weighting) {
     k[0] = T(args.equation.constants[0]), k[1] = T(args.equation.constants[1]);
-    load_columns(from.h, p, T(0), h);
   }
-  __device__ __forceinline__ void row(int64_t i) { g = at_or<T>(from.g, i, true, T(0)); }
-  __device__ __forceinline__ T of(T z, int c) const { return slope_of<Pair>(z, k) * (g + h[c]); }
+  __device__ __forceinline__ Brought<T> row(int64_t i, bool inside) const { return side(from.g, i, inside); }
+  __device__ __forceinline__ Brought<T> column(int64_t j, bool inside) const { return side(from.h, j, inside); }
+  __device__ __forceinline__ Brought<T> side(const void* own, int64_t k, bool inside) const {
+    return {T(0), at_or<T>(own, k, inside, T(0)), T(0)};
+  }
+  __device__ __forceinline__ bool column_terms() const { return false; }
+  __device__ __forceinline__ void of_row(const T (&z)[lane_cols], T factor, T, const ColumnsOf<T>& cols,
+                                         T (&w)[lane_cols]) const {
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) w[c] = slope_of<Pair>(z[c], k) * (factor + cols.factor[c]);
+  }
   __device__ __forceinline__ T value(T z) const { return value_of<Pair>(z, k); }
 };
 
-// w_ij = g_i e^(z_ij - r_i) + h_j e^(z_ij - c_j), by one exponential where all r and c are close to rho: with every
-// |r_i - rho|, |c_j - rho| < 28 no factor passes 2^41, and what e^(z_ij - rho) flushes to 0 is under 2^-85 of its row and
-// of its column. Differences are taken before the change of base: z log2 e - r log2 e would round twice at the size of z.
+// w_ij = g_i e^(z_ij - r_i) + h_j e^(z_ij - c_j). One exponential serves g or h alone, r or c being a term of z; and both
+// where all r and c are close to rho: with every |r_i - rho|, |c_j - rho| < 28 no factor g e^(rho - r) passes 2^41, and what
+// e^(z_ij - rho) flushes to 0 is under 2^-85 of its row and of its column. Differences are taken before the change of base:
+// z log2 e - r log2 e would round twice at the size of z.
 template <class T>
 struct SoftmaxWeights {
-  T h[lane_cols], c_[lane_cols], g, r, rho;
-  bool close;
+  static constexpr bool has_values = false;
+
+  T rho;
+  bool close, single;
   const Weighting from;
 
-  __device__ __forceinline__ SoftmaxWeights(const StripWeights& args, const Place& p) : from(args.weighting) {
+  __device__ __forceinline__ explicit SoftmaxWeights(const StripWeights& args) : from(args.weighting) {
     close = from.reference != nullptr && static_cast<const T*>(from.reference)[1] > T(0);
     rho = close ? static_cast<const T*>(from.reference)[0] : T(0);
-    load_columns(from.h, p, T(0), h);
-    load_columns(from.c, p, infinity<T>(), c_);
+    single = close || from.g == nullptr || from.h == nullptr;
+  }
+  __device__ __forceinline__ Brought<T> side(const void* own, const void* logs, int64_t k, bool inside) const {
+    T factor = at_or<T>(own, k, inside, T(0)), log = at_or<T>(logs, k, inside, infinity<T>());
+    // Where nothing was reduced +inf: z - log is then -inf, and the weight exactly 0.
+    if (log == -infinity<T>()) log = infinity<T>();
+    if (close) factor *= exponential(rho - log);
+    return {single && !close && own != nullptr ? -log : T(0), factor, log};
+  }
+  __device__ __forceinline__ Brought<T> row(int64_t i, bool inside) const {
+    Brought<T> x = side(from.g, from.r, i, inside);
+    x.term -= rho;
+    return x;
+  }
+  __device__ __forceinline__ Brought<T> column(int64_t j, bool inside) const {
+    return side(from.h, from.c, j, inside);
+  }
+  __device__ __forceinline__ bool column_terms() const { return from.g == nullptr; }
+  __device__ __forceinline__ void of_row(const T (&z)[lane_cols], T factor, T log, const ColumnsOf<T>& cols,
+                                         T (&w)[lane_cols]) const {
+    if (single) {
 #pragma unroll
-    for (int c = 0; c < lane_cols; c++) {
-      c_[c] = normaliser(c_[c]);
-      if (close) h[c] *= exponential(rho - c_[c]);
+      for (int c = 0; c < lane_cols; c++) w[c] = exponential(z[c]) * (factor + cols.factor[c]);
+    } else {
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++)
+        w[c] = exponential(z[c] - log) * factor + exponential(z[c] - cols.log[c]) * cols.factor[c];
     }
   }
-  // +inf where nothing was reduced: z - r is then -inf, and the weight exactly 0.
-  __device__ __forceinline__ static T normaliser(T r) { return r == -infinity<T>() ? infinity<T>() : r; }
-  __device__ __forceinline__ void row(int64_t i) {
-    g = at_or<T>(from.g, i, true, T(0));
-    r = normaliser(at_or<T>(from.r, i, true, infinity<T>()));
-    if (close) g *= exponential(rho - r);
-  }
-  __device__ __forceinline__ T of(T z, int c) const {
-    if (close) return exponential(z - rho) * (g + h[c]);
-    T w = T(0);
-    if (from.g != nullptr) w = exponential(z - r) * g;
-    if (from.h != nullptr) w += exponential(z - c_[c]) * h[c];
-    return w;
-  }
-  __device__ __forceinline__ T value(T) const { return T(0); }
 };
 
+// The sums of a thread's weights: of its rows, of f over them, and of its columns.
+template <class T>
+struct WeightSums {
+  RowSums<T> rows, values;
+  T col[lane_cols] = {};
+};
+
+// Turns a row of four dot products into weights and adds them to the sums; pairs of `all` without a test.
+template <bool all, class T, class Weights>
+__device__ __forceinline__ void weigh_row(const StripWeights& args, const Place& p, int r, int64_t offset, const Logits<T>& logits,
+                                          const Weights& weights, const Staged<T>& staged, const ColumnsOf<T>& cols,
+                                          T (&z)[lane_cols], WeightSums<T>& sums) {
+  const int own = p.warp * warp_rows + r;
+  const auto [term, factor] = staged.row[own];
+  if (logits.sqdist)
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) z[c] = Sqdist::of(z[c], staged.row_norm[own], cols.norm[c]);
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++) z[c] = logits.a * z[c] + term;
+  if (cols.terms)
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) z[c] += cols.term[c];
+  T w[lane_cols], row = T(0);
+  weights.of_row(z, factor, staged.row_log[own], cols, w);
+  const unsigned visited = all ? (1u << lane_cols) - 1u : logits.visits(p.row + r, p, cols.group);
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++)
+    if (!(visited >> c & 1u)) w[c] = T(0);
+  store_four(args.weights, offset, args.weights_dtype, all ? lane_cols : p.inside, w);
+  // diag(W 1) X - W Y cancels: both terms take the same rounded weights.
+  if (logits.sqdist)
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) w[c] = rounded_to(args.weights_dtype, w[c]);
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++) {
+    row += w[c];
+    sums.col[c] += w[c];
+  }
+  sums.rows.set(r, row, p.lane);
+  if constexpr (Weights::has_values) {
+    if (args.values == nullptr) return;
+    T value = T(0);
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) value += visited >> c & 1u ? weights.value(z[c]) : T(0);
+    sums.values.set(r, value, p.lane);
+  }
+}
+
+template <bool all, class T, class Weights>
+__device__ __forceinline__ void weigh_rows(const StripWeights& args, const Place& p, const Weights& weights,
+                                           const Staged<T>& staged, WeightSums<T>& sums) {
+  constexpr int ahead = sizeof(T) == 4 ? 4 : 1;  // rows that are loaded before the first of them is used
+  const Tile& t = args.tile;
+  const Logits<T> logits(args.equation);
+  ColumnsOf<T> cols(staged, p.lane);
+  cols.terms = args.equation.bias_y != nullptr || weights.column_terms();
+  if (!all) load_columns(args.equation.group_y, p, int64_t(0), cols.group);
+  int64_t offset = (p.row - t.i0) * t.pitch + (p.col - t.j0);
+  const int rows = all ? warp_rows : int(min(int64_t(warp_rows), t.i1 - p.row));
+#pragma unroll(unrolled_rows<T> / ahead)
+  for (int r0 = 0; r0 < warp_rows; r0 += ahead) {
+    T z[ahead][lane_cols];
+#pragma unroll
+    for (int k = 0; k < ahead; k++)
+      if (r0 + k < rows) load_four<all>(static_cast<const T*>(t.dot) + offset + k * t.pitch, p.inside, z[k]);
+#pragma unroll
+    for (int k = 0; k < ahead; k++, offset += t.pitch)
+      if (r0 + k < rows) weigh_row<all>(args, p, r0 + k, offset, logits, weights, staged, cols, z[k], sums);
+  }
+}
+
 template <class T, class Weights>
-__global__ __launch_bounds__(threads) void weigh(const StripWeights args) {
+__global__ __launch_bounds__(threads, sizeof(T) == 4 ? 3 : 2) void weigh(const StripWeights args) {
   __shared__ T shared[warps * strip_block_cols];
+  __shared__ Staged<T> staged;
   const Tile& t = args.tile;
   const Place p(t);
-  const Columns<T> cols(args.equation, p);
-  const Logits<T> logits(args.equation);
-  Weights weights(args, p);
-  RowSums<T> rows_of_w, values;
-  T col[lane_cols] = {};
-#pragma unroll(unrolled_rows<T>)
-  for (int r = 0; r < warp_rows; r++) {
-    T row = T(0), value = T(0);
-    const int64_t i = p.row + r;
-    if (i >= t.i1) continue;
-    const int64_t offset = (i - t.i0) * t.pitch + (p.col - t.j0);
-    T z[lane_cols], w[lane_cols];
-    load_four(static_cast<const T*>(t.dot) + offset, p.inside, z);
-    logits.of_row(i, cols, z);
-    const unsigned visited = logits.visits(i, p, cols);
-    weights.row(i);
-#pragma unroll
-    for (int c = 0; c < lane_cols; c++) w[c] = visited >> c & 1u ? weights.of(z[c], c) : T(0);
-    if (args.values != nullptr)
-#pragma unroll
-      for (int c = 0; c < lane_cols; c++) value += visited >> c & 1u ? weights.value(z[c]) : T(0);
-    T stored[lane_cols] = {w[0], w[1], w[2], w[3]};
-    store_four(args, offset, p.inside, stored);
-    // For sqdist diag(W 1) X - W Y cancels: both terms take the same rounded weights.
-#pragma unroll
-    for (int c = 0; c < lane_cols; c++) {
-      const T counted = logits.sqdist ? stored[c] : w[c];
-      row += counted;
-      col[c] += counted;
-    }
-    rows_of_w.set(r, row, p.lane);
-    values.set(r, value, p.lane);
-  }
+  const Weights weights(args);
+  staged.fill(args, weights);
+  WeightSums<T> sums;
+  if (visits_all(args.equation, t)) weigh_rows<true>(args, p, weights, staged, sums);
+  else weigh_rows<false>(args, p, weights, staged, sums);
   const int64_t rows = t.i1 - t.i0, i = int64_t(blockIdx.x) * strip_block_rows + p.warp * warp_rows + p.lane / 4;
   const bool stores_row = p.lane % 4 == 0 && i < rows;
   if (args.row_sums != nullptr) {
-    const T sum = rows_of_w.of_lane(p.lane);
+    const T sum = sums.rows.of_lane(p.lane);
     if (stores_row) static_cast<T*>(args.row_sums)[blockIdx.y * rows + i] = sum;
   }
   if (args.values != nullptr) {
-    const T sum = values.of_lane(p.lane);
+    const T sum = sums.values.of_lane(p.lane);
     if (stores_row) static_cast<T*>(args.values)[blockIdx.y * rows + i] = sum;
   }
   if (args.col_sums != nullptr) {
-    const T sum = over_warps<Sum>(col, shared, p.warp, p.lane);
+    const T sum = over_warps<Sum>(sums.col, shared, p.warp, p.lane);
     const int64_t m = t.j1 - t.j0, j = int64_t(blockIdx.y) * strip_block_cols + threadIdx.x;
     if (threadIdx.x < strip_block_cols && j < m) static_cast<T*>(args.col_sums)[blockIdx.x * m + j] = sum;
   }

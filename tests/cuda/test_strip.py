@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
 # Several tiles, several blocks in a tile, ragged in n and m; every dtype, operand, mask and kind of side once.
 SUBSET = [
-    Case(80, 200, 300, 40, BF16, bias=True),
+    Case(80, 140, 270, 40, BF16, bias=True),
     Case(80, 150, 270, 24, F32, mask="across_groups"),
     Case(80, 270, None, 33, F16),
     Case(80, 130, 140, 17, F64, operand="sqdist", bias=True),
@@ -281,6 +281,21 @@ def test_access_is_coalesced_and_without_bank_conflicts(monkeypatch: pytest.Monk
                 if name.startswith("strip_"):
                     assert not stats.conflicts_by_site(), name
                     assert not stats.uncoalesced_by_site(), name
+
+
+@pytest.mark.parametrize("mask", ["off_diagonal", "across_groups"])
+def test_one_exponential_a_pair(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both kernels, 1/43 more where weights bring r and c to one reference; two where r or c are far from it."""
+    monkeypatch.setenv("FASTCL_CUDA_WORKSPACE_MB", "2")
+    n, m = 128, 256
+    p = problem(n, m, 16, mask=mask, columns=True, dtype=BF16)
+    up = upstream(p)
+    with emulated() as session:
+        r, c = serving(p).rows(p)
+        for far in (0.0, 100.0):
+            serving(p).gradients(p, r, c + far, up.g, up.h, all_wanted(p))
+        counts = [s.mufu / (n * m) for s, name in zip(session.stats, session.names, strict=True) if name.startswith("strip")]
+    assert counts == [1.0, 1.0 + 192 / 8192, 2.0]
 
 
 def test_only_inside_the_context_and_cpu_kernels_stay_beside() -> None:
