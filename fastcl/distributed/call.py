@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .. import batch, checks
+from .. import batch, checks, loss_scaling
 from .agreement import CONVENTIONS, Call, agree, bound
 from .shards import STRATEGIES, Shards
 from .wire import Wire
@@ -34,7 +34,7 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if kwargs.get("group") is None:
-            return function(*args, **kwargs)
+            return loss_scaling.scaled(function, args, kwargs)
         return _over_ranks(function, args, kwargs)
 
     return call
@@ -48,11 +48,12 @@ def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     if wire.world == 1:
         checks.one_of("gradient", gradient, CONVENTIONS)
         checks.one_of("strategy", strategy, STRATEGIES)
-        return function(**arguments)
+        return loss_scaling.scaled(function, (), arguments)
     call = Call(function, arguments, {"gradient": gradient, "strategy": strategy})
     shards = Shards(wire, agree(wire, call), strategy)
+    rows = max((sum(layout) for layout in shards.layouts), default=0)
     with batch.over(shards):
-        answer = function(**arguments)
+        answer = loss_scaling.scaled(function, (), arguments, rows, shards.largest)
     return answer if gradient == "ddp" else _shared(answer, wire.world)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import checks
 from ..distributed import Group, over_ranks
 from ..pairs import CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
+from ..problem import accumulation_dtype
 from .energy import Pairs, Potential
 from .rows import (
     at_least,
@@ -39,6 +40,8 @@ EPS = 1e-6  # how near to the edge of a conjugate's domain a cosine may come
 DIVERGENCES = ("kl", "js", "pearson", "sh", "tsallis", "vlc", "rkl", "neyman", "jeffrey")
 SIMILARITIES = ("gaussian", "cosine")
 NEGATIVES = ("xx", "xx+yy", "xy")
+# The critic grows as e^{-rate l}; that of Tsallis at 1 - q.
+RATES = {"sh": 0.5, "rkl": 1.0, "neyman": 2.0, "jeffrey": 1.0}
 
 
 class Divergence(NamedTuple):
@@ -129,7 +132,9 @@ def f_micl(
         L = -mean_i s_ii + alpha mean_{i != j} f*(s_ij),           s = <x, y>   (similarity="cosine")
 
     Source: Lu et al. 2023 (arXiv 2402.10150), eq. objective_sample and table 1. The table's composition for VLC is misprinted;
-    f* o f' of its own f* and f' is what is computed here. With mu = 1, alpha absorbs the kernel's constant.
+    f* o f' of its own f* and f' is what is computed here. With mu = 1, alpha absorbs the kernel's constant. Divergences that grow
+    with 1 / u ("sh", "rkl", "neyman", "jeffrey", "tsallis" with q < 1) are worked out in a wider dtype where that may be large: for
+    a large beta, one in a tensor, or rows that are not normalised. A value or gradient beyond the range of its dtype is infinite.
 
     Args:
         x: (n, d) floating, n >= 2.
@@ -173,6 +178,11 @@ def f_micl(
             )
     scale, shift = (-checks.positive_number("beta", beta), _log("mu", mu)) if gaussian else (1.0, 0.0)
     d = gaussian_divergence(divergence, q) if gaussian else cosine_divergence(divergence, q)
+    checks.pair_of_matrices("x", x, "y", y, same_rows=True)
+    dtype = accumulation_dtype(x.dtype)
+    if gaussian:
+        wide = _working_dtype(divergence, q, beta, mu, normalize, x.dtype)
+        x, y = (rows.to(torch.promote_types(rows.dtype, wide)) for rows in (x, y))
     x, y = views(x, y, normalize)
     at_least(2, x, "f_micl")
     v = row_sqdist(x, y) if gaussian else row_dot(x, y)
@@ -183,7 +193,7 @@ def f_micl(
     negative = energies[0] if len(energies) == 1 else 0.5 * (energies[0] + energies[1])
     positive = reduced(d.critic(v), reduction, "f_micl")
     loss = checks.scalar("alpha", alpha, x) * negative - positive
-    return FMICLTerms(loss, positive, negative) if return_terms else loss
+    return FMICLTerms(loss.to(dtype), positive.to(dtype), negative.to(dtype)) if return_terms else loss.to(dtype)
 
 
 @over_ranks
@@ -231,6 +241,22 @@ def f_micl_dv(
     at_least(2, x, "f_micl_dv")
     aligned = reduced(times(beta, row_sqdist(x, y)), reduction, "f_micl_dv")
     return aligned + log_mean_gaussian(x, beta, groups, backend)
+
+
+def _working_dtype(
+    divergence: str, q: float | None, beta: float | Tensor, mu: float | Tensor, normalize: bool, dtype: torch.dtype
+) -> torch.dtype:
+    """A dtype with room above the largest power of 1 / u: float32 up to e^30, float16 none; float64 ends at e^700.
+
+    Unit rows are at most 2 apart. How far others are, and what a tensor holds, is not known here.
+    """
+    rate = 1.0 - q if divergence == "tsallis" and q is not None else RATES.get(divergence, 0.0)
+    if rate <= 0.0:
+        return dtype
+    if not normalize or isinstance(beta, Tensor) or isinstance(mu, Tensor):
+        return torch.float64
+    log = rate * (4.0 * beta - math.log(mu))
+    return torch.float64 if log > 30.0 else torch.promote_types(dtype, torch.float32) if log > 2.0 else dtype
 
 
 def _check_order(divergence: str, q: float | None) -> None:

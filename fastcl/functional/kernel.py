@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,8 +58,9 @@ def kcl(
 
     As in the authors' code: the log kernel's 1/2 stands in the energy alone (so its gamma counts half), and gaussian_riesz
     aligns at t = 2 whatever t is. Riesz kernels clamp d^2 at 4 eps of the accumulation dtype (4.8e-7 in float32), where d^2
-    itself is rounded, with gradient 0 below. With kernel="riesz" and t > 0 the alignment -2 d^{-t} is unbounded below (but
-    for the clamp): a warning says so once; gaussian_riesz is what is meant.
+    itself is rounded, with gradient 0 below; where powers at that distance leave the rows' dtype, all is worked out in a wider
+    one. With kernel="riesz" and t > 0 the alignment -2 d^{-t} is unbounded below (but for the clamp): a warning says so once;
+    gaussian_riesz is what is meant.
 
     Source: Koromilas et al. 2024 (arXiv 2405.18045), and the authors' code for the kernels' constants.
 
@@ -85,6 +87,11 @@ def kcl(
     """
     check_reduction(reduction)
     k = _kernel(kernel, t, u)
+    checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+    dtype = accumulation_dtype(u.dtype)
+    if "riesz" in kernel:
+        wide = _working_dtype(t, u.dtype)
+        u, v = (x.to(torch.promote_types(x.dtype, wide)) for x in (u, v))
     u, v = views(u, v, normalize, ("u", "v"))
     at_least(2, u, "kcl")
     weight = checks.scalar("gamma", gamma, u)
@@ -92,7 +99,8 @@ def kcl(
     energies = [
         Pairs(x, None, mask, "sqdist", k.scale, reduction=reduction, backend=backend).energy(k.energy) for x in (u, v)
     ]
-    return weight * (energies[0] + energies[1]) - 2.0 * reduced(k.alignment(row_sqdist(u, v)), reduction, "kcl")
+    loss = weight * (energies[0] + energies[1]) - 2.0 * reduced(k.alignment(row_sqdist(u, v)), reduction, "kcl")
+    return loss.to(dtype)
 
 
 def _kernel(name: str, t: float | Tensor, rows: Tensor) -> Kernel:
@@ -111,7 +119,7 @@ def _kernel(name: str, t: float | Tensor, rows: Tensor) -> Kernel:
 def _riesz(name: str, t: float, rows: Tensor) -> Kernel:
     if t == 0.0:
         raise ValueError("t: expected a number other than 0 for a Riesz kernel, got 0; its limit is kernel='log'")
-    floor = FLOOR * torch.finfo(accumulation_dtype(checks.matrix("u", rows).dtype)).eps
+    floor = _floor(checks.matrix("u", rows).dtype)
     sign = 1.0 if t > 0 else -1.0
     energy = Potential(Power(-0.5 * t, floor), coefficient=sign)
     if name == "gaussian_riesz":
@@ -119,6 +127,17 @@ def _riesz(name: str, t: float, rows: Tensor) -> Kernel:
     if t > 0 and not torch.compiler.is_compiling():
         _warn_unbounded()
     return Kernel(energy, 1.0, lambda d2: sign * torch.where(d2 < floor, floor, d2) ** (-0.5 * t))
+
+
+def _floor(dtype: torch.dtype) -> float:
+    return FLOOR * torch.finfo(accumulation_dtype(dtype)).eps
+
+
+def _working_dtype(t: Any, dtype: torch.dtype) -> torch.dtype:
+    """A dtype that holds the slope of d^{-t} at the floor, and 2^28 times that."""
+    log = (0.5 * t + 1.0) * -math.log2(_floor(dtype)) + 28.0 if isinstance(t, (int, float)) and t > 0 else 0.0
+    enough = [wide for wide in (dtype, torch.float32) if log <= math.log2(torch.finfo(wide).max)]
+    return torch.promote_types(dtype, enough[0]) if enough else torch.float64
 
 
 @cache

@@ -289,6 +289,23 @@ def autocast(rank: int, world: int) -> float:
     return max(worst, float((loss - expected).abs())) / 2**-7
 
 
+def half(rank: int, world: int) -> float:
+    """float16 rows whose gradients of unit rows overflow, with another upstream gradient on each rank: to float16's precision."""
+    sizes = LAYOUTS["uneven"](world)
+    whole = [1e3 * random(sum(sizes), D, seed=s) for s in (3, 4)]
+    own = [cut(x, sizes, rank).half().requires_grad_() for x in whole]
+    exact = [x.half().double().requires_grad_() for x in whole]
+    given = torch.cat([torch.full((n,), 2.0 ** (20 + k)) for k, n in enumerate(sizes)])
+    loss = functional.info_nce(*own, temperature=0.5, group=dist.group.WORLD, reduction="none")
+    expected = functional.info_nce(*exact, temperature=0.5, reduction="none")
+    found = torch.autograd.grad(loss, own, cut(given, sizes, rank))
+    wanted = torch.autograd.grad(expected, exact, given.double())
+    worst = max(
+        float((mine - cut(g, sizes, rank)).abs().max() / g.abs().max()) for mine, g in zip(found, wanted, strict=True)
+    )
+    return worst / 2**-7
+
+
 def compiled(rank: int, world: int) -> float:
     """Under torch.compile a call with group= is one graph break, and gives what it gives without."""
     if world != 2:
@@ -320,6 +337,7 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     **{f"statistic, {how}": partial(statistic, how) for how in ("without a group", "group", "sub-group")},
     "gradient accumulates": gradient_accumulates,
     "autocast": autocast,
+    "half precision": half,
     "extreme order": extreme_order,
     "compiled": compiled,
 }

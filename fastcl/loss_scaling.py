@@ -1,0 +1,101 @@
+"""Large upstream gradients of losses of float16 rows, as torch.amp.GradScaler makes them: divided by a power of 2 on their way
+through the loss, and multiplied by it where its gradients leave it.
+
+Within a loss a gradient of unit rows is float16, and overflows at 65504 where that of the rows themselves, over their norms, may
+be far from it; two such parts with opposite signs would be NaN. What is divided away is what the loss's mean over n rows does not
+take: an upstream of n or less is left as it is, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def scaled(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    rows: int | None = None,
+    agreed: Callable[[Tensor], Tensor] | None = None,
+) -> Any:
+    """function(*args, **kwargs), scaled where some tensor wants a gradient and rows are float16.
+
+    Args:
+        function: an objective.
+        args: of it.
+        kwargs: of it.
+        rows: how many the batch has; None where they are all here.
+        agreed: the largest of a number on every rank, so that all ranks divide by the same; None for this process alone.
+    """
+    values = [*args, *kwargs.values()]
+    if not (torch.is_grad_enabled() and any(_wants(v) for v in values) and any(_overflows(v) for v in values)):
+        return function(*args, **kwargs)
+    wires: list[Tensor] = []
+
+    def entered(value: Any) -> Any:
+        if not _wants(value):
+            return value
+        inside, wire = _Enter.apply(value)
+        wires.append(wire)
+        return inside
+
+    answer = function(*map(entered, args), **{name: entered(value) for name, value in kwargs.items()})
+    losses = tuple(answer) if isinstance(answer, tuple) else (answer,)
+    most = 1.0
+    if kwargs.get("reduction", "mean") == "mean":
+        most = float(rows or max(1, *(v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() == 2)))
+    left = _Leave.apply((most, agreed), len(losses), *losses, *wires)
+    return type(answer)(*left) if isinstance(answer, tuple) else left[0]
+
+
+def _wants(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _overflows(value: Any) -> bool:
+    """Whether these are rows that are float16, or will be under autocast."""
+    if not isinstance(value, Tensor) or value.dim() != 2:
+        return False
+    if value.dtype == torch.float16:
+        return True
+    device = value.device.type
+    cast = value.dtype in (torch.float32, torch.bfloat16) and device in ("cpu", "cuda")
+    return cast and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+
+
+class _Enter(torch.autograd.Function):
+    """A tensor as it is, and a wire on which _Leave says in the backward what its gradient is to be multiplied by."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return value.view_as(value), value.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Tensor | None:
+        gradient, factor = upstream
+        if gradient is None or factor is None:
+            return gradient
+        return (gradient.to(torch.promote_types(gradient.dtype, torch.float32)) * factor).to(gradient.dtype)
+
+
+class _Leave(torch.autograd.Function):
+    """Losses as they are, whose upstream gradients are divided by a power of 2 that brings them to `most` or below."""
+
+    @staticmethod
+    def forward(ctx: Any, limits: tuple[float, Any], count: int, *values: Tensor) -> tuple[Tensor, ...]:
+        (ctx.most, ctx.agreed), ctx.wires = limits, len(values) - count
+        return tuple(v.view_as(v) for v in values[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        largest = torch.stack([g.detach().abs().amax() if g.numel() else g.sum() for g in upstream]).amax().float()
+        if ctx.agreed is not None:
+            largest = ctx.agreed(largest)
+        factor = torch.exp2((largest / ctx.most).log2().ceil()).clamp(min=1.0)
+        factor = torch.where(factor.isfinite(), factor, 1.0)
+        return (None, None, *(g / factor for g in upstream), *(factor for _ in range(ctx.wires)))

@@ -1,0 +1,138 @@
+"""Every objective at the edges of half precision: extreme arguments, norms, upstream gradients give infinities at worst."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastcl.functional as F
+
+from .cases import CASES, Case, two_views
+from .witnesses import HALF, gradients, library, name_of, served
+
+N, D = 9, 5
+SCALE = 65536.0  # where torch.amp.GradScaler begins
+EXTREMES: dict[str, list[dict[str, Any]]] = {
+    "dcl": [{"temperature": 1e-3, "sigma": 1e-3}, {"sigma": 1e-3, "detach_weight": False}],
+    "kcl": [
+        {"kernel": "log", "t": 1e3},
+        {"kernel": "imq", "t": 1e-3},
+        {"kernel": "riesz", "t": 20.0},
+        {"kernel": "gaussian_riesz", "t": 8.0},
+        {"gamma": 1e6},
+    ],
+    "f_micl": [
+        *({"divergence": d, "beta": 50.0} for d in ("js", "sh", "vlc", "rkl", "neyman", "jeffrey")),
+        {"divergence": "rkl", "beta": 20.0, "alpha": 1e6},
+        {"divergence": "tsallis", "q": 0.1, "beta": 50.0},
+        {"divergence": "neyman", "beta": torch.tensor(50.0)},
+    ],
+    "spectral": [{"mu": 1e-4}, {"mu": 1e4}],
+    "f_mi_alpha": [{"alpha": -4.0}, {"alpha": 20.0}],
+    "siglip": [{"logit_scale": 1e3, "logit_bias": 1e3}],
+    "alignment": [{"alpha": 0.01}, {"alpha": 8.0}],
+    "hard_negative": [{"temperature": 1e-3, "beta": 50.0}],
+}
+CONDITIONS = [  # of rows, and the upstream gradient
+    ("plain", torch.float16, SCALE),
+    ("long", torch.float16, SCALE),
+    ("short", torch.float16, 1.0),
+    ("equal", torch.float16, 1.0),
+    ("plain", torch.bfloat16, SCALE),
+    ("equal", torch.float32, 1.0),
+    ("plain", torch.float32, 1.0),
+]
+
+
+def rows_of(case: Case, which: str, dtype: torch.dtype) -> list[Tensor]:
+    rows = [x.detach() for x in case.rows_of(N, D)]
+    if which == "equal":
+        rows = [rows[0][:1].expand(len(x), -1) for x in rows]
+    if which in ("long", "short"):
+        rows = [x / x.norm(dim=1, keepdim=True) * {"long": 1e4, "short": 1e-7}[which] for x in rows]
+    return [x.to(dtype).requires_grad_() for x in rows]
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_no_nan_from_numbers(case: Case) -> None:
+    """Where the value and gradient exist in the dtype they are finite; beyond its range they are infinite, with their sign."""
+    extremes = [] if case.label == "-cosine" else EXTREMES.get(case.name, [])
+    for arguments in (case.grid[0], case.grid[0] | case.sharp, *extremes):
+        for which, dtype, upstream in CONDITIONS:
+            leaves = rows_of(case, which, dtype)
+            given = arguments | case.given(N, D, leaves[0])
+            exact = [x.detach().double().requires_grad_() for x in leaves]
+            truth = library(case, exact, "reference", **given)
+            wanted = [upstream * g for g in gradients(truth, exact)]
+            for backend in served(dtype, definition=False) if case.backend else [None]:
+                said = f"{arguments}, {which} rows in {name_of(dtype)}, upstream {upstream:g}, {backend}"
+                value = library(case, leaves, backend, **given)
+                assert not value.isnan(), said
+                assert value.isfinite() or truth.abs() > 0.9 * torch.finfo(torch.float32).max, said
+                for got, want in zip(gradients(value, leaves, torch.tensor(upstream)), wanted, strict=True):
+                    assert not got.isnan().any(), said
+                    most, largest = torch.finfo(dtype).max, want.abs().max()
+                    # A gradient is known to the rounding of its largest entry, here of unit rows at a temperature of 1e-3.
+                    if largest < 0.3 * most:
+                        assert got.isfinite().all(), said
+                    beyond = want.abs() > max(2.0 * most, 0.3 * float(largest))
+                    if beyond.any() and "riesz" not in arguments.get("kernel", ""):
+                        assert torch.equal(got[beyond].double(), want[beyond].sign() * float("inf")), said
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", HALF, ids=name_of)
+def test_upstream_gradients_beyond_float16_are_right(dtype: torch.dtype, reduction: str) -> None:
+    """Gradients of unit rows are beyond float16; those of the rows, over their norms, are not. Learnable scalars too.
+
+    Logits of 10 are rounded by 10 eps or so, and so are the weights that the gradients are made of.
+    """
+    upstream = 64.0 * SCALE
+    x, y = (1e3 * v for v in two_views(N, D))
+    labels = torch.arange(N) % 3
+    for call in (
+        lambda x, y, t: F.info_nce(x, y, temperature=t, reduction=reduction),
+        lambda x, y, t: F.clip(x, y, logit_scale=1.0 / t, reduction=reduction),
+        lambda x, y, t: F.dcl(x, y, temperature=t, reduction=reduction),
+        lambda x, y, t: F.sup_con(x, labels, temperature=t, reduction=reduction),
+        lambda x, y, t: F.moco(x, y, y, temperature=t, reduction=reduction),
+    ):
+        answers = []
+        for made in (dtype, torch.float64):
+            t = torch.tensor(0.1, dtype=torch.promote_types(made, torch.float32), requires_grad=True)
+            leaves = [v.to(dtype).to(made).requires_grad_() for v in (x, y)] + [t]
+            value = call(*leaves)
+            answers.append(gradients(value, leaves, torch.full_like(value, upstream)))
+        for got, want in zip(*answers, strict=True):
+            assert float((got.double() - want).abs().max()) <= 32 * torch.finfo(dtype).eps * float(want.abs().max())
+
+
+def test_a_small_upstream_gradient_changes_nothing() -> None:
+    """An upstream of n or less is left as it is, bit for bit; twice as much is exactly twice as much."""
+    leaves = [v.half().requires_grad_() for v in two_views(N, D)]
+    value = F.info_nce(*leaves, temperature=0.1)
+    once = torch.autograd.grad(value, leaves, torch.tensor(1.0), retain_graph=True)
+    for upstream in (2.0, 8.0, 64.0, 1024.0):
+        for a, b in zip(
+            once, torch.autograd.grad(value, leaves, torch.tensor(upstream), retain_graph=True), strict=True
+        ):
+            normal = a.abs() > 1e-4
+            assert torch.equal((upstream * a)[normal], b[normal])
+
+
+def test_an_infinite_upstream_gradient_is_seen() -> None:
+    """torch.amp.GradScaler skips a step by what is not finite."""
+    leaves = [v.half().requires_grad_() for v in two_views(N, D)]
+    for g in torch.autograd.grad(F.info_nce(*leaves), leaves, torch.tensor(float("inf"))):
+        assert not g.isfinite().all()
+
+
+def test_under_autocast_to_float16() -> None:
+    leaves = [v.float().requires_grad_() for v in two_views(N, D)]
+    with torch.autocast("cpu", torch.float16):
+        value = F.debiased(*leaves, temperature=1e-3)
+    for g in torch.autograd.grad(value, leaves, torch.tensor(SCALE)):
+        assert g.isfinite().all()
