@@ -104,9 +104,15 @@ bool decode_bits(Decoder& d);
 bool decode_compare(Decoder& d);
 bool decode_moves(Decoder& d);
 bool decode_convert(Decoder& d);
-bool decode_memory(Decoder& d);
+bool decode_load_store(Decoder& d);
+bool decode_atomics(Decoder& d);
+bool decode_spaces(Decoder& d);
+bool decode_cp_async(Decoder& d);
 bool decode_control(Decoder& d);
 bool decode_matrix(Decoder& d);
+bool decode_wgmma(Decoder& d);
+bool decode_mbarrier(Decoder& d);
+bool decode_bulk_copy(Decoder& d);
 bool decode_hopper(Decoder& d);
 Inst decode(Builder& b, const Statement& s);
 

@@ -71,6 +71,7 @@ struct Inst {
     std::vector<u32> d, s;                               // vector operands
     std::vector<u32> reads, writes;  // definedness slots (offset / 4), predicates included
     std::vector<s32> targets;
+    u32 index = 0;  // its place in the kernel
     int line = 0, file = 0, loc = 0;
     std::string opcode, text;
     std::string label;

@@ -50,8 +50,7 @@ struct Mbarrier {
 
 struct Launch;
 
-// Knowledge of one CTA about others: set by acquire/release through global atomics (see GlobalRace in
-// memory.cpp).
+// Knowledge of one CTA about others: set by acquire/release through global atomics (see global_races.cpp).
 struct CtaClock {
     u32 time = 1;
     std::unordered_map<u32, u32> known;
@@ -71,6 +70,13 @@ struct WarpRecord {  // accesses of 4 bytes of global memory by the warps of one
     std::vector<u32> read;  // by warp: the time of its last read
 };
 
+struct Split {  // lanes of a warp that share a program counter (PTX ISA "Independent thread scheduling")
+    u32 pc = 0, mask = 0;
+    enum State : u8 { Ready, WaitWarp, WaitBarrier } state = Ready;
+    s32 barrier = -1;
+    u32 reduction_dst = 0;
+};
+
 struct Cta {
     Launch* launch = nullptr;
     Kernel* kernel = nullptr;
@@ -88,17 +94,11 @@ struct Cta {
     u64 events = 0;  // progress marker for deadlock detection
     u32 live_threads = 0;
 
-    void start(Launch& l, u64 linear, Counters& c, std::vector<u8>& scratch);
+    void start(Launch& l, u64 linear, Counters& c);
     bool run(u64 budget);  // true when every thread has exited
+    void arrive(Warp& w, const Inst& i, Split& s, u32 m);
     void release_barriers();
     [[noreturn]] void deadlock();
-};
-
-struct Split {  // lanes of a warp that share a program counter (PTX ISA "Independent thread scheduling")
-    u32 pc = 0, mask = 0;
-    enum State : u8 { Ready, WaitWarp, WaitBarrier } state = Ready;
-    s32 barrier = -1;
-    u32 reduction_dst = 0;
 };
 
 struct CpAsync {
@@ -140,13 +140,37 @@ struct Warp {
 
     const Inst* current = nullptr;
     u32 active = 0;
+    void start(Cta& c, u32 w, u32 threads);
     void run(u64& budget);
-    u32 pc() const;
+    u32 pc() const { return current->index; }
     [[noreturn]] void fail(FaultKind kind, const std::string& message, int lane = -1,
                            bool has_address = false, u64 address = 0) const;
-    SiteStats& site() const;
-    void check_registers(const Inst& i, u32 m);
+    SiteStats& site() const { return cta->counters->sites[pc()]; }
     void check_wgmma(const Inst& i) const;
+
+  private:
+    struct Turn {  // of one split: its state, its place in splits, whether it is the only one
+        Split s;
+        int pick;
+        bool alone;
+    };
+    // What an instruction made of the split: it goes on, has ended or was replaced, arrived at a barrier (and is
+    // counted), or has to wait before the instruction can execute.
+    enum class Step : u8 { Stays, Leaves, Arrived, Waits };
+    u32 enabled(const Inst& i, const Split& s) {
+        return i.guard < 0 ? s.mask : s.mask & (pred((u32)i.guard) ^ i.guard_xor);
+    }
+    int choose();
+    void run_split(Turn& t, u64& budget);
+    Step step(const Inst& i, Turn& t, u32 m);
+    void branch(const Inst& i, Turn& t, u32 m);
+    void branch_indexed(const Inst& i, Turn& t, u32 m);
+    bool leave(Turn& t, u32 m);
+    bool barrier(const Inst& i, Turn& t, u32 m);
+    bool merge(Turn& t);
+    void count(const Inst& i, u32 m);
+    void check_registers(const Inst& i, u32 m);
+    void check_guard(const Inst& i, u32 mask);
 };
 
 struct Launch {
@@ -168,10 +192,17 @@ struct Launch {
     std::atomic<u64> executed{0};
 
     void run();  // throws Fault
+
+  private:
+    void prepare();
+    u32 host_threads() const;
+    size_t resident() const;
+    void run_ctas(u32 worker, const std::vector<u64>& order, std::atomic<u64>& next, Counters& mine);
 };
 
 u32 threads_per_cta(const Launch& l);
 void describe(Fault& f, const Warp& w, const Inst& i, int lane);
+std::string lanes_text(u32 m);
 
 template <class F>
 inline void for_lanes(u32 m, F f) {
@@ -182,11 +213,12 @@ inline void for_lanes(u32 m, F f) {
         for (; m; m &= m - 1) f(__builtin_ctz(m));
 }
 
-// Global memory access helpers shared by memory_ops.cpp and hopper.cpp (definitions in memory.cpp).
-void global_read(Warp& w, const Inst& i, int lane, u64 addr, u32 n, bool strong = false);
-void global_write(Warp& w, const Inst& i, int lane, u64 addr, u32 n, const void* value, bool strong = false);
-void global_atomic(Warp& w, const Inst& i, int lane, u64 addr, u32 n);
-Block* global_block(Warp& w, const Inst& i, int lane, u64 addr, u32 n, u32 align);
+// Checks of an access of n bytes of global memory by one lane (memory.cpp, global_races.cpp, warp_races.cpp), and what
+// the request costs (traffic.cpp).
+void global_read(Warp& w, int lane, u64 addr, u32 n, u32 align, bool strong = false);
+void global_write(Warp& w, int lane, u64 addr, u32 n, u32 align, const void* value, bool strong = false);
+void global_atomic(Warp& w, int lane, u64 addr, u32 n, u32 align);
+Block* global_block(Warp& w, int lane, u64 addr, u32 n, u32 align);
 void warp_race_check(Warp& w, int lane, u64 addr, u32 n, bool write, bool atomic, bool same_value);
 void global_acquire(Warp& w, u64 addr);
 void global_release(Warp& w, u64 addr);

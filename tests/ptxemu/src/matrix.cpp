@@ -177,8 +177,8 @@ void ldmatrix(Warp& w, const Inst& i, u32) {
     SharedMemory& s = w.cta->shared;
     row_addresses(w, i, addr);
     const int n = i.vec;
-    for (int l = 0; l < 8 * n; l++) s.check(w, i, l, addr[l], 16, 16);
-    for (int l = 0; l < 8 * n; l++) s.read(w, i, l, addr[l], 16);
+    for (int l = 0; l < 8 * n; l++) s.check(w, l, addr[l], 16, 16);
+    for (int l = 0; l < 8 * n; l++) s.read(w, l, addr[l], 16);
     count_shared(w, n == 4 ? ~0u : (1u << 8 * n) - 1, addr, 16);
     for (int k = 0; k < n; k++) {
         u16 tile[8][8];
@@ -210,8 +210,8 @@ void stmatrix(Warp& w, const Inst& i, u32) {
         }
         for (int r = 0; r < 8; r++) {
             u32 a = addr[8 * k + r];
-            s.check(w, i, 8 * k + r, a, 16, 16);
-            s.write(w, i, 8 * k + r, a, 16, tile[r]);
+            s.check(w, 8 * k + r, a, 16, 16);
+            s.write(w, 8 * k + r, a, 16, tile[r]);
             memcpy(s.data() + a, tile[r], 16);
         }
     }

@@ -28,7 +28,7 @@ struct Block {
     bool read_only = false;
     std::unique_ptr<u8[]>
         defined;  // initcheck: one byte per byte, only when part of the block is uninitialised
-    // Inter-CTA races: per granule {low: last writer, high: last reader}, see GlobalRace in memory.cpp.
+    // Inter-CTA races: per granule {low: last writer, high: last reader}, see global_races.cpp.
     std::unique_ptr<std::atomic<u64>[], FreeMemory> shadow;
     std::unique_ptr<std::atomic<u8>[], FreeMemory>
         touched;  // one flag per 32-byte sector: the compulsory DRAM traffic
@@ -74,15 +74,15 @@ class SharedMemory {
     u32 size() const { return (u32)bytes_; }
     u8* data() { return data_.data(); }
     // Checks of one access by 'lane' of 'w'. 'value' (writes only) allows same-value writes to be benign.
-    void read(Warp& w, const Inst& i, int lane, u32 addr, u32 n);
-    void write(Warp& w, const Inst& i, int lane, u32 addr, u32 n, const void* value, u8 pending = 0);
-    void atomic(Warp& w, const Inst& i, int lane, u32 addr, u32 n);
-    void async_read(Warp& w, const Inst& i, u32 addr, u32 n);  // by the tensor core or the copy engine
+    void read(Warp& w, int lane, u32 addr, u32 n);
+    void write(Warp& w, int lane, u32 addr, u32 n, const void* value, u8 pending = 0);
+    void atomic(Warp& w, int lane, u32 addr, u32 n);
+    void async_read(Warp& w, u32 addr, u32 n);  // by the tensor core or the copy engine
     void async_read_done(u32 addr, u32 n);
     void complete(Warp& w, u32 addr, u32 n);  // a cp.async of this warp has landed
     void complete_bulk(u32 addr, u32 n);
     void proxy_fence(u32 warp);
-    void check(Warp& w, const Inst& i, int lane, u64 addr, u32 n, u32 align);
+    void check(Warp& w, int lane, u64 addr, u32 n, u32 align);
 
     // Happens-before between warps: seen[w][v] is the time up to which w knows everything v did.
     u32 now = 1;
@@ -97,9 +97,10 @@ class SharedMemory {
     size_t bytes_ = 0;
     std::vector<Word> words_, byte_words_;
     std::vector<u32> readers_;  // vc: last read time per (word, warp)
-    void read_record(Warp& w, const Inst& i, int lane, u32 addr, Word& r, u32 index, u32 bits);
-    void write_record(Warp& w, const Inst& i, int lane, u32 addr, Word& r, u32 index, u32 bits, bool same,
-                      u8 pending, bool atomic);
+    void read_record(Warp& w, int lane, u32 addr, Word& r, u32 index, u32 bits);
+    bool check_writers(Warp& w, int lane, u32 addr, const Word& r, bool harmless) const;
+    void check_readers(Warp& w, int lane, u32 addr, const Word& r, u32 index) const;
+    void write_record(Warp& w, int lane, u32 addr, Word& r, u32 index, u32 bits, bool same, u8 pending, bool atomic);
     template <class F>
     void each_record(u32 addr, u32 n, F f);
 };

@@ -1,0 +1,186 @@
+// mbarrier.cpp - mbarrier objects (PTX ISA "mbarrier") and the one-dimensional bulk copies that report to them.
+// An object's state lives beside shared memory; its 8 bytes are checked like any others.
+#include "decode.h"
+#include "machine.h"
+
+namespace ptx {
+namespace {
+
+u32 mbarrier_address(Warp& w, const Inst& i, int l) {
+    u64 a = (i.flag2 ? (u64)w.r32(i.base)[l] : w.r64(i.base)[l]) + i.offset;
+    if ((a & kWindowMask) == kSharedWindow) a &= ~kWindowMask;
+    w.cta->shared.check(w, l, a, 8, 8);
+    return (u32)a;
+}
+Mbarrier& mbarrier_at(Warp& w, int l, u32 a) {
+    auto it = w.cta->mbarriers.find(a);
+    if (it == w.cta->mbarriers.end())
+        w.fail(FaultKind::Uninitialized, "no mbarrier has been initialised here", l, true, a);
+    w.cta->shared.read(w, l, a, 8);  // its initialisation must be ordered before its use
+    return it->second;
+}
+void settle(Cta& c, Mbarrier& m) {
+    while (m.pending <= 0 && m.tx == 0) {
+        m.phase++;
+        m.pending += m.expected;
+        m.clock = m.next_clock;
+        m.next_clock.clear();
+        m.landed.insert(m.landed.end(), m.copies.begin(), m.copies.end());
+        m.copies.clear();
+        c.events++;
+        if (!m.expected) break;
+    }
+}
+void mbarrier_init(Warp& w, const Inst& i, u32 m) {
+    for_lanes(m, [&](int l) {
+        u32 a = mbarrier_address(w, i, l), n = w.r32(i.s0)[l];
+        if (!n) w.fail(FaultKind::Launch, "mbarrier count of 0", l, true, a);
+        w.cta->shared.write(w, l, a, 8, nullptr);
+        Mbarrier b;
+        b.expected = n;
+        b.pending = n;
+        w.cta->mbarriers[a] = b;
+    });
+}
+void mbarrier_inval(Warp& w, const Inst& i, u32 m) {
+    for_lanes(m, [&](int l) {
+        u32 a = mbarrier_address(w, i, l);
+        mbarrier_at(w, l, a);
+        w.cta->shared.write(w, l, a, 8, nullptr);
+        w.cta->mbarriers.erase(a);
+    });
+}
+// sub: 1 expect_tx, 2 expect_tx without arrival; flag: count in s0; sub2: state to d0
+void mbarrier_arrive(Warp& w, const Inst& i, u32 m) {
+    for_lanes(m, [&](int l) {
+        u32 a = mbarrier_address(w, i, l);
+        Mbarrier& b = mbarrier_at(w, l, a);
+        if (i.sub2) w.r64(i.d0)[l] = b.phase;
+        w.cta->shared.release_into(w.id, b.next_clock);
+        if (i.sub) b.tx += w.r32(i.s0)[l];
+        if (i.sub != 2) {
+            s64 n = i.flag ? w.r32(i.s0)[l] : 1;
+            if (n > b.pending)
+                w.fail(FaultKind::Divergence, "more arrivals at an mbarrier than its count", l, true, a);
+            b.pending -= n;
+        }
+        w.cta->events++;
+        settle(*w.cta, b);
+    });
+}
+void mbarrier_wait(Warp& w, const Inst& i, u32 m) {  // flag: parity in s0 (32 bits), else state (64 bits)
+    u32 done = 0;
+    for_lanes(m, [&](int l) {
+        Mbarrier& b = mbarrier_at(w, l, mbarrier_address(w, i, l));
+        bool ready = i.flag ? (b.phase & 1) != (w.r32(i.s0)[l] & 1) : b.phase != w.r64(i.s0)[l];
+        if (!ready) return;
+        done |= 1u << l;
+        w.cta->shared.acquire_from(w.id, b.clock);
+        for (auto& c : b.landed) w.cta->shared.complete_bulk(c.first, c.second);
+        b.landed.clear();
+    });
+    u32& p = w.pred(i.d0);
+    p = (p & ~m) | done;
+    if (!done) w.stalled = true;
+}
+// cp.async.bulk.shared.global: the bytes are visible to whoever has waited on the mbarrier.
+// base: destination, s0: source, s1: size, s2: mbarrier (width in sub)
+void bulk_copy(Warp& w, const Inst& i, u32 m) {
+    for_lanes(m, [&](int l) {
+        u64 dst = ((i.flag2 ? (u64)w.r32(i.base)[l] : w.r64(i.base)[l]) + i.offset) & ~kWindowMask,
+            src = w.r64(i.s0)[l] + (u64)i.target;
+        u32 n = w.r32(i.s1)[l], bar = (u32)(i.sub == 8 ? w.r64(i.s2)[l] & ~kWindowMask : w.r32(i.s2)[l]);
+        if (n % 16 || dst % 16 || src % 16)
+            w.fail(FaultKind::Misaligned, "cp.async.bulk needs 16-byte aligned addresses and size", l, true,
+                   src);
+        w.cta->shared.check(w, l, dst, n, 16);
+        w.cta->shared.check(w, l, bar, 8, 8);
+        Mbarrier& b = mbarrier_at(w, l, bar);
+        u64 lines[32];
+        for (u32 k = 0; k < n; k += 16) {
+            global_read(w, l, src + k, 16, 16);
+            w.cta->shared.write(w, l, (u32)dst + k, 16, nullptr, kPendingBulk);
+            memcpy(w.cta->shared.data() + dst + k, (void*)(src + k), 16);
+            lines[0] = src + k;
+            count_global(w, 1, lines, 16);
+        }
+        b.copies.push_back({(u32)dst, n});
+        w.cta->shared.release_into(w.id, b.next_clock);
+        b.tx -= n;
+        settle(*w.cta, b);
+    });
+}
+}  // namespace
+
+bool decode_mbarrier(Decoder& d) {
+    if (d.op() != "mbarrier") return false;
+    Inst& i = d.inst;
+    d.b.kernel.named_barriers = true;
+    bool no_complete = d.peek("noComplete");
+    int kind = d.take_one({"init", "inval", "arrive", "expect_tx", "test_wait", "try_wait"});
+    bool tx = kind == 2 && d.take("expect_tx"), parity = d.take("parity");
+    if (kind < 0 || no_complete) d.unsupported("mbarrier form");
+    d.take("release");
+    d.take("acquire");
+    d.take("relaxed");
+    d.take("cta");
+    if (!(d.take("shared") || d.take("shared::cta"))) d.unsupported("mbarrier outside shared::cta");
+    if (d.need_type() != Type::B64) d.unsupported("type");
+    i.cls = Cls::Sync;
+    size_t k = 0;
+    if (kind >= 4) {
+        i.d0 = d.dst(k++, Type::Pred);
+        d.address(d.operand(k++), Space::Shared);
+        i.flag = parity;
+        i.s0 = parity ? d.src(k, Type::B32) : d.src(k, Type::B64);
+        k++;
+        if (k < d.count()) d.src(k++, Type::U32);  // time limit of try_wait
+        i.flow = Flow::Poll;
+        i.run = mbarrier_wait;
+    } else {
+        if (kind == 2 && d.operand(0).kind != Operand::Address) {
+            if (!d.is_sink(d.operand(0))) {
+                i.sub2 = 1;
+                i.d0 = d.dst(0, Type::B64);
+            }
+            k++;
+        }
+        d.address(d.operand(k++), Space::Shared);
+        i.sub = kind == 3 ? 2 : tx ? 1 : 0;
+        if (kind == 0 || i.sub) i.s0 = d.src(k++, Type::U32);
+        else if (kind == 2 && k < d.count()) {
+            i.flag = true;
+            i.s0 = d.src(k++, Type::U32);
+        }
+        i.run = kind == 0 ? mbarrier_init : kind == 1 ? mbarrier_inval : mbarrier_arrive;
+    }
+    d.expect(k);
+    return true;
+}
+
+bool decode_bulk_copy(Decoder& d) {
+    if (d.op() != "cp" || !d.peek("bulk")) return false;
+    Inst& i = d.inst;
+    for (auto x : {"async", "bulk", "shared::cluster", "global", "mbarrier::complete_tx::bytes"})
+        if (!d.take(x) && std::string(x) != "shared::cluster") d.unsupported("bulk copy form");
+    d.take("shared::cta");
+    d.take("L2::cache_hint");
+    d.b.kernel.named_barriers = true;
+    d.address(d.operand(1), Space::Global);
+    if (i.flag2) d.unsupported("32-bit source address");
+    i.s0 = i.base;
+    i.target = (s32)i.offset;
+    d.address(d.operand(3), Space::Shared);
+    if (i.offset) d.unsupported("mbarrier displacement");
+    i.s2 = i.base;
+    i.sub = i.flag2 ? 4 : 8;
+    i.s1 = d.src(2, Type::U32);
+    d.address(d.operand(0), Space::Shared);
+    if (d.count() == 5) d.src(4, Type::B64);
+    else d.expect(4);
+    i.run = bulk_copy;
+    i.cls = Cls::Global;
+    return true;
+}
+
+}  // namespace ptx
