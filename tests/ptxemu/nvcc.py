@@ -64,7 +64,10 @@ def compile_module(path, arch="sm_80", include_dirs=(), defines=(), extra=()):
 
 class HostLibrary:
     """A compiled library with C functions that launch kernels. call() passes tensors as device pointers (guarded copies, written
-    back afterwards) and raises if a launch failed. .stats: one Stats per kernel launched by the last call."""
+    back afterwards) and raises if a launch failed. .stats: one Stats per kernel launched by the last call.
+
+    A process loads a file once: of several objects of one file, the last that was made or called has the launches, and when
+    it goes, the one before it."""
 
     def __init__(self, path, modules, arch):
         self.library, self.modules, self.stats, self.path = (
@@ -75,12 +78,18 @@ class HostLibrary:
         )
         core = _build.library()
         shim = self.library.ptxemu_shim_setup
+        shim.restype = ctypes.c_void_p
         shim.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int]
+        self.library.ptxemu_shim_use.argtypes = self.library.ptxemu_shim_drop.argtypes = [ctypes.c_void_p]
         handles = (ctypes.c_void_p * len(modules))(*[m._handle for m in modules])
-        shim(len(modules), handles, int("".join(c for c in str(arch).split("_")[-1] if c.isdigit())))
+        self._table = shim(len(modules), handles, int("".join(c for c in str(arch).split("_")[-1] if c.isdigit())))
         self.library.ptxemu_shim_begin.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.library.ptxemu_shim_end.restype = ctypes.c_char_p
         self._core = core
+
+    def __del__(self):
+        if getattr(self, "_table", None):
+            self.library.ptxemu_shim_drop(self._table)
 
     def call(self, name, *args, restype=ctypes.c_int, uninitialized=(), readonly=(), **options):
         """Call a C function. int and None (null) arguments pass as 64-bit integers or pointers, float as C float; use ctypes types
@@ -108,6 +117,7 @@ class HostLibrary:
             f = getattr(self.library, name)
             f.restype = restype
             o = make_options(**options)
+            self.library.ptxemu_shim_use(self._table)
             self.library.ptxemu_shim_begin(memory.handle, ctypes.byref(o))
             result = f(*values)
             log = json.loads(self.library.ptxemu_shim_end())

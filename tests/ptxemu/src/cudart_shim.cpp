@@ -4,8 +4,10 @@
 #include <cuda_runtime_api.h>
 #include <cstdint>
 #include <cstdio>
+#include <algorithm>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -33,32 +35,44 @@ struct KernelInfo {
     std::vector<std::pair<unsigned, unsigned>> params;
     unsigned param_bytes = 0, static_shared = 0;
 };
+// What one HostLibrary launches from. Several may stand on one file, which a process loads once.
+struct Table {
+    std::map<std::string, KernelInfo> kernels;
+    std::map<std::string, uint64_t> symbols;
+    int arch = 80;
+};
 struct State {
     std::map<const void*, std::string> functions;  // host stub -> kernel name
     std::map<const void*, std::string> variables;  // host shadow -> device variable
-    std::map<std::string, KernelInfo> kernels;
-    std::map<std::string, uint64_t> symbols;
+    std::vector<std::unique_ptr<Table>> tables;    // the last one is in use
     std::map<const void*, int> dynamic_limit;
     std::vector<Config> configs;
     std::vector<std::string> log;  // JSON, one entry per launch
     std::string text;
     void* memory = nullptr;
     const void* options = nullptr;
-    int arch = 80;
     cudaError_t last = cudaSuccess;
 };
 State& state() {
     static State* s = new State;
     return *s;
 }
+Table& table() {
+    static Table none;
+    return state().tables.empty() ? none : *state().tables.back();
+}
+auto find_table(void* t) {
+    auto& all = state().tables;
+    return std::find_if(all.begin(), all.end(), [=](auto& other) { return other.get() == t; });
+}
 cudaError_t fail(cudaError_t e) {
     if (e != cudaSuccess) state().last = e;
     return e;
 }
 int shared_limit() {
-    return state().arch >= 90                         ? 232448
-           : state().arch == 86 || state().arch == 89 ? 101376
-           : state().arch == 75                       ? 65536
+    return table().arch >= 90                         ? 232448
+           : table().arch == 86 || table().arch == 89 ? 101376
+           : table().arch == 75                       ? 65536
                                                       : 166912;
 }
 
@@ -82,7 +96,7 @@ void read_info(void* module) {
         }
         k.param_bytes = strtoul(&j[j.find("\"param_bytes\":", q) + 14], nullptr, 10);
         k.static_shared = strtoul(&j[j.find("\"shared\":", q) + 9], nullptr, 10);
-        state().kernels[name] = k;
+        table().kernels[name] = k;
         p = j.find('}', q) + 1;
         if (j[p] == ',') p++;
     }
@@ -93,7 +107,7 @@ void read_info(void* module) {
         size_t b = j.find('"', p + 1);
         KernelInfo k;
         k.module = module;
-        state().kernels[j.substr(p + 1, b - p - 1)] = k;
+        table().kernels[j.substr(p + 1, b - p - 1)] = k;
         size_t c = j.find("\":\"", p) + 3;
         while (!(j[c] == '"' && j[c - 1] != '\\')) c++;
         p = c + 1;
@@ -103,7 +117,7 @@ void read_info(void* module) {
     while (j[p] == '"') {
         size_t b = j.find('"', p + 1);
         char* e;
-        state().symbols[j.substr(p + 1, b - p - 1)] = strtoull(&j[b + 3], &e, 10);
+        table().symbols[j.substr(p + 1, b - p - 1)] = strtoull(&j[b + 3], &e, 10);
         p = j.find(']', b) + 1;
         if (j[p] == ',') p++;
     }
@@ -113,8 +127,8 @@ cudaError_t launch(const void* f, dim3 g, dim3 b, void** args, size_t shared) {
     State& s = state();
     auto it = s.functions.find(f);
     if (it == s.functions.end()) return fail(cudaErrorInvalidDeviceFunction);
-    auto k = s.kernels.find(it->second);
-    if (k == s.kernels.end()) return fail(cudaErrorInvalidDeviceFunction);
+    auto k = table().kernels.find(it->second);
+    if (k == table().kernels.end()) return fail(cudaErrorInvalidDeviceFunction);
     auto lim = s.dynamic_limit.find(f);
     if (shared > (size_t)(lim == s.dynamic_limit.end() ? 49152 - (int)k->second.static_shared : lim->second))
         return fail(cudaErrorInvalidValue);
@@ -135,10 +149,19 @@ cudaError_t launch(const void* f, dim3 g, dim3 b, void** args, size_t shared) {
 
 extern "C" {
 
-void ptxemu_shim_setup(int n, void** modules, int arch) {
-    state().arch = arch;
+// A table of these modules, in use from now on.
+void* ptxemu_shim_setup(int n, void** modules, int arch) {
+    state().tables.emplace_back(new Table);
+    table().arch = arch;
     for (int i = 0; i < n; i++) read_info(modules[i]);
+    return &table();
 }
+void ptxemu_shim_use(void* t) {
+    auto place = find_table(t);
+    std::rotate(place, place + 1, state().tables.end());
+}
+// The modules are about to go; what was in use before is in use again.
+void ptxemu_shim_drop(void* t) { state().tables.erase(find_table(t)); }
 void ptxemu_shim_begin(void* memory, const void* options) {
     state().memory = memory;
     state().options = options;
@@ -211,7 +234,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* f, void
 cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute a, int v) {
     if (a == cudaFuncAttributeMaxDynamicSharedMemorySize) {
         auto it = state().functions.find(f);
-        int fixed = it == state().functions.end() ? 0 : (int)state().kernels[it->second].static_shared;
+        int fixed = it == state().functions.end() ? 0 : (int)table().kernels[it->second].static_shared;
         if (v < 0 || v + fixed > shared_limit()) return fail(cudaErrorInvalidValue);
         state().dynamic_limit[f] = v;
     }
@@ -221,10 +244,10 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* f) {
     auto it = state().functions.find(f);
     if (it == state().functions.end()) return fail(cudaErrorInvalidDeviceFunction);
     memset(a, 0, sizeof *a);
-    a->sharedSizeBytes = state().kernels[it->second].static_shared;
+    a->sharedSizeBytes = table().kernels[it->second].static_shared;
     a->maxThreadsPerBlock = 1024;
     a->numRegs = 64;
-    a->ptxVersion = a->binaryVersion = state().arch;
+    a->ptxVersion = a->binaryVersion = table().arch;
     a->maxDynamicSharedSizeBytes = state().dynamic_limit.count(f) ? state().dynamic_limit[f] : 49152;
     return cudaSuccess;
 }
@@ -265,9 +288,9 @@ cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int) {
         case cudaDevAttrMaxSharedMemoryPerBlock: *v = 49152; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = shared_limit(); break;
         case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *v = shared_limit() + 1024; break;
-        case cudaDevAttrMultiProcessorCount: *v = state().arch >= 90 ? 132 : 108; break;
-        case cudaDevAttrComputeCapabilityMajor: *v = state().arch / 10; break;
-        case cudaDevAttrComputeCapabilityMinor: *v = state().arch % 10; break;
+        case cudaDevAttrMultiProcessorCount: *v = table().arch >= 90 ? 132 : 108; break;
+        case cudaDevAttrComputeCapabilityMajor: *v = table().arch / 10; break;
+        case cudaDevAttrComputeCapabilityMinor: *v = table().arch % 10; break;
         case cudaDevAttrWarpSize: *v = 32; break;
         case cudaDevAttrCooperativeLaunch: *v = 1; break;
         case cudaDevAttrMaxRegistersPerBlock:
@@ -329,8 +352,8 @@ cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind k, 
 static char* symbol_address(const void* v) {
     auto it = state().variables.find(v);
     if (it == state().variables.end()) return nullptr;
-    auto s = state().symbols.find(it->second);
-    return s == state().symbols.end() ? nullptr : (char*)s->second;
+    auto s = table().symbols.find(it->second);
+    return s == table().symbols.end() ? nullptr : (char*)s->second;
 }
 cudaError_t cudaMemcpyToSymbol(const void* v, const void* s, size_t n, size_t off, cudaMemcpyKind) {
     char* d = symbol_address(v);

@@ -159,6 +159,32 @@ def test_host_library():
         lib.call("lse_fwd_bf16", X[:50].clone(), Y, out, total, 100, 77, 128, LOG2E / TAU, None)
 
 
+def test_several_host_libraries_of_one_file():
+    """Each launches its own modules, in any order, and goes without taking the others' along."""
+    first = nvcc.load_host_library(HERE / "lse_sm80.cu")
+    text = next(first.path.parent.glob(f"{first.path.stem}.*.ptx")).read_text()
+    assert "0f3F317218" in text  # log 2
+    X, Y = unit(20, 64, 0), unit(30, 64, 1)
+    want = reference(X, Y)
+
+    def answer(library):
+        out, total = torch.empty(20), torch.zeros(1)
+        assert library.call("lse_fwd_bf16", X, Y, out, total, 20, 30, 64, LOG2E / TAU, None) == 0
+        return out
+
+    def halved():
+        return nvcc.HostLibrary(first.path, [Module(text.replace("0f3F317218", "0f3EB17218"))], "sm_80")
+
+    second, third = halved(), halved()
+    for library, factor in ((first, 1.0), (second, 0.5), (first, 1.0), (third, 0.5)):
+        assert (answer(library) - factor * want).abs().max() < 3e-6
+    del library, second  # not the one in use
+    assert (answer(first) - want).abs().max() < 3e-6
+    assert (answer(third) - want / 2).abs().max() < 3e-6
+    del third  # the one in use
+    assert (answer(first) - want).abs().max() < 3e-6
+
+
 def test_host_library_symbols_and_memory():
     lib = nvcc.load_host_library(HERE / "mixed.cu", extra=["--expt-relaxed-constexpr"])
     a, o = torch.arange(64.0), torch.zeros(64)
