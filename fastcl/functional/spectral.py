@@ -122,7 +122,9 @@ def _total(found: Tangent) -> Tensor:
     infinite = found.scale.isinf()
     common = torch.where(found.scale == 1.0, 2.0**-32, 1.0) * found.radial
     common = torch.where(infinite.any() & ~infinite, 0.0, common)
-    return common.sum() * torch.where(infinite.any(), torch.finfo(common.dtype).max, 2.0**32)
+    # A tensor of the dtype: as a Python number the end of float64's range is refused.
+    largest = torch.full_like(common.sum(), torch.finfo(common.dtype).max)
+    return common.sum() * torch.where(infinite.any(), largest, 2.0**32)
 
 
 def _norms(x: Tensor) -> Tensor:
