@@ -246,13 +246,14 @@ def test_a_dropped_barrier_is_noticed(kernel: str, operator: str) -> None:
         assert found == index >= 1, f"{index} barriers, {found} noticed"
 
 
-def test_a_wrong_mask_is_noticed() -> None:
+@pytest.mark.parametrize("kernel", ["strip_reduce", "strip_weights"])
+def test_a_wrong_mask_is_noticed(kernel: str) -> None:
     """An off-diagonal mask one column away: the measure of every test here sees it."""
     p = problem(70, 80, 8, columns=True)
     with emulated() as session:
 
         def shifted(name: str, words: list[int]) -> list[int]:
-            if name == "strip_reduce":
+            if name == kernel:
                 words[4] = (words[4] + 1) % 2**64  # Equation.diff
             return words
 
