@@ -136,3 +136,23 @@ def test_under_autocast_to_float16() -> None:
         value = F.debiased(*leaves, temperature=1e-3)
     for g in torch.autograd.grad(value, leaves, torch.tensor(SCALE)):
         assert g.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Function that torch.compile traces
+@pytest.mark.parametrize("name", ["clip", "f_micl", "spectral", "siglip"])
+def test_large_upstream_gradients_under_compile(name: str) -> None:
+    """The scaling is part of the one graph: the same bits as without it, and no infinity that it would have avoided."""
+    torch._dynamo.reset()
+    case = next(c for c in CASES if c.name == name)
+    leaves = rows_of(case, "long", torch.float16)
+    arguments = case.arguments(0, N, D, leaves[0])
+
+    def run(*rows: Tensor) -> Tensor:
+        return library(case, rows, None, **arguments)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    upstream = torch.tensor(64.0 * SCALE)
+    wanted = gradients(run(*leaves), leaves, upstream)
+    for got, want in zip(gradients(compiled(*leaves), leaves, upstream), wanted, strict=True):
+        assert want.isfinite().all()
+        assert torch.equal(got, want)
