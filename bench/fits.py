@@ -11,24 +11,27 @@ FROM = 4096  # below it, fixed costs bend the curves
 GIGABYTES = (8, 16, 24, 80)
 STEP_SIZES = (4096, 8192, 16384)
 BYTES = 4
+CLOSE = 0.05  # relative, root mean square
 
 
 class Fit(NamedTuple):
-    """value = square n^2 + linear n, both at least 0; and the exponent of a power law through the same points."""
+    """value = square n^2 + linear n + fixed, the first two at least 0; and the exponent of a power law through the points."""
 
     square: float
     linear: float
+    fixed: float
     exponent: float
     largest: int
 
     def at(self, n: float) -> float:
-        return self.square * n * n + self.linear * n
+        return self.square * n * n + self.linear * n + self.fixed
 
     def inverse(self, value: float) -> float:
         """The n at which it reaches the value."""
+        grown = value - self.fixed
         if self.square == 0.0:
-            return value / self.linear
-        return (math.sqrt(self.linear**2 + 4.0 * self.square * value) - self.linear) / (2.0 * self.square)
+            return grown / self.linear
+        return (math.sqrt(self.linear**2 + 4.0 * self.square * grown) - self.linear) / (2.0 * self.square)
 
 
 def curve(points: list[dict[str, Any]], method: str, what: str, against: str = "n") -> list[tuple[float, float]]:
@@ -38,22 +41,32 @@ def curve(points: list[dict[str, Any]], method: str, what: str, against: str = "
     )
 
 
-def fit(pairs: list[tuple[float, float]], start: float = FROM) -> Fit | None:
-    """Least squares in relative error over the points from `start` on (all, where fewer than three are)."""
+def fit(pairs: list[tuple[float, float]], start: float = FROM, fixed: bool = False) -> Fit | None:
+    """Least squares in relative error over the points from `start` on (all, where fewer than three are).
+
+    fixed: whether a constant, of either sign, takes part. Peaks have one: what an allocator holds beforehand or rounds up to;
+    without it the growth of a few megabytes would be carried on to millions of rows. For the same reason one growing term is
+    taken where it alone is CLOSE to every point, rather than two that follow the noise.
+    """
     kept = [pair for pair in pairs if pair[0] >= start]
     kept = kept if len(kept) >= 3 else pairs
     if len(kept) < 2:
         return None
     n, value = (numpy.array(column, dtype=float) for column in zip(*kept, strict=True))
-    terms = {"square": n * n / value, "linear": n / value}
-    both, *_ = numpy.linalg.lstsq(numpy.stack(list(terms.values()), 1), numpy.ones_like(n), rcond=None)
-    square, linear = (float(c) for c in both)
-    if square < 0.0 or linear < 0.0:  # then one term alone, whichever is nearer
-        alone = {name: float(term.sum() / (term @ term)) for name, term in terms.items()}
-        nearer = min(terms, key=lambda name: float(numpy.square(alone[name] * terms[name] - 1.0).sum()))
-        square, linear = (alone[nearer], 0.0) if nearer == "square" else (0.0, alone[nearer])
+    terms = {"square": n * n / value, "linear": n / value, "fixed": 1.0 / value}
+    free = ("fixed",) if fixed and len(kept) >= 4 else ()
+    found = []
+    for growing in (("linear",), ("square",), ("square", "linear")):
+        chosen = [*growing, *free]
+        solved, *_ = numpy.linalg.lstsq(
+            matrix := numpy.stack([terms[name] for name in chosen], 1), numpy.ones_like(n), rcond=None
+        )
+        if (solved[: len(growing)] >= 0.0).all():
+            missed = math.sqrt(float(numpy.square(matrix @ solved - 1.0).mean()))
+            found.append((max(missed, CLOSE), dict(zip(chosen, map(float, solved), strict=True))))
+    law = dict.fromkeys(terms, 0.0) | min(found, key=lambda f: f[0])[1]  # the first of those that are close
     exponent = float(numpy.polyfit(numpy.log(n), numpy.log(value), 1)[0])
-    return Fit(square, linear, exponent, int(n.max()))
+    return Fit(law["square"], law["linear"], law["fixed"], exponent, int(n.max()))
 
 
 class Largest(NamedTuple):
@@ -68,7 +81,7 @@ def largest_batches(scaling: dict[str, Any]) -> list[Largest]:
     found = []
     points = scaling["points"]
     for method in dict.fromkeys(p["method"] for p in points if p["against"] == "n"):
-        memory = fit(curve(points, method, "peak_bytes"))
+        memory = fit(curve(points, method, "peak_bytes"), 0, fixed=True)
         if memory is None:
             continue
         d = next(p["d"] for p in points if p["method"] == method and p["against"] == "n")
