@@ -163,133 +163,148 @@ void shf(Warp& w, const Inst& i, u32 m) {  // flag: left, flag2: wrap
     });
 }
 
-}  // namespace
+void decode_logic(Decoder& d) {
+    const std::string& op = d.op();
+    Type t = d.need_type();
+    set_operands(d, t, 2);
+    Handler h = t == Type::Pred ? (op == "and"  ? &pred_binary<And>
+                                   : op == "or" ? &pred_binary<Or>
+                                                : &pred_binary<Xor>)
+                                : (op == "and"  ? bits_binary<And>(t)
+                                   : op == "or" ? bits_binary<Or>(t)
+                                                : bits_binary<Xor>(t));
+    finish(d, h, Cls::Int);
+}
 
-bool decode_bits(Decoder& d) {
+void decode_invert(Decoder& d) {
+    const std::string& op = d.op();
+    Type t = d.need_type();
+    set_operands(d, t, 1);
+    Handler h = op == "not"      ? (t == Type::Pred ? &pred_not : bits_unary<Not>(t))
+                : op == "cnot"   ? bits_unary<Cnot>(t)
+                : t == Type::B16 ? nullptr
+                                 : bits_unary<Brev>(t);
+    finish(d, h, Cls::Int);
+}
+
+void decode_shift(Decoder& d) {
     const std::string& op = d.op();
     Inst& i = d.inst;
-
-    if (op == "and" || op == "or" || op == "xor") {
-        Type t = d.need_type();
-        set_operands(d, t, 2);
-        Handler h = t == Type::Pred ? (op == "and"  ? &pred_binary<And>
-                                       : op == "or" ? &pred_binary<Or>
-                                                    : &pred_binary<Xor>)
-                                    : (op == "and"  ? bits_binary<And>(t)
-                                       : op == "or" ? bits_binary<Or>(t)
-                                                    : bits_binary<Xor>(t));
-        finish(d, h, Cls::Int);
-        return true;
-    }
-    if (op == "not" || op == "cnot" || op == "brev") {
-        Type t = d.need_type();
-        set_operands(d, t, 1);
-        Handler h = op == "not"      ? (t == Type::Pred ? &pred_not : bits_unary<Not>(t))
-                    : op == "cnot"   ? bits_unary<Cnot>(t)
-                    : t == Type::B16 ? nullptr
-                                     : bits_unary<Brev>(t);
-        finish(d, h, Cls::Int);
-        return true;
-    }
-    if (op == "shl" || op == "shr") {
-        Type t = d.need_type();
-        d.expect(3);
-        i.d0 = d.dst(0, t);
-        i.s0 = d.src(1, t);
-        i.s1 = d.src(2, Type::U32);
-        Handler h = nullptr;
-        if (op == "shl") switch (t) {
-                case Type::B16: h = &shl<Int<u16>>; break;
-                case Type::B32: h = &shl<Int<u32>>; break;
-                case Type::B64: h = &shl<Int<u64>>; break;
-                default: break;
-            }
-        else switch (t) {
-                case Type::B16:
-                case Type::U16: h = &shr<Int<u16>>; break;
-                case Type::B32:
-                case Type::U32: h = &shr<Int<u32>>; break;
-                case Type::B64:
-                case Type::U64: h = &shr<Int<u64>>; break;
-                case Type::S16: h = &shr<Int<s16>>; break;
-                case Type::S32: h = &shr<Int<s32>>; break;
-                case Type::S64: h = &shr<Int<s64>>; break;
-                default: break;
-            }
-        finish(d, h, Cls::Int);
-        return true;
-    }
-    if (op == "shf") {
-        i.flag = d.take_one({"r", "l"}) == 1;
-        i.flag2 = d.take_one({"clamp", "wrap"}) == 1;
-        if (d.need_type() != Type::B32) d.unsupported("type");
-        d.expect(4);
-        i.d0 = d.dst(0, Type::B32);
-        i.s0 = d.src(1, Type::B32);
-        i.s1 = d.src(2, Type::B32);
-        i.s2 = d.src(3, Type::B32);
-        finish(d, shf, Cls::Int);
-        return true;
-    }
-    if (op == "lop3") {
-        if (d.need_type() != Type::B32) d.unsupported("type");
-        d.expect(5);
-        i.d0 = d.dst(0, Type::B32);
-        i.s0 = d.src(1, Type::B32);
-        i.s1 = d.src(2, Type::B32);
-        i.s2 = d.src(3, Type::B32);
-        i.offset = (s64)d.immediate(d.operand(4));
-        finish(d, lop3, Cls::Int);
-        return true;
-    }
-    if (op == "prmt") {
-        if (d.need_type() != Type::B32) d.unsupported("type");
-        i.sub = (u8)d.take_one({"", "f4e", "b4e", "rc8", "ecl", "ecr", "rc16"}, 0);
-        set_operands(d, Type::B32, 3);
-        finish(d, prmt, Cls::Int);
-        return true;
-    }
-    if (op == "popc" || op == "clz") {
-        Type t = d.need_type();
-        if (t != Type::B32 && t != Type::B64) d.unsupported("type");
-        d.expect(2);
-        i.sub = (u8)size_of(t);
-        i.d0 = d.dst(0, Type::U32);
-        i.s0 = d.src(1, t);
-        finish(d, op == "popc" ? popc : clz, Cls::Int);
-        return true;
-    }
-    if (op == "bfind") {
-        i.flag = d.take("shiftamt");
-        Type t = d.need_type();
-        if (is_float(t) || size_of(t) < 4) d.unsupported("type");
-        d.expect(2);
-        i.type = t;
-        i.d0 = d.dst(0, Type::U32);
-        i.s0 = d.src(1, t);
-        finish(d, bfind, Cls::Int);
-        return true;
-    }
-    if (op == "bfe" || op == "bfi") {
-        Type t = d.need_type();
-        if (is_float(t) || size_of(t) < 4) d.unsupported("type");
-        bool ins = op == "bfi";
-        d.expect(ins ? 5 : 4);
-        i.type = t;
-        i.d0 = d.dst(0, t);
-        i.s0 = d.src(1, t);
-        if (ins) {
-            i.s1 = d.src(2, t);
-            i.s2 = d.src(3, Type::U32);
-            i.s3 = d.src(4, Type::U32);
-        } else {
-            i.s1 = d.src(2, Type::U32);
-            i.s2 = d.src(3, Type::U32);
+    Type t = d.need_type();
+    d.expect(3);
+    i.d0 = d.dst(0, t);
+    i.s0 = d.src(1, t);
+    i.s1 = d.src(2, Type::U32);
+    Handler h = nullptr;
+    if (op == "shl") switch (t) {
+            case Type::B16: h = &shl<Int<u16>>; break;
+            case Type::B32: h = &shl<Int<u32>>; break;
+            case Type::B64: h = &shl<Int<u64>>; break;
+            default: break;
         }
-        finish(d, ins ? bfi : bfe, Cls::Int);
-        return true;
-    }
-    return false;
+    else switch (t) {
+            case Type::B16:
+            case Type::U16: h = &shr<Int<u16>>; break;
+            case Type::B32:
+            case Type::U32: h = &shr<Int<u32>>; break;
+            case Type::B64:
+            case Type::U64: h = &shr<Int<u64>>; break;
+            case Type::S16: h = &shr<Int<s16>>; break;
+            case Type::S32: h = &shr<Int<s32>>; break;
+            case Type::S64: h = &shr<Int<s64>>; break;
+            default: break;
+        }
+    finish(d, h, Cls::Int);
 }
+
+void decode_shf(Decoder& d) {
+    Inst& i = d.inst;
+    i.flag = d.take_one({"r", "l"}) == 1;
+    i.flag2 = d.take_one({"clamp", "wrap"}) == 1;
+    if (d.need_type() != Type::B32) d.unsupported("type");
+    d.expect(4);
+    i.d0 = d.dst(0, Type::B32);
+    i.s0 = d.src(1, Type::B32);
+    i.s1 = d.src(2, Type::B32);
+    i.s2 = d.src(3, Type::B32);
+    finish(d, shf, Cls::Int);
+}
+
+void decode_lop3(Decoder& d) {
+    Inst& i = d.inst;
+    if (d.need_type() != Type::B32) d.unsupported("type");
+    d.expect(5);
+    i.d0 = d.dst(0, Type::B32);
+    i.s0 = d.src(1, Type::B32);
+    i.s1 = d.src(2, Type::B32);
+    i.s2 = d.src(3, Type::B32);
+    i.offset = (s64)d.immediate(d.operand(4));
+    finish(d, lop3, Cls::Int);
+}
+
+void decode_prmt(Decoder& d) {
+    Inst& i = d.inst;
+    if (d.need_type() != Type::B32) d.unsupported("type");
+    i.sub = (u8)d.take_one({"", "f4e", "b4e", "rc8", "ecl", "ecr", "rc16"}, 0);
+    set_operands(d, Type::B32, 3);
+    finish(d, prmt, Cls::Int);
+}
+
+void decode_count_bits(Decoder& d) {
+    const std::string& op = d.op();
+    Inst& i = d.inst;
+    Type t = d.need_type();
+    if (t != Type::B32 && t != Type::B64) d.unsupported("type");
+    d.expect(2);
+    i.sub = (u8)size_of(t);
+    i.d0 = d.dst(0, Type::U32);
+    i.s0 = d.src(1, t);
+    finish(d, op == "popc" ? popc : clz, Cls::Int);
+}
+
+void decode_bfind(Decoder& d) {
+    Inst& i = d.inst;
+    i.flag = d.take("shiftamt");
+    Type t = d.need_type();
+    if (is_float(t) || size_of(t) < 4) d.unsupported("type");
+    d.expect(2);
+    i.type = t;
+    i.d0 = d.dst(0, Type::U32);
+    i.s0 = d.src(1, t);
+    finish(d, bfind, Cls::Int);
+}
+
+void decode_bit_field(Decoder& d) {
+    const std::string& op = d.op();
+    Inst& i = d.inst;
+    Type t = d.need_type();
+    if (is_float(t) || size_of(t) < 4) d.unsupported("type");
+    bool ins = op == "bfi";
+    d.expect(ins ? 5 : 4);
+    i.type = t;
+    i.d0 = d.dst(0, t);
+    i.s0 = d.src(1, t);
+    if (ins) {
+        i.s1 = d.src(2, t);
+        i.s2 = d.src(3, Type::U32);
+        i.s3 = d.src(4, Type::U32);
+    } else {
+        i.s1 = d.src(2, Type::U32);
+        i.s2 = d.src(3, Type::U32);
+    }
+    finish(d, ins ? bfi : bfe, Cls::Int);
+}
+
+const Family family = {
+    {"and", decode_logic}, {"or", decode_logic}, {"xor", decode_logic}, {"not", decode_invert},
+    {"cnot", decode_invert}, {"brev", decode_invert}, {"shl", decode_shift}, {"shr", decode_shift},
+    {"shf", decode_shf}, {"lop3", decode_lop3}, {"prmt", decode_prmt}, {"popc", decode_count_bits},
+    {"clz", decode_count_bits}, {"bfind", decode_bfind}, {"bfe", decode_bit_field},
+    {"bfi", decode_bit_field},
+};
+
+}  // namespace
+
+bool decode_bits(Decoder& d) { return decode_of(family, d); }
 
 }  // namespace ptx

@@ -121,193 +121,222 @@ void trap(Warp& w, const Inst& i, u32 m) {
            __builtin_ctz(m));
 }
 
-}  // namespace
-
-bool decode_control(Decoder& d) {
-    const std::string& op = d.op();
+void decode_bra(Decoder& d) {
     Inst& i = d.inst;
     i.cls = Cls::Control;
-    if (op == "bra") {
-        d.take("uni");
-        d.expect(1);
-        i.flow = Flow::Branch;
-        i.label = d.operand(0).name;
-        return true;
-    }
-    if (op == "brx") {
-        if (!d.take("idx")) d.unsupported("brx");
-        d.take("uni");
-        d.expect(2);
-        i.flow = Flow::BranchIndexed;
-        i.s0 = d.src(0, Type::U32);
-        i.label = d.operand(1).name;
-        return true;
-    }
-    if (op == "ret" || op == "exit") {
-        d.take("uni");
-        d.expect(0);
-        i.flow = Flow::Exit;
-        return true;
-    }
-    if (op == "trap" || op == "brkpt") {
-        i.run = trap;
-        return true;
-    }
-    if (op == "call") {
-        d.take("uni");
-        for (auto& o : d.st.ops)
-            if (o.name == "__assertfail") {
-                i.run = trap;
-                i.flag = true;
-                return true;
-            }
-        d.unsupported("function call");
-    }
-    if (op == "nanosleep" || op == "pmevent") {
-        d.take_type();
-        i.run = nothing;
-        return true;
-    }
-    if (op == "activemask") {
-        if (d.need_type() != Type::B32) d.unsupported("type");
-        d.expect(1);
-        i.d0 = d.dst(0, Type::B32);
-        i.run = activemask;
-        return true;
-    }
-
-    if (op == "bar" || op == "barrier") {
-        i.cls = Cls::Sync;
-        if (d.peek("cluster")) return false;  // hopper.cpp
-        if (d.take("warp")) {
-            d.take("sync");
-            d.expect(1);
-            i.flow = Flow::WarpSync;
-            i.member = (s32)d.src(0, Type::B32);
-            i.run = nothing;
-            return true;
-        }
-        d.take("cta");
-        bool aligned = op == "bar" || d.take("aligned");
-        if (op == "bar") d.take("aligned");
-        int kind = d.take_one({"sync", "arrive", "red"});
-        if (kind < 0) d.unsupported("barrier form");
-        i.flow = Flow::Barrier;
-        i.sub = (u8)kind;
-        i.flag2 = aligned;
-        size_t k = 0;
-        if (kind == 2) {
-            i.sub2 = (u8)d.take_one({"popc", "and", "or"});
-            Type t = d.need_type();
-            if (i.sub2 > 2 || t != (i.sub2 == 0 ? Type::U32 : Type::Pred)) d.unsupported("barrier reduction");
-            i.d0 = d.dst(0, t);
-            k = 1;
-        }
-        i.s0 = d.src(k++, Type::U32);
-        const Operand& id = d.operand(k - 1);
-        if (id.kind != Operand::Imm || id.imm != 0) d.b.kernel.named_barriers = true;
-        size_t left = d.count() - k - (kind == 2 ? 1 : 0);
-        if (left == 1) {
-            i.flag = true;
-            i.s1 = d.src(k++, Type::U32);
-            d.b.kernel.named_barriers = true;
-        } else if (left) d.unsupported("barrier operands");
-        if (kind == 1) {
-            d.b.kernel.named_barriers = true;
-            if (!i.flag) d.unsupported("bar.arrive without a count");
-        }
-        if (kind == 2) {
-            Operand p = d.operand(k);
-            i.vec = p.negated;
-            p.negated = false;
-            i.s2 = d.src(p, Type::Pred);
-        }
-        return true;
-    }
-    i.cls = Cls::Sync;
-    if (op == "shfl") {
-        if (!d.take("sync")) d.unsupported("shfl without .sync");
-        i.sub = (u8)d.take_one({"bfly", "down", "up", "idx"});
-        if (i.sub > 3 || d.need_type() != Type::B32) d.unsupported("shfl form");
-        d.expect(5);
-        const Operand& o = d.operand(0);
-        i.d0 = d.dst(o, Type::B32);
-        if (!o.pair.empty()) {
-            i.flag = true;
-            i.d1 = d.dst(o.pair[0], Type::Pred);
-        }
-        i.s0 = d.src(1, Type::B32);
-        i.s1 = d.src(2, Type::B32);
-        i.s2 = d.src(3, Type::B32);
-        i.member = (s32)d.src(4, Type::B32);
-        i.flow = Flow::WarpSync;
-        i.run = shfl;
-        return true;
-    }
-    if (op == "vote") {
-        if (!d.take("sync")) d.unsupported("vote without .sync");
-        i.sub = (u8)d.take_one({"all", "any", "uni", "ballot"});
-        Type t = d.need_type();
-        if (i.sub > 3 || t != (i.sub == 3 ? Type::B32 : Type::Pred)) d.unsupported("vote form");
-        d.expect(3);
-        i.d0 = d.dst(0, t);
-        Operand p = d.operand(1);
-        i.flag = p.negated;
-        p.negated = false;
-        i.s0 = d.src(p, Type::Pred);
-        i.member = (s32)d.src(2, Type::B32);
-        i.flow = Flow::WarpSync;
-        i.run = vote;
-        return true;
-    }
-    if (op == "match") {
-        i.sub = (u8)d.take_one({"any", "all"});
-        if (!d.take("sync") || i.sub > 1) d.unsupported("match form");
-        Type t = d.need_type();
-        if (t != Type::B32 && t != Type::B64) d.unsupported("type");
-        d.expect(3);
-        const Operand& o = d.operand(0);
-        i.d0 = d.dst(o, Type::B32);
-        if (!o.pair.empty()) {
-            i.flag = true;
-            i.d1 = d.dst(o.pair[0], Type::Pred);
-        }
-        i.sub2 = (u8)size_of(t);
-        i.s0 = d.src(1, t);
-        i.member = (s32)d.src(2, Type::B32);
-        i.flow = Flow::WarpSync;
-        i.run = match;
-        return true;
-    }
-    if (op == "redux") {
-        if (!d.take("sync")) d.unsupported("redux");
-        i.sub = (u8)d.take_one({"add", "min", "max", "and", "or", "xor"});
-        i.type = d.need_type();
-        if (i.sub > 5 || is_float(i.type) || size_of(i.type) != 4) d.unsupported("redux form");
-        d.expect(3);
-        i.d0 = d.dst(0, i.type);
-        i.s0 = d.src(1, i.type);
-        i.member = (s32)d.src(2, Type::B32);
-        i.flow = Flow::WarpSync;
-        i.run = redux;
-        return true;
-    }
-    if (op == "elect") {
-        if (!d.take("sync")) d.unsupported("elect");
-        d.expect(2);
-        const Operand& o = d.operand(0);
-        if (o.pair.empty()) d.unsupported("elect form");
-        if (!d.is_sink(o)) {
-            i.flag2 = true;
-            i.d0 = d.dst(o, Type::B32);
-        }
-        i.d1 = d.dst(o.pair[0], Type::Pred);
-        i.member = (s32)d.src(1, Type::B32);
-        i.flow = Flow::WarpSync;
-        i.run = elect;
-        return true;
-    }
-    return false;
+    d.take("uni");
+    d.expect(1);
+    i.flow = Flow::Branch;
+    i.label = d.operand(0).name;
 }
+
+void decode_brx(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Control;
+    if (!d.take("idx")) d.unsupported("brx");
+    d.take("uni");
+    d.expect(2);
+    i.flow = Flow::BranchIndexed;
+    i.s0 = d.src(0, Type::U32);
+    i.label = d.operand(1).name;
+}
+
+void decode_leave(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Control;
+    d.take("uni");
+    d.expect(0);
+    i.flow = Flow::Exit;
+}
+
+void decode_stop(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Control;
+    i.run = trap;
+}
+
+void decode_call(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Control;
+    d.take("uni");
+    for (auto& o : d.st.ops)
+        if (o.name == "__assertfail") {
+            i.run = trap;
+            i.flag = true;
+            return;
+        }
+    d.unsupported("function call");
+}
+
+void decode_wait(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Control;
+    d.take_type();
+    i.run = nothing;
+}
+
+void decode_activemask(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Control;
+    if (d.need_type() != Type::B32) d.unsupported("type");
+    d.expect(1);
+    i.d0 = d.dst(0, Type::B32);
+    i.run = activemask;
+}
+
+void decode_barrier(Decoder& d) {
+    const std::string& op = d.op();
+    Inst& i = d.inst;
+    i.cls = Cls::Sync;
+    if (d.take("warp")) {
+        d.take("sync");
+        d.expect(1);
+        i.flow = Flow::WarpSync;
+        i.member = (s32)d.src(0, Type::B32);
+        i.run = nothing;
+        return;
+    }
+    d.take("cta");
+    bool aligned = op == "bar" || d.take("aligned");
+    if (op == "bar") d.take("aligned");
+    int kind = d.take_one({"sync", "arrive", "red"});
+    if (kind < 0) d.unsupported("barrier form");
+    i.flow = Flow::Barrier;
+    i.sub = (u8)kind;
+    i.flag2 = aligned;
+    size_t k = 0;
+    if (kind == 2) {
+        i.sub2 = (u8)d.take_one({"popc", "and", "or"});
+        Type t = d.need_type();
+        if (i.sub2 > 2 || t != (i.sub2 == 0 ? Type::U32 : Type::Pred)) d.unsupported("barrier reduction");
+        i.d0 = d.dst(0, t);
+        k = 1;
+    }
+    i.s0 = d.src(k++, Type::U32);
+    const Operand& id = d.operand(k - 1);
+    if (id.kind != Operand::Imm || id.imm != 0) d.b.kernel.named_barriers = true;
+    size_t left = d.count() - k - (kind == 2 ? 1 : 0);
+    if (left == 1) {
+        i.flag = true;
+        i.s1 = d.src(k++, Type::U32);
+        d.b.kernel.named_barriers = true;
+    } else if (left) d.unsupported("barrier operands");
+    if (kind == 1) {
+        d.b.kernel.named_barriers = true;
+        if (!i.flag) d.unsupported("bar.arrive without a count");
+    }
+    if (kind == 2) {
+        Operand p = d.operand(k);
+        i.vec = p.negated;
+        p.negated = false;
+        i.s2 = d.src(p, Type::Pred);
+    }
+}
+
+void decode_shfl(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Sync;
+    if (!d.take("sync")) d.unsupported("shfl without .sync");
+    i.sub = (u8)d.take_one({"bfly", "down", "up", "idx"});
+    if (i.sub > 3 || d.need_type() != Type::B32) d.unsupported("shfl form");
+    d.expect(5);
+    const Operand& o = d.operand(0);
+    i.d0 = d.dst(o, Type::B32);
+    if (!o.pair.empty()) {
+        i.flag = true;
+        i.d1 = d.dst(o.pair[0], Type::Pred);
+    }
+    i.s0 = d.src(1, Type::B32);
+    i.s1 = d.src(2, Type::B32);
+    i.s2 = d.src(3, Type::B32);
+    i.member = (s32)d.src(4, Type::B32);
+    i.flow = Flow::WarpSync;
+    i.run = shfl;
+}
+
+void decode_vote(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Sync;
+    if (!d.take("sync")) d.unsupported("vote without .sync");
+    i.sub = (u8)d.take_one({"all", "any", "uni", "ballot"});
+    Type t = d.need_type();
+    if (i.sub > 3 || t != (i.sub == 3 ? Type::B32 : Type::Pred)) d.unsupported("vote form");
+    d.expect(3);
+    i.d0 = d.dst(0, t);
+    Operand p = d.operand(1);
+    i.flag = p.negated;
+    p.negated = false;
+    i.s0 = d.src(p, Type::Pred);
+    i.member = (s32)d.src(2, Type::B32);
+    i.flow = Flow::WarpSync;
+    i.run = vote;
+}
+
+void decode_match(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Sync;
+    i.sub = (u8)d.take_one({"any", "all"});
+    if (!d.take("sync") || i.sub > 1) d.unsupported("match form");
+    Type t = d.need_type();
+    if (t != Type::B32 && t != Type::B64) d.unsupported("type");
+    d.expect(3);
+    const Operand& o = d.operand(0);
+    i.d0 = d.dst(o, Type::B32);
+    if (!o.pair.empty()) {
+        i.flag = true;
+        i.d1 = d.dst(o.pair[0], Type::Pred);
+    }
+    i.sub2 = (u8)size_of(t);
+    i.s0 = d.src(1, t);
+    i.member = (s32)d.src(2, Type::B32);
+    i.flow = Flow::WarpSync;
+    i.run = match;
+}
+
+void decode_redux(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Sync;
+    if (!d.take("sync")) d.unsupported("redux");
+    i.sub = (u8)d.take_one({"add", "min", "max", "and", "or", "xor"});
+    i.type = d.need_type();
+    if (i.sub > 5 || is_float(i.type) || size_of(i.type) != 4) d.unsupported("redux form");
+    d.expect(3);
+    i.d0 = d.dst(0, i.type);
+    i.s0 = d.src(1, i.type);
+    i.member = (s32)d.src(2, Type::B32);
+    i.flow = Flow::WarpSync;
+    i.run = redux;
+}
+
+void decode_elect(Decoder& d) {
+    Inst& i = d.inst;
+    i.cls = Cls::Sync;
+    if (!d.take("sync")) d.unsupported("elect");
+    d.expect(2);
+    const Operand& o = d.operand(0);
+    if (o.pair.empty()) d.unsupported("elect form");
+    if (!d.is_sink(o)) {
+        i.flag2 = true;
+        i.d0 = d.dst(o, Type::B32);
+    }
+    i.d1 = d.dst(o.pair[0], Type::Pred);
+    i.member = (s32)d.src(1, Type::B32);
+    i.flow = Flow::WarpSync;
+    i.run = elect;
+}
+
+const Family family = {
+    {"bra", decode_bra}, {"brx", decode_brx}, {"ret", decode_leave}, {"exit", decode_leave},
+    {"trap", decode_stop}, {"brkpt", decode_stop}, {"call", decode_call},
+    {"nanosleep", decode_wait}, {"pmevent", decode_wait}, {"activemask", decode_activemask},
+    {"bar", decode_barrier}, {"barrier", decode_barrier}, {"shfl", decode_shfl},
+    {"vote", decode_vote}, {"match", decode_match}, {"redux", decode_redux},
+    {"elect", decode_elect},
+};
+
+}  // namespace
+
+// barrier.cluster is hopper.cpp's.
+bool decode_control(Decoder& d) { return !d.peek("cluster") && decode_of(family, d); }
 
 }  // namespace ptx

@@ -238,55 +238,56 @@ void cvt_u32_u64(Warp& w, const Inst& i, u32 m) {
     for_lanes(m, [=](int l) { d[l] = (u32)a[l]; });
 }
 
-}  // namespace
+bool is_pair(Type t) {
+    return t == Type::F16x2 || t == Type::BF16x2 || t == Type::E4M3x2 || t == Type::E5M2x2;
+}
 
-bool decode_convert(Decoder& d) {
-    if (d.op() != "cvt") return false;
+// Two floats to a pair. In all of these the modifiers are in inst already: sub the mode, flag sat, flag2 ftz,
+// offset satfinite, vec 2 with relu.
+void decode_packing(Decoder& d) {
     Inst& i = d.inst;
-    if (d.peek("pack")) d.unsupported("cvt.pack");
-    int mode = d.take_one({"", "rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi", "rna"}, 0);
-    bool ftz = d.take("ftz"), sat = d.take("sat"), satfinite = d.take("satfinite"), relu = d.take("relu");
-    Type dt = d.need_type(), st = d.need_type();
-    i.type = dt;
-    i.type2 = st;
-    i.sub = (u8)mode;
-    i.flag = sat;
-    i.flag2 = ftz;
-    i.offset = satfinite;
-    i.vec = relu ? 2 : 1;
-    i.cls = Cls::Convert;
-    bool pair = dt == Type::F16x2 || dt == Type::BF16x2 || dt == Type::E4M3x2 || dt == Type::E5M2x2;
-    if (pair && st == Type::F32) {
-        d.expect(3);
-        if (mode == kNone || mode > kRZ || sat || ftz) d.unsupported("rounding");
-        if (size_of(dt) == 2 && (!satfinite || mode != kRN)) d.unsupported("fp8 without satfinite");
-        i.d0 = d.dst(0, size_of(dt) == 2 ? Type::B16 : Type::B32);
-        i.s0 = d.src(1, st);
-        i.s1 = d.src(2, st);
-        i.run = mode == kRN && !relu && !satfinite ? (dt == Type::BF16x2 ? &cvt_pair<true> : &cvt_pair<false>)
-                                                   : &cvt_pair_general;
-        return true;
-    }
-    if (pair || st == Type::F16x2 || st == Type::E4M3x2 || st == Type::E5M2x2) {
-        bool ok = (dt == Type::F16x2 && (st == Type::E4M3x2 || st == Type::E5M2x2)) ||
-                  (st == Type::F16x2 && (dt == Type::E4M3x2 || dt == Type::E5M2x2) && satfinite);
-        if (!ok || mode != kRN || sat || ftz) d.unsupported("pair conversion");
-        d.expect(2);
-        i.d0 = d.dst(0, size_of(dt) == 2 ? Type::B16 : Type::B32);
-        i.s0 = d.src(1, size_of(st) == 2 ? Type::B16 : Type::B32);
-        i.run = cvt_fp8_half;
-        return true;
-    }
-    if (dt == Type::TF32) {
-        if (st != Type::F32 || (mode != kRNA && mode != kRN && mode != kRZ) || sat || ftz)
-            d.unsupported("tf32 conversion");
-        d.expect(2);
-        i.d0 = d.dst(0, Type::B32);
-        i.s0 = d.src(1, st);
-        i.sub2 = 4 | 4 << 4;
-        i.run = cvt;
-        return true;
-    }
+    const Type dt = i.type, st = i.type2;
+    const int mode = i.sub;
+    const bool relu = i.vec == 2, satfinite = i.offset;
+    d.expect(3);
+    if (mode == kNone || mode > kRZ || i.flag || i.flag2) d.unsupported("rounding");
+    if (size_of(dt) == 2 && (!satfinite || mode != kRN)) d.unsupported("fp8 without satfinite");
+    i.d0 = d.dst(0, size_of(dt) == 2 ? Type::B16 : Type::B32);
+    i.s0 = d.src(1, st);
+    i.s1 = d.src(2, st);
+    i.run = mode == kRN && !relu && !satfinite ? (dt == Type::BF16x2 ? &cvt_pair<true> : &cvt_pair<false>)
+                                               : &cvt_pair_general;
+}
+
+// A pair to a pair: between halves and 8-bit floats.
+void decode_pairs(Decoder& d) {
+    Inst& i = d.inst;
+    const Type dt = i.type, st = i.type2;
+    bool ok = (dt == Type::F16x2 && (st == Type::E4M3x2 || st == Type::E5M2x2)) ||
+              (st == Type::F16x2 && (dt == Type::E4M3x2 || dt == Type::E5M2x2) && i.offset);
+    if (!ok || i.sub != kRN || i.flag || i.flag2) d.unsupported("pair conversion");
+    d.expect(2);
+    i.d0 = d.dst(0, size_of(dt) == 2 ? Type::B16 : Type::B32);
+    i.s0 = d.src(1, size_of(st) == 2 ? Type::B16 : Type::B32);
+    i.run = cvt_fp8_half;
+}
+
+void decode_tf32(Decoder& d) {
+    Inst& i = d.inst;
+    const int mode = i.sub;
+    if (i.type2 != Type::F32 || (mode != kRNA && mode != kRN && mode != kRZ) || i.flag || i.flag2)
+        d.unsupported("tf32 conversion");
+    d.expect(2);
+    i.d0 = d.dst(0, Type::B32);
+    i.s0 = d.src(1, Type::F32);
+    i.sub2 = 4 | 4 << 4;
+    i.run = cvt;
+}
+
+// What PTX does not define has no meaning to execute.
+void check_conversion(const Decoder& d, int mode) {
+    const Type dt = d.inst.type, st = d.inst.type2;
+    const bool sat = d.inst.flag, relu = d.inst.vec == 2, satfinite = d.inst.offset;
     auto known = [](Type t) { return (t >= Type::U8 && t <= Type::S64) || is_scalar_float(t); };
     if (!known(dt) || !known(st)) d.unsupported("conversion");
     bool f2f = is_float(dt) && is_float(st), i2f = is_float(dt) && !is_float(st),
@@ -306,19 +307,49 @@ bool decode_convert(Decoder& d) {
     if (!f2f && !i2f && !f2i && mode != kNone) d.unsupported("rounding of integers");
     if (!f2f && (relu || satfinite)) d.unsupported("relu/satfinite");
     if (i2f && sat) d.unsupported("sat");
+}
+
+void decode_scalar(Decoder& d) {
+    Inst& i = d.inst;
+    const Type dt = i.type, st = i.type2;
+    const int mode = i.sub;
+    check_conversion(d, mode);
     d.expect(2);
     Register dr = d.dst_wide(d.operand(0), dt), sr = d.src_wide(d.operand(1), st);
     i.d0 = dr.offset;
     i.s0 = sr.offset;
     i.sub2 = (u8)(sr.width | dr.width << 4);
     i.run = cvt;
-    if (!sat && !ftz) {
+    if (!i.flag && !i.flag2) {
         if (dt == Type::F32 && st == Type::S32 && mode == kRN && sr.width == 4) i.run = cvt_f32_s32;
         if ((dt == Type::S64 || dt == Type::U64) && st == Type::S32 && sr.width == 4) i.run = cvt_s64_s32;
         if ((dt == Type::S64 || dt == Type::U64) && st == Type::U32 && sr.width == 4) i.run = cvt_u64_u32;
         if ((dt == Type::S32 || dt == Type::U32) && size_of(st) == 8 && !is_float(st) && dr.width == 4)
             i.run = cvt_u32_u64;
     }
+}
+
+}  // namespace
+
+bool decode_convert(Decoder& d) {
+    if (d.op() != "cvt") return false;
+    Inst& i = d.inst;
+    if (d.peek("pack")) d.unsupported("cvt.pack");
+    int mode = d.take_one({"", "rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi", "rna"}, 0);
+    bool ftz = d.take("ftz"), sat = d.take("sat"), satfinite = d.take("satfinite"), relu = d.take("relu");
+    Type dt = d.need_type(), st = d.need_type();
+    i.type = dt;
+    i.type2 = st;
+    i.sub = (u8)mode;
+    i.flag = sat;
+    i.flag2 = ftz;
+    i.offset = satfinite;
+    i.vec = relu ? 2 : 1;
+    i.cls = Cls::Convert;
+    if (is_pair(dt) && st == Type::F32) decode_packing(d);
+    else if (is_pair(dt) || is_pair(st)) decode_pairs(d);
+    else if (dt == Type::TF32) decode_tf32(d);
+    else decode_scalar(d);
     return true;
 }
 

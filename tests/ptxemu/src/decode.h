@@ -97,6 +97,15 @@ class Decoder {
     Register resolve(const Operand& o, Type t, bool wide, bool write);
 };
 
+// A family's opcodes, each with the function that reads its operands and modifiers.
+using Family = std::unordered_map<std::string, void (*)(Decoder&)>;
+inline bool decode_of(const Family& family, Decoder& d) {
+    auto found = family.find(d.op());
+    if (found == family.end()) return false;
+    found->second(d);
+    return true;
+}
+
 // The families. Each returns false when the opcode is not its own.
 bool decode_arithmetic(Decoder& d);
 bool decode_special(Decoder& d);

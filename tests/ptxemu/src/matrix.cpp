@@ -231,107 +231,112 @@ void movmatrix(Warp& w, const Inst& i, u32) {
     }
 }
 
-}  // namespace
-
-bool decode_matrix(Decoder& d) {
+void decode_move_matrix(Decoder& d) {
     const std::string& op = d.op();
     Inst& i = d.inst;
-    if (op == "ldmatrix" || op == "stmatrix") {
-        bool load = op == "ldmatrix";
-        if (!d.take("sync") || !d.take("aligned") || !d.take("m8n8")) d.unsupported("matrix shape");
-        i.vec = d.take("x4") ? 4 : d.take("x2") ? 2 : d.take("x1") ? 1 : 0;
-        i.flag = d.take("trans");
-        Space s = d.take_space();
-        if (d.need_type() != Type::B16 || !i.vec || (s != Space::Shared && s != Space::Generic))
-            d.unsupported("ldmatrix form");
-        d.expect(2);
-        const Operand &a = d.operand(load ? 1 : 0), &v = d.operand(load ? 0 : 1);
-        auto one = [&](const Operand& o) {
-            if (load) i.d.push_back(d.dst(o, Type::B32));
-            else i.s.push_back(d.src(o, Type::B32));
-        };
-        if (v.kind == Operand::Vector)
-            for (auto& e : v.elems) one(e);
-        else one(v);
-        if ((int)(i.d.size() + i.s.size()) != i.vec) d.unsupported("vector size");
-        d.address(a, Space::Shared);
-        i.run = load ? ldmatrix : stmatrix;
-        i.flow = Flow::Aligned;
-        i.cls = Cls::Shared;
-        return true;
-    }
-    if (op == "movmatrix") {
-        if (!d.take("sync") || !d.take("aligned") || !d.take("m8n8") || !d.take("trans") ||
-            d.need_type() != Type::B16)
-            d.unsupported("movmatrix form");
-        d.expect(2);
-        i.d0 = d.dst(0, Type::B32);
-        i.s0 = d.src(1, Type::B32);
-        i.run = movmatrix;
-        i.flow = Flow::Aligned;
-        i.cls = Cls::Int;
-        return true;
-    }
-    if (op == "mma") {
-        if (!d.take("sync") || !d.take("aligned")) d.unsupported("mma form");
-        int shape = d.take_one({"m16n8k4", "m16n8k8", "m16n8k16", "m16n8k32", "m8n8k4"});
-        if (shape < 0 || !d.take("row") || !d.take("col")) d.unsupported("mma shape or layout");
-        bool sat = d.take("satfinite");
-        auto types = d.rest();
-        if (types.size() != 4) d.unsupported("mma types");
-        Type t[4];
-        for (int k = 0; k < 4; k++) {
-            t[k] = type_from_name(types[k]);
-            d.take(types[k]);
-        }
-        static const int ks[] = {4, 8, 16, 32, 4};
-        int K = ks[shape];
-        d.expect(4);
-        auto collect = [&](const Operand& o, std::vector<u32>& out, Type et, bool dst) {
-            auto one = [&](const Operand& e) { out.push_back(dst ? d.dst(e, et) : d.src(e, et)); };
-            if (o.kind == Operand::Vector)
-                for (auto& e : o.elems) one(e);
-            else one(o);
-        };
-        i.flow = Flow::Aligned;
-        i.cls = Cls::Tensor;
-        i.type = t[0];
-        i.type2 = t[1];
-        bool f64 = t[0] == Type::F64;
-        Type reg = f64 ? Type::F64 : Type::B32;
-        collect(d.operand(0), i.d, reg, true);
-        for (int k = 1; k < 4; k++) collect(d.operand(k), i.s, reg, false);
-        i.flops = 2ull * (shape == 4 ? 8 : 16) * 8 * K;
-        if (f64) {
-            if (shape != 4 || t[1] != Type::F64 || t[2] != Type::F64 || t[3] != Type::F64 ||
-                i.d.size() != 2 || i.s.size() != 4)
-                d.unsupported("mma f64 form");
-            i.run = mma_f64;
-            return true;
-        }
-        auto int8 = [](Type x) { return x == Type::S8 || x == Type::U8; };
-        int eb = int8(t[1]) ? 1 : t[1] == Type::TF32 ? 4 : 2, na = K * eb / 8, nb = K * eb / 16;
-        i.sub = (u8)K;
-        i.sub2 = (u8)na;
-        i.vec = (u8)nb;
-        i.offset = sat;
-        size_t nc = t[0] == Type::F16 ? 2 : 4;
-        if (i.d.size() != nc || i.s.size() != na + nb + nc || shape == 4) d.unsupported("mma operand count");
-        if (t[0] == Type::S32 && t[3] == Type::S32 && int8(t[1]) && int8(t[2]) && (K == 16 || K == 32)) {
-            i.flag = t[1] == Type::S8;
-            i.flag2 = t[2] == Type::S8;
-            i.run = mma_int8;
-            return true;
-        }
-        bool acc = t[0] == t[3] && (t[0] == Type::F32 || (t[0] == Type::F16 && t[1] == Type::F16));
-        if (!acc || t[1] != t[2] || sat) d.unsupported("mma type combination");
-        if (t[1] == Type::BF16 && (K == 8 || K == 16)) i.run = mma_float<Type::BF16>;
-        else if (t[1] == Type::F16 && (K == 8 || K == 16)) i.run = mma_float<Type::F16>;
-        else if (t[1] == Type::TF32 && (K == 4 || K == 8)) i.run = mma_float<Type::TF32>;
-        else d.unsupported("mma type combination");
-        return true;
-    }
-    return false;
+    bool load = op == "ldmatrix";
+    if (!d.take("sync") || !d.take("aligned") || !d.take("m8n8")) d.unsupported("matrix shape");
+    i.vec = d.take("x4") ? 4 : d.take("x2") ? 2 : d.take("x1") ? 1 : 0;
+    i.flag = d.take("trans");
+    Space s = d.take_space();
+    if (d.need_type() != Type::B16 || !i.vec || (s != Space::Shared && s != Space::Generic))
+        d.unsupported("ldmatrix form");
+    d.expect(2);
+    const Operand &a = d.operand(load ? 1 : 0), &v = d.operand(load ? 0 : 1);
+    auto one = [&](const Operand& o) {
+        if (load) i.d.push_back(d.dst(o, Type::B32));
+        else i.s.push_back(d.src(o, Type::B32));
+    };
+    if (v.kind == Operand::Vector)
+        for (auto& e : v.elems) one(e);
+    else one(v);
+    if ((int)(i.d.size() + i.s.size()) != i.vec) d.unsupported("vector size");
+    d.address(a, Space::Shared);
+    i.run = load ? ldmatrix : stmatrix;
+    i.flow = Flow::Aligned;
+    i.cls = Cls::Shared;
 }
+
+void decode_movmatrix(Decoder& d) {
+    Inst& i = d.inst;
+    if (!d.take("sync") || !d.take("aligned") || !d.take("m8n8") || !d.take("trans") ||
+        d.need_type() != Type::B16)
+        d.unsupported("movmatrix form");
+    d.expect(2);
+    i.d0 = d.dst(0, Type::B32);
+    i.s0 = d.src(1, Type::B32);
+    i.run = movmatrix;
+    i.flow = Flow::Aligned;
+    i.cls = Cls::Int;
+}
+
+void decode_mma(Decoder& d) {
+    Inst& i = d.inst;
+    if (!d.take("sync") || !d.take("aligned")) d.unsupported("mma form");
+    int shape = d.take_one({"m16n8k4", "m16n8k8", "m16n8k16", "m16n8k32", "m8n8k4"});
+    if (shape < 0 || !d.take("row") || !d.take("col")) d.unsupported("mma shape or layout");
+    bool sat = d.take("satfinite");
+    auto types = d.rest();
+    if (types.size() != 4) d.unsupported("mma types");
+    Type t[4];
+    for (int k = 0; k < 4; k++) {
+        t[k] = type_from_name(types[k]);
+        d.take(types[k]);
+    }
+    static const int ks[] = {4, 8, 16, 32, 4};
+    int K = ks[shape];
+    d.expect(4);
+    auto collect = [&](const Operand& o, std::vector<u32>& out, Type et, bool dst) {
+        auto one = [&](const Operand& e) { out.push_back(dst ? d.dst(e, et) : d.src(e, et)); };
+        if (o.kind == Operand::Vector)
+            for (auto& e : o.elems) one(e);
+        else one(o);
+    };
+    i.flow = Flow::Aligned;
+    i.cls = Cls::Tensor;
+    i.type = t[0];
+    i.type2 = t[1];
+    bool f64 = t[0] == Type::F64;
+    Type reg = f64 ? Type::F64 : Type::B32;
+    collect(d.operand(0), i.d, reg, true);
+    for (int k = 1; k < 4; k++) collect(d.operand(k), i.s, reg, false);
+    i.flops = 2ull * (shape == 4 ? 8 : 16) * 8 * K;
+    if (f64) {
+        if (shape != 4 || t[1] != Type::F64 || t[2] != Type::F64 || t[3] != Type::F64 ||
+            i.d.size() != 2 || i.s.size() != 4)
+            d.unsupported("mma f64 form");
+        i.run = mma_f64;
+        return;
+    }
+    auto int8 = [](Type x) { return x == Type::S8 || x == Type::U8; };
+    int eb = int8(t[1]) ? 1 : t[1] == Type::TF32 ? 4 : 2, na = K * eb / 8, nb = K * eb / 16;
+    i.sub = (u8)K;
+    i.sub2 = (u8)na;
+    i.vec = (u8)nb;
+    i.offset = sat;
+    size_t nc = t[0] == Type::F16 ? 2 : 4;
+    if (i.d.size() != nc || i.s.size() != na + nb + nc || shape == 4) d.unsupported("mma operand count");
+    if (t[0] == Type::S32 && t[3] == Type::S32 && int8(t[1]) && int8(t[2]) && (K == 16 || K == 32)) {
+        i.flag = t[1] == Type::S8;
+        i.flag2 = t[2] == Type::S8;
+        i.run = mma_int8;
+        return;
+    }
+    bool acc = t[0] == t[3] && (t[0] == Type::F32 || (t[0] == Type::F16 && t[1] == Type::F16));
+    if (!acc || t[1] != t[2] || sat) d.unsupported("mma type combination");
+    if (t[1] == Type::BF16 && (K == 8 || K == 16)) i.run = mma_float<Type::BF16>;
+    else if (t[1] == Type::F16 && (K == 8 || K == 16)) i.run = mma_float<Type::F16>;
+    else if (t[1] == Type::TF32 && (K == 4 || K == 8)) i.run = mma_float<Type::TF32>;
+    else d.unsupported("mma type combination");
+}
+
+const Family family = {
+    {"ldmatrix", decode_move_matrix}, {"stmatrix", decode_move_matrix},
+    {"movmatrix", decode_movmatrix}, {"mma", decode_mma},
+};
+
+}  // namespace
+
+bool decode_matrix(Decoder& d) { return decode_of(family, d); }
 
 }  // namespace ptx
