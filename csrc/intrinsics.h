@@ -40,6 +40,13 @@ FASTCL_UNARY_INTRINSIC(rsqrt, T(1) / std::sqrt(z))
 
 template <class T>
 FASTCL_INLINE T pow(T z, T exponent) {
+#if defined(__CUDA_ARCH__)
+  // nvcc makes a call of pow(double), with a stack for it. In line, and exact to |exponent log z| units in the last place.
+  if constexpr (is_scalar<T>) {
+    const T l = std::log(z), t = exponent * l, rest = std::fma(exponent, l, -t);
+    return std::exp(t) * (rest == rest ? T(1) + rest : T(1));
+  } else return simd_pow(z, exponent);
+#endif
   if constexpr (is_scalar<T>) return std::pow(z, exponent);
   else return simd_pow(z, exponent);
 }
