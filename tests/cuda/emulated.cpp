@@ -4,6 +4,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -25,7 +26,10 @@ int call(const char* name, const Struct* arguments) {
   return hook ? hook(name, &copy, sizeof copy) : 100;  // cudaErrorNoDevice
 }
 
-// torch's own allocator, remembering what is alive, and filling it with the bits of NaN.
+// Fills memory: NaN in float64, float32, bfloat16 and float16, and bits that no result has (all ones are half of 1 - 2^-53).
+constexpr uint32_t unwritten = 0xFFD3FFB5;
+
+// torch's own allocator, remembering what is alive, and filling it with `unwritten`.
 class Recorder final : public c10::Allocator {
  public:
   struct Block {
@@ -40,7 +44,8 @@ class Recorder final : public c10::Allocator {
     c10::DataPtr data = torch->allocate(bytes);
     void* const address = data.get();
     if (address == nullptr) return data;
-    std::memset(address, 0xff, bytes);
+    for (size_t k = 0; k < bytes; k += sizeof unwritten)
+      std::memcpy(static_cast<char*>(address) + k, &unwritten, std::min(sizeof unwritten, bytes - k));
     const std::lock_guard lock(mutex);
     alive[address] = {bytes, data.get_deleter()};
     data.release_context();

@@ -42,7 +42,7 @@ EVERYTHING = os.environ.get("FASTCL_GPU_EMULATED") == "all"
 EXTRA = ("-std=c++20", "--expt-relaxed-constexpr")
 _HOOK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
 _FAULT = 700  # cudaErrorIllegalAddress
-_UNWRITTEN = np.uint32(0xFFFFFFFF)
+_UNWRITTEN = np.uint32(0xFFD3FFB5)  # `unwritten` of emulated.cpp
 
 
 class Session:
@@ -156,7 +156,6 @@ def _mutated(library: nvcc.HostLibrary, arch: int, mutate: Callable[[str], str] 
         yield
     finally:
         del changed
-        nvcc.HostLibrary(library.path, library.modules, arch)
 
 
 @functools.cache
