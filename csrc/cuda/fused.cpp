@@ -87,7 +87,7 @@ Gradients gradients_in(at::ScalarType dtype, const Problem& p, const Tensor& r, 
   Sums sums(p, o.sides, wanted);
   if (!wanted.any()) return sums.gradients(dtype);
   const Tensor& g_y = p.symmetric ? g : h;
-  const Tensor unit = weight_unit(p, o.sides, g, g_y);
+  const Tensor unit = weight_unit(p, g, g_y);
   const auto own = [&](const Tensor& t) { return t.defined() ? (unit.defined() ? t / unit : t).contiguous() : t; };
   Weights weights{own(g), own(g_y), {}, {}, {}};
   if (p.lse()) {
@@ -113,6 +113,8 @@ bool holds_rows(const Problem& p, const DeviceFacts& facts) {
 
 bool holds_gradients(const Problem& p, const DeviceFacts& facts) {
   const Dtype dtype = dtype_of(p.x);
+  // A sum's float16 weights need a unit that only the strip form finds, once a tile is there.
+  if (dtype == Dtype::float16 && !p.lse()) return false;
   // From 12.0 on the kernels that need more than 99 KB are not compiled.
   return holds_rows(p, facts) && p.d <= (facts.major < 12 ? fused_gradient_most(dtype) : 128) && fused_gradient_shared(dtype, p.d) <= facts.shared_bytes;
 }

@@ -17,8 +17,6 @@ int launch_gradient_sum(const FusedGradient& p, void* stream) {
   switch (p.sides.dtype) {
     case Dtype::bfloat16:
       return narrow ? sum_of<GradientLayout<bf16, 2>>(p, stream) : sum_of<GradientLayout<bf16, 4>>(p, stream);
-    case Dtype::float16:
-      return narrow ? sum_of<GradientLayout<f16, 2>>(p, stream) : sum_of<GradientLayout<f16, 4>>(p, stream);
     case Dtype::float32: return sum_of<GradientLayout<float, 4>>(p, stream);
     default: return cudaErrorInvalidValue;
   }

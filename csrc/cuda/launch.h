@@ -72,14 +72,6 @@ struct MergeParts {
   Dtype dtype;
 };
 
-// sup |f'| over [low, high], for pair functions whose slopes are largest at an end or at a constant of f.
-struct SlopeBound {
-  int32_t pair;
-  double constants[2];
-  const void *low, *high;              // float32, one element each
-  void* bound;                         // float32, one element
-};
-
 // Rows and columns of a block of the strip kernels: the partial results of a tile are its ceilings by these.
 inline constexpr int64_t strip_block_rows = 64, strip_block_cols = 128;
 
@@ -92,8 +84,7 @@ struct DeviceFacts {
 #define FASTCL_FOR_EACH_STRIP_LAUNCH(X) \
   X(strip_reduce, StripReduce)          \
   X(strip_weights, StripWeights)        \
-  X(merge_parts, MergeParts)            \
-  X(slope_bound, SlopeBound)
+  X(merge_parts, MergeParts)
 
 }  // namespace fastcl::cuda
 

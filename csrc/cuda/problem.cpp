@@ -105,25 +105,12 @@ Tensor Sums::finish(const Tensor& sums, const Tensor& weights, const Tensor& row
   return (rows * weights.unsqueeze(1)).sub_(sums).mul_(2.0).mul_(p_.scale).to(dtype);
 }
 
-// A weight is at most sup |f'| (max |g| + max |h|). Under log-sum-exp the first factor is 1; for a sum it is taken over the z
-// that Cauchy and Schwarz allow. Float16 weights then have their largest near 2^12: four bits of room above it for the sum of
-// two roles and for a bound that rounding passes, 26 below it before the smallest subnormal.
-Tensor weight_unit(const Problem& p, const Sides& s, const Tensor& g, const Tensor& h) {
-  if (p.x.scalar_type() != at::kHalf || p.n == 0 || p.m == 0) return {};
+// A weight of a log-sum-exp is at most max |g| + max |h|. Float16 weights then have their largest near 2^12: four bits of room
+// above it for the sum of two roles and for a bound that rounding passes, 26 below it before the smallest subnormal.
+Tensor weight_unit(const Problem& p, const Tensor& g, const Tensor& h) {
+  if (p.x.scalar_type() != at::kHalf || !p.lse() || p.n == 0 || p.m == 0) return {};
   Tensor top = g.abs().amax();
   if (h.defined()) top = top + h.abs().amax();
-  if (!p.lse()) {
-    auto farthest = [](const Tensor& t) { return at::linalg_vector_norm(t, 2, at::IntArrayRef{1}, false, at::kFloat).amax(); };
-    const Tensor far_x = farthest(s.x), far_y = farthest(s.y);
-    Tensor ends = p.operand == Operand::dot ? at::stack({-far_x * far_y, far_x * far_y}) : at::stack({at::zeros_like(far_x), (far_x + far_y).square()});
-    ends = ends * p.scale + p.shift;
-    for (const Tensor* bias : {&p.bias_x, &p.bias_y})
-      if (bias->defined()) ends = ends + at::stack({bias->amin(), bias->amax()});
-    const Tensor low = ends.amin(), high = ends.amax(), bound = p.empty({});
-    const SlopeBound args{p.pair, {p.constants[0], p.constants[1]}, pointer(low), pointer(high), mutable_pointer(bound)};
-    FASTCL_LAUNCH(slope_bound, args, p.x);
-    top = top * bound;
-  }
   return top.mul(0x1p-12).clamp(1e-30, 1e30).nan_to_num(1.0);
 }
 

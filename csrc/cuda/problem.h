@@ -68,8 +68,9 @@ struct Sums {
   Wanted wanted_;
 };
 
-// What float16 weights are divided by, so that they neither overflow nor vanish: one element; undefined for other dtypes.
-Tensor weight_unit(const Problem& p, const Sides& s, const Tensor& g, const Tensor& h);
+// What the float16 weights of a log-sum-exp are divided by, so that they neither overflow nor vanish: one element; undefined
+// for others.
+Tensor weight_unit(const Problem& p, const Tensor& g, const Tensor& h);
 
 // (rho, close) of Weighting, formed without reading a value on the host.
 Tensor softmax_reference(const Tensor& r, const Tensor& c);

@@ -66,15 +66,24 @@ void multiply(const Tensor& a, const Tensor& b, Tensor out) {
   else at::mm_out(out, a.to(out.scalar_type()), b.to(out.scalar_type()));
 }
 
-// out += a b
-void add_product(Tensor out, const Tensor& a, const Tensor& b, const Tensor& scratch) {
+// out += unit a b, unit being one number, or undefined for 1.
+void add_product(Tensor out, const Tensor& a, const Tensor& b, const Tensor& scratch, const Tensor& unit) {
   if (a.scalar_type() == out.scalar_type()) {
     out.addmm_(a, b);
     return;
   }
   const Tensor part = scratch.narrow(0, 0, out.numel()).view(out.sizes());
   multiply(a, b, part);
-  out.add_(part);
+  if (unit.defined()) out.addcmul_(part, unit);
+  else out.add_(part);
+}
+
+// The float16 weights of a sum, rounded from exact ones in a unit that is returned. A slope may be of any size, and what bounds
+// it far above every pair: its unit is the tile's own largest weight, which then is 2^14, 38 bits above the smallest subnormal.
+Tensor rounded_in_a_unit(const Tensor& exact, Tensor half) {
+  const Tensor unit = at::linalg_vector_norm(exact, INFINITY).mul_(0x1p-14).clamp_(1e-30, 1e30).nan_to_num_(1.0);
+  at::div_out(half, exact, unit);
+  return unit;
 }
 
 // A running reduction of the rows or of the columns: a sum, or the top and sum of a log-sum-exp.
@@ -164,17 +173,19 @@ class Strip {
     auto parts = [&](const Tensor& into, int64_t count, int64_t size) { return into.defined() ? p_.empty({1, count, size}) : Tensor(); };
     const Tensor row_parts = parts(sums.w_rows, col_blocks(t), t.i1 - t.i0), values = parts(value, col_blocks(t), t.i1 - t.i0);
     const Tensor col_parts = parts(w_cols, row_blocks(t), t.j1 - t.j0);
-    const StripWeights args{equation_, t, weights.weighting(), mutable_pointer(weights_), dtype_of(weights_),
+    const bool in_units = p_.x.scalar_type() == at::kHalf && !p_.lse();
+    const Tensor& stored = in_units ? dot_ : weights_;
+    const StripWeights args{equation_, t, weights.weighting(), mutable_pointer(stored), dtype_of(stored),
                             mutable_pointer(row_parts), mutable_pointer(col_parts), mutable_pointer(values)};
     FASTCL_LAUNCH(strip_weights, args, p_.x);
     if (row_parts.defined()) State(p_, sums.w_rows).merge(row_parts, t.i0);
     if (col_parts.defined()) State(p_, w_cols).merge(col_parts, t.j0);
     if (values.defined()) State(p_, value).merge(values, t.i0, mirrored ? 2 : 1);
 
-    const Tensor w = view(weights_, t);
-    if (sums.wy.defined()) add_product(rows_of(sums.wy, t), w, cols_of(sides.y, t), scratch_);
+    const Tensor w = view(weights_, t), unit = in_units ? rounded_in_a_unit(view(dot_, t), w) : Tensor();
+    if (sums.wy.defined()) add_product(rows_of(sums.wy, t), w, cols_of(sides.y, t), scratch_, unit);
     const Tensor& into = mirrored ? sums.wy : sums.wtx;
-    if (into.defined()) add_product(cols_of(into, t), w.t(), rows_of(sides.x, t), scratch_);
+    if (into.defined()) add_product(cols_of(into, t), w.t(), rows_of(sides.x, t), scratch_, unit);
   }
 
  private:
@@ -199,7 +210,7 @@ Gradients gradients_in(at::ScalarType dtype, const Problem& p, const Tensor& r, 
   Strip strip(p);
   Sums sums(p, strip.sides, wanted);
   if (p.n == 0 || p.m == 0 || !wanted.any()) return sums.gradients(dtype);
-  const Tensor unit = weight_unit(p, strip.sides, g, p.symmetric ? g : h);
+  const Tensor unit = weight_unit(p, g, p.symmetric ? g : h);
   const Weights weights(p, r, c, g, h, unit);
   strip.for_each_tile([&](const Tile& t) { strip.accumulate(t, weights, sums); });
   return sums.gradients(dtype, unit);
@@ -209,10 +220,9 @@ Total sum_in_one_sweep(const Problem& p, const Wanted& wanted) {
   Strip strip(p);
   Sums sums(p, strip.sides, wanted);
   const Tensor r = p.zeros({p.n}), ones = at::ones({p.n}, p.options());
-  const Tensor unit = weight_unit(p, strip.sides, ones, p.symmetric ? ones : Tensor());
-  const Weights weights(p, {}, {}, ones, {}, unit);
+  const Weights weights(p, {}, {}, ones, {}, {});
   strip.for_each_tile([&](const Tile& t) { strip.accumulate(t, weights, sums, r); });
-  return {r.sum(at::kDouble).to(p.dtype), sums.gradients(p.dtype, unit), {}};
+  return {r.sum(at::kDouble).to(p.dtype), sums.gradients(p.dtype), {}};
 }
 
 // Tiles as wide as the matrix: a tile's rows are reduced, their upstream gradient formed, and the tile turned into weights.
@@ -224,7 +234,7 @@ Total rows_in_one_sweep(const Problem& p, const Tensor& positive, Outer outer, c
   Tensor value = at::full({}, pooled ? -INFINITY : 0.0, p.options().dtype(at::kDouble));
   Tensor dpositive = positive.defined() ? p.zeros({p.n}) : Tensor();
   // Each g is a sigmoid or a softmax over rows: at most 1.
-  const Tensor unit = weight_unit(p, strip.sides, at::ones({1}, p.options()), {});
+  const Tensor unit = weight_unit(p, at::ones({1}, p.options()), {});
   const Tensor normaliser = p.empty({p.n}), upstream = p.empty({p.n});
   strip.for_each_tile([&](const Tile& t) {
     const int64_t count = t.i1 - t.i0;

@@ -185,20 +185,6 @@ __global__ __launch_bounds__(128) void merge_parts(const MergeParts args) {
   *sum = total;
 }
 
-template <class Pair>
-__global__ void bound_slope(const SlopeBound args) {
-  const float low = *static_cast<const float*>(args.low), high = *static_cast<const float*>(args.high);
-  const float k[2] = {float(args.constants[0]), float(args.constants[1])};
-  constexpr float log_2 = 0.69314718f, just_under = 1.0f - 1e-6f;
-  const float at[] = {low, high, k[0], k[1], log_2, (log_2 - k[0]) * just_under, (log_2 - k[1]) * just_under};
-  float bound = 0;
-  for (float z : at) {
-    const float slope = ::fabsf(slope_of<Pair>(::fminf(::fmaxf(z, low), high), k));
-    if (slope > bound && slope < INFINITY) bound = slope;
-  }
-  *static_cast<float*>(args.bound) = bound;
-}
-
 template <class T>
 int reduce(const StripReduce& args, cudaStream_t stream) {
   const dim3 grid = blocks_of(args.tile);
@@ -229,13 +215,6 @@ int fastcl_cuda_merge_parts(const MergeParts* args, void* stream) {
   if (args->dtype == Dtype::float64) merge_parts<double><<<blocks, 128, 0, static_cast<cudaStream_t>(stream)>>>(*args);
   else merge_parts<float><<<blocks, 128, 0, static_cast<cudaStream_t>(stream)>>>(*args);
   return cudaGetLastError();
-}
-
-int fastcl_cuda_slope_bound(const SlopeBound* args, void* stream) {
-  return with_pair(args->pair, [&](auto pair) -> int {
-    bound_slope<decltype(pair)><<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(*args);
-    return cudaGetLastError();
-  });
 }
 
 int fastcl_cuda_device_facts(DeviceFacts* facts) {
