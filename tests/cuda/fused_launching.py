@@ -142,7 +142,7 @@ class Launcher(NamedTuple):
         return value
 
 
-# Once for each: a second HostLibrary of one file takes over its launches, and frees their modules when it goes.
+# Once for each: compiling them takes most of the time of the tests that use them.
 @functools.cache
 def few(folder: Path | None = None, arch: int = 80) -> nvcc.HostLibrary:
     """The launches of fused_few.cu, with the headers of `folder` (those of the package unless told)."""
