@@ -9,8 +9,8 @@ Where the sources lie says how they are compiled:
 What cannot be built is left out, and the package installs all the same on pure PyTorch: the reasons go
 into fastcl/build_facts.json, which `fastcl doctor` reads. A source that does not compile is an error.
 
-Environment: FASTCL_BUILD_CPU, FASTCL_BUILD_CUDA, FASTCL_BUILD_AVX2 and FASTCL_BUILD_AVX512 (auto; 0 leaves
-it out; 1 fails where it cannot be built), CXX, CXXFLAGS, LDFLAGS, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
+Environment: FASTCL_BUILD_CPU, FASTCL_BUILD_CUDA, FASTCL_BUILD_AVX2, FASTCL_BUILD_AVX512 and FASTCL_BUILD_AMX (auto; 0
+leaves it out; 1 fails where it cannot be built), CXX, CXXFLAGS, LDFLAGS, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ AVX512_FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
     "-mprefer-vector-width=512",
 )
+AMX_FLAGS = (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 ISAS = {"baseline": Isa((), "DEFAULT")}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    ISAS |= {"avx2": Isa(AVX2_FLAGS, "AVX2"), "avx512": Isa(AVX512_FLAGS, "AVX512")}
+    ISAS |= {"avx2": Isa(AVX2_FLAGS, "AVX2"), "avx512": Isa(AVX512_FLAGS, "AVX512"), "amx": Isa(AMX_FLAGS, "AVX512")}
 
 
 class LeftOut(Exception):  # noqa: N818 - caught and noted, never an error by itself
@@ -338,7 +339,8 @@ def compile_all(facts: dict[str, Any]) -> Path:
         facts |= {"nvcc": cuda.version, "cuda_archs": cuda.archs}
     isas = {"baseline": ISAS["baseline"]}
     for name in list(ISAS)[1:]:
-        if isa := attempt(name, facts, partial(compiler.check, ISAS[name])):
+        # AMX falls back on AVX-512 for the rows that it cannot hold.
+        if (name != "amx" or "avx512" in isas) and (isa := attempt(name, facts, partial(compiler.check, ISAS[name]))):
             isas[name] = isa
     facts["cpu_isas"] = list(isas)
     folder = ROOT / "build" / f"native-{torch.__version__}-{facts['python']}"

@@ -20,26 +20,36 @@ struct Entry {
   const Kernels<double>& kernels_double;
 };
 
-const Entry& chosen() {
+const Entry* chosen() {
 #define FASTCL_ENTRY(isa) {#isa, isa::kernels_float, isa::kernels_double},
   static const Entry entries[] = {FASTCL_FOR_EACH_ISA(FASTCL_ENTRY)};
 #undef FASTCL_ENTRY
   const Entry* entry = entries;
   while (chosen_isa() != entry->isa) entry++;
-  return *entry;
+  return entry;
 }
 
 }  // namespace
 
 template <>
 const Kernels<float>& kernels<float>() {
-  static const Kernels<float>& kernels = chosen().kernels_float;
+  static const Kernels<float>& kernels = chosen()->kernels_float;
   return kernels;
 }
 template <>
 const Kernels<double>& kernels<double>() {
-  static const Kernels<double>& kernels = chosen().kernels_double;
+  static const Kernels<double>& kernels = chosen()->kernels_double;
   return kernels;
+}
+
+template <>
+const Kernels<float>& kernels_of_any_norm<float>() {
+  static const Kernels<float>& kernels = chosen()->kernels_float.least_norm > 0 ? chosen()[-1].kernels_float : chosen()->kernels_float;
+  return kernels;
+}
+template <>
+const Kernels<double>& kernels_of_any_norm<double>() {
+  return kernels<double>();
 }
 
 }  // namespace fastcl::cpu

@@ -14,31 +14,41 @@ namespace fastcl::cpu::FASTCL_ISA {
 
 constexpr int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
 
+// Columns of rows that AMX's gradients pack at once: 32 at a time read two lines of each row, and took as long as the products.
+inline constexpr int64_t panel_columns = 128;
+
 template <class T>
 struct Geometry {
   static constexpr int lanes = Simd<T>::lanes;
   // Of 32 registers 8 x 3 accumulators, 3 of b and one broadcast (9 x 3 is no faster, and ends with `cols` only every
   // 144 rows); of 16, 4 x 3; and 4 x 2 where a product needs a register of its own, without a fused multiply-add.
-  static constexpr int rows = register_count == 32 ? 8 : 4;
-  static constexpr int vectors = register_bytes == 16 ? 2 : 3;
+  static constexpr int register_rows = register_count == 32 ? 8 : 4;
+  static constexpr int register_vectors = register_bytes == 16 ? 2 : 3;
+  // The pane of pairs that an epilogue takes: the register tile, or two by two of AMX's.
+  static constexpr bool on_amx = has_amx && sizeof(T) == 4;
+  static constexpr int rows = on_amx ? 32 : register_rows;
+  static constexpr int vectors = on_amx ? 2 : register_vectors;
   static constexpr int cols = vectors * lanes;
   // Where both a panel of rows and one of columns end.
   static constexpr int unit = rows * cols / greatest_common_divisor(rows, cols);
   // The tile of W stays in the second-level cache (384 x 400 floats are 600 KiB), and is what the gradients' products
   // sum over: on Zen 4, 288 cost 2 to 5% of a backward pass and 192 cost 5 to 8%. Without W, smaller tiles leave the
   // first-level cache to y's panel: 384 cost 12% of a forward pass at d = 128, 288 cost 2%.
-  static constexpr int tile = 384, tile_without_w = 192;
+  static constexpr int tile = on_amx ? 256 : 384, tile_without_w = 192;
   // What is left of x with itself along the diagonal is swept twice, so it is small.
   static constexpr int diagonal_tile = 96;
   static constexpr int w_stride = tile + 16;  // not a power of two, so that W's rows do not share cache sets
+  // What a product of the gradients packs: a panel of rows; on AMX the parts of W and of panel_columns of the rows, and 32 columns
+  // of sums.
+  static constexpr int64_t scratch = on_amx ? int64_t(tile) * ((tile + panel_columns) * 3 / 2 + 32) : int64_t(tile) * register_vectors * lanes;
   static_assert(tile % unit == 0 && tile_without_w % unit == 0 && diagonal_tile % unit == 0);
 };
 
 // c[r][v] += sum_k a[k * a_step + r * a_row] * b[k][v], b's rows V vectors apart.
 template <class T, int V>
-FASTCL_INLINE void multiply(typename Simd<T>::Raw (&c)[Geometry<T>::rows][V], const T* a, int64_t a_step, int64_t a_row,
+FASTCL_INLINE void multiply(typename Simd<T>::Raw (&c)[Geometry<T>::register_rows][V], const T* a, int64_t a_step, int64_t a_row,
                             const T* b, int64_t K) {
-  constexpr int rows = Geometry<T>::rows, lanes = Simd<T>::lanes;
+  constexpr int rows = Geometry<T>::register_rows, lanes = Simd<T>::lanes;
   for (int64_t k = 0; k < K; k++) {
     typename Simd<T>::Raw row_of_b[V];
     FASTCL_UNROLL for (int v = 0; v < V; v++) row_of_b[v] = Simd<T>::load(b + v * lanes).v;
@@ -55,9 +65,9 @@ FASTCL_INLINE void multiply(typename Simd<T>::Raw (&c)[Geometry<T>::rows][V], co
 template <class T, class Op>
 void operands_of(const T* x, int64_t x_stride, const T* y_panel, int64_t d, const T* norm_x, const T* norm_y, T* u) {
   using G = Geometry<T>;
-  typename Simd<T>::Raw c[G::rows][G::vectors] = {};
-  multiply<T, G::vectors>(c, x, 1, x_stride, y_panel, d);
-  FASTCL_UNROLL for (int r = 0; r < G::rows; r++) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+  typename Simd<T>::Raw c[G::register_rows][G::register_vectors] = {};
+  multiply<T, G::register_vectors>(c, x, 1, x_stride, y_panel, d);
+  FASTCL_UNROLL for (int r = 0; r < G::register_rows; r++) FASTCL_UNROLL for (int v = 0; v < G::register_vectors; v++) {
     Simd<T> nx = T(0), ny = T(0);
     if constexpr (Op::kind == Operand::sqdist) nx = norm_x[r], ny = Simd<T>::load(norm_y + v * G::lanes);
     Op::of(Simd<T>(c[r][v]), nx, ny).store(u + r * G::cols + v * G::lanes);
@@ -69,21 +79,21 @@ template <class T, int V>
 void accumulate(const T* a, int64_t a_step, int64_t a_row, const T* b, int64_t K, T* out, int64_t out_stride,
                 int64_t height, int64_t width) {
   using G = Geometry<T>;
-  typename Simd<T>::Raw c[G::rows][V];
-  if (height >= G::rows && width >= V * G::lanes) {
-    FASTCL_UNROLL for (int r = 0; r < G::rows; r++) FASTCL_UNROLL for (int v = 0; v < V; v++)
+  typename Simd<T>::Raw c[G::register_rows][V];
+  if (height >= G::register_rows && width >= V * G::lanes) {
+    FASTCL_UNROLL for (int r = 0; r < G::register_rows; r++) FASTCL_UNROLL for (int v = 0; v < V; v++)
       c[r][v] = Simd<T>::load(out + r * out_stride + v * G::lanes).v;
     multiply<T, V>(c, a, a_step, a_row, b, K);
-    FASTCL_UNROLL for (int r = 0; r < G::rows; r++) FASTCL_UNROLL for (int v = 0; v < V; v++)
+    FASTCL_UNROLL for (int r = 0; r < G::register_rows; r++) FASTCL_UNROLL for (int v = 0; v < V; v++)
       Simd<T>(c[r][v]).store(out + r * out_stride + v * G::lanes);
     return;
   }
-  alignas(64) T edge[G::rows * V * G::lanes];
-  FASTCL_UNROLL for (int r = 0; r < G::rows; r++) FASTCL_UNROLL for (int v = 0; v < V; v++) c[r][v] = typename Simd<T>::Raw{};
+  alignas(64) T edge[G::register_rows * V * G::lanes];
+  FASTCL_UNROLL for (int r = 0; r < G::register_rows; r++) FASTCL_UNROLL for (int v = 0; v < V; v++) c[r][v] = typename Simd<T>::Raw{};
   multiply<T, V>(c, a, a_step, a_row, b, K);
-  FASTCL_UNROLL for (int r = 0; r < G::rows; r++) FASTCL_UNROLL for (int v = 0; v < V; v++)
+  FASTCL_UNROLL for (int r = 0; r < G::register_rows; r++) FASTCL_UNROLL for (int v = 0; v < V; v++)
     Simd<T>(c[r][v]).store(edge + (r * V + v) * G::lanes);
-  for (int64_t r = 0; r < height && r < G::rows; r++)
+  for (int64_t r = 0; r < height && r < G::register_rows; r++)
     for (int64_t k = 0; k < width && k < V * G::lanes; k++) out[r * out_stride + k] += edge[r * V * G::lanes + k];
 }
 

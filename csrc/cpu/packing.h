@@ -27,9 +27,15 @@ class PackedOperands {
     });
   }
 
-  const T* panel(int64_t j) const { return panels_ + j * task_.d; }
-  const T* rows(int64_t i) const { return i + G::rows <= task_.x.count ? task_.x.rows + i * task_.x.row_stride : last_rows_; }
-  int64_t row_stride(int64_t i) const { return i + G::rows <= task_.x.count ? task_.x.row_stride : task_.d; }
+  static constexpr int64_t height = G::rows;  // rows that `operands` takes at once
+
+  // u of rows [i, end) and columns j.., a whole pane.
+  template <class Op>
+  FASTCL_INLINE void operands(int64_t i, int64_t, int64_t j, T* u) const {
+    const bool whole = i + G::rows <= task_.x.count;
+    const T* rows = whole ? task_.x.rows + i * task_.x.row_stride : last_rows_;
+    operands_of<T, Op>(rows, whole ? task_.x.row_stride : task_.d, panels_ + j * task_.d, task_.d, task_.x.norm + i, task_.y.norm + j, u);
+  }
 
  private:
   void pack(int64_t p) {
@@ -83,15 +89,15 @@ void add_product(T* out, int64_t height, Weights<T> w, const Side<T>& side, int6
   using G = Geometry<T>;
   auto sweep_panel = [&]<int V>(int64_t offset) {
     pack_columns<T, V>(side, begin, count, offset, d, w.factor, panel);
-    for (int64_t r = 0; r < height; r += G::rows)
+    for (int64_t r = 0; r < height; r += G::register_rows)
       accumulate<T, V>(w.w + r * w.row, w.step, w.row, panel, count, out + r * d + offset, d, height - r, d - offset);
   };
   int64_t left = parts_of(d, G::lanes);
   for (int64_t offset = 0; left > 0;) {
     // Never a last panel of one vector after one of three: one vector cannot keep the multipliers busy.
-    const int64_t width = left == 4 ? 2 : smaller_of(left, G::vectors);
+    const int64_t width = left == 4 ? 2 : smaller_of(left, G::register_vectors);
     if (width == 3) {
-      if constexpr (G::vectors >= 3) sweep_panel.template operator()<3>(offset);
+      if constexpr (G::register_vectors >= 3) sweep_panel.template operator()<3>(offset);
     } else if (width == 2) {
       sweep_panel.template operator()<2>(offset);
     } else {

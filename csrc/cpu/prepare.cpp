@@ -56,6 +56,10 @@ Prepared<T>::Prepared(const Arguments& a) {
     x = x - centre;
     y = task.self ? x : y - centre;
   }
+  // The 11 bits of a float16 are two bfloat16; centred rows are floats.
+  const auto given = a.x.scalar_type();
+  const int parts = task.operand == Operand::sqdist ? 3 : given == at::kBFloat16 ? 1 : given == at::kHalf ? 2 : 3;
+  task.x.parts = task.y.parts = parts;
   // For a log-sum-exp z is in units of log 2.
   const double unit = task.reduce == Reduction::logsumexp ? log2_e : 1;
   scale = a.scale.item<T>();
@@ -77,7 +81,14 @@ Prepared<T>::Prepared(const Arguments& a) {
     task.x.group = groups_of(*a.group_x);
     task.y.group = a.group_y ? groups_of(*a.group_y) : task.x.group;
   }
+  if (!norms_are_held(task.x) || !norms_are_held(task.y)) kernels_ = &kernels_of_any_norm<T>();
   if (task.reduce == Reduction::logsumexp) bound_z();
+}
+
+template <class T>
+bool Prepared<T>::norms_are_held(const Side<T>& side) const {
+  const double least = kernels_->least_norm * kernels_->least_norm, most = kernels_->most_norm * kernels_->most_norm;
+  return least == 0 || std::all_of(side.norm, side.norm + side.count, [&](T norm) { return norm == 0 || (norm >= least && norm <= most); });
 }
 
 template <class T>
@@ -96,7 +107,7 @@ void Prepared<T>::prepare_side(Side<T>& side, const Tensor& rows, const std::opt
   std::fill_n(reference, side.count + slack, std::numeric_limits<T>::max());
   side.reference = reference;
   T* norm = memory.vector<T>(side.count);
-  if (task.operand == Operand::sqdist || task.reduce == Reduction::logsumexp)
+  if (task.operand == Operand::sqdist || task.reduce == Reduction::logsumexp || kernels_->least_norm > 0)
     kernels<T>().squared_norms(side, task.d, norm, memory.host());
   side.norm = norm;
 }

@@ -65,13 +65,16 @@ class Prepared {
   void want_maxima();
   void forget_values();
   void want_gradients(const Wanted& wanted, bool weight_sums);
-  void sweep(Step step) { kernels<T>().sweep(task, step, memory.host()); }
+  void sweep(Step step) { kernels_->sweep(task, step, memory.host()); }
+  bool strip(const RowWeights& weights) { return kernels_->strip(task, weights, memory.host()); }
 
   Tensor x_product, y_product;
 
  private:
   void prepare_side(Side<T>& side, const Tensor& rows, const std::optional<Tensor>& bias, double shift, double unit);
   void bound_z();
+  bool norms_are_held(const Side<T>& side) const;
+  const Kernels<T>* kernels_ = &kernels<T>();
   double bound_ = 0, largest_row_ = 0;
 };
 

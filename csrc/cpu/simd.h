@@ -27,6 +27,12 @@ inline constexpr int register_bytes = 32, register_count = 16;
 inline constexpr int register_bytes = 16, register_count = 16;
 #endif
 
+#if defined(__AMX_BF16__)
+inline constexpr bool has_amx = true;
+#else
+inline constexpr bool has_amx = false;
+#endif
+
 template <class T>
 struct Bits;
 template <>

@@ -52,7 +52,7 @@ class Strip {
   bool run() {
     for (int64_t i0 = 0; i0 < task_.x.count; i0 += height_) {
       const int64_t i1 = smaller_of(i0 + height_, task_.x.count), height = i1 - i0;
-      parallel(host_, threads_, [&](int t) { exponentials(t, i0, i1); });
+      parallel_products<T>(host_, threads_, [&](int t) { exponentials(t, i0, i1); });
       for (int64_t r = 0; r < height; r++) {
         values_[r] = 0;
         for (int t = 0; t < threads_; t++) values_[r] += row_values_[t * height_ + r];
@@ -62,7 +62,7 @@ class Strip {
         rho_[r] = T(exact_rho_[r] * lift_);
         if (task_.x.weight_sum) task_.x.weight_sum[i0 + r] += exact_rho_[r] * values_[r];
       }
-      parallel(host_, threads_, [&](int t) { gradients(t, i0, i1); });
+      parallel_products<T>(host_, threads_, [&](int t) { gradients(t, i0, i1); });
     }
     parallel(host_, threads_, [&](int t) { finish(t); });
     return true;

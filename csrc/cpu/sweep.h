@@ -71,7 +71,7 @@ void sweep(const Task<T>& task, Step step, const Host& host) {
   TileWorker<T>* workers = allocate<TileWorker<T>>(host, schedule.threads());
   for (int t = 0; t < schedule.threads(); t++) new (workers + t) TileWorker<T>(task, packed, step, host);
   for (int s = 0; s < schedule.steps(); s++)
-    parallel(host, schedule.threads(), [&](int t) {
+    parallel_products<T>(host, schedule.threads(), [&](int t) {
       schedule.visit(s, t, BlockSweep<T>(task, workers[t]));
     });
 }

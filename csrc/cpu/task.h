@@ -18,6 +18,7 @@ struct Side {
   const T* rows = nullptr;  // (count, d), row_stride apart, each row contiguous
   int64_t row_stride = 0;
   int64_t count = 0;
+  int parts = 3;                   // bfloat16 numbers whose sum each element is, exactly
   const T* term = nullptr;         // (count,) added to z: b + bx for x, by for y
   const T* norm = nullptr;         // (count,) |row|^2, for sqdist
   const int64_t* group = nullptr;  // (count,) for the masks by groups
@@ -74,6 +75,8 @@ struct RowWeights {
 // The kernels of one instruction set.
 template <class T>
 struct Kernels {
+  // Rows whose norms are 0 or within these it multiplies as exactly as float arithmetic does.
+  double least_norm, most_norm;
   // One sweep over all pairs. It adds to what the sides point to.
   void (*sweep)(const Task<T>&, Step, const Host&);
   // value and gradients with one exponential for each pair, where y's gradient needs the rows' values: a strip

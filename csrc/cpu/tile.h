@@ -3,6 +3,9 @@
 
 #include "epilogue.h"
 #include "packing.h"
+#if defined(__AMX_BF16__)
+#include "amx.h"
+#endif
 
 namespace fastcl::cpu::FASTCL_ISA {
 
@@ -30,10 +33,10 @@ class TileWorker {
   TileWorker(const Task<T>& task, const PackedOperands<T>& packed, Step step, const Host& host)
       : task_(task), packed_(packed), step_(step), epilogue_(epilogue_of(task, step)) {
     constexpr int64_t registers = G::rows * G::cols, lanes = G::lanes, tile = G::tile;
-    u_ = allocate<T>(host, registers);
+    u_ = allocate<T>(host, PackedOperands<T>::height * G::cols);
     keep_ = allocate<Int>(host, registers);
-    w_ = step == Step::push || step == Step::push_maxima ? nullptr : allocate<T>(host, (tile + G::rows) * G::w_stride);
-    panel_ = w_ ? allocate<T>(host, tile * G::cols) : nullptr;
+    w_ = step == Step::push || step == Step::push_maxima ? nullptr : allocate<T>(host, (G::tile + G::rows) * G::w_stride);
+    panel_ = w_ ? allocate<T>(host, G::scratch) : nullptr;
     T* row_lanes = allocate<T>(host, 3 * (tile + G::rows) * lanes);
     row_value_ = reinterpret_cast<Simd<T>*>(row_lanes);
     row_maximum_ = row_value_ + tile + G::rows;
@@ -106,18 +109,20 @@ class TileWorker {
   template <class Op>
   void sweep_of(const Tile& t, T* w) {
     const Side<T>&x = task_.x, &y = task_.y;
-    for (int64_t j = t.j0; j < t.j1; j += G::cols) {
-      const T* panel = packed_.panel(j);
-      for (int64_t i = t.i0; i < t.i1; i += G::rows) {
-        operands_of<T, Op>(packed_.rows(i), packed_.row_stride(i), panel, task_.d, x.norm + i, y.norm + j, u_);
-        const int64_t r = i - t.i0, c = j - t.j0;
-        const Pane<T> pane{u_, keep_,
-                           x.term + i, x.weight + i, x.reference + i, y.term + j, y.weight + j, y.reference + j,
-                           row_value_ + r, row_maximum_ + r, row_weight_sum_ + r,
-                           col_value_ + c, col_maximum_ + c, col_weight_sum_ + c, w + r * G::w_stride + c};
-        (set_keep(i, j) ? epilogue_.masked : epilogue_.plain)(pane, task_);
+    constexpr int64_t height = PackedOperands<T>::height;
+    for (int64_t j = t.j0; j < t.j1; j += G::cols)
+      for (int64_t begin = t.i0; begin < t.i1; begin += height) {
+        const int64_t end = smaller_of(begin + height, t.i1);
+        packed_.template operands<Op>(begin, end, j, u_);
+        for (int64_t i = begin; i < end; i += G::rows) {
+          const int64_t r = i - t.i0, c = j - t.j0;
+          const Pane<T> pane{u_ + (i - begin) * G::cols, keep_,
+                             x.term + i, x.weight + i, x.reference + i, y.term + j, y.weight + j, y.reference + j,
+                             row_value_ + r, row_maximum_ + r, row_weight_sum_ + r,
+                             col_value_ + c, col_maximum_ + c, col_weight_sum_ + c, w + r * G::w_stride + c};
+          (set_keep(i, j) ? epilogue_.masked : epilogue_.plain)(pane, task_);
+        }
       }
-    }
   }
 
   static void merge(const Side<T>& side, int64_t i, T maximum, T sum) {

@@ -126,7 +126,7 @@ class Total {
       const RowWeights weights{this, [](void* self, int64_t begin, int64_t end, const double* values, double* rho) {
                                  return static_cast<Total*>(self)->row_weights(begin, end, values, rho);
                                }};
-      if (kernels<T>().strip(p_.task, weights, p_.memory.host())) return results(form_.value, 1);
+      if (p_.strip(weights)) return results(form_.value, 1);
       form_.value = 0;
       drop_gradients();
     }
