@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastcl.functional as F
 from fastcl.functional.rows import normalize_rows
 from fastcl.functional.spectral import clip_norms
 from fastcl.problem import accumulation_dtype
@@ -84,3 +85,11 @@ def test_the_limit_of_clipping_takes_no_infinity_from_another() -> None:
         want = float(unit[0, 0] - unit[1, 0] + unit[2, 1]) * size
         assert not got.isnan()
         assert abs(float(got) - want) <= 1e-6 * abs(want) if math.isfinite(size) else float(got) == want
+
+
+def test_a_learnt_limit_has_its_gradient_in_float64() -> None:
+    """Through the largest number of the dtype, which float64 does not take as a Python number."""
+    g = torch.Generator().manual_seed(0)
+    u, v = (3.0 * torch.randn(6, 4, dtype=torch.float64, generator=g) for _ in range(2))
+    mu = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda mu: F.spectral(u, v, mu=mu), mu)
