@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .problem import Gradients, Problem, Wanted
+from .row_dot import row_dot
 from .sides import Sides, Sums
 
 
@@ -157,17 +158,30 @@ class Gram(Sides):
     def gram_x(self) -> Tensor:
         return self.gram_y if self.p.y is None else self.x.T @ self.x
 
+    @cached_property
+    def sum_y(self) -> Tensor:
+        return self.y.sum(0)
+
+    @cached_property
+    def sum_x(self) -> Tensor:
+        return self.sum_y if self.p.y is None else self.x.sum(0)
+
+    @cached_property
+    def own(self) -> Tensor:
+        """z_ii"""
+        return self.p.scale * row_dot(self.x, self.y) + self.p.shift
+
     def _left_out(self, x: Tensor, y: Tensor, offset: int) -> tuple[Tensor, Tensor]:
         """The partner y of each row on the left-out diagonal (0 where there is none), and its z (0 likewise)."""
         if offset == 0 and x.shape == y.shape:
-            return y, self.p.scale * torch.linalg.vecdot(x, y) + self.p.shift
+            return y, self.own
         partner = shifted(y, x.shape[0], offset)
         z = self.p.scale * (x * partner).sum(1) + self.p.shift
         return partner, z * shifted(y.new_ones(y.shape[0]), x.shape[0], offset)
 
     def _along(self, x: Tensor, y: Tensor, gram_y: Tensor, offset: int) -> Tensor:
         a, b = self.p.scale, self.p.shift
-        r = a * a * torch.linalg.vecdot(x @ gram_y, x) + 2.0 * a * b * (x @ y.sum(0)) + b * b * y.shape[0]
+        r = a * a * row_dot(x @ gram_y, x) + 2.0 * a * b * (x @ y.sum(0)) + b * b * y.shape[0]
         return r - self._left_out(x, y, offset)[1].square() if self.diagonal else r
 
     def rows(self) -> Tensor:
@@ -180,24 +194,25 @@ class Gram(Sides):
         """a^2 <G_x, G_y> + 2ab <s_x, s_y> + b^2 nm, less the diagonal's squares; and the four sums of its gradients."""
         a, b = self.p.scale.double(), self.p.shift.double()
         value = a * a * (self.gram_x.double() * self.gram_y.double()).sum()
-        value += 2.0 * a * b * (self.x.sum(0).double() * self.y.sum(0).double()).sum() + b * b * self.p.n * self.p.m
+        value += 2.0 * a * b * (self.sum_x.double() * self.sum_y.double()).sum() + b * b * self.p.n * self.p.m
         if self.diagonal:
             value -= self._left_out(self.x, self.y, self.offset)[1].double().square().sum()
-        sums = Sums(self, wanted)
+        sums = Sums(self, wanted, filled=False)
         # Both orders of a pair are visited where x meets itself.
         weight = 2.0 if self.p.y is not None else 4.0
-        self._put(sums.wy, sums.w_rows, self.x, self.y, self.gram_y, weight, self.offset)
+        self._put(sums.wy, sums.w_rows, self.x, self.y, self.gram_y, self.sum_y, weight, self.offset)
         if self.p.y is not None:
-            self._put(sums.wtx, sums.w_cols, self.y, self.x, self.gram_x, weight, -self.offset)
+            self._put(sums.wtx, sums.w_cols, self.y, self.x, self.gram_x, self.sum_x, weight, -self.offset)
         return value, sums
 
     def _put(
-        self, wy: Tensor | None, ones: Tensor | None, x: Tensor, y: Tensor, gram_y: Tensor, weight: float, offset: int
-    ) -> None:
+        self, wy: Tensor | None, ones: Tensor | None, x: Tensor, y: Tensor, gram_y: Tensor, s: Tensor, weight: float,
+        offset: int,
+    ) -> None:  # fmt: skip
         """W Y and W 1 for w_ij = weight z_ij; the other side's by an exchange of x and y."""
         if wy is None and ones is None:
             return
-        a, b, s = self.p.scale, self.p.shift, y.sum(0)
+        a, b = self.p.scale, self.p.shift
         partner, z = self._left_out(x, y, offset) if self.diagonal else (y, y)
         if wy is not None:
             torch.addmm(weight * b * s, x, weight * a * gram_y, out=wy)

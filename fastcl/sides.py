@@ -30,11 +30,13 @@ class Sides:
 class Sums:
     """The four sums, those that the wanted gradients need, and the gradients."""
 
-    def __init__(self, sides: Sides, wanted: Wanted) -> None:
+    def __init__(self, sides: Sides, wanted: Wanted, filled: bool = True) -> None:
+        """filled: whether W Y and W^T X begin with zeros; else whoever asked writes them whole."""
         self.sides, self.wanted = sides, wanted
         p = sides.p
-        self.wy = sides.x.new_zeros(sides.x.shape) if wanted.x or wanted.scale else None
-        self.wtx = self.wy if p.y is None else (sides.y.new_zeros(sides.y.shape) if wanted.y else None)
+        new = Tensor.new_zeros if filled else Tensor.new_empty
+        self.wy = new(sides.x, sides.x.shape) if wanted.x or wanted.scale else None
+        self.wtx = self.wy if p.y is None else (new(sides.y, sides.y.shape) if wanted.y else None)
         ones = any(wanted[2:]) or (p.operand == "sqdist" and any(wanted))
         self.w_rows = sides.x.new_zeros(p.n) if ones else None
         self.w_cols = self.w_rows if p.y is None else (sides.y.new_zeros(p.m) if ones else None)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .. import backends, batch, checks
 from ..masks import Mask, across_groups, off_diagonal
 from ..problem import accumulation_dtype
+from ..row_dot import in_one_pass
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -24,12 +25,18 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
+        if (norm := plain_norms(x, nonzero=True)) is not None:
+            return x / norm
         unit, _ = unit_rows(x)
         return unit.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
+        if not torch.is_grad_enabled() and (norm := plain_norms(x, nonzero=True)) is not None:
+            found = plain_tangent(upstream[0], x, norm, 1.0 / norm)
+            if found is not None:
+                return found.rows
         unit, norm = unit_rows(x)
         g = upstream[0].to(accumulation_dtype(x.dtype))
         return tangent(g, unit, norm > 1e-12, norm.clamp(min=1e-12)).rows.to(x.dtype)
@@ -80,6 +87,30 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (scaled / divisor if torch.is_grad_enabled() else scaled.div_(divisor)), norm
 
 
+def plain_norms(x: Tensor, nonzero: bool = False) -> Tensor | None:
+    """|x_i|, (n, 1), where it can be had in one pass and none is near an end of float32's range; None elsewhere.
+
+    On a CPU the values may be looked at: that is what tells ordinary rows from those for unit_rows, which takes five passes.
+    """
+    if not in_one_pass(x) or not len(x):
+        return None
+    norm = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
+    least, most = (float(v) for v in norm.aminmax())
+    return norm if most < 2.0**60 and (least > 2.0**-60 or not nonzero) else None
+
+
+def plain_tangent(g: Tensor, x: Tensor, norm: Tensor, factor: Tensor, along: Tensor | None = None) -> Tangent | None:
+    """tangent() of rows that have plain_norms, over 1 / factor, in three passes; None where something overflows."""
+    if not in_one_pass(g, x):
+        return None
+    radial = torch.ops.fastcl.cpu_row_dot(g, x).unsqueeze(1) / norm
+    if not bool(radial.isfinite().all()):
+        return None
+    if along is not None:
+        radial = torch.where(along, radial, 0.0)
+    return Tangent(torch.addcmul(g, x, radial / norm, value=-1).mul_(factor), radial, torch.ones(()))
+
+
 def normalize_rows(x: Tensor) -> Tensor:
     """Rows of unit length, in the dtype of x: x_i / max(|x_i|, 1e-12)."""
     return _Normalize.apply(x) if x.shape[1] else x
@@ -99,8 +130,27 @@ def inverse(name: str, value: float | Tensor) -> float | Tensor:
     return 1.0 / value
 
 
+class _RowDot(torch.autograd.Function):
+    """<x_i, y_i> in one pass, where x * y would be written and read again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        product: Tensor = torch.ops.fastcl.cpu_row_dot(x, y)
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, y = ctx.saved_tensors
+        g, (of_x, of_y) = upstream[0].unsqueeze(1), ctx.needs_input_grad
+        return (g * y if of_x else None), (g * x if of_y else None)
+
+
 def row_dot(x: Tensor, y: Tensor) -> Tensor:
     """<x_i, y_i> in the accumulation dtype."""
+    if in_one_pass(x, y):
+        product: Tensor = _RowDot.apply(x, y)
+        return product
     dtype = accumulation_dtype(x.dtype)
     return (x.to(dtype) * y.to(dtype)).sum(1)
 

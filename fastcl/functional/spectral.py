@@ -21,6 +21,8 @@ from .rows import (
     check_reduction,
     normalize_rows,
     own_pairs_left_out,
+    plain_norms,
+    plain_tangent,
     reduced,
     row_dot,
     tangent,
@@ -103,6 +105,8 @@ class _ClipNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, limit: Tensor) -> Tensor:
         ctx.save_for_backward(x, limit)
+        if (norm := plain_norms(x)) is not None and limit > 2.0**-60:
+            return x * torch.where(norm < limit, 1.0, limit / norm)
         unit, _ = unit_rows(x)
         return torch.where(_norms(x) < limit, x, unit.mul_(limit).to(x.dtype))
 
@@ -110,6 +114,11 @@ class _ClipNorms(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor | None]:
         x, limit = ctx.saved_tensors
         g = upstream[0].to(limit.dtype)
+        if not torch.is_grad_enabled() and (norm := plain_norms(x)) is not None and limit > 2.0**-60:
+            clipped = ~(norm < limit)
+            plain = plain_tangent(g, x, norm.clamp(min=2.0**-60), torch.where(clipped, limit / norm, 1.0), clipped)
+            if plain is not None:
+                return plain.rows, plain.radial.sum() if ctx.needs_input_grad[1] else None
         unit, norm = unit_rows(x)
         clipped = ~(_norms(x) < limit)
         over = torch.where(clipped, norm / limit, 1.0)

@@ -1,0 +1,76 @@
+"""<x_i, y_i> in one pass: as torch's, in every layout; and rows near the ends of the range are not its."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastcl import extension
+from fastcl.functional.rows import normalize_rows, plain_norms, row_dot
+from fastcl.functional.spectral import clip_norms
+from fastcl.row_dot import in_one_pass
+
+pytestmark = pytest.mark.skipif(extension.library is None, reason="the compiled kernels are not built")
+
+
+def rows(n: int, d: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("n", "d"), [(0, 3), (1, 1), (7, 8), (5, 9), (1000, 129), (3, 5000)])
+def test_dot_products_are_rounded_once(n: int, d: int) -> None:
+    x, y = rows(n, d), rows(n, d, 1)
+    assert in_one_pass(x, y)
+    torch.testing.assert_close(row_dot(x, y), (x.double() * y.double()).sum(1).float(), rtol=2e-7, atol=1e-7)
+
+
+def test_layouts() -> None:
+    x, wide = rows(6, 5), rows(6, 20)
+    assert in_one_pass(x, wide[:, 3:8]) and not in_one_pass(x, wide.T[:6, :5]) and not in_one_pass(x, x.double())
+    for y in (wide[:, 3:8], wide[:1, :5].expand(6, 5), wide[:, ::4], rows(5, 6).T):
+        torch.testing.assert_close(row_dot(x, y), (x * y).sum(1))
+
+
+def test_gradients_of_both_orders() -> None:
+    x, y = rows(6, 5).requires_grad_(), rows(6, 5, 1).requires_grad_()
+    first = torch.autograd.grad(row_dot(x, y).square().sum(), (x, y), create_graph=True)
+    wanted = torch.autograd.grad((x * y).sum(1).square().sum(), (x, y), create_graph=True)
+    for got, want in zip(first, wanted, strict=True):
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(v.square().sum(), x, retain_graph=True)[0] for v in (got, want))
+        )
+
+
+def test_arguments_are_refused() -> None:
+    for x, y, kind in (
+        (rows(2, 3).double(), rows(2, 3), TypeError),
+        (rows(2, 3), rows(3, 3), ValueError),
+        (rows(2, 3)[0], rows(2, 3), ValueError),
+    ):
+        with pytest.raises(kind, match="cpu_row_dot: expected"):
+            torch.ops.fastcl.cpu_row_dot(x, y)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e30, float("inf"), float("nan")])
+def test_rows_that_are_not_plain(value: float) -> None:
+    """They go the careful way, and come out as in float64, NaN alone being NaN."""
+    x = rows(4, 6)
+    x[1] = value
+    assert plain_norms(x, nonzero=True) is None
+    wide = x.double()
+    if 0.0 < value < float("inf"):
+        torch.testing.assert_close(normalize_rows(x), normalize_rows(wide).float())
+    assert not normalize_rows(x)[[0, 2, 3]].isnan().any()
+
+
+@pytest.mark.parametrize("size", [1e30, 3e38, float("inf")])
+def test_gradients_that_overflow_are_infinite_with_their_sign(size: float) -> None:
+    """A dot product that overflows is found by its value, and the careful way taken."""
+    x = (0.01 * rows(4, 6)).requires_grad_()
+    g = torch.zeros(4, 6)
+    g[:, 0] = size
+    for of in (normalize_rows, lambda x: clip_norms(x, torch.tensor(0.001))):
+        (got,) = torch.autograd.grad(of(x), x, g)
+        assert not got.isnan().any()
