@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,21 +26,23 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        if (norm := plain_norms(x, nonzero=True)) is not None:
-            return x / norm
-        unit, _ = unit_rows(x)
-        return unit.to(x.dtype)
+        plain = plain_norms(x, nonzero=True)
+        if plain is None:
+            return unit_rows(x)[0].to(x.dtype)
+        return plain.otherwise(x / plain.norm, lambda: unit_rows(x)[0])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        if not torch.is_grad_enabled() and (norm := plain_norms(x, nonzero=True)) is not None:
-            found = plain_tangent(upstream[0], x, norm, 1.0 / norm)
-            if found is not None:
-                return found.rows
-        unit, norm = unit_rows(x)
         g = upstream[0].to(accumulation_dtype(x.dtype))
-        return tangent(g, unit, norm > 1e-12, norm.clamp(min=1e-12)).rows.to(x.dtype)
+
+        def carefully() -> Tensor:
+            unit, norm = unit_rows(x)
+            return tangent(g, unit, norm > 1e-12, norm.clamp(min=1e-12)).rows.to(x.dtype)
+
+        plain = None if torch.is_grad_enabled() else plain_norms(x, nonzero=True)
+        found = plain and plain_tangent(g, x, plain, 1.0 / plain.norm)
+        return found[1].otherwise(found[0].rows, carefully) if found else carefully()
 
 
 class Tangent(NamedTuple):
@@ -87,28 +90,46 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (scaled / divisor if torch.is_grad_enabled() else scaled.div_(divisor)), norm
 
 
-def plain_norms(x: Tensor, nonzero: bool = False) -> Tensor | None:
-    """|x_i|, (n, 1), where it can be had in one pass and none is near an end of float32's range; None elsewhere.
+class Plain(NamedTuple):
+    """Norms of rows, (n, 1); which rows are far from the ends of float32's range, (n, 1); whether all are."""
+
+    norm: Tensor
+    rows: Tensor
+    every: bool
+
+    def otherwise(self, plainly: Tensor, carefully: Callable[[], Tensor]) -> Tensor:
+        """Row by row, so that no row's bits depend on another: what is right for plain ones, else what is right for any."""
+        return plainly if self.every else torch.where(self.rows, plainly, carefully())
+
+
+def plain_norms(x: Tensor, nonzero: bool = False) -> Plain | None:
+    """|x_i| in one pass, and where that is right (0 too, unless it must not be); None where nothing can be had in one pass.
 
     On a CPU the values may be looked at: that is what tells ordinary rows from those for unit_rows, which takes five passes.
     """
-    if not in_one_pass(x) or not len(x):
+    if not in_one_pass(x):
         return None
     norm = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
-    least, most = (float(v) for v in norm.aminmax())
-    return norm if most < 2.0**60 and (least > 2.0**-60 or not nonzero) else None
+    rows = norm < 2.0**60
+    if nonzero:
+        rows &= norm > 2.0**-60
+    return Plain(norm, rows, bool(rows.all()))
 
 
-def plain_tangent(g: Tensor, x: Tensor, norm: Tensor, factor: Tensor, along: Tensor | None = None) -> Tangent | None:
-    """tangent() of rows that have plain_norms, over 1 / factor, in three passes; None where something overflows."""
+def plain_tangent(
+    g: Tensor, x: Tensor, plain: Plain, factor: Tensor, along: Tensor | None = None
+) -> tuple[Tangent, Plain] | None:
+    """tangent() of plain rows, times `factor`, in three passes, and the rows where nothing overflowed in it."""
     if not in_one_pass(g, x):
         return None
-    radial = torch.ops.fastcl.cpu_row_dot(g, x).unsqueeze(1) / norm
-    if not bool(radial.isfinite().all()):
-        return None
+    radial = torch.ops.fastcl.cpu_row_dot(g, x).unsqueeze(1) / plain.norm
+    by = radial / plain.norm
+    rows = plain.rows & (by.abs() < 2.0**60)  # not NaN or infinite either
     if along is not None:
-        radial = torch.where(along, radial, 0.0)
-    return Tangent(torch.addcmul(g, x, radial / norm, value=-1).mul_(factor), radial, torch.ones(()))
+        rows |= plain.rows & ~along & (plain.norm == 0.0)
+        by, radial = torch.where(along, by, 0.0), torch.where(along, radial, 0.0)
+    found = Tangent(torch.addcmul(g, x, by, value=-1).mul_(factor), radial, torch.ones(()))
+    return found, Plain(plain.norm, rows, bool(rows.all()))
 
 
 def normalize_rows(x: Tensor) -> Tensor:

@@ -105,25 +105,34 @@ class _ClipNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, limit: Tensor) -> Tensor:
         ctx.save_for_backward(x, limit)
-        if (norm := plain_norms(x)) is not None and limit > 2.0**-60:
-            return x * torch.where(norm < limit, 1.0, limit / norm)
-        unit, _ = unit_rows(x)
-        return torch.where(_norms(x) < limit, x, unit.mul_(limit).to(x.dtype))
+
+        def carefully() -> Tensor:
+            return torch.where(_norms(x) < limit, x, unit_rows(x)[0].mul_(limit).to(x.dtype))
+
+        plain = plain_norms(x)
+        if plain is None or limit < 2.0**-60:
+            return carefully()
+        return plain.otherwise(x * torch.where(plain.norm < limit, 1.0, limit / plain.norm), carefully)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor | None]:
         x, limit = ctx.saved_tensors
         g = upstream[0].to(limit.dtype)
-        if not torch.is_grad_enabled() and (norm := plain_norms(x)) is not None and limit > 2.0**-60:
-            clipped = ~(norm < limit)
-            plain = plain_tangent(g, x, norm.clamp(min=2.0**-60), torch.where(clipped, limit / norm, 1.0), clipped)
-            if plain is not None:
-                return plain.rows, plain.radial.sum() if ctx.needs_input_grad[1] else None
-        unit, norm = unit_rows(x)
-        clipped = ~(_norms(x) < limit)
-        over = torch.where(clipped, norm / limit, 1.0)
-        found = tangent(g, unit, clipped, over)
-        return found.rows.to(x.dtype), _total(found) if ctx.needs_input_grad[1] else None
+
+        def carefully() -> Tangent:
+            unit, norm = unit_rows(x)
+            clipped = ~(_norms(x) < limit)
+            return tangent(g, unit, clipped, torch.where(clipped, norm / limit, 1.0))
+
+        plain = None if torch.is_grad_enabled() else plain_norms(x)
+        if plain is not None and limit > 2.0**-60:
+            clipped = ~(plain.norm < limit)
+            found = plain_tangent(g, x, plain, torch.where(clipped, limit / plain.norm, 1.0), clipped)
+            if found is not None and (found[1].every or not ctx.needs_input_grad[1]):
+                rows = found[1].otherwise(found[0].rows, lambda: carefully().rows)
+                return rows, found[0].radial.sum() if ctx.needs_input_grad[1] else None
+        careful = carefully()
+        return careful.rows.to(x.dtype), _total(careful) if ctx.needs_input_grad[1] else None
 
 
 def _total(found: Tangent) -> Tensor:
