@@ -51,6 +51,7 @@ struct Simd {
   using Int = typename Bits<T>::type;
   typedef T Raw __attribute__((vector_size(register_bytes)));
   typedef Int RawInt __attribute__((vector_size(register_bytes)));
+  typedef std::make_unsigned_t<Int> RawUnsigned __attribute__((vector_size(register_bytes)));  // whose sums may wrap
   typedef T Loose __attribute__((vector_size(register_bytes), aligned(sizeof(T)), may_alias));
   typedef Int LooseInt __attribute__((vector_size(register_bytes), aligned(sizeof(T)), may_alias));
   static constexpr int lanes = register_bytes / sizeof(T);

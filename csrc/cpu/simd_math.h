@@ -70,7 +70,8 @@ FASTCL_INLINE Simd<T> exp2_below(Simd<T> z, Simd<T> M) {
   const Simd<T> bounded = larger(M + Simd<T>(T(Constants<T>::min_exponent - 1)), z);
   const Simd<T> rounded = bounded + magic;
   const Simd<T> exponent = (Simd<T>(T(Bits<T>::bias)) - M) + magic;
-  const Simd<T> power = Simd<T>::of_bits((rounded.bits() + exponent.bits()) << mantissa);
+  using Unsigned = typename Simd<T>::RawUnsigned;
+  const Simd<T> power = Simd<T>((typename Simd<T>::Raw)(((Unsigned)rounded.v + (Unsigned)exponent.v) << mantissa));
   return exp2_fraction(bounded - (rounded - magic)) * power;
 #endif
 }
