@@ -1,5 +1,7 @@
 #include "prepare.h"
 
+#include "../isa.h"
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -81,7 +83,10 @@ Prepared<T>::Prepared(const Arguments& a) {
     task.x.group = groups_of(*a.group_x);
     task.y.group = a.group_y ? groups_of(*a.group_y) : task.x.group;
   }
-  if (!norms_are_held(task.x) || !norms_are_held(task.y)) kernels_ = &kernels_of_any_norm<T>();
+  // Six products for one win only where AMX is free. Of a processor that others share it may not be: measured on such a one,
+  // float32 took from 0.6 to 1.7 times the time of AVX-512, rows of 16 bits a third to a half of it at any time.
+  const bool in_three_parts = parts == 3 && !isa_was_named();
+  if (in_three_parts || !norms_are_held(task.x) || !norms_are_held(task.y)) kernels_ = &kernels_of_any_norm<T>();
   if (task.reduce == Reduction::logsumexp) bound_z();
 }
 
