@@ -20,6 +20,7 @@ from .rows import (
     check_backend,
     check_reduction,
     normalize_rows,
+    one_pass_dot,
     own_pairs_left_out,
     plain_norms,
     plain_tangent,
@@ -87,7 +88,7 @@ def spectral(
     biased = estimator == "biased"
     mask = Mask("all") if biased and groups is None else own_pairs_left_out(groups, u)
     squares = Pairs(u, v, mask, reduction=reduction, backend=backend).energy(Potential(Square()))
-    s = row_dot(u, v)
+    s = one_pass_dot(u, v)
     if biased and groups is not None:  # the mask left i = j out: n more pairs
         n, others = batch.count(s), batch.total(visits(u, v, mask))
         squares = (squares * others + n * reduced(s.square(), reduction, "spectral")) / (others + n)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastcl import extension
-from fastcl.functional.rows import normalize_rows, plain_norms, row_dot
+from fastcl.functional.rows import normalize_rows, one_pass_dot, plain_norms
 from fastcl.functional.spectral import clip_norms
 from fastcl.row_dot import in_one_pass
 
@@ -22,19 +22,19 @@ def rows(n: int, d: int, seed: int = 0) -> Tensor:
 def test_dot_products_are_rounded_once(n: int, d: int) -> None:
     x, y = rows(n, d), rows(n, d, 1)
     assert in_one_pass(x, y)
-    torch.testing.assert_close(row_dot(x, y), (x.double() * y.double()).sum(1).float(), rtol=2e-7, atol=1e-7)
+    torch.testing.assert_close(one_pass_dot(x, y), (x.double() * y.double()).sum(1).float(), rtol=2e-7, atol=1e-7)
 
 
 def test_layouts() -> None:
     x, wide = rows(6, 5), rows(6, 20)
     assert in_one_pass(x, wide[:, 3:8]) and not in_one_pass(x, wide.T[:6, :5]) and not in_one_pass(x, x.double())
     for y in (wide[:, 3:8], wide[:1, :5].expand(6, 5), wide[:, ::4], rows(5, 6).T):
-        torch.testing.assert_close(row_dot(x, y), (x * y).sum(1))
+        torch.testing.assert_close(one_pass_dot(x, y), (x * y).sum(1))
 
 
 def test_gradients_of_both_orders() -> None:
     x, y = rows(6, 5).requires_grad_(), rows(6, 5, 1).requires_grad_()
-    first = torch.autograd.grad(row_dot(x, y).square().sum(), (x, y), create_graph=True)
+    first = torch.autograd.grad(one_pass_dot(x, y).square().sum(), (x, y), create_graph=True)
     wanted = torch.autograd.grad((x * y).sum(1).square().sum(), (x, y), create_graph=True)
     for got, want in zip(first, wanted, strict=True):
         torch.testing.assert_close(got, want)
