@@ -62,6 +62,10 @@ Prepared<T>::Prepared(const Arguments& a) {
   const auto given = a.x.scalar_type();
   const int parts = task.operand == Operand::sqdist ? 3 : given == at::kBFloat16 ? 1 : given == at::kHalf ? 2 : 3;
   task.x.parts = task.y.parts = parts;
+  // Six products for one win only where AMX is free. Of a processor that others share it may not be: measured on such a one,
+  // float32 took from 0.6 to 1.7 times the time of AVX-512, rows of 16 bits a third to a half of it at any time. Decided before
+  // norms are, which the kernels of any norm do not ask for.
+  if (parts == 3 && !isa_was_named()) kernels_ = &kernels_of_any_norm<T>();
   // For a log-sum-exp z is in units of log 2.
   const double unit = task.reduce == Reduction::logsumexp ? log2_e : 1;
   scale = a.scale.item<T>();
@@ -83,10 +87,7 @@ Prepared<T>::Prepared(const Arguments& a) {
     task.x.group = groups_of(*a.group_x);
     task.y.group = a.group_y ? groups_of(*a.group_y) : task.x.group;
   }
-  // Six products for one win only where AMX is free. Of a processor that others share it may not be: measured on such a one,
-  // float32 took from 0.6 to 1.7 times the time of AVX-512, rows of 16 bits a third to a half of it at any time.
-  const bool in_three_parts = parts == 3 && !isa_was_named();
-  if (in_three_parts || !norms_are_held(task.x) || !norms_are_held(task.y)) kernels_ = &kernels_of_any_norm<T>();
+  if (!norms_are_held(task.x) || !norms_are_held(task.y)) kernels_ = &kernels_of_any_norm<T>();
   if (task.reduce == Reduction::logsumexp) bound_z();
 }
 
