@@ -183,7 +183,7 @@ def baselines(loss: str) -> list[Baseline]:
             )
         )  # fmt: skip
     if loss == "spectral":
-        why = "both take the same d x d products, and fastcl's general form passes over the n x d rows more often"
+        why = "both take the same d x d products, and are bound by their passes over the n x d rows"
         found.append(Baseline("torch Gram", lambda choice: spectral_gram, ahead=why))
         found.append(
             Baseline(

@@ -47,6 +47,11 @@ def over(union: Union) -> Iterator[None]:
         _current.union = before
 
 
+def beyond_this_process() -> bool:
+    """Whether the batch is a union of ranks' rows."""
+    return _current.union is not None
+
+
 def pair_reduce(x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
     """fastcl.pair_reduce of own rows against the rows of the whole batch; c is that of own columns."""
     union = _current.union

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from ..masks import Mask
 from ..pairs import Square
 from ..problem import accumulation_dtype
 from .energy import Pairs, Potential, visits
+from .gram import PlainSpectral, ordinary
 from .rows import (
     Tangent,
     at_least,
@@ -84,15 +86,29 @@ def spectral(
     u, v = views(u, v, normalize, ("u", "v"))
     at_least(2 if estimator == "unbiased" else 1, u, "spectral")
     largest = checks.scalar("mu", mu, u)
-    u, v = clip_norms(u, largest.sqrt()), clip_norms(v, largest.sqrt())
     biased = estimator == "biased"
+    general = partial(_general, mu=largest, biased=biased, groups=groups, reduction=reduction, backend=backend)
+    if groups is not None or reduction == "none" or batch.beyond_this_process():
+        return general(u, v)
+    found = ordinary(u, v, largest, biased, backend)
+    if found is None:
+        return general(u, v)
+    mean: Tensor = PlainSpectral.apply(u, v, largest, found, partial(general, reduction="mean"))
+    return mean if reduction == "mean" else mean * u.shape[0]
+
+
+def _general(
+    u: Tensor, v: Tensor, mu: Tensor, biased: bool, groups: Tensor | None, reduction: str, backend: str | None
+) -> Tensor:
+    """The loss of any rows: three parts, each with its gradients."""
+    u, v = clip_norms(u, mu.sqrt()), clip_norms(v, mu.sqrt())
     mask = Mask("all") if biased and groups is None else own_pairs_left_out(groups, u)
     squares = Pairs(u, v, mask, reduction=reduction, backend=backend).energy(Potential(Square()))
     s = one_pass_dot(u, v)
     if biased and groups is not None:  # the mask left i = j out: n more pairs
         n, others = batch.count(s), batch.total(visits(u, v, mask))
         squares = (squares * others + n * reduced(s.square(), reduction, "spectral")) / (others + n)
-    return (squares - 2.0 * reduced(s, reduction, "spectral")) / largest
+    return (squares - 2.0 * reduced(s, reduction, "spectral")) / mu
 
 
 def clip_norms(x: Tensor, limit: Tensor) -> Tensor:
