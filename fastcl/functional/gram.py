@@ -11,6 +11,7 @@ form (spectral.py) writes them, their gradients and the gradients' parts to memo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -73,8 +74,7 @@ def _clip(x: Tensor, limit: Tensor) -> tuple[Clip | None, float]:
 class PlainSpectral(torch.autograd.Function):
     """L, saving the rows, how they are clipped, s and the two matrices.
 
-    general: the loss of u and v in its general form, for what this form does not have: second derivatives (which it refuses with
-    the reason) and infinite upstream gradients; of finite ones, which come last, a product overflows to the right infinity.
+    general: the loss of u and v in its general form, for second derivatives, which it refuses with the reason.
     """
 
     @staticmethod
@@ -98,9 +98,10 @@ class PlainSpectral(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         u, v, mu, s, gram_u, gram_v = ctx.saved_tensors
         found, n, (of_u, of_v) = ctx.found, u.shape[0], ctx.needs_input_grad[:2]
-        factor = upstream[0] / mu
-        if torch.is_grad_enabled() or not bool(factor.isfinite()):
-            return _generally(ctx.general, (u, v), upstream[0])
+        if torch.is_grad_enabled():
+            u, v = u.detach().requires_grad_(), v.detach().requires_grad_()
+            return *torch.autograd.grad(ctx.general(u, v), (u, v), upstream, create_graph=True), None, None, None
+        factor = in_two(float(upstream[0]) / float(mu))
         a = 2.0 / found.pairs(n)
         b = -2.0 / n if found.biased else s * -a - 2.0 / n
         b = torch.as_tensor(b, dtype=u.dtype).expand(n).unsqueeze(1)
@@ -109,31 +110,36 @@ class PlainSpectral(torch.autograd.Function):
         return du, dv, None, None, None
 
 
-def _generally(
-    general: Callable[..., Tensor], rows: tuple[Tensor, Tensor], upstream: Tensor
-) -> tuple[Tensor | None, ...]:
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        u, v = (x.detach().requires_grad_() for x in rows)
-        return *torch.autograd.grad(general(u, v), (u, v), upstream, create_graph=again), None, None, None
-
-
 def _gradient(
-    u: Tensor, v: Tensor, of_u: Clip | None, of_v: Clip | None, a: Tensor, b: Tensor, factor: Tensor, limit: float
+    u: Tensor,
+    v: Tensor,
+    of_u: Clip | None,
+    of_v: Clip | None,
+    a: Tensor,
+    b: Tensor,
+    factor: tuple[float, float],
+    limit: float,
 ) -> Tensor:
-    """factor dL/du: a u'_i + b_i v'_i, less its part along u_i where that reaches the limit."""
+    """factor du: a u'_i + b_i v'_i, less its part along u_i where that reaches the limit."""
     out = torch.empty_like(u)
     for i, j in blocks(*u.shape):
         x, y, g = clipped(u, of_u, i, j), clipped(v, of_v, i, j), out[i:j]
         torch.mm(x, a, out=g)
         g.addcmul_(b[i:j], y)
         if of_u is None:
-            g.mul_(factor)
+            g.mul_(factor[0]).mul_(factor[1])
             continue
         # Of a row that reaches it, the limit is the length: x / limit is its direction.
         along = torch.where(of_u.reach[i:j], row_dot(g, x).unsqueeze(1) / limit / limit, 0.0)
-        g.addcmul_(along, x, value=-1.0).mul_(of_u.factor[i:j] * factor)
+        g.addcmul_(along, x, value=-1.0).mul_(of_u.factor[i:j] * factor[0]).mul_(factor[1])
     return out
+
+
+def in_two(factor: float) -> tuple[float, float]:
+    """Floats whose product it is, or 2^200: what overflows by it is infinite with its sign, and 0 stays 0."""
+    if not abs(factor) > 2.0**100:
+        return factor, 1.0
+    return math.copysign(min(abs(factor), 2.0**200) * 2.0**-100, factor), 2.0**100
 
 
 def blocks(n: int, d: int) -> list[tuple[int, int]]:

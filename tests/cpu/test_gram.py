@@ -97,6 +97,12 @@ def test_not_a_number_comes_only_from_one() -> None:
     assert all(g.isfinite().all() for g in torch.autograd.grad(F.spectral(u, v), (u, v)))
     for g in torch.autograd.grad(F.spectral(u, v), (u, v), torch.tensor(3e38)):
         assert not g.isnan().any()
+    v.data[7] = 0.0  # no gradient here, and upstream / mu is infinite
+    for upstream in (3e38, float("inf")):
+        for g in torch.autograd.grad(F.spectral(u, v, mu=0.01), (u, v), torch.tensor(upstream)):
+            assert not g.isnan().any()
+            assert (g[7] == 0).all()
+    assert torch.autograd.grad(F.spectral(u, v), u, torch.tensor(float("nan")))[0].isnan().all()
     _, du, _ = by_definition(u, v, 2.0**60)
     (got,) = torch.autograd.grad(F.spectral(u, v), u, torch.tensor(2.0**60))
     assert (got - du).norm() <= 2e-6 * du.norm()
