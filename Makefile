@@ -93,7 +93,7 @@ sanitize: setup
 	    ../../$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q tests/cpu \
-	    --ignore tests/cpu/test_other_processors.py -k "not memory_of_forward" $(ARGS)
+	    --ignore tests/cpu/test_other_processors.py --deselect tests/cpu/test_process.py::test_memory_of_forward_and_backward $(ARGS)
 
 clean:
 	rm -rf $(STAMPS)/package build dist *.egg-info fastcl/_C.*.so fastcl/build_facts.json .pytest_cache .mypy_cache .ruff_cache
