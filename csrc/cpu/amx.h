@@ -21,16 +21,15 @@ class PackedOperands<float> {
     y_ = pack(task.y, host, true);
   }
 
-  static constexpr int64_t height = G::tile;
-
-  // u of rows [i, end) and columns j.., pane under pane.
-  template <class Op>
-  void operands(int64_t i, int64_t end, int64_t j, float* u) const {
+  // u of a block: rows i.. and columns j... In between, visit(panes) has its turns until all panes of a block have had theirs.
+  template <class Op, class Visit>
+  FASTCL_INLINE void operands(int64_t i, int64_t j, float* u, const Visit& visit) const {
     const int parts = task_.x.parts;
-    const int64_t panes = parts_of(end - i, G::rows);
-    multiply_column(parts, parts, {x_ + i / tile_rows * group_, group_}, {y_ + j / tile_rows * group_, group_}, depths_, panes, u);
+    const int64_t panes = parts_of(G::rows / G::pane_rows, products_of(parts, parts) * depths_);
+    multiply_block(parts, parts, {x_ + i / tile_rows * group_, group_}, {y_ + j / tile_rows * group_, group_}, depths_, u,
+                   [&] { visit(panes); });
     if constexpr (Op::kind == Operand::sqdist)
-      for (int64_t r = 0; r < panes * G::rows; r++) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+      for (int64_t r = 0; r < G::rows; r++) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
         float* at = u + r * G::cols + v * G::lanes;
         const Simd<float> nx = task_.x.norm[i + r], ny = Simd<float>::load(task_.y.norm + j + v * G::lanes);
         Op::of(Simd<float>::load(at), nx, ny).store(at);
@@ -43,14 +42,16 @@ class PackedOperands<float> {
     Part* packed = allocate<Part>(host, groups * group_);
     const int chunks = int(smaller_of(host.threads, groups));
     parallel(host, chunks, [&](int chunk) {
-      Largest unused;
-      for (int64_t g = groups * chunk / chunks; g < groups * (chunk + 1) / chunks; g++)
-        for (int64_t k = 0; k < depths_; k++) {
-          Part* tile = packed + g * group_ + k * side.parts * tile_size;
-          pack_left(side.rows + g * tile_rows * side.row_stride + k * tile_depth, side.row_stride, side.count - g * tile_rows,
-                    task_.d - k * tile_depth, side.parts, tile, unused);
-          if (right) transpose_tiles(tile, side.parts);
-        }
+      with_parts(side.parts, [&]<int parts>() {
+        Largest unused;
+        for (int64_t g = groups * chunk / chunks; g < groups * (chunk + 1) / chunks; g++)
+          for (int64_t k = 0; k < depths_; k++) {
+            Part* tile = packed + g * group_ + k * parts * tile_size;
+            pack_left<parts>(side.rows + g * tile_rows * side.row_stride + k * tile_depth, side.row_stride, side.count - g * tile_rows,
+                             task_.d - k * tile_depth, tile, unused);
+            if (right) transpose_tiles<parts>(tile);
+          }
+      });
     });
     return packed;
   }
@@ -64,19 +65,34 @@ FASTCL_INLINE bool in_range(const Largest& largest) {
   return most == 0 || (most >= least_weight && most <= most_weight);
 }
 
-// Adds a block of 32 x 32, or what exists of it.
-FASTCL_INLINE void add_block(const float* block, float* out, int64_t stride, int64_t height, int64_t width) {
-  for (int64_t r = 0; r < smaller_of(height, 32); r++)
-    for (int64_t c = 0; c < smaller_of(width, 32); c += 16) {
-      const int64_t lanes = smaller_of(width - c, 16);
-      const __mmask16 mask = __mmask16((1u << lanes) - 1);
-      float* at = out + r * stride + c;
-      _mm512_mask_storeu_ps(at, mask, _mm512_maskz_loadu_ps(mask, at) + _mm512_load_ps(block + r * 32 + c));
+// A block of 32 x 32 on its way into out, a few rows at a time; height and width say how much of it exists.
+class AddedBlock {
+  const float* block_ = nullptr;
+  float* out_ = nullptr;
+  int64_t stride_ = 0, height_ = 0, row_ = 0;
+  __mmask16 low_ = 0, high_ = 0;
+
+ public:
+  AddedBlock() = default;
+  FASTCL_INLINE AddedBlock(const float* block, float* out, int64_t stride, int64_t height, int64_t width)
+      : block_(block), out_(out), stride_(stride), height_(smaller_of(height, 32)), low_(first_lanes(width)), high_(first_lanes(width - 16)) {}
+
+  FASTCL_INLINE void add(int64_t rows) {
+    for (; rows > 0 && row_ < height_; rows--, row_++) {
+      add(low_, out_ + row_ * stride_, block_ + row_ * 32);
+      add(high_, out_ + row_ * stride_ + 16, block_ + row_ * 32 + 16);
     }
-}
+  }
+
+ private:
+  static FASTCL_INLINE void add(__mmask16 lanes, float* out, const float* block) {
+    _mm512_mask_storeu_ps(out, lanes, _mm512_maskz_loadu_ps(lanes, out) + _mm512_load_ps(block));
+  }
+};
 
 // The weights of a tile as left operands: W, or its transpose, read row by row. Whether AMX can hold them.
-FASTCL_INLINE bool pack_weights(const Weights<float>& w, int64_t groups, int64_t depths, int parts, Part* tiles) {
+template <int parts>
+bool pack_weights(const Weights<float>& w, int64_t groups, int64_t depths, Part* tiles) {
   Largest largest;
   const bool transposed = w.step != 1;
   for (int64_t n = 0; n < groups * depths; n++) {
@@ -84,10 +100,10 @@ FASTCL_INLINE bool pack_weights(const Weights<float>& w, int64_t groups, int64_t
     const float* at = w.w + r * tile_rows * w.row + k * tile_depth * w.step;
     Part* tile = tiles + (r * depths + k) * parts * tile_size;
     if (transposed) {
-      pack_right(at, w.step, tile_depth, tile_rows, nullptr, parts, tile, largest);
-      transpose_tiles(tile, parts);
+      pack_right<parts>(at, w.step, tile_depth, tile_rows, nullptr, tile, largest);
+      transpose_tiles<parts>(tile);
     } else {
-      pack_left(at, w.row, tile_rows, tile_depth, parts, tile, largest);
+      pack_left<parts>(at, w.row, tile_rows, tile_depth, tile, largest);
     }
   }
   return in_range(largest);
@@ -96,8 +112,26 @@ FASTCL_INLINE bool pack_weights(const Weights<float>& w, int64_t groups, int64_t
 // What a factor of rows may be for their products to stay in range.
 FASTCL_INLINE bool factors_hold(const float* factor, int64_t count) {
   Largest largest;
-  for (int64_t k = 0; k < count; k += 16) largest.see(load_first(factor + k, count - k));
+  for (int64_t k = 0; k < count; k += 16) largest.see(Split<1>(load_first(factor + k, count - k), __m512{}).part[0]);
   return largest.value() <= 0x1p60f;
+}
+
+// Columns [offset, offset + columns) of `count` rows from row `begin` on as right operands, each row times its factor where
+// factors are given.
+template <int parts>
+void pack_panels(const Side<float>& side, int64_t begin, int64_t count, int64_t offset, int64_t columns, int64_t d, const float* factor,
+                 Part* panels) {
+  const int64_t depths = parts_of(count, tile_depth), group = depths * parts * tile_size;
+  Largest unseen;
+  for (int64_t k = 0; k < depths; k++)
+    for (int64_t c = 0; c < columns; c += tile_rows) {
+      const int64_t row = k * tile_depth;
+      const float* rows = side.rows + (begin + row) * side.row_stride + offset + c;
+      // The rows lie in memory; what comes next arrives while this is packed.
+      for (int64_t i = 0; i < tile_depth; i++) __builtin_prefetch(rows + (tile_depth + i) * side.row_stride, 0, 2);
+      pack_right<parts>(rows, side.row_stride, count - row, d - offset - c, factor ? factor + row : nullptr,
+                        panels + c / tile_rows * group + k * parts * tile_size, unseen);
+    }
 }
 
 // out[0, height) += W rows[begin, begin + count); what AMX cannot hold goes through the register tile.
@@ -105,32 +139,29 @@ inline void add_product(float* out, int64_t height, Weights<float> w, const Side
                         int64_t d, float* scratch) {
   using G = Geometry<float>;
   constexpr int64_t block = 32;
-  const int64_t depths = parts_of(count, tile_depth), blocks = parts_of(height, block);
-  // Two parts of a weight are 2^-17 of it, which the rounding of a gradient to 16 bits hides. Rows times a factor have all parts.
+  const int64_t depths = parts_of(count, tile_depth), blocks = parts_of(height, block), groups = blocks * block / tile_rows;
+  // Two parts of a weight are 2^-16 of it, which the rounding of a gradient to 16 bits hides. Rows times a factor have all parts.
   const int w_parts = side.parts == 3 ? 3 : 2, row_parts = w.factor ? w_parts : side.parts;
   const int64_t w_group = depths * w_parts * tile_size, row_group = depths * row_parts * tile_size;
   Part *weights = reinterpret_cast<Part*>(scratch), *panels = weights + 3 * G::tile * G::tile;
-  float* sums = reinterpret_cast<float*>(panels + 3 * G::tile * panel_columns);
-  if (!pack_weights(w, blocks * block / tile_rows, depths, w_parts, weights) || (w.factor && !factors_hold(w.factor, count)))
-    return add_product<float>(out, height, w, side, begin, count, d, scratch);
+  float *first = reinterpret_cast<float*>(panels + 3 * G::tile * panel_columns), *sums = first;  // two blocks, in turns
+  const bool held = w_parts == 3 ? pack_weights<3>(w, groups, depths, weights) : pack_weights<2>(w, groups, depths, weights);
+  if (!held || (w.factor && !factors_hold(w.factor, count))) return add_product<float>(out, height, w, side, begin, count, d, scratch);
+  const int64_t rows_between = parts_of(block, products_of(w_parts, row_parts) * depths);
+  AddedBlock last;
   for (int64_t c0 = 0; c0 < d; c0 += panel_columns) {
     const int64_t columns = smaller_of(panel_columns, parts_of(d - c0, block) * block);
-    Largest unseen;
-    for (int64_t k = 0; k < depths; k++)
-      for (int64_t c = 0; c < columns; c += tile_rows) {
-        const int64_t row = k * tile_depth;
-        // The rows lie in memory; what comes next arrives while this is packed.
-        for (int64_t i = 0; i < tile_depth; i++)
-          __builtin_prefetch(side.rows + (begin + row + tile_depth + i) * side.row_stride + c0 + c, 0, 2);
-        pack_right(side.rows + (begin + row) * side.row_stride + c0 + c, side.row_stride, count - row, d - c0 - c,
-                   w.factor ? w.factor + row : nullptr, row_parts, panels + c / tile_rows * row_group + k * row_parts * tile_size, unseen);
+    with_parts(row_parts, [&]<int parts>() { pack_panels<parts>(side, begin, count, c0, columns, d, w.factor, panels); });
+    for (int64_t c = 0; c < columns; c += block)
+      for (int64_t r = 0; r < blocks; r++) {
+        multiply_block(w_parts, row_parts, {weights + 2 * r * w_group, w_group}, {panels + c / tile_rows * row_group, row_group}, depths,
+                       sums, [&] { last.add(rows_between); });
+        last.add(block);
+        last = AddedBlock(sums, out + r * block * d + c0 + c, d, height - r * block, d - c0 - c);
+        sums = sums == first ? first + block * block : first;
       }
-    for (int64_t c = 0; c < columns; c += block) {
-      multiply_column(w_parts, row_parts, {weights, w_group}, {panels + c / tile_rows * row_group, row_group}, depths, blocks, sums);
-      for (int64_t r = 0; r < blocks; r++)
-        add_block(sums + r * block * block, out + r * block * d + c0 + c, d, height - r * block, d - c0 - c);
-    }
   }
+  last.add(block);
 }
 
 }  // namespace fastcl::cpu::FASTCL_ISA

@@ -11,8 +11,8 @@ namespace fastcl::cpu::FASTCL_ISA {
 
 using Part = uint16_t;  // the bits of a bfloat16
 
-// A tile register: 16 rows of 16 pairs. As a left operand a row is 32 elements along k; as a right one row p holds elements 2p
-// and 2p + 1 along k of each of 16 columns.
+// A tile register: 16 rows of 16 pairs. As a left operand a row is 32 elements along k, each of the first 16 beside the one
+// that is 16 on; as a right one row p holds elements p and p + 16 along k of each of 16 columns.
 inline constexpr int64_t tile_rows = 16, tile_depth = 32, tile_size = tile_rows * tile_depth;
 
 // The accumulators 0 to 3 are a block of 32 x 32; 4 and 5 hold left operands, 6 and 7 right ones. torch's own libraries
@@ -54,38 +54,31 @@ FASTCL_INLINE void load_right(const Operand16& b, int64_t offset) {
   _tile_loadd(7, b.tiles + b.next + offset, 64);
 }
 
-// Which of the products of parts: those that are small beside h h, it alone, or all. Small ones come first, so that adding them
-// costs the sum no digits: after h h each of five would round it once more.
-enum Products { small = 1, high = 2, every_product = 3 };
-
-// out (32 x 32, 32 apart) = a b over `depths` tiles along k, or is added to.
-template <int A, int B, int products>
-FASTCL_INLINE void multiply_block(const Operand16& a, const Operand16& b, int64_t depths, float* out, bool adds) {
-  if (adds) {
-    _tile_loadd(0, out, 128);
-    _tile_loadd(1, out + 16, 128);
-    _tile_loadd(2, out + 16 * 32, 128);
-    _tile_loadd(3, out + 16 * 32 + 16, 128);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+// out (32 x 32) = a b over `depths` tiles along k. The products that are small beside h h come first, all of them, so that adding
+// them costs the sum no digits: after h h each of five would round it once more. Accumulators stay in their registers: to keep a
+// right operand in the first-level cache, part of its depth after part, cost more in storing them than it saved. After every four
+// products between() has its turn, products_of(A, B) * depths times.
+template <int A, int B, class Between>
+FASTCL_INLINE void multiply_block(const Operand16& a, const Operand16& b, int64_t depths, float* out, const Between& between) {
+  asm volatile("" ::: "memory");  // g++ 12's tile loads do not say that they read memory
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   constexpr int64_t h = 0, m = tile_size, l = 2 * tile_size;
-  for (int64_t k = 0; k < depths && (products & small); k++) {
+  for (int64_t k = 0; k < depths && A > 1; k++) {
     const int64_t ka = k * A * tile_size, kb = k * B * tile_size;
     load_right(b, kb + h);
-    if (A > 2) load_left(a, ka + l), multiply_loaded();
-    load_left(a, ka + m), multiply_loaded();
+    if (A > 2) load_left(a, ka + l), multiply_loaded(), between();
+    load_left(a, ka + m), multiply_loaded(), between();
     if (B == 1) continue;
-    load_right(b, kb + m), multiply_loaded();
-    load_left(a, ka + h), multiply_loaded();
-    if (B > 2) load_right(b, kb + l), multiply_loaded();
+    load_right(b, kb + m), multiply_loaded(), between();
+    load_left(a, ka + h), multiply_loaded(), between();
+    if (B > 2) load_right(b, kb + l), multiply_loaded(), between();
   }
-  for (int64_t k = 0; k < depths && (products & high); k++) {
+  for (int64_t k = 0; k < depths; k++) {
     load_left(a, k * A * tile_size), load_right(b, k * B * tile_size);
-    multiply_loaded();
+    multiply_loaded(), between();
   }
   _tile_stored(0, out, 128);
   _tile_stored(1, out + 16, 128);
@@ -93,61 +86,43 @@ FASTCL_INLINE void multiply_block(const Operand16& a, const Operand16& b, int64_
   _tile_stored(3, out + 16 * 32 + 16, 128);
 }
 
-// Tiles along k between which a right operand's three parts stay in the first-level cache (24 of 48 KB) while left ones pass.
-inline constexpr int64_t cached_depths = 4;
-
-// `blocks` products of 32 x 32, one under the other: left operands of 32 * blocks rows, one right operand of 32 columns.
-template <int A, int B>
-void multiply_column(Operand16 a, Operand16 b, int64_t depths, int64_t blocks, float* out) {
-  auto pass = [&]<int products>(int64_t cached, bool adds) {
-    for (int64_t k = 0; k < depths; k += cached)
-      for (int64_t r = 0; r < blocks; r++)
-        multiply_block<A, B, products>({a.tiles + 2 * r * a.next + k * A * tile_size, a.next}, {b.tiles + k * B * tile_size, b.next},
-                                       cached < depths - k ? cached : depths - k, out + r * 32 * 32, adds || k > 0);
-  };
-  if (A == 1) return pass.template operator()<high>(3 * cached_depths, false);
-  if (depths <= cached_depths) return pass.template operator()<every_product>(cached_depths, false);
-  pass.template operator()<small>(cached_depths, false);
-  pass.template operator()<high>(3 * cached_depths, true);
-}
+FASTCL_INLINE int products_of(int a_parts, int b_parts) { return a_parts == 3 ? 6 : a_parts * b_parts; }
 
 // Of any numbers of parts: those of weights are two where two are as many as the result keeps.
-FASTCL_INLINE void multiply_column(int a_parts, int b_parts, Operand16 a, Operand16 b, int64_t depths, int64_t blocks, float* out) {
-  if (a_parts == 3) multiply_column<3, 3>(a, b, depths, blocks, out);
-  else if (b_parts == 2) multiply_column<2, 2>(a, b, depths, blocks, out);
-  else if (a_parts == 2) multiply_column<2, 1>(a, b, depths, blocks, out);
-  else multiply_column<1, 1>(a, b, depths, blocks, out);
+template <class Between>
+FASTCL_INLINE void multiply_block(int a_parts, int b_parts, const Operand16& a, const Operand16& b, int64_t depths, float* out,
+                                  const Between& between) {
+  if (a_parts == 3) multiply_block<3, 3>(a, b, depths, out, between);
+  else if (b_parts == 2) multiply_block<2, 2>(a, b, depths, out, between);
+  else if (a_parts == 2) multiply_block<2, 1>(a, b, depths, out, between);
+  else multiply_block<1, 1>(a, b, depths, out, between);
 }
 
-// 16 bfloat16 as floats. (Masked intrinsics, of every lane, here and below: see `every`.)
-FASTCL_INLINE __m512 widened(__m256i parts) {
-  const __mmask16 all = __mmask16(every);
-  return (__m512)_mm512_maskz_slli_epi32(all, _mm512_maskz_cvtepu16_epi32(all, parts), 16);
+// Calls body with a number of parts that the compiler knows.
+template <class Body>
+FASTCL_INLINE void with_parts(int parts, const Body& body) {
+  if (parts == 3) body.template operator()<3>();
+  else if (parts == 2) body.template operator()<2>();
+  else body.template operator()<1>();
 }
 
-// Two registers' parts: of each part 32 bfloat16, those of `first` and then those of `second`.
+// Two registers' parts: lane l of each is that of first_l and that of second_l, so that pairs take no permutation. The first
+// part is cut off, and so keeps what is infinite or NaN; the others are rounded to nearest, and so have either sign.
+template <int parts>
 struct Split {
-  struct Halves {
-    __m256i first, second;
-  };
-  __m512i part[3];
+  __m512i part[parts];
 
   FASTCL_INLINE Split(__m512 first, __m512 second) {
-    for (int p = 0; p < 3; p++) {
-      part[p] = (__m512i)_mm512_cvtne2ps_pbh(second, first);
-      if (p == 2) break;
-      const auto half = __builtin_bit_cast(Halves, part[p]);
-      first -= widened(half.first), second -= widened(half.second);
+    const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(int(0xffff0000));
+    FASTCL_UNROLL for (int p = 0; p < parts; p++) {
+      __m512i f = (__m512i)first, s = (__m512i)second;
+      if (p > 0) f = _mm512_add_epi32(f, half), s = _mm512_add_epi32(s, half);
+      s = _mm512_and_si512(s, upper);
+      part[p] = _mm512_or_si512(_mm512_maskz_srli_epi32(__mmask16(every), f, 16), s);
+      first -= (__m512)_mm512_and_si512(f, upper), second -= (__m512)s;
     }
   }
 };
-
-// first_0 second_0 first_1 second_1 ... of [first | second]
-FASTCL_INLINE __m512i in_pairs(__m512i v) {
-  const __m512i from = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                        19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_maskz_permutexvar_epi16(__mmask32(every), from, v);
-}
 
 // Of 16 x 16 pairs: the left operand's layout to the right one's, and back.
 FASTCL_INLINE void transpose_pairs(__m512i (&r)[16]) {
@@ -178,58 +153,63 @@ FASTCL_INLINE void transpose_pairs(__m512i (&r)[16]) {
   }
 }
 
-// The first `count` lanes from memory, zeros in the others; count may be below 0 or above 16.
-FASTCL_INLINE __m512 load_first(const float* from, int64_t count) {
+// Count may be below 0 or above 16.
+FASTCL_INLINE __mmask16 first_lanes(int64_t count) {
   const int lanes = count <= 0 ? 0 : count >= 16 ? 16 : int(count);
-  return _mm512_maskz_loadu_ps(__mmask16((1u << lanes) - 1), from);
+  return __mmask16((1u << lanes) - 1);
 }
 
-// The bits of the largest magnitude so far, so that NaN and infinity are larger than any number.
+// The first `count` lanes from memory, zeros in the others.
+FASTCL_INLINE __m512 load_first(const float* from, int64_t count) {
+  return _mm512_maskz_loadu_ps(first_lanes(count), from);
+}
+
+// The largest magnitude among first parts so far; of bits, so that NaN and infinity are larger than any number.
 struct Largest {
   __m512i bits = _mm512_setzero_si512();
-  FASTCL_INLINE void see(__m512 v) {
-    const __m512i magnitude = _mm512_and_si512((__m512i)v, _mm512_set1_epi32(0x7fffffff));
-    bits = _mm512_mask_max_epi32(bits, __mmask16(every), bits, magnitude);
+  FASTCL_INLINE void see(__m512i first_parts) {
+    const __m512i magnitudes = _mm512_and_si512(first_parts, _mm512_set1_epi16(0x7fff));
+    bits = _mm512_mask_max_epu16(bits, __mmask32(every), bits, magnitudes);
   }
   FASTCL_INLINE float value() const {
     uint32_t largest = 0;
-    for (int l = 0; l < 16; l++) largest = largest < ((const uint32_t*)&bits)[l] ? ((const uint32_t*)&bits)[l] : largest;
-    float f;
-    __builtin_memcpy(&f, &largest, sizeof f);
-    return f;
+    for (int l = 0; l < 32; l++) largest = largest < ((const Part*)&bits)[l] ? ((const Part*)&bits)[l] : largest;
+    return __builtin_bit_cast(float, largest << 16);
   }
 };
 
-// One tile of each of `parts` parts, from 16 rows of 32 floats: `height` and `width` say how much there is, zeros are the rest.
+// One tile of each part, from 16 rows of 32 floats: `height` and `width` say how much there is, zeros are the rest.
 // Left: a row for each row. Right, across: for a product along the columns of these rows.
-FASTCL_INLINE void pack_left(const float* rows, int64_t stride, int64_t height, int64_t width, int parts, Part* tile, Largest& largest) {
+template <int parts>
+FASTCL_INLINE void pack_left(const float* rows, int64_t stride, int64_t height, int64_t width, Part* tile, Largest& largest) {
   for (int64_t r = 0; r < tile_rows; r++) {
     const float* row = rows + r * stride;
-    const __m512 low = load_first(row, r < height ? width : 0), high = load_first(row + 16, r < height ? width - 16 : 0);
-    largest.see(low), largest.see(high);
-    const Split split(low, high);
-    for (int p = 0; p < parts; p++) _mm512_store_si512(tile + p * tile_size + r * tile_depth, split.part[p]);
+    const Split<parts> split(load_first(row, r < height ? width : 0), load_first(row + 16, r < height ? width - 16 : 0));
+    largest.see(split.part[0]);
+    FASTCL_UNROLL for (int p = 0; p < parts; p++) _mm512_store_si512(tile + p * tile_size + r * tile_depth, split.part[p]);
   }
 }
 
-// From 32 rows of 16 floats, each row times its factor where factors are given: pairs of rows. A product along the rows.
-FASTCL_INLINE void pack_right(const float* rows, int64_t stride, int64_t height, int64_t width, const float* factor, int parts, Part* tile,
+// From 32 rows of 16 floats, each row times its factor where factors are given. A product along the rows.
+template <int parts>
+FASTCL_INLINE void pack_right(const float* rows, int64_t stride, int64_t height, int64_t width, const float* factor, Part* tile,
                               Largest& largest) {
   for (int64_t r = 0; r < tile_rows; r++) {
-    const float* row = rows + 2 * r * stride;
-    __m512 first = load_first(row, 2 * r < height ? width : 0), second = load_first(row + stride, 2 * r + 1 < height ? width : 0);
+    const float* row = rows + r * stride;
+    __m512 first = load_first(row, r < height ? width : 0), second = load_first(row + 16 * stride, r + 16 < height ? width : 0);
     if (factor) {
-      if (2 * r < height) first *= factor[2 * r];
-      if (2 * r + 1 < height) second *= factor[2 * r + 1];
+      if (r < height) first *= factor[r];
+      if (r + 16 < height) second *= factor[r + 16];
     }
-    largest.see(first), largest.see(second);
-    const Split split(first, second);
-    for (int p = 0; p < parts; p++) _mm512_store_si512(tile + p * tile_size + r * tile_depth, in_pairs(split.part[p]));
+    const Split<parts> split(first, second);
+    largest.see(split.part[0]);
+    FASTCL_UNROLL for (int p = 0; p < parts; p++) _mm512_store_si512(tile + p * tile_size + r * tile_depth, split.part[p]);
   }
 }
 
 // Left operand's tiles to right ones and back.
-FASTCL_INLINE void transpose_tiles(Part* tile, int parts) {
+template <int parts>
+FASTCL_INLINE void transpose_tiles(Part* tile) {
   for (int p = 0; p < parts; p++) {
     __m512i r[16];
     FASTCL_UNROLL for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(tile + p * tile_size + i * tile_depth);

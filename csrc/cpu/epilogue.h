@@ -74,7 +74,7 @@ void push(const Pane<T>& pane, const Task<T>& task) {
   const F f(task);
   const Simd<T> scale = task.scale;
   ColumnSums<T> cols(p.col_value);
-  for (int r = 0; r < G::rows; r++) {
+  for (int r = 0; r < G::pane_rows; r++) {
     Simd<T> row = p.row_value[r];
     FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
       const Simd<T> value = visited<masked>(p, f.value(z_of(p, scale, r, v)), r, v);
@@ -93,7 +93,7 @@ void weigh(const Pane<T>& pane, const Task<T>& task) {
   const F f(task);
   const Simd<T> scale = task.scale;
   ColumnSums<T> cols(p.col_weight_sum);
-  for (int r = 0; r < G::rows; r++) {
+  for (int r = 0; r < G::pane_rows; r++) {
     Simd<T> row = p.row_weight_sum[r];
     FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
       const Simd<T> g_plus_h = Simd<T>(p.row_weight[r]) + Simd<T>::load(p.col_weight + v * G::lanes);
@@ -114,7 +114,7 @@ void both(const Pane<T>& pane, const Task<T>& task) {
   const F f(task);
   const Simd<T> scale = task.scale;
   ColumnSums<T> values(p.col_value), weights(p.col_weight_sum);
-  for (int r = 0; r < G::rows; r++) {
+  for (int r = 0; r < G::pane_rows; r++) {
     Simd<T> row_value = p.row_value[r], row_weight = p.row_weight_sum[r];
     FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
       const Simd<T> z = z_of(p, scale, r, v);
@@ -148,8 +148,8 @@ void push_maxima(const Pane<T>& pane, const Task<T>& task) {
   const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
   using G = Geometry<T>;
   const Simd<T> scale = task.scale, nothing = -Constants<T>::infinity, largest = -Constants<T>::lowest;
-  Simd<T> z[G::rows][G::vectors];
-  FASTCL_UNROLL for (int r = 0; r < G::rows; r++) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+  Simd<T> z[G::pane_rows][G::vectors];
+  FASTCL_UNROLL for (int r = 0; r < G::pane_rows; r++) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
     // An infinite maximum would make inf - inf of it; the largest finite number stands for it until the end.
     z[r][v] = smaller(largest, z_of(p, scale, r, v));
     if constexpr (masked) {
@@ -157,10 +157,10 @@ void push_maxima(const Pane<T>& pane, const Task<T>& task) {
       z[r][v] = Simd<T>(*reinterpret_cast<const typename Simd<T>::LooseInt*>(keep) ? z[r][v].v : nothing.v);
     }
   }
-  for (int r = 0; r < G::rows; r++) push_against_maximum(p.row_maximum[r], p.row_value[r], z[r]);
+  for (int r = 0; r < G::pane_rows; r++) push_against_maximum(p.row_maximum[r], p.row_value[r], z[r]);
   FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
-    Simd<T> column[G::rows];
-    FASTCL_UNROLL for (int r = 0; r < G::rows; r++) column[r] = z[r][v];
+    Simd<T> column[G::pane_rows];
+    FASTCL_UNROLL for (int r = 0; r < G::pane_rows; r++) column[r] = z[r][v];
     Simd<T> maximum = Simd<T>::load(p.col_maximum + v * G::lanes), sum = Simd<T>::load(p.col_value + v * G::lanes);
     push_against_maximum(maximum, sum, column);
     maximum.store(p.col_maximum + v * G::lanes);
@@ -174,7 +174,7 @@ void weigh_split(const Pane<T>& pane, const Task<T>& task) {
   using G = Geometry<T>;
   const Simd<T> scale = task.scale;
   ColumnSums<T> cols(p.col_weight_sum);
-  for (int r = 0; r < G::rows; r++) {
+  for (int r = 0; r < G::pane_rows; r++) {
     Simd<T> row = p.row_weight_sum[r];
     FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
       const Simd<T> z = z_of(p, scale, r, v), h = Simd<T>::load(p.col_weight + v * G::lanes);

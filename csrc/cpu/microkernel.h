@@ -24,10 +24,12 @@ struct Geometry {
   // 144 rows); of 16, 4 x 3; and 4 x 2 where a product needs a register of its own, without a fused multiply-add.
   static constexpr int register_rows = register_count == 32 ? 8 : 4;
   static constexpr int register_vectors = register_bytes == 16 ? 2 : 3;
-  // The pane of pairs that an epilogue takes: the register tile, or two by two of AMX's.
+  // The block of pairs that one product gives: the register tile, or two by two of AMX's.
   static constexpr bool on_amx = has_amx && sizeof(T) == 4;
   static constexpr int rows = on_amx ? 32 : register_rows;
   static constexpr int vectors = on_amx ? 2 : register_vectors;
+  // Of it an epilogue takes so many rows at a time: on AMX few, which fit between the products of the next block.
+  static constexpr int pane_rows = on_amx ? 4 : register_rows;
   static constexpr int cols = vectors * lanes;
   // Where both a panel of rows and one of columns end.
   static constexpr int unit = rows * cols / greatest_common_divisor(rows, cols);
@@ -38,9 +40,9 @@ struct Geometry {
   // What is left of x with itself along the diagonal is swept twice, so it is small.
   static constexpr int diagonal_tile = 96;
   static constexpr int w_stride = tile + 16;  // not a power of two, so that W's rows do not share cache sets
-  // What a product of the gradients packs: a panel of rows; on AMX the parts of W and of panel_columns of the rows, and 32 columns
-  // of sums.
-  static constexpr int64_t scratch = on_amx ? int64_t(tile) * ((tile + panel_columns) * 3 / 2 + 32) : int64_t(tile) * register_vectors * lanes;
+  // What a product of the gradients packs: a panel of rows; on AMX the parts of W and of panel_columns of the rows, and two blocks.
+  static constexpr int64_t scratch =
+      on_amx ? int64_t(tile) * (tile + panel_columns) * 3 / 2 + 2 * rows * cols : int64_t(tile) * register_vectors * lanes;
   static_assert(tile % unit == 0 && tile_without_w % unit == 0 && diagonal_tile % unit == 0);
 };
 

@@ -27,11 +27,9 @@ class PackedOperands {
     });
   }
 
-  static constexpr int64_t height = G::rows;  // rows that `operands` takes at once
-
-  // u of rows [i, end) and columns j.., a whole pane.
+  // u of a block: rows i.. and columns j...
   template <class Op>
-  FASTCL_INLINE void operands(int64_t i, int64_t, int64_t j, T* u) const {
+  FASTCL_INLINE void operands(int64_t i, int64_t j, T* u) const {
     const bool whole = i + G::rows <= task_.x.count;
     const T* rows = whole ? task_.x.rows + i * task_.x.row_stride : last_rows_;
     operands_of<T, Op>(rows, whole ? task_.x.row_stride : task_.d, panels_ + j * task_.d, task_.d, task_.x.norm + i, task_.y.norm + j, u);

@@ -32,9 +32,9 @@ class TileWorker {
  public:
   TileWorker(const Task<T>& task, const PackedOperands<T>& packed, Step step, const Host& host)
       : task_(task), packed_(packed), step_(step), epilogue_(epilogue_of(task, step)) {
-    constexpr int64_t registers = G::rows * G::cols, lanes = G::lanes, tile = G::tile;
-    u_ = allocate<T>(host, PackedOperands<T>::height * G::cols);
-    keep_ = allocate<Int>(host, registers);
+    constexpr int64_t lanes = G::lanes, tile = G::tile;
+    u_ = allocate<T>(host, 2 * G::rows * G::cols);
+    keep_ = allocate<Int>(host, G::pane_rows * G::cols);
     w_ = step == Step::push || step == Step::push_maxima ? nullptr : allocate<T>(host, (G::tile + G::rows) * G::w_stride);
     panel_ = w_ ? allocate<T>(host, G::scratch) : nullptr;
     T* row_lanes = allocate<T>(host, 3 * (tile + G::rows) * lanes);
@@ -108,21 +108,43 @@ class TileWorker {
   // The operand is known here, so that the products are in line: a call for each register tile cost 2% at d = 128.
   template <class Op>
   void sweep_of(const Tile& t, T* w) {
-    const Side<T>&x = task_.x, &y = task_.y;
-    constexpr int64_t height = PackedOperands<T>::height;
-    for (int64_t j = t.j0; j < t.j1; j += G::cols)
-      for (int64_t begin = t.i0; begin < t.i1; begin += height) {
-        const int64_t end = smaller_of(begin + height, t.i1);
-        packed_.template operands<Op>(begin, end, j, u_);
-        for (int64_t i = begin; i < end; i += G::rows) {
-          const int64_t r = i - t.i0, c = j - t.j0;
-          const Pane<T> pane{u_ + (i - begin) * G::cols, keep_,
-                             x.term + i, x.weight + i, x.reference + i, y.term + j, y.weight + j, y.reference + j,
-                             row_value_ + r, row_maximum_ + r, row_weight_sum_ + r,
-                             col_value_ + c, col_maximum_ + c, col_weight_sum_ + c, w + r * G::w_stride + c};
-          (set_keep(i, j) ? epilogue_.masked : epilogue_.plain)(pane, task_);
+    if constexpr (G::on_amx) {
+      sweep_between_products<Op>(t, w);
+    } else {
+      for (int64_t j = t.j0; j < t.j1; j += G::cols)
+        for (int64_t i = t.i0; i < t.i1; i += G::rows) {
+          packed_.template operands<Op>(i, j, u_);
+          visit_pane(t, i, j, u_, w);
         }
+    }
+  }
+
+  // AMX multiplies beside the vector units: each block's epilogue runs between the next one's products.
+  template <class Op>
+  void sweep_between_products(const Tile& t, T* w) {
+    T *next = u_, *last = u_ + G::rows * G::cols;
+    int64_t last_i = 0, last_j = 0, row = G::rows;  // the block before, and its first row that waits
+    const auto visit = [&](int64_t panes) {
+      for (; panes > 0 && row < G::rows; panes--, row += G::pane_rows) visit_pane(t, last_i + row, last_j, last + row * G::cols, w);
+    };
+    for (int64_t j = t.j0; j < t.j1; j += G::cols)
+      for (int64_t i = t.i0; i < t.i1; i += G::rows) {
+        packed_.template operands<Op>(i, j, next, visit);
+        visit(G::rows);
+        T* const visited = last;
+        last = next, next = visited, last_i = i, last_j = j, row = 0;
       }
+    visit(G::rows);
+  }
+
+  FASTCL_INLINE void visit_pane(const Tile& t, int64_t i, int64_t j, const T* u, T* w) {
+    const Side<T>&x = task_.x, &y = task_.y;
+    const int64_t r = i - t.i0, c = j - t.j0;
+    const Pane<T> pane{u, keep_,
+                       x.term + i, x.weight + i, x.reference + i, y.term + j, y.weight + j, y.reference + j,
+                       row_value_ + r, row_maximum_ + r, row_weight_sum_ + r,
+                       col_value_ + c, col_maximum_ + c, col_weight_sum_ + c, w + r * G::w_stride + c};
+    (set_keep(i, j) ? epilogue_.masked : epilogue_.plain)(pane, task_);
   }
 
   static void merge(const Side<T>& side, int64_t i, T maximum, T sum) {
@@ -134,17 +156,17 @@ class TileWorker {
     side.value[i] += sum * __builtin_exp2(double(maximum) - double(kept));
   }
 
-  // Writes the mask of the register tile at (i, j), if it needs one.
+  // Writes the mask of the pane at (i, j), if it needs one.
   bool set_keep(int64_t i, int64_t j) {
     const int64_t height = task_.x.count - i, width = task_.y.count - j;
-    const bool ragged = height < G::rows || width < G::cols;
-    // In row r of this register tile, column (diagonal + r) is the row's own.
+    const bool ragged = height < G::pane_rows || width < G::cols;
+    // In row r of this pane, column (diagonal + r) is the row's own.
     const int64_t diagonal = (i + task_.row_offset) - (j + task_.col_offset);
     const bool by_groups = task_.mask == MaskKind::across_groups || task_.mask == MaskKind::within_groups;
-    const bool on_diagonal = task_.mask == MaskKind::off_diagonal && diagonal > -G::rows && diagonal < G::cols;
+    const bool on_diagonal = task_.mask == MaskKind::off_diagonal && diagonal > -G::pane_rows && diagonal < G::cols;
     if (!ragged && !by_groups && !on_diagonal) return false;
 
-    for (int64_t r = 0; r < G::rows; r++) {
+    for (int64_t r = 0; r < G::pane_rows; r++) {
       Int* keep = keep_ + r * G::cols;
       if (by_groups && r < height) {
         const int64_t* others = task_.y.group + j;
