@@ -5,8 +5,8 @@
     python -m bench.cpu --kernels            the kernels alone
 
 The limit is a loop of fused multiply-adds in registers on the same threads, measured in turns with the kernels: a share
-is taken within each round, so that a neighbour on the machine slows both. One GEMM is 2 n^2 d flops. AMX, which
-bfloat16 rows take, can pass that limit.
+is taken within each round, so that a neighbour on the machine slows both. One GEMM is 2 n^2 d flops. AMX can pass that limit:
+it multiplies bfloat16 parts of floats, six products for one, at 16 times the rate.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def main() -> None:
         raise SystemExit(f"bench.cpu needs the compiled kernels: {extension.reason}")
     where = environment()
     limit = KERNELS.cpu_fma_peak(4 * PEAK_SECONDS) / 1e9
-    print(f"{where['processor']}, {where['threads']} threads, {where['isa']}, torch {where['torch']}, commit {where['commit']}")
+    isa = extension.library.chosen_isa()
+    print(f"{where['processor']}, {where['threads']} threads, {isa}, torch {where['torch']}, commit {where['commit']}")
     print(f"float32; the limit (fused multiply-adds in registers) is {limit:.0f} GF/s")
     for n, d in tqdm([(n, d) for n in chosen.rows for d in chosen.columns], unit="size"):
         lines = [f"\nn = {n}, d = {d}"]

@@ -321,10 +321,7 @@ def environment() -> Result:
 def _isa() -> str:
     from fastcl import extension
 
-    if extension.library is None:
-        return "none"
-    isa = str(extension.library.chosen_isa())
-    return "avx512, amx for rows of 16 bits" if isa == "amx" and not os.environ.get("FASTCL_CPU_ISA") else isa
+    return "none" if extension.library is None else str(extension.library.chosen_isa())
 
 
 def _processor() -> str:

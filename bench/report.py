@@ -25,6 +25,8 @@ METHOD = (
     "in registers, which takes turns too."
 )
 
+AMX = " fastcl's products run on AMX, each float product as six of bfloat16 parts: its ceiling lies above that loop."
+
 Result = dict[str, Any]
 
 
@@ -163,6 +165,7 @@ def vector_width(results: Result) -> str:
     return (
         f"torch's float32 matmul reaches {share:.0%} of the FMA loop here (median of the cases): its BLAS{blas} {verdict} the "
         "full vector width of this processor. Where it does, the baselines that are bound by it are nearer."
+        + (AMX if e.get("isa") == "amx" else "")
     )
 
 

@@ -43,15 +43,10 @@ bool processor_has(const std::string& isa) {
   return false;
 }
 
-std::string named_isa() {
-  const char* named = std::getenv("FASTCL_CPU_ISA");
-  return named == nullptr ? "" : named;
-}
-
 std::string choose() {
   const auto& usable = usable_isas();
-  const std::string named = named_isa();
-  if (named.empty()) return usable.back();
+  const char* named = std::getenv("FASTCL_CPU_ISA");
+  if (named == nullptr || *named == '\0') return usable.back();
   if (std::find(usable.begin(), usable.end(), named) != usable.end()) return named;
   std::string expected;
   for (const auto& isa : usable) expected += (expected.empty() ? "" : ", ") + isa;
@@ -71,11 +66,6 @@ const std::vector<std::string>& usable_isas() {
     return isas;
   }();
   return usable;
-}
-
-bool isa_was_named() {
-  static const bool was = !named_isa().empty();
-  return was;
 }
 
 const std::string& chosen_isa() {

@@ -13,9 +13,6 @@ namespace fastcl {
 // Of the instruction sets that were built, those that this processor has; narrowest first, never empty.
 const std::vector<std::string>& usable_isas();
 
-// Whether the environment variable FASTCL_CPU_ISA named the set.
-bool isa_was_named();
-
 // The widest of them, or the one that the environment variable FASTCL_CPU_ISA named when this was first called.
 // Throws std::invalid_argument when that one is not usable.
 const std::string& chosen_isa();

@@ -1,7 +1,5 @@
 #include "prepare.h"
 
-#include "../isa.h"
-
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -62,10 +60,6 @@ Prepared<T>::Prepared(const Arguments& a) {
   const auto given = a.x.scalar_type();
   const int parts = task.operand == Operand::sqdist ? 3 : given == at::kBFloat16 ? 1 : given == at::kHalf ? 2 : 3;
   task.x.parts = task.y.parts = parts;
-  // Six products for one win only where AMX is free. Of a processor that others share it may not be: measured on such a one,
-  // float32 took from 0.6 to 1.7 times the time of AVX-512, rows of 16 bits a third to a half of it at any time. Decided before
-  // norms are, which the kernels of any norm do not ask for.
-  if (parts == 3 && !isa_was_named()) kernels_ = &kernels_of_any_norm<T>();
   // For a log-sum-exp z is in units of log 2.
   const double unit = task.reduce == Reduction::logsumexp ? log2_e : 1;
   scale = a.scale.item<T>();
