@@ -36,6 +36,7 @@ CHECK_ROWS = 1024
 SWEEP_ROWS = 4096
 TOLERANCE = 1e-4  # relative, of value and gradient in float32: a wrong loss is wrong by far more
 FMA_SECONDS = 0.05
+TURN_SECONDS = 0.02  # of one method in one round, or one call where that takes longer
 CHECKS_PART, MEMORY_PART = 0.5, 0.6  # of the time of a case, and of what is left of it
 LEAST_MEMORY = 20.0  # seconds, so that fastcl has a peak even on a busy machine
 LEAST_TIMING = 6.0  # seconds: a small case whose checks took long (KeOps compiles) still times what is quick
@@ -117,10 +118,16 @@ def check(case: Case, baseline: Baseline, method: Method, truth: tuple[Tensor, T
 
 
 def by_wall(run: Callable[[], Any]) -> float:
-    """Seconds of one call on the CPU."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    """Seconds of one call on the CPU: of as many as fit in TURN_SECONDS the median, of a longer one itself.
+
+    A single call of a few milliseconds would be charged for what the method before it left in caches and in memory.
+    """
+    seconds: list[float] = []
+    while sum(seconds) < TURN_SECONDS:
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def time_interleaved(

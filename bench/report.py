@@ -21,8 +21,8 @@ EVEN = 1.03  # ratios this near to 1 are a tie
 METHOD = (
     "Written by `make bench`; `fastcl bench CASE` runs one case. Value and gradient are held against float64 first: what fails "
     "has no figure. The methods of a case then take turns in one process, and a ratio is the median over rounds of the two times "
-    "in the same round. Peaks are of one forward and backward in a fresh process. The ceiling is a loop of fused multiply-adds "
-    "in registers, which takes turns too."
+    "in the same round; calls of less than 20 ms are repeated for as long, and their median counts. Peaks are of one forward and "
+    "backward in a fresh process. The ceiling is a loop of fused multiply-adds in registers, which takes turns too."
 )
 
 AMX = " fastcl's products run on AMX, each float product as six of bfloat16 parts: its ceiling lies above that loop."

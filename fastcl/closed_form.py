@@ -19,6 +19,11 @@ from .row_dot import row_dot
 from .sides import Sides, Sums
 
 
+def gram_is_cheaper(n: int, m: int, d: int) -> bool:
+    """Whether two d x d matrices, products of n and of m rows, take less than the n x m pairs and their gradients."""
+    return 3 * n * m > 2 * d * (n + m)
+
+
 def applies(p: Problem) -> bool:
     """Whether this problem has a closed form that is cheaper than a sweep; reads shapes only."""
     if p.reduce != "sum":
@@ -26,7 +31,7 @@ def applies(p: Problem) -> bool:
     if p.pair.name == "identity":
         return True
     gram = p.pair.name == "square" and p.operand == "dot" and p.mask.kind in ("all", "off_diagonal")
-    return gram and p.bias_x is None and p.bias_y is None and 3 * p.n * p.m > 2 * p.x.shape[1] * (p.n + p.m)
+    return gram and p.bias_x is None and p.bias_y is None and gram_is_cheaper(p.n, p.m, p.x.shape[1])
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, closed_form
 from ..row_dot import in_one_pass, row_dot
 
 BLOCK = 1 << 18  # elements of a block of rows: 1 MiB of each view
@@ -49,7 +49,9 @@ class Ordinary(NamedTuple):
 def ordinary(u: Tensor, v: Tensor, mu: Tensor, biased: bool, backend: str | None) -> Ordinary | None:
     """What PlainSpectral needs to know, or None where the general form must serve: by shapes, dtypes and norms."""
     n, d = u.shape
-    if not in_one_pass(u, v) or 3 * n <= 4 * d or d == 0 or mu.requires_grad or torch.is_autocast_enabled("cpu"):
+    if not in_one_pass(u, v) or mu.requires_grad or torch.is_autocast_enabled("cpu"):
+        return None
+    if d == 0 or not closed_form.gram_is_cheaper(n, n, d):
         return None
     if backends.choose(backend, u.device, u.dtype)[0] == "reference":
         return None

@@ -104,6 +104,18 @@ def test_a_baseline_ahead_is_shown_with_its_reason() -> None:
     assert "Not beaten in time: odd; no reason is known yet." in text
 
 
+def test_quick_calls_are_repeated_and_long_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    def taking(*seconds: float) -> float:
+        left = iter(seconds)
+        return measure.by_wall(lambda: now.__setitem__(0, now[0] + next(left)))
+
+    assert taking(0.009, 0.004, 0.005, 0.004) == pytest.approx(0.0045)  # the first finds its data elsewhere
+    assert taking(0.5) == pytest.approx(0.5)
+
+
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # from wherever it is called
     case = CASES["clip-2k"]
