@@ -16,7 +16,7 @@ struct Constants<float> {
   // ln 2 in two parts; the first has trailing zeros, so that n times it is exact.
   static constexpr float ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
   static constexpr float exp_lowest = -104.0f, exp_highest = 89.0f;
-  static constexpr int exp_degree = 7, log_terms = 6;
+  static constexpr int exp_degree = 7, log_terms = 6, log1p_terms = 7;
 };
 template <>
 struct Constants<double> {
@@ -25,7 +25,7 @@ struct Constants<double> {
   static constexpr int min_exponent = -1022;
   static constexpr double ln2_hi = 6.93147180369123816490e-1, ln2_lo = 1.90821492927058770002e-10;
   static constexpr double exp_lowest = -746.0, exp_highest = 710.0;
-  static constexpr int exp_degree = 13, log_terms = 12;
+  static constexpr int exp_degree = 13, log_terms = 12, log1p_terms = 16;
 };
 
 // e^f for |f| <= ln(2)/2 by its Taylor series: the remainder is 5e-9 for float (degree 7), 4e-18 for double (13).
@@ -132,16 +132,32 @@ FASTCL_INLINE Simd<T> simd_log1p(Simd<T> z) {
   return Simd<T>(z.v < Simd<T>(Constants<T>::infinity).v && sum.v > typename Simd<T>::Raw{} ? corrected.v : simd_log(sum).v);
 }
 
+// e^-|z|, of which both a sigmoid and a softplus are made: where an epilogue takes both, the compiler computes it once.
+template <class T>
+FASTCL_INLINE Simd<T> exp_of_minus_magnitude(Simd<T> z) {
+  return simd_exp(Simd<T>(z.v > typename Simd<T>::Raw{} ? (-z).v : z.v));
+}
+
 template <class T>
 FASTCL_INLINE Simd<T> simd_sigmoid(Simd<T> z) {
-  return Simd<T>(1) / (Simd<T>(1) + simd_exp(-z));
+  const Simd<T> e = exp_of_minus_magnitude(z), one = T(1);
+  return Simd<T>(z.v > typename Simd<T>::Raw{} ? one.v : e.v) / (one + e);
+}
+
+// log(1 + e) for e in [0, 1] without simd_log1p's cases: with s = e / (2 + e) it is 2 (s + s^3/3 + ...) = e - s (e - R), R being
+// 2/3 s^2 + 2/5 s^4 + ... and s^2 at most 1/9.
+template <class T>
+FASTCL_INLINE Simd<T> log1p_fraction(Simd<T> e) {
+  constexpr int terms = Constants<T>::log1p_terms;
+  const Simd<T> s = e / (Simd<T>(2) + e), square = s * s;
+  Simd<T> series = T(2.0 / (2 * terms + 1));
+  FASTCL_UNROLL for (int k = terms - 1; k >= 1; k--) series = series * square + Simd<T>(T(2.0 / (2 * k + 1)));
+  return e - s * (e - square * series);
 }
 
 template <class T>
 FASTCL_INLINE Simd<T> simd_softplus(Simd<T> z) {
-  const Simd<T> zero = T(0);
-  const Simd<T> e = simd_exp(Simd<T>(z.v > zero.v ? (-z).v : z.v));  // in [0, 1]
-  return larger(zero, z) + simd_log1p(e);
+  return larger(Simd<T>(T(0)), z) + log1p_fraction(exp_of_minus_magnitude(z));
 }
 
 template <class T>
