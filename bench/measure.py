@@ -34,6 +34,8 @@ from .formulas import FASTCL, Method
 
 CHECK_ROWS = 1024
 SWEEP_ROWS = 4096
+SQUARE_ROWS = 1024
+FULL_WIDTH = 0.55  # of the loop of fused multiply-adds: half the vector width cannot give a matmul more than 0.5
 TOLERANCE = 1e-4  # relative, of value and gradient in float32: a wrong loss is wrong by far more
 FMA_SECONDS = 0.05
 TURN_SECONDS = 0.02  # of one method in one round, or one call where that takes longer
@@ -291,6 +293,7 @@ def _time(
         )
     found = {name: statistics.median(values) for name, values in rates.items()}
     found["matmul"] = _product(case)[0] / statistics.median(seconds[f"{CEILING}matmul"])
+    found["square"] = 2.0 * SQUARE_ROWS**3 / statistics.median(seconds[f"{CEILING}square"])
     return found
 
 
@@ -301,9 +304,16 @@ def _product(case: Case) -> tuple[float, tuple[int, int]]:
 
 
 def ceiling_steps(case: Case) -> tuple[dict[str, Callable[[], Any]], dict[str, list[float]]]:
-    """This machine's own limits as steps that take turns: torch's float32 matmul, and a loop of fused multiply-adds."""
+    """This machine's own limits as steps that take turns: torch's float32 matmul, and a loop of fused multiply-adds.
+
+    One matmul is as deep as the case's, the other a square one, which tells what vectors the BLAS uses: at small depths
+    it is bound by what it writes.
+    """
     a, b = (torch.randn(_product(case)[1]) for _ in range(2))
-    steps: dict[str, Callable[[], Any]] = {f"{CEILING}matmul": lambda: a @ b.T}
+    square = torch.randn(SQUARE_ROWS, SQUARE_ROWS)
+    steps: dict[str, Callable[[], Any]] = {
+        f"{CEILING}matmul": lambda: a @ b.T, f"{CEILING}square": lambda: square @ square
+    }  # fmt: skip
     rates: dict[str, list[float]] = {}
     if backends.reason("cpu", torch.device("cpu"), torch.float32) is None:
         rates["fma"] = []

@@ -10,12 +10,12 @@ from typing import Any
 
 from . import ROOT, fits
 from .cases import HEADLINE
+from .measure import FULL_WIDTH, SQUARE_ROWS
 from .scaling import COMPILED_AT, TOWER, TOWERS
 
 FOLDER = ROOT / "bench" / "results"
 RESULTS, SCALING = FOLDER / "cpu.json", FOLDER / "scaling.json"
 SCALING_PLOT, CASES_PLOT = FOLDER / "scaling.png", FOLDER / "cases.png"
-FULL_WIDTH = 0.55  # of the FMA loop: half the vector width cannot give more than 0.5
 EVEN = 1.03  # ratios this near to 1 are a tie
 
 METHOD = (
@@ -155,7 +155,7 @@ def where(results: Result) -> str:
 
 def vector_width(results: Result) -> str:
     """Whether torch's matmul uses the machine's full vector width: the ratios depend on it."""
-    shares = [c["matmul"] / c["fma"] for c in (r["ceiling"] for r in results["cases"]) if "fma" in c and "matmul" in c]
+    shares = [c["square"] / c["fma"] for c in (r["ceiling"] for r in results["cases"]) if "fma" in c and "square" in c]
     if not shares:
         return ""
     share = statistics.median(shares)
@@ -163,8 +163,9 @@ def vector_width(results: Result) -> str:
     e = results["environment"]
     blas = f" ({e['blas']}; torch's own loops: {e['torch_isa']})" if "blas" in e else ""
     return (
-        f"torch's float32 matmul reaches {share:.0%} of the FMA loop here (median of the cases): its BLAS{blas} {verdict} the "
-        "full vector width of this processor. Where it does, the baselines that are bound by it are nearer."
+        f"torch's float32 product of {SQUARE_ROWS:,} x {SQUARE_ROWS:,} matrices reaches {share:.0%} of the FMA loop here (median "
+        f"of the cases): its BLAS{blas} {verdict} the full vector width of this processor. Where it does, the baselines that are "
+        "bound by it are nearer."
         + (AMX if e.get("isa") == "amx" else "")
     )
 

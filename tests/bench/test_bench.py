@@ -72,7 +72,7 @@ def test_a_method_without_a_figure_says_why() -> None:
     assert "| broken | failed: ValueError: no such kernel |" in text
     assert "| elsewhere | absent: no_such_package is not installed; pip install no-such-package |" in text
     assert "| large | absent: needs about 1,000,000,000 GB" in text
-    assert {"fma", "matmul"} == set(result["ceiling"])
+    assert {"fma", "matmul", "square"} == set(result["ceiling"])
 
 
 @pytest.mark.usefixtures("doubled")
@@ -260,7 +260,7 @@ def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
 
 def test_the_width_that_the_blas_uses_is_named() -> None:
     for share, verdict in ((0.9, "BLAS uses the full"), (0.3, "BLAS does not use the full")):
-        few = {"cases": [{"ceiling": {"fma": 1.0, "matmul": s}} for s in (share, share, 3.0)], "environment": {}}
+        few = {"cases": [{"ceiling": {"fma": 1.0, "square": s}} for s in (share, share, 3.0)], "environment": {}}
         assert verdict in report.vector_width(few) and f"{share:.0%}" in report.vector_width(few)
 
 
