@@ -171,7 +171,7 @@ def main() -> None:
     isa = extension.library.chosen_isa()
     print(f"{where['processor']}, {where['threads']} threads, {isa}, torch {where['torch']}, commit {where['commit']}")
     of_blas = blas_share(chosen.rounds)
-    print(f"float32; the limit (fused multiply-adds in registers) is {limit:.0f} GF/s, of which torch's matmul reaches {of_blas:.0%}")
+    print(f"float32; the limit (fused multiply-adds in registers) is {limit:.0f} GF/s; of it torch's matmul reaches {of_blas:.0%}")
     for n, d in tqdm([(n, d) for n in chosen.rows for d in chosen.columns], unit="size"):
         lines = [f"\nn = {n}, d = {d}"]
         found = shares(n, d, chosen.rounds)
