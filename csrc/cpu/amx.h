@@ -112,7 +112,7 @@ bool pack_weights(const Weights<float>& w, int64_t groups, int64_t depths, Part*
 // What a factor of rows may be for their products to stay in range.
 FASTCL_INLINE bool factors_hold(const float* factor, int64_t count) {
   Largest largest;
-  for (int64_t k = 0; k < count; k += 16) largest.see(Split<1>(load_first(factor + k, count - k), __m512{}).part[0]);
+  for (int64_t k = 0; k < count; k += 16) largest.see(load_first(factor + k, count - k));
   return largest.value() <= 0x1p60f;
 }
 
@@ -140,7 +140,7 @@ inline void add_product(float* out, int64_t height, Weights<float> w, const Side
   using G = Geometry<float>;
   constexpr int64_t block = 32;
   const int64_t depths = parts_of(count, tile_depth), blocks = parts_of(height, block), groups = blocks * block / tile_rows;
-  // Two parts of a weight are 2^-16 of it, which the rounding of a gradient to 16 bits hides. Rows times a factor have all parts.
+  // Two parts of a weight are 2^-17 of it, which the rounding of a gradient to 16 bits hides. Rows times a factor have all parts.
   const int w_parts = side.parts == 3 ? 3 : 2, row_parts = w.factor ? w_parts : side.parts;
   const int64_t w_group = depths * w_parts * tile_size, row_group = depths * row_parts * tile_size;
   Part *weights = reinterpret_cast<Part*>(scratch), *panels = weights + 3 * G::tile * G::tile;

@@ -106,8 +106,9 @@ FASTCL_INLINE void with_parts(int parts, const Body& body) {
   else body.template operator()<1>();
 }
 
-// Two registers' parts: lane l of each is that of first_l and that of second_l, so that pairs take no permutation. The first
-// part is cut off, and so keeps what is infinite or NaN; the others are rounded to nearest, and so have either sign.
+// Two registers' parts, each rounded to nearest of what the parts before it leave: of a first part cut off instead, the products
+// that are dropped (m l, l m) would be eight times as large. Lane l of each is that of first_l and that of second_l, so that pairs
+// take no permutation.
 template <int parts>
 struct Split {
   __m512i part[parts];
@@ -115,9 +116,8 @@ struct Split {
   FASTCL_INLINE Split(__m512 first, __m512 second) {
     const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(int(0xffff0000));
     FASTCL_UNROLL for (int p = 0; p < parts; p++) {
-      __m512i f = (__m512i)first, s = (__m512i)second;
-      if (p > 0) f = _mm512_add_epi32(f, half), s = _mm512_add_epi32(s, half);
-      s = _mm512_and_si512(s, upper);
+      const __m512i f = _mm512_add_epi32((__m512i)first, half);
+      const __m512i s = _mm512_and_si512(_mm512_add_epi32((__m512i)second, half), upper);
       part[p] = _mm512_or_si512(_mm512_maskz_srli_epi32(__mmask16(every), f, 16), s);
       first -= (__m512)_mm512_and_si512(f, upper), second -= (__m512)s;
     }
@@ -164,17 +164,17 @@ FASTCL_INLINE __m512 load_first(const float* from, int64_t count) {
   return _mm512_maskz_loadu_ps(first_lanes(count), from);
 }
 
-// The largest magnitude among first parts so far; of bits, so that NaN and infinity are larger than any number.
+// The bits of the largest magnitude so far, so that NaN and infinity are larger than any number. Without the sign, one place up.
 struct Largest {
   __m512i bits = _mm512_setzero_si512();
-  FASTCL_INLINE void see(__m512i first_parts) {
-    const __m512i magnitudes = _mm512_and_si512(first_parts, _mm512_set1_epi16(0x7fff));
-    bits = _mm512_mask_max_epu16(bits, __mmask32(every), bits, magnitudes);
+  FASTCL_INLINE void see(__m512 v) {
+    const __m512i magnitude = _mm512_add_epi32((__m512i)v, (__m512i)v);
+    bits = _mm512_mask_max_epu32(bits, __mmask16(every), bits, magnitude);
   }
   FASTCL_INLINE float value() const {
     uint32_t largest = 0;
-    for (int l = 0; l < 32; l++) largest = largest < ((const Part*)&bits)[l] ? ((const Part*)&bits)[l] : largest;
-    return __builtin_bit_cast(float, largest << 16);
+    for (int l = 0; l < 16; l++) largest = largest < ((const uint32_t*)&bits)[l] ? ((const uint32_t*)&bits)[l] : largest;
+    return __builtin_bit_cast(float, largest >> 1);
   }
 };
 
@@ -184,8 +184,9 @@ template <int parts>
 FASTCL_INLINE void pack_left(const float* rows, int64_t stride, int64_t height, int64_t width, Part* tile, Largest& largest) {
   for (int64_t r = 0; r < tile_rows; r++) {
     const float* row = rows + r * stride;
-    const Split<parts> split(load_first(row, r < height ? width : 0), load_first(row + 16, r < height ? width - 16 : 0));
-    largest.see(split.part[0]);
+    const __m512 low = load_first(row, r < height ? width : 0), high = load_first(row + 16, r < height ? width - 16 : 0);
+    largest.see(low), largest.see(high);
+    const Split<parts> split(low, high);
     FASTCL_UNROLL for (int p = 0; p < parts; p++) _mm512_store_si512(tile + p * tile_size + r * tile_depth, split.part[p]);
   }
 }
@@ -201,8 +202,8 @@ FASTCL_INLINE void pack_right(const float* rows, int64_t stride, int64_t height,
       if (r < height) first *= factor[r];
       if (r + 16 < height) second *= factor[r + 16];
     }
+    largest.see(first), largest.see(second);
     const Split<parts> split(first, second);
-    largest.see(split.part[0]);
     FASTCL_UNROLL for (int p = 0; p < parts; p++) _mm512_store_si512(tile + p * tile_size + r * tile_depth, split.part[p]);
   }
 }

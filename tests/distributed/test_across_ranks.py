@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from fastcl import extension
+
 from . import launch, orphan, ranks
 
 WORLDS = (1, 2, 3, 4)
@@ -41,7 +43,9 @@ def test_ring_memory_is_flat_in_the_world(folder: Path) -> None:
     worst = {w: max(e["memory, ring"] for e in found(w, folder)) for w in WORLDS}
     # In shards: own rows and gradients, two shards in flight with theirs, packed and unpacked. Two ranks have none to pass on.
     assert worst[4] <= 1.01 * worst[3], worst
-    assert worst[4] <= 14.0, worst
+    # AMX packs rows of both sides, and 6 bytes for each float.
+    on_amx = extension.library is not None and extension.library.chosen_isa() == "amx"
+    assert worst[4] <= (18.0 if on_amx else 14.0), worst
     gathered = {w: max(e["memory, gather"] for e in found(w, folder)) for w in WORLDS}
     assert gathered[4] > 1.3 * gathered[2], gathered  # the measurement sees what grows
 
