@@ -25,7 +25,7 @@ from fastcl import extension
 
 from .baselines import methods
 from .cases import Case
-from .measure import FULL_WIDTH, SQUARE_ROWS, environment, step, time_interleaved
+from .measure import FULL_WIDTH, SQUARE_FLOPS, SQUARE_ROWS, environment, step, time_interleaved
 
 KERNELS = torch.ops.fastcl
 PEAK_SECONDS = 0.05
@@ -130,7 +130,7 @@ def blas_share(rounds: int) -> float:
         "product": lambda: square @ square, "limit": lambda: peaks.append(KERNELS.cpu_fma_peak(PEAK_SECONDS))
     }  # fmt: skip
     seconds = time_interleaved(steps, rounds)["product"]
-    return 2.0 * SQUARE_ROWS**3 / statistics.median(seconds) / statistics.median(peaks)
+    return SQUARE_FLOPS / statistics.median(seconds) / statistics.median(peaks)
 
 
 def ratios(n: int, d: int, rounds: int, full_width: bool) -> list[tuple[str, str, float, str]]:
@@ -168,8 +168,7 @@ def main() -> None:
         raise SystemExit(f"bench.cpu needs the compiled kernels: {extension.reason}")
     where = environment()
     limit = KERNELS.cpu_fma_peak(4 * PEAK_SECONDS) / 1e9
-    isa = extension.library.chosen_isa()
-    print(f"{where['processor']}, {where['threads']} threads, {isa}, torch {where['torch']}, commit {where['commit']}")
+    print(f"{where['processor']}, {where['threads']} threads, {where['isa']}, torch {where['torch']}, commit {where['commit']}")
     of_blas = blas_share(chosen.rounds)
     print(f"float32; the limit (fused multiply-adds in registers) is {limit:.0f} GF/s; of it torch's matmul reaches {of_blas:.0%}")
     for n, d in tqdm([(n, d) for n in chosen.rows for d in chosen.columns], unit="size"):

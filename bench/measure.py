@@ -35,6 +35,7 @@ from .formulas import FASTCL, Method
 CHECK_ROWS = 1024
 SWEEP_ROWS = 4096
 SQUARE_ROWS = 1024
+SQUARE_FLOPS = 2.0 * SQUARE_ROWS**3
 FULL_WIDTH = 0.55  # of the loop of fused multiply-adds: half the vector width cannot give a matmul more than 0.5
 TOLERANCE = 1e-4  # relative, of value and gradient in float32: a wrong loss is wrong by far more
 FMA_SECONDS = 0.05
@@ -293,7 +294,7 @@ def _time(
         )
     found = {name: statistics.median(values) for name, values in rates.items()}
     found["matmul"] = _product(case)[0] / statistics.median(seconds[f"{CEILING}matmul"])
-    found["square"] = 2.0 * SQUARE_ROWS**3 / statistics.median(seconds[f"{CEILING}square"])
+    found["square"] = SQUARE_FLOPS / statistics.median(seconds[f"{CEILING}square"])
     return found
 
 

@@ -21,7 +21,7 @@ class PackedOperands<float> {
     y_ = pack(task.y, host, true);
   }
 
-  // u of a block: rows i.. and columns j... In between, visit(panes) has its turns until all panes of a block have had theirs.
+  // u of a block: rows i.. and columns j... Between products visit(panes) is called, in all for as many panes as a block has or more.
   template <class Op, class Visit>
   FASTCL_INLINE void operands(int64_t i, int64_t j, float* u, const Visit& visit) const {
     const int parts = task_.x.parts;
