@@ -67,9 +67,9 @@ $(STAMPS)/bench: requirements/bench.txt $(TORCH_STAMP)
 bench: setup $(STAMPS)/bench
 	$(BIN)/python -m bench $(ARGS)
 
-# The compiled GPU kernels, run on the CPU by tests/ptxemu: every tuning entry, where `make test` takes a few.
+# The compiled GPU kernels, run on the CPU by tools/ptxemu: every tuning entry, where `make test` takes a few.
 test-gpu-emulated: setup
-	FASTCL_GPU_EMULATED=all $(PYTEST) -n $(JOBS) --dist loadgroup $(wildcard tests/ptxemu tests/cuda tests/triton) $(ARGS)
+	FASTCL_GPU_EMULATED=all $(PYTEST) -n $(JOBS) --dist loadgroup $(wildcard tools/ptxemu tests/cuda tests/triton) $(ARGS)
 
 # The extension with its CUDA kernels, in an environment of its own with a CUDA build of torch; needs nvcc, and no GPU.
 CUDA_TORCH ?= torch==2.14.1

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastcl import extension
+from fastcl.backends import extension
 
 from .baselines import methods
 from .cases import Case
@@ -168,9 +168,13 @@ def main() -> None:
         raise SystemExit(f"bench.cpu needs the compiled kernels: {extension.reason}")
     where = environment()
     limit = KERNELS.cpu_fma_peak(4 * PEAK_SECONDS) / 1e9
-    print(f"{where['processor']}, {where['threads']} threads, {where['isa']}, torch {where['torch']}, commit {where['commit']}")
+    print(
+        f"{where['processor']}, {where['threads']} threads, {where['isa']}, torch {where['torch']}, commit {where['commit']}"
+    )
     of_blas = blas_share(chosen.rounds)
-    print(f"float32; the limit (fused multiply-adds in registers) is {limit:.0f} GF/s; of it torch's matmul reaches {of_blas:.0%}")
+    print(
+        f"float32; the limit (fused multiply-adds in registers) is {limit:.0f} GF/s; of it torch's matmul reaches {of_blas:.0%}"
+    )
     for n, d in tqdm([(n, d) for n in chosen.rows for d in chosen.columns], unit="size"):
         lines = [f"\nn = {n}, d = {d}"]
         found = shares(n, d, chosen.rounds)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastcl import backends
+from fastcl.backends import choice
 from tests.objectives.cases import CASES, Case
 from tests.objectives.test_precision import RAW
 from tests.objectives.witnesses import gradients, library
@@ -35,7 +35,7 @@ Result = dict[str, Any]
 
 def served(device: torch.device, dtype: torch.dtype) -> list[str]:
     """The backends that serve this device and dtype, without the definition."""
-    return [b for b in backends.MODULES if b not in SKIPPED and backends.reason(b, device, dtype) is None]
+    return [b for b in choice.MODULES if b not in SKIPPED and choice.reason(b, device, dtype) is None]
 
 
 def wanted(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[Case, int, int, int, torch.dtype]]:

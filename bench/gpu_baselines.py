@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastcl import backends
+from fastcl.backends import choice
 
 from .baselines import Baseline, baselines
 from .formulas import SCALE, SIGLIP_BIAS, SIGLIP_SCALE, Method, ours, units
@@ -78,8 +78,8 @@ def libraries(loss: str, d: int) -> list[Baseline]:
 
 def methods(loss: str, d: int, device: torch.device, dtype: torch.dtype) -> list[Baseline]:
     """fastcl by its choice and by each backend that serves the device, then all others."""
-    chosen = backends.choose(None, device, dtype)[0]
-    served = [b for b in backends.MODULES if b != "reference" and backends.reason(b, device, dtype) is None]
+    chosen = choice.choose(None, device, dtype)[0]
+    served = [b for b in choice.MODULES if b != "reference" and choice.reason(b, device, dtype) is None]
     own = [Baseline("fastcl", lambda choice: ours(loss), backend=chosen)]
     own += [Baseline(f"fastcl, {b}", lambda choice, b=b: ours(loss, b), backend=b) for b in served if b != chosen]  # type: ignore[misc]
     rest = [b for b in baselines(loss) if b.name not in ("fastcl", *LEFT_OUT)]

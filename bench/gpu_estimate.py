@@ -2,7 +2,7 @@
 
     python -m bench.gpu_estimate [--gpu a100 h100] [--d 128 512] [--dtype bfloat16]
 
-The compiled PTX runs under tests/ptxemu at two widths; the difference, divided by its number of pairs (i, j), is the steady
+The compiled PTX runs under tools/ptxemu at two widths; the difference, divided by its number of pairs (i, j), is the steady
 cost of a pair, and times n m it bounds the time at n = m = 65,536 from below. Left out: latency, occupancy, tails, the
 imperfect overlap of the terms, the L1 cache. The strip form's matrix products are counted at the card's full rate.
 """
@@ -27,14 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fastcl.triton_kernels import fused, strip, tuning
 
-from fastcl import backends
-from fastcl.masks import Mask
-from fastcl.pairs import pair_function
-from fastcl.problem import Problem, Wanted
+from fastcl.backends import choice
+from fastcl.equation.masks import Mask
+from fastcl.equation.pairs import pair_function
+from fastcl.equation.problem import Problem, Wanted
 from tests.cuda import fused_launching as cuda
 from tests.cuda.emulation import emulated
-from tests.ptxemu import triton as ptxemu
-from tests.ptxemu.stats import GPUS, Stats
+from tools.ptxemu import triton as ptxemu
+from tools.ptxemu.stats import GPUS, Stats
 
 CAPABILITY = {"a100": 80, "h100": 90}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -182,7 +182,7 @@ def cuda_strip_costs(gpu: str, d: int, dtype: torch.dtype) -> list[Cost]:
         def count(p: Problem) -> list[Stats]:
             r, c = torch.full((p.n,), 10.0), torch.full((p.m,), 10.0)
             with mock.patch.dict(os.environ, FASTCL_CUDA="strip"), emulated(CAPABILITY[gpu]) as session:
-                backend = backends.choose("cuda", p.x.device, p.x.dtype)[1]
+                backend = choice.choose("cuda", p.x.device, p.x.dtype)[1]
                 if gradients:
                     wanted = Wanted(True, True, False, False, False, False)
                     backend.gradients(p, r, c, torch.rand(p.n), torch.rand(p.m), wanted)

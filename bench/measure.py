@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl import backends
+from fastcl.backends import choice
 
 from . import ROOT
 from .baselines import Baseline, baselines
@@ -73,14 +73,14 @@ def step(method: Method, x: Tensor, y: Tensor) -> Tensor:
 def exact(case: Case, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Value and gradients of the float64 definition on these very numbers, on the CPU."""
     leaves = [t.detach().cpu().double().requires_grad_() for t in (x, y)]
-    before = os.environ.get(backends.ENVIRONMENT_VARIABLE)
-    os.environ[backends.ENVIRONMENT_VARIABLE] = "reference"
+    before = os.environ.get(choice.ENVIRONMENT_VARIABLE)
+    os.environ[choice.ENVIRONMENT_VARIABLE] = "reference"
     try:
         value = step(FASTCL[case.loss], *leaves)
     finally:
-        os.environ.pop(backends.ENVIRONMENT_VARIABLE)
+        os.environ.pop(choice.ENVIRONMENT_VARIABLE)
         if before is not None:
-            os.environ[backends.ENVIRONMENT_VARIABLE] = before
+            os.environ[choice.ENVIRONMENT_VARIABLE] = before
     return value, flat_gradient(leaves)
 
 
@@ -316,7 +316,7 @@ def ceiling_steps(case: Case) -> tuple[dict[str, Callable[[], Any]], dict[str, l
         f"{CEILING}matmul": lambda: a @ b.T, f"{CEILING}square": lambda: square @ square
     }  # fmt: skip
     rates: dict[str, list[float]] = {}
-    if backends.reason("cpu", torch.device("cpu"), torch.float32) is None:
+    if choice.reason("cpu", torch.device("cpu"), torch.float32) is None:
         rates["fma"] = []
         steps[f"{CEILING}fma"] = lambda: rates["fma"].append(float(torch.ops.fastcl.cpu_fma_peak(FMA_SECONDS)))
     return steps, rates
@@ -330,14 +330,14 @@ def environment() -> Result:
     return {
         "processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version(),
         "torch": torch.__version__, "fastcl": fastcl.__version__, "commit": _commit(),
-        "backend": backends.choose(None, torch.device("cpu"), torch.float32)[0],
+        "backend": choice.choose(None, torch.device("cpu"), torch.float32)[0],
         "isa": _isa(), "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "blas": "MKL" if torch.backends.mkl.is_available() else "not MKL",
     }  # fmt: skip
 
 
 def _isa() -> str:
-    from fastcl import extension
+    from fastcl.backends import extension
 
     return "none" if extension.library is None else str(extension.library.chosen_isa())
 

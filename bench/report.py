@@ -165,8 +165,7 @@ def vector_width(results: Result) -> str:
     return (
         f"torch's float32 product of {SQUARE_ROWS:,} x {SQUARE_ROWS:,} matrices reaches {share:.0%} of the FMA loop here (median "
         f"of the cases): its BLAS{blas} {verdict} the full vector width of this processor. Where it does, the baselines that are "
-        "bound by it are nearer."
-        + (AMX if e.get("isa") == "amx" else "")
+        "bound by it are nearer." + (AMX if e.get("isa") == "amx" else "")
     )
 
 

@@ -21,7 +21,7 @@ int pair_index(std::string_view name) {
   for (int i = 0; i < pair_count; i++)
     if (name == pair_entries[i].name) return i;
   TORCH_CHECK_VALUE(false, "pair: expected a pair function that was built in, got '", name,
-                    "'; run python -m fastcl.codegen and build again");
+                    "'; run python -m fastcl.equation.codegen and build again");
 }
 
 void check_device(std::string_view name, const Tensor& t, const Tensor& x) {

@@ -7,7 +7,7 @@
 #include "isa.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "The compiled kernels of fastcl; fastcl.extension opens this module.";
+  m.doc() = "The compiled kernels of fastcl; fastcl.backends.extension opens this module.";
   m.def("build_facts", [] { return fastcl::build_facts; }, "What was built, as JSON.");
   m.def("usable_isas", &fastcl::usable_isas, "The instruction sets built that this processor has; narrowest first.");
   m.def("chosen_isa", &fastcl::chosen_isa, "The one that the CPU kernels run with.");

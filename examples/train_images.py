@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 import fastcl
-from fastcl import backends
+from fastcl.backends import choice
 
 from . import figure, loss_cost
 from .images import HOW_TO_GET_IT, Images, load
@@ -72,7 +72,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0,
         help="of weights, views and draws (default: 0); the same seed on as many threads gives the same accuracies",
     )
-    add("--backend", choices=backends.NAMES, help="of fastcl (default: the best for this machine)")
+    add("--backend", choices=choice.NAMES, help="of fastcl (default: the best for this machine)")
     add(
         "--output",
         type=Path,

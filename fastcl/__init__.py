@@ -3,11 +3,11 @@
 Every contrastive loss is an alignment term plus one pairwise reduction; one family of fused kernels does all reductions.
 """
 
-from . import functional, losses, metrics
-from .backends import BackendUnavailableError
-from .masks import Mask, across_groups, all_pairs, off_diagonal, within_groups
+from . import functional, losses, metrics, pairs
+from .backends.choice import BackendUnavailableError
+from .equation.masks import Mask, across_groups, all_pairs, off_diagonal, within_groups
+from .equation.reductions import merge
 from .ops import pair_reduce, pair_total
-from .reductions import merge
 from .version import __version__
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "off_diagonal",
     "pair_reduce",
     "pair_total",
+    "pairs",
     "within_groups",
 ]

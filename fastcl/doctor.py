@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import distributed as dist
 
-from . import backends, extension
+from .backends import choice, extension
 from .distributed import GATHER_LIMIT
 from .version import __version__
 
@@ -111,10 +111,10 @@ def devices() -> Iterator[torch.device]:
 
 def served(device: torch.device) -> Iterator[tuple[str, str]]:
     """For each dtype the backend that `auto` takes, then why not each other one; equal dtypes together."""
-    asked = os.environ.get(backends.ENVIRONMENT_VARIABLE)
+    asked = os.environ.get(choice.ENVIRONMENT_VARIABLE)
     if asked:
-        yield "asked for", f"{backends.ENVIRONMENT_VARIABLE}={asked} (the following is what auto takes)"
-    for answers, dtypes in groupby(DTYPES, lambda dtype: backends.explain(device, dtype)):
+        yield "asked for", f"{choice.ENVIRONMENT_VARIABLE}={asked} (the following is what auto takes)"
+    for answers, dtypes in groupby(DTYPES, lambda dtype: choice.explain(device, dtype)):
         auto = next(name for name, reason in answers if reason is None)
         yield ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes), f"{auto} (auto)"
         for name, reason in answers:

@@ -14,17 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, checks, closed_form, reference
-from .masks import Mask
-from .pairs import PairFunction
-from .problem import Gradients, Problem, Wanted, accumulation_dtype
-
-PROBLEM = (
-    "Tensor x, Tensor? y, Tensor scale, Tensor shift, Tensor? bias_x, Tensor? bias_y, Tensor? group_x, Tensor? group_y, "
-    "SymInt row_offset, SymInt col_offset, str mask, str operand, str pair, float[] constants, str reduce, bool columns"
-)
-LENGTH = 16  # of PROBLEM
-DIFFERENTIABLE = 6  # x, y, scale, shift, bias_x, bias_y lead it, in the order of Wanted and Gradients
+from .backends import choice, closed_form, reference
+from .equation import checks
+from .equation.masks import Mask
+from .equation.pairs import PairFunction
+from .equation.problem import DIFFERENTIABLE, LENGTH, PROBLEM, Problem, Wanted, accumulation_dtype, pack, unpack
 
 library = torch.library.Library("fastcl", "DEF")
 library.define(f"pair_reduce({PROBLEM}, str backend) -> (Tensor r, Tensor c)", tags=(torch.Tag.pt2_compliant_tag,))
@@ -55,27 +49,9 @@ CREATE_GRAPH = (
 )
 
 
-def pack(p: Problem) -> tuple[Any, ...]:
-    """The problem as the flat arguments of PROBLEM."""
-    m = p.mask
-    return (
-        p.x, p.y, p.scale, p.shift, p.bias_x, p.bias_y, m.group_x, m.group_y, m.row_offset, m.col_offset, m.kind,
-        p.operand, p.pair.name, list(p.pair.constants), p.reduce, p.columns,
-    )  # fmt: skip
-
-
-def unpack(arguments: tuple[Any, ...]) -> Problem:
-    """The problem from the flat arguments of PROBLEM."""
-    (x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, mask,
-     operand, pair, constants, reduce, columns) = arguments[:LENGTH]  # fmt: skip
-    f = PairFunction.registry[pair](*constants)
-    kept = Mask(mask, row_offset, col_offset, group_x, group_y)
-    return Problem(x, y, scale, shift, bias_x, bias_y, kept, operand, f, reduce, columns)
-
-
 def _serve(p: Problem, backend: str) -> Any:
     """The module that serves the problem: a closed form where there is one, then the backend (chosen here, at run time)."""
-    name, module = backends.choose(backend, p.x.device, p.x.dtype)
+    name, module = choice.choose(backend, p.x.device, p.x.dtype)
     return closed_form if name != "reference" and closed_form.applies(p) else module
 
 
@@ -177,7 +153,7 @@ def _backward_pair_reduce(ctx: Any, g: Tensor, h: Tensor) -> tuple[Any, ...]:
 def _save_pair_total(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     positive, outer, wanted, backend = inputs[LENGTH:]
     ctx.wanted, ctx.positive, ctx.dtype, ctx.backend = wanted, positive is not None, inputs[0].dtype, backend
-    ctx.twice = backends.is_reference(backend)
+    ctx.twice = choice.is_reference(backend)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     if ctx.twice:
@@ -214,7 +190,7 @@ def _fill(answer: Any, wanted: list[bool], length: int) -> tuple[Any, ...]:
 
 
 def _require_reference(backend: str) -> None:
-    name = backends.requested(backend)
+    name = choice.requested(backend)
     if name != "reference":
         raise RuntimeError(CREATE_GRAPH.format(name=name))
 
@@ -424,7 +400,7 @@ def pair_total(
 
 
 def _backend(backend: str | None) -> str:
-    return "auto" if backend is None else checks.one_of("backend", backend, backends.NAMES)
+    return "auto" if backend is None else checks.one_of("backend", backend, choice.NAMES)
 
 
-__all__ = ["Gradients", "Problem", "pair_reduce", "pair_total", "problem"]
+__all__ = ["pair_reduce", "pair_total", "problem"]

@@ -1,236 +1,31 @@
-# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False
-"""Pair functions f and their slopes f', each written once.
-
-The bodies of `value` and `slope` are PyTorch (they are the reference) in a small language: + - * /, literals, the constants of
-the class, local names, and the intrinsics of intrinsics.py. `python -m fastcl.codegen` translates them to C++, CUDA and Triton.
-To add one: a class here, codegen, rebuild. The pure PyTorch backends need no rebuild.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-from difflib import get_close_matches
-from inspect import get_annotations
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
-
-from .intrinsics import exp, log, log1p, maximum, minimum, pow, rsqrt, select_less, sigmoid, softplus
-
-LOG_2 = 0.6931471805599453
-
-
-@dataclass(frozen=True)
-class PairFunction:
-    """A scalar function of z_ij with its slope; its constants are the fields of the class."""
-
-    name: ClassVar[str]
-    constant_names: ClassVar[tuple[str, ...]] = ()
-    registry: ClassVar[dict[str, type[PairFunction]]] = {}
-
-    def __init_subclass__(cls, name: str) -> None:
-        cls.name = name
-        cls.constant_names = tuple(get_annotations(cls))
-        PairFunction.registry[name] = cls
-
-    @property
-    def constants(self) -> tuple[float, ...]:
-        return tuple(float(getattr(self, name)) for name in self.constant_names)
-
-    @staticmethod
-    def value(z: Any, *constants: Any) -> Any:
-        """f(z) in the language above."""
-        raise NotImplementedError
-
-    @staticmethod
-    def slope(z: Any, *constants: Any) -> Any:
-        """f'(z) in the language above."""
-        raise NotImplementedError
-
-    def f(self, z: Tensor) -> Tensor:
-        """f(z), elementwise."""
-        result: Tensor = self.value(z, *self.constants)
-        return result
-
-    def df(self, z: Tensor) -> Tensor:
-        """f'(z), elementwise."""
-        result = self.slope(z, *self.constants)
-        return result if isinstance(result, Tensor) else torch.full_like(z, result)
-
-
-@dataclass(frozen=True)
-class Identity(PairFunction, name="identity"):
-    """f(z) = z."""
-
-    @staticmethod
-    def value(z):
-        return z
-
-    @staticmethod
-    def slope(z):
-        return 1.0
-
-
-@dataclass(frozen=True)
-class Exp(PairFunction, name="exp"):
-    """f(z) = e^z."""
-
-    @staticmethod
-    def value(z):
-        return exp(z)
-
-    @staticmethod
-    def slope(z):
-        return exp(z)
-
-
-@dataclass(frozen=True)
-class Softplus(PairFunction, name="softplus"):
-    """f(z) = log(1 + e^z)."""
-
-    @staticmethod
-    def value(z):
-        return softplus(z)
-
-    @staticmethod
-    def slope(z):
-        return sigmoid(z)
-
-
-@dataclass(frozen=True)
-class SigmoidSquared(PairFunction, name="sigmoid_squared"):
-    """f(z) = sigmoid(z)^2."""
-
-    @staticmethod
-    def value(z):
-        s = sigmoid(z)
-        return s * s
-
-    @staticmethod
-    def slope(z):
-        s = sigmoid(z)
-        return 2.0 * s * s * sigmoid(-z)
-
-
-@dataclass(frozen=True)
-class Square(PairFunction, name="square"):
-    """f(z) = z^2."""
-
-    @staticmethod
-    def value(z):
-        return z * z
-
-    @staticmethod
-    def slope(z):
-        return 2.0 * z
-
-
-@dataclass(frozen=True)
-class Log1p(PairFunction, name="log1p"):
-    """f(z) = log(1 + z), for z > -1."""
-
-    @staticmethod
-    def value(z):
-        return log1p(z)
-
-    @staticmethod
-    def slope(z):
-        return 1.0 / (1.0 + z)
-
-
-@dataclass(frozen=True)
-class Rsqrt1p(PairFunction, name="rsqrt1p"):
-    """f(z) = (1 + z)^(-1/2), for z > -1."""
-
-    @staticmethod
-    def value(z):
-        return rsqrt(1.0 + z)
-
-    @staticmethod
-    def slope(z):
-        s = rsqrt(1.0 + z)
-        return -0.5 * s * s * s
-
-
-@dataclass(frozen=True)
-class Power(PairFunction, name="power"):
-    """f(z) = max(z, eps)^p; the slope is 0 where z < eps."""
-
-    p: float
-    eps: float
-
-    def __post_init__(self) -> None:
-        _require_positive("power", self.eps)
-
-    @staticmethod
-    def value(z, p, eps):
-        return pow(maximum(z, eps), p)
-
-    @staticmethod
-    def slope(z, p, eps):
-        return select_less(z, eps, 0.0, p * pow(maximum(z, eps), p - 1.0))
-
-
-@dataclass(frozen=True)
-class Log(PairFunction, name="log"):
-    """f(z) = log max(z, eps); the slope is 0 where z < eps."""
-
-    eps: float
-
-    def __post_init__(self) -> None:
-        _require_positive("log", self.eps)
-
-    @staticmethod
-    def value(z, eps):
-        return log(maximum(z, eps))
-
-    @staticmethod
-    def slope(z, eps):
-        return select_less(z, eps, 0.0, 1.0 / maximum(z, eps))
-
-
-@dataclass(frozen=True)
-class CosineJS(PairFunction, name="cosine_js"):
-    """f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond."""
-
-    eps: float
-
-    def __post_init__(self) -> None:
-        _require_positive("cosine_js", self.eps)
-
-    @staticmethod
-    def value(z, eps):
-        return -log(2.0 - exp(minimum(z, LOG_2 - eps)))
-
-    @staticmethod
-    def slope(z, eps):
-        e = exp(minimum(z, LOG_2 - eps))
-        return select_less(z, LOG_2 - eps, 1.0, 0.0) * e / (2.0 - e)
-
-
-def _require_positive(name: str, eps: float) -> None:
-    if not eps > 0.0:
-        raise ValueError(f"{name}: eps must be > 0, got {eps}")
-
-
-def pair_function(pair: str | PairFunction) -> PairFunction:
-    """The pair function of that name (one without constants), or the given one itself.
-
-    Raises:
-        ValueError: for an unknown name, or one that needs constants.
-        TypeError: for anything that is neither a name nor a PairFunction.
-    """
-    if isinstance(pair, PairFunction):
-        return pair
-    if not isinstance(pair, str):
-        raise TypeError(f"pair: expected a name or a fastcl.pairs.PairFunction, got {type(pair).__name__}")
-    cls = PairFunction.registry.get(pair)
-    if cls is None:
-        near = get_close_matches(pair, PairFunction.registry, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"pair: expected one of {sorted(PairFunction.registry)}, got {pair!r}{hint}")
-    if cls.constant_names:
-        call = f"fastcl.pairs.{cls.__name__}({', '.join(f'{k}=...' for k in cls.constant_names)})"
-        raise ValueError(f"pair: {pair!r} needs constants; pass {call}")
-    return cls()
+"""The pair functions f of the equation, at their public address; fastcl/equation/pairs.py says how to write one."""
+
+from .equation.pairs import (
+    CosineJS,
+    Exp,
+    Identity,
+    Log,
+    Log1p,
+    PairFunction,
+    Power,
+    Rsqrt1p,
+    SigmoidSquared,
+    Softplus,
+    Square,
+    pair_function,
+)
+
+__all__ = [
+    "CosineJS",
+    "Exp",
+    "Identity",
+    "Log",
+    "Log1p",
+    "PairFunction",
+    "Power",
+    "Rsqrt1p",
+    "SigmoidSquared",
+    "Softplus",
+    "Square",
+    "pair_function",
+]

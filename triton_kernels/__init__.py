@@ -16,7 +16,7 @@ from .availability import unavailable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..problem import Gradients, Problem, Wanted
+    from ..equation.problem import Gradients, Problem, Wanted
 
 __all__ = ["gradients", "rows", "total", "unavailable"]
 

@@ -42,7 +42,7 @@ def interpreted() -> bool:
 
 
 def runs_on_cpu() -> bool:
-    """Whether Triton's active driver takes CPU tensors: an emulator of the GPU, as tests/ptxemu installs."""
+    """Whether Triton's active driver takes CPU tensors: an emulator of the GPU, as tools/ptxemu installs."""
     from triton.runtime import driver
 
     try:

@@ -17,8 +17,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..problem import Gradients, Problem, Wanted
-from ..reference import outer_form
+from ..backends.reference import outer_form
+from ..equation.problem import Gradients, Problem, Wanted
 from . import autotune, tuning
 from .fused_kernels import fused_gradient, fused_rows, merge_columns
 from .launching import FUSED_OPTIONS, pair_slope, pair_value, present, vectors

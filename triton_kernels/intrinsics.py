@@ -1,4 +1,4 @@
-"""The named intrinsics that pair functions are written in, for Triton; their meaning is that of fastcl/intrinsics.py.
+"""The named intrinsics that pair functions are written in, for Triton; their meaning is that of fastcl/equation/intrinsics.py.
 
 Every body is plain arithmetic that Triton's interpreter runs too: no inline assembly, no libdevice.
 """

@@ -15,7 +15,7 @@ from .sides import Sides
 # its default.
 FUSED_OPTIONS = {"enable_fp_fusion": True}
 # Not in the strip's kernels, which bytes bind. A block there may hold one element of a row in each lane, and e g + shuffled
-# (e g), fused, is another number in each of two lanes that then store it to one address: seen under tests/ptxemu. The fused
+# (e g), fused, is another number in each of two lanes that then store it to one address: seen under tools/ptxemu. The fused
 # kernels' lanes hold two or more elements of each row and column, and add those first.
 STRIP_OPTIONS = {"enable_fp_fusion": False}
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..problem import Gradients, Problem, Wanted
+from ..equation.problem import Gradients, Problem, Wanted
 from . import fused, strip, tuning
 from .launching import on_device
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairs import LOG_2
-from ..problem import Gradients, Problem, Wanted
+from ..equation.pairs import LOG_2
+from ..equation.problem import Gradients, Problem, Wanted
 
 # Weights are stored as float16 with their largest near 2^12: four bits of room above it for the sum of two roles and for
 # a bound that rounding passes, 26 below it before the smallest subnormal.

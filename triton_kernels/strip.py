@@ -17,9 +17,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ..problem import Gradients, Problem, Wanted
-from ..reductions import merge
-from ..reference import outer_form
+from ..backends.reference import outer_form
+from ..equation.problem import Gradients, Problem, Wanted
+from ..equation.reductions import merge
 from . import tuning
 from .launching import STRIP_OPTIONS, pair_slope, pair_value, present, softmax_reference, vectors
 from .sides import Sides, Sums, contiguous_rows, weight_unit

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..problem import Problem
+from ..equation.problem import Problem
 from .availability import interpreted
 
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .. import backends, batch, checks
-from ..problem import accumulation_dtype
+from .. import batch
+from ..backends import choice
+from ..equation import checks
+from ..equation.problem import accumulation_dtype
 from .shards import STRATEGIES, checked
 from .wire import Wire
 
@@ -127,7 +129,7 @@ def _raise(wire: Wire, call: Call, error: Exception | None) -> None:
 
 
 def _again(kind: type[Exception], message: str) -> Exception:
-    known = (ValueError, TypeError, backends.BackendUnavailableError)
+    known = (ValueError, TypeError, choice.BackendUnavailableError)
     return kind(message) if kind in known else RuntimeError(f"{kind.__name__}: {message}")
 
 
@@ -156,7 +158,7 @@ class Rehearsal:
 
     def pair_reduce(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
         p, backend = checked(x, y, arguments)
-        backends.choose(backend, self.device, x.dtype)
+        choice.choose(backend, self.device, x.dtype)
         r = x.new_empty(p.n, dtype=accumulation_dtype(x.dtype))
         return (r, r.new_empty(p.m)) if p.columns else r
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .. import batch, checks, loss_scaling
+from .. import batch, loss_scaling
+from ..equation import checks
 from .agreement import CONVENTIONS, Call, agree, bound
 from .shards import STRATEGIES, Shards
 from .wire import Wire

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..masks import Mask
-from ..ops import DIFFERENTIABLE
-from ..problem import Problem, accumulation_dtype
-from ..reductions import merge
+from ..equation.masks import Mask
+from ..equation.problem import DIFFERENTIABLE, Problem, accumulation_dtype
+from ..equation.reductions import merge
 from .visits import Tour, Visit
 from .wire import Columns
 

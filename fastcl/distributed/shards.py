@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import checks
+from ..equation import checks
+from ..equation.problem import Problem
 from ..ops import problem
-from ..problem import Problem
 from . import pairs, totals
 from .visits import Tour
 from .wire import Wire

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..problem import Problem
+from ..equation.problem import Problem
 from .pairs import Plan, Sweep, cast
 from .visits import Visit
 from .wire import Columns

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..equation.masks import off_diagonal
 from ..functional.rows import row_dot, softplus, times
-from ..masks import off_diagonal
 from ..ops import pair_reduce, pair_total
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch import distributed as torch_dist
 from torch.nn import functional as F
 
-from .. import checks
+from ..equation import checks
+from ..equation.masks import Mask, across_groups
 from ..functional.rows import normalize_rows, row_dot
-from ..masks import Mask, across_groups
 from ..ops import pair_total
 from . import ranks
 

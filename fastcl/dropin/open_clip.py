@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from ..equation import checks
 from ..functional.sigmoid import siglip
 from ..functional.softmax import clip
 from ..ops import pair_total

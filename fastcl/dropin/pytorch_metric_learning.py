@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from ..equation import checks
+from ..equation.masks import Mask, across_groups, off_diagonal, within_groups
 from ..functional.rows import normalize_rows, row_dot, softplus, times
-from ..masks import Mask, across_groups, off_diagonal, within_groups
 from ..ops import pair_reduce, pair_total
 from . import ranks
 

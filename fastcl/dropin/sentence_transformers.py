@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from ..equation import checks
+from ..equation.masks import Mask, across_groups, off_diagonal
+from ..equation.reductions import merge
 from ..functional.rows import normalize_rows, row_dot, softplus
-from ..masks import Mask, across_groups, off_diagonal
 from ..ops import pair_reduce
-from ..reductions import merge
 from . import ranks
 from .contrast import cross_entropy, positives, symmetric_cross_entropy
 

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from .. import batch, checks
+from .. import batch
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
+from ..equation import checks
 from .energy import visits
 from .rows import (
     check_reduction,

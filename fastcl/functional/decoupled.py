@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import batch, checks
+from .. import batch
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
-from ..masks import Mask, across_groups
+from ..equation import checks
+from ..equation.masks import Mask, across_groups
 from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, row_dot, times, views
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v

@@ -16,22 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..distributed import Group, over_ranks
-from ..pairs import CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
-from ..problem import accumulation_dtype
+from ..equation import checks
+from ..equation.pairs import CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
+from ..equation.problem import accumulation_dtype
 from .energy import Pairs, Potential
-from .rows import (
-    at_least,
-    check_reduction,
-    own_pairs_left_out,
-    reduced,
-    row_dot,
-    row_sqdist,
-    softplus,
-    times,
-    views,
-)
+from .rows import at_least, check_reduction, own_pairs_left_out, reduced, row_dot, row_sqdist, softplus, times, views
 from .uniformity import log_mean_gaussian
 
 LOG_2 = 0.6931471805599453

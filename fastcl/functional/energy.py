@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .. import batch
 from ..batch import pair_reduce, pair_total
-from ..masks import Mask
-from ..pairs import PairFunction
-from ..problem import accumulation_dtype
+from ..equation.masks import Mask
+from ..equation.pairs import PairFunction
+from ..equation.problem import accumulation_dtype
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends, closed_form
-from ..row_dot import in_one_pass, row_dot
+from ..backends import choice, closed_form
+from ..backends.row_dot import in_one_pass, row_dot
 
 BLOCK = 1 << 18  # elements of a block of rows: 1 MiB of each view
 # Norms of clipped rows, whose fourth powers are summed over n^2 pairs: far from float32's ends.
@@ -53,7 +53,7 @@ def ordinary(u: Tensor, v: Tensor, mu: Tensor, biased: bool, backend: str | None
         return None
     if d == 0 or not closed_form.gram_is_cheaper(n, n, d):
         return None
-    if backends.choose(backend, u.device, u.dtype)[0] == "reference":
+    if choice.choose(backend, u.device, u.dtype)[0] == "reference":
         return None
     limit = mu.sqrt()  # rounded as the general form rounds it
     (clip_u, most_u), (clip_v, most_v) = _clip(u, limit), _clip(v, limit)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..distributed import Group, over_ranks
-from ..pairs import Exp, Log1p, Power, Rsqrt1p
-from ..problem import accumulation_dtype
+from ..equation import checks
+from ..equation.pairs import Exp, Log1p, Power, Rsqrt1p
+from ..equation.problem import accumulation_dtype
 from .energy import Pairs, Potential
 from .rows import at_least, check_reduction, own_pairs_left_out, plain_number, reduced, row_sqdist, times, views
 

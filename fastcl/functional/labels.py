@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import batch, checks
+from .. import batch
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
-from ..masks import across_groups, within_groups
+from ..equation import checks
+from ..equation.masks import across_groups, within_groups
 from .energy import visits
 from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import batch, checks, ops
+from .. import batch, ops
 from ..distributed import Group, over_ranks
+from ..equation import checks
 from .rows import check_reduction, inverse, normalize_rows, reduced_total, row_dot, softplus, times, views
 from .softmax import info_nce
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import batch
 from ..distributed import Group, over_ranks
-from ..pairs import Log, Power
-from ..problem import accumulation_dtype
+from ..equation.pairs import Log, Power
+from ..equation.problem import accumulation_dtype
 from .energy import Pairs, Potential
 from .rows import at_least, check_reduction, own_pairs_left_out, plain_number, reduced, row_dot, views
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import backends, batch, checks
-from ..masks import Mask, across_groups, off_diagonal
-from ..problem import accumulation_dtype
-from ..row_dot import in_one_pass
+from .. import batch
+from ..backends import choice
+from ..backends.row_dot import in_one_pass
+from ..equation import checks
+from ..equation.masks import Mask, across_groups, off_diagonal
+from ..equation.problem import accumulation_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -251,7 +253,7 @@ def check_reduction(reduction: str, has_rows: bool = True, objective: str = "") 
 def check_backend(backend: str | None) -> None:
     """A known name, for an objective that has no pairs to reduce."""
     if backend is not None:
-        checks.one_of("backend", backend, backends.NAMES)
+        checks.one_of("backend", backend, choice.NAMES)
 
 
 def plain_number(name: str, value: float | Tensor, positive: bool = False) -> float:

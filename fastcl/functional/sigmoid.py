@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import checks
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
+from ..equation import checks
 from .rows import check_reduction, own_pairs_left_out, reduced, reduced_total, row_dot, softplus, times, views
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
-from ..masks import across_groups, off_diagonal
+from ..equation import checks
+from ..equation.masks import across_groups, off_diagonal
 from .rows import (
     check_reduction,
     inverse,

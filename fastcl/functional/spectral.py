@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import batch, checks
+from .. import batch
 from ..distributed import Group, over_ranks
-from ..masks import Mask
-from ..pairs import Square
-from ..problem import accumulation_dtype
+from ..equation import checks
+from ..equation.masks import Mask
+from ..equation.pairs import Square
+from ..equation.problem import accumulation_dtype
 from .energy import Pairs, Potential, visits
 from .gram import PlainSpectral, ordinary
 from .rows import (

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import batch, checks
+from .. import batch
 from ..batch import pair_total
 from ..distributed import Group, over_ranks
+from ..equation import checks
 from .energy import visits
 from .rows import (
     at_least,

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from .. import checks, functional
+from .. import functional
 from ..distributed import gathered_rows
+from ..equation import checks
 from ..functional.rows import normalize_rows
 from .objective import Objective
 

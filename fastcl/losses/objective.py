@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, dataclass_transform
 
-from .. import checks
 from ..distributed import CONVENTIONS, STRATEGIES, Group
+from ..equation import checks
 from ..functional.rows import REDUCTIONS, check_backend
 
 ACROSS_RANKS = ("group", "gradient", "strategy")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..equation import checks
 from .sweep import all_finite, at_least, bar, triangle_tiles, unit_rows
 
 

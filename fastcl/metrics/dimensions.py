@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..equation import checks
 from .sweep import all_finite, at_least, bar, detached
 
 RANKME_EPS = 1e-7

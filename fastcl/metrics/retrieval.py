@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..equation import checks
+from ..equation.problem import accumulation_dtype
 from ..functional.rows import row_dot
-from ..problem import accumulation_dtype
 from .sweep import all_finite, at_least, bar, tiles, unit_rows
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..equation import checks
+from ..equation.masks import off_diagonal
+from ..equation.problem import accumulation_dtype
+from ..equation.reductions import merge
 from ..functional.rows import row_sqdist
-from ..masks import off_diagonal
 from ..ops import pair_reduce, pair_total
-from ..problem import accumulation_dtype
-from ..reductions import merge
 from .sweep import at_least, bar, blocks, detached, pairs_of_block, positive, ranges
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import checks
+from ..equation import checks
+from ..equation.problem import accumulation_dtype
 from ..functional.rows import normalize_rows
-from ..problem import accumulation_dtype
 
 # A tile of float32 similarities should stay in a core's own cache while it is read several times: on one core 512 x 1024
 # takes 5 ns a pair for the histogram of cosines, whole rows of 100,000 columns take 20 ns.

@@ -10,7 +10,7 @@ import torch
 
 from bench import device_checks, gpu_baselines, gpu_report
 from bench.device_checks import check_all, wrong
-from fastcl import backends
+from fastcl.backends import choice
 from tests.objectives.cases import CASES, Case
 from tests.objectives.witnesses import library
 
@@ -118,7 +118,7 @@ def test_a_loss_that_fails_its_device_check_has_no_figure(tmp_path: Path, monkey
     assert "- siglip, arguments 0" in text
 
 
-@pytest.mark.parametrize("name", [b for b in ("blocked", "cpu") if backends.reason(b, CPU, torch.float32) is None])
+@pytest.mark.parametrize("name", [b for b in ("blocked", "cpu") if choice.reason(b, CPU, torch.float32) is None])
 def test_a_backend_that_raises_fails_its_checks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(*rest: object, **arguments: object) -> torch.Tensor:
         raise RuntimeError("no kernel")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl import extension
+from fastcl.backends import extension
 
 pytestmark = pytest.mark.skipif(
     extension.library is None or extension.library.chosen_isa() != "amx",
@@ -75,7 +75,8 @@ x, y = torch.randn(70, 40, generator=g), torch.randn(90, 40, generator=g)
 x.requires_grad_(), y.requires_grad_()
 r = fastcl.pair_reduce(x, y, backend="cpu", **{arguments})
 bits = [r, *torch.autograd.grad(r.nan_to_num().sum(), (x, y))]
-print(fastcl.extension.library.chosen_isa(), hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in bits)).hexdigest())
+isa = fastcl.backends.extension.library.chosen_isa()
+print(isa, hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in bits)).hexdigest())
 print(int(sum(t.isnan().sum() for t in bits)))
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcl import extension
+from fastcl.backends import extension
 
 assert extension.library is not None, extension.reason
 VALID: dict[str, Any] = {
@@ -62,6 +62,8 @@ def test_refused_totals(outer: str, positive: torch.Tensor | None, reduce: str, 
 
 
 def test_a_pair_function_that_was_not_built() -> None:
-    message = "expected a pair function that was built in, got 'mine'; run python -m fastcl.codegen and build again"
+    message = (
+        "expected a pair function that was built in, got 'mine'; run python -m fastcl.equation.codegen and build again"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         torch.ops.fastcl.kernel_rows(*(VALID | {"pair": "mine"}).values())

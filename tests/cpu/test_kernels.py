@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastcl
-from fastcl import backends
+from fastcl.backends import choice
 from tests.engine.combinations import (
     Combination,
     assert_same,
@@ -37,7 +37,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def test_the_kernels_serve() -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        assert backends.choose(None, torch.device("cpu"), dtype)[0] == "cpu"
+        assert choice.choose(None, torch.device("cpu"), dtype)[0] == "cpu"
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

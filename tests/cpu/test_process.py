@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl import extension
+from fastcl.backends import extension
 
 assert extension.library is not None, extension.reason
 ISAS = extension.library.usable_isas()

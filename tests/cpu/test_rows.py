@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcl import extension
+from fastcl.backends import extension
+from fastcl.backends.row_dot import in_one_pass
 from fastcl.functional.rows import normalize_rows, one_pass_dot, plain_norms
 from fastcl.functional.spectral import clip_norms
-from fastcl.row_dot import in_one_pass
 
 pytestmark = pytest.mark.skipif(extension.library is None, reason="the compiled kernels are not built")
 

@@ -17,7 +17,8 @@ import compiled
 import torch
 
 import fastcl
-from fastcl import backends, doctor, extension
+from fastcl import doctor
+from fastcl.backends import choice, extension
 
 
 def is_built_linked_and_opened() -> str:
@@ -38,7 +39,7 @@ def is_built_linked_and_opened() -> str:
 def cpu_tensors_go_to_the_cpu_kernels() -> str:
     """The same extension serves them, and rightly."""
     x, y = (torch.randn(50, 8).requires_grad_() for _ in range(2))
-    assert backends.choose(None, x.device, x.dtype)[0] == "cpu"
+    assert choice.choose(None, x.device, x.dtype)[0] == "cpu"
     answers = []
     for backend in ("auto", "reference"):
         loss = fastcl.functional.clip(x, y, logit_scale=5.0, backend=backend)
@@ -53,10 +54,10 @@ def without_a_driver_the_error_is_clear() -> str:
     if torch.cuda.is_available():
         return "a GPU is here: nothing to refuse"
     x = torch.randn(4, 3)
-    why = backends.reason("cuda", torch.device("cuda"), torch.float32)
+    why = choice.reason("cuda", torch.device("cuda"), torch.float32)
     assert why is not None and "no GPU is visible to torch" in why, why
     for refused, error in (
-        (lambda: fastcl.functional.clip(x, x, logit_scale=1.0, backend="cuda"), backends.BackendUnavailableError),
+        (lambda: fastcl.functional.clip(x, x, logit_scale=1.0, backend="cuda"), choice.BackendUnavailableError),
         (lambda: fastcl.functional.clip(x.cuda(), x.cuda(), logit_scale=1.0), RuntimeError),
     ):
         said = "served without a GPU"

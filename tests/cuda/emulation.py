@@ -3,7 +3,7 @@
 with emulated(80) as session:
     fastcl.functional.clip(x, y, backend="cuda").backward()
 
-Every launch runs the kernel's PTX on guarded copies of the memory that its struct points to, every check of tests/ptxemu on.
+Every launch runs the kernel's PTX on guarded copies of the memory that its struct points to, every check of tools/ptxemu on.
 Memory from torch.empty holds the bits of NaN; what still holds them counts as never written.
 """
 
@@ -30,11 +30,11 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from fastcl import backends, native
-from tests.ptxemu import _build, nvcc
-from tests.ptxemu.errors import from_fault
-from tests.ptxemu.module import DeviceMemory, Module, make_options
-from tests.ptxemu.stats import Stats
+from fastcl.backends import choice, native
+from tools.ptxemu import _build, nvcc
+from tools.ptxemu.errors import from_fault
+from tools.ptxemu.module import DeviceMemory, Module, make_options
+from tools.ptxemu.stats import Stats
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 # `make test-gpu-emulated` runs everything; a plain test run takes what fits a minute.
@@ -225,7 +225,7 @@ def emulated(arch: int = 80, seed: int = 0, **options: Any) -> Iterator[Session]
             for name in ("kernel_rows", "kernel_gradients", "kernel_total")
         }
     )
-    reason, module = backends.reason, backends.MODULES["cuda"]
+    reason, module = choice.reason, choice.MODULES["cuda"]
 
     def emulated_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return None if name == "cuda" and device.type == "cpu" else reason(name, device, dtype)
@@ -235,18 +235,18 @@ def emulated(arch: int = 80, seed: int = 0, **options: Any) -> Iterator[Session]
     torch.utils.deterministic.fill_uninitialized_memory = False
     with _running:
         session.schedule.emulated_begin(hook)
-        backends.reason, backends.MODULES["cuda"] = emulated_reason, _adapter(kernels).__name__
+        choice.reason, choice.MODULES["cuda"] = emulated_reason, _adapter(kernels).__name__
         try:
             yield session
         finally:
-            backends.reason, backends.MODULES["cuda"] = reason, module
+            choice.reason, choice.MODULES["cuda"] = reason, module
             torch.utils.deterministic.fill_uninitialized_memory = fill
             session.schedule.emulated_end()
 
 
 def _adapter(kernels: SimpleNamespace) -> ModuleType:
-    """fastcl.native once more, in front of other kernels."""
-    spec = importlib.util.spec_from_file_location("fastcl.native_emulated", native.__file__)
+    """fastcl.backends.native once more, in front of other kernels."""
+    spec = importlib.util.spec_from_file_location("fastcl.backends.native_emulated", native.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""The fused launches of csrc/cuda/fused.h on CPU tensors: their structs in ctypes, and the PTX under tests/ptxemu."""
+"""The fused launches of csrc/cuda/fused.h on CPU tensors: their structs in ctypes, and the PTX under tools/ptxemu."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastcl import reference
-from fastcl.problem import Problem
-from tests.ptxemu import nvcc
-from tests.ptxemu.errors import from_fault
-from tests.ptxemu.module import DeviceMemory, make_options
-from tests.ptxemu.stats import Stats
+from fastcl.backends import reference
+from fastcl.equation.problem import Problem
+from tools.ptxemu import nvcc
+from tools.ptxemu.errors import from_fault
+from tools.ptxemu.module import DeviceMemory, make_options
+from tools.ptxemu.stats import Stats
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 OPERANDS = ("dot", "sqdist")
@@ -98,7 +98,9 @@ class Launcher(NamedTuple):
         memory, names = DeviceMemory(), {}
         try:
             for t in self.in_place:
-                memory.lib.ptxemu_memory_add(memory.handle, t.untyped_storage().data_ptr(), t.untyped_storage().nbytes())
+                memory.lib.ptxemu_memory_add(
+                    memory.handle, t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()
+                )
             value = self._fill(struct, fields, memory, names)
             fresh = list(fresh)
             for t in fresh:
@@ -123,7 +125,9 @@ class Launcher(NamedTuple):
         finally:
             memory.close()
 
-    def _fill(self, struct: type[Struct], fields: dict[str, Any], memory: DeviceMemory, names: dict[str, Tensor]) -> Struct:
+    def _fill(
+        self, struct: type[Struct], fields: dict[str, Any], memory: DeviceMemory, names: dict[str, Tensor]
+    ) -> Struct:
         value = struct()
         for name, kind in struct._fields_:
             given = fields.get(name)
@@ -208,7 +212,14 @@ def rows(launch: Launcher, p: Problem, shape: Shape = Shape()) -> tuple[Tensor, 
     r, c = torch.empty(n), torch.empty(m)
     sizes = {"splits": splits, "ctas": ctas, "triangle": triangle, "logsumexp": lse}
     launch(
-        "fused_merge", Merge, fresh=[r], row_parts=row_parts, col_parts=col_parts if triangle else None, size=n, out=r, **sizes
+        "fused_merge",
+        Merge,
+        fresh=[r],
+        row_parts=row_parts,
+        col_parts=col_parts if triangle else None,
+        size=n,
+        out=r,
+        **sizes,
     )
     if not p.columns:
         return r, None, stats

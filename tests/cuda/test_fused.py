@@ -1,4 +1,4 @@
-"""The fused form of backend="cuda": its schedule, and its kernels' PTX as compiled for sm_80 and sm_90, under tests/ptxemu.
+"""The fused form of backend="cuda": its schedule, and its kernels' PTX as compiled for sm_80 and sm_90, under tools/ptxemu.
 
 A passing run is right, without a race, an access out of bounds or misaligned, a missing wait, or a read of what nobody wrote;
 other schedules of warps and blocks give the same bits. What single launches count and refuse is in test_fused_launches.py.
@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fastcl
-from fastcl import backends
-from fastcl.problem import Problem
+from fastcl.backends import choice
+from fastcl.equation.problem import Problem
 from tests.triton.problems import (
     MASKS,
     PAIRS,
@@ -105,7 +105,7 @@ def _fused(monkeypatch: pytest.MonkeyPatch):
 
 
 def serving(p: Problem) -> object:
-    return backends.choose("cuda", p.x.device, p.x.dtype)[1]
+    return choice.choose("cuda", p.x.device, p.x.dtype)[1]
 
 
 def answers(p: Problem, arch: int = 80, seed: int = 0) -> list[torch.Tensor]:
@@ -218,7 +218,13 @@ FUSED, STRIP = {"fused"}, {"strip"}
     ],
 )
 def test_what_the_kernels_do_not_hold_goes_to_the_strip_form(
-    dtype: torch.dtype, d: int, precision: str, form: str, rows: set[str], gradients: set[str], monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    d: int,
+    precision: str,
+    form: str,
+    rows: set[str],
+    gradients: set[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FASTCL_CUDA", form)
     torch.backends.cuda.matmul.fp32_precision = precision

@@ -1,6 +1,6 @@
 """Single launches of the fused kernels: what they count, what they refuse, and that mistakes in them are caught.
 
-Counts are those of executed PTX under tests/ptxemu. They bound nothing but themselves: no time is claimed from them.
+Counts are those of executed PTX under tools/ptxemu. They bound nothing but themselves: no time is claimed from them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from fastcl import reference
-from fastcl.problem import Problem
-from tests import ptxemu
+from fastcl.backends import reference
+from fastcl.equation.problem import Problem
 from tests.triton.problems import error, problem
+from tools import ptxemu
 
 from . import fused_launching as fused
 from .emulation import EVERYTHING
@@ -159,7 +159,13 @@ def test_a_launch_that_16_byte_copies_cannot_serve_is_refused(launch: Launcher) 
         )  # fmt: skip
 
     attempt({})
-    for change in ({"d": 60}, {"x_stride": 68}, {"n": 0}, {"m": (1 << 31) - 100}, {"x": torch.zeros(41 * 64, dtype=BF16)[1:]}):
+    for change in (
+        {"d": 60},
+        {"x_stride": 68},
+        {"n": 0},
+        {"m": (1 << 31) - 100},
+        {"x": torch.zeros(41 * 64, dtype=BF16)[1:]},
+    ):
         with pytest.raises(RefusedError):
             attempt(change)
 

@@ -1,4 +1,4 @@
-"""The strip form of backend="cuda": its schedule, and its kernels' PTX as compiled for sm_80 and sm_90, under tests/ptxemu.
+"""The strip form of backend="cuda": its schedule, and its kernels' PTX as compiled for sm_80 and sm_90, under tools/ptxemu.
 
 A passing run is right, without a race, an access out of bounds or misaligned, or a read of what nobody wrote; other schedules
 of warps and blocks give the same bits.
@@ -13,10 +13,9 @@ import pytest
 import torch
 
 import fastcl
-from fastcl import backends, reference
-from fastcl.masks import Mask
-from fastcl.problem import Problem
-from tests import ptxemu
+from fastcl.backends import choice, reference
+from fastcl.equation.masks import Mask
+from fastcl.equation.problem import Problem
 from tests.triton.problems import (
     MASKS,
     PAIRS,
@@ -28,6 +27,7 @@ from tests.triton.problems import (
     roundings,
     upstream,
 )  # fmt: skip
+from tools import ptxemu
 
 from .emulation import EVERYTHING, emulated
 
@@ -98,7 +98,7 @@ def _several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def serving(p: Problem) -> object:
-    return backends.choose("cuda", p.x.device, p.x.dtype)[1]
+    return choice.choose("cuda", p.x.device, p.x.dtype)[1]
 
 
 def answers(p: Problem, arch: int = 80, seed: int = 0) -> list[torch.Tensor]:
@@ -295,18 +295,20 @@ def test_one_exponential_a_pair(mask: str, monkeypatch: pytest.MonkeyPatch) -> N
         r, c = serving(p).rows(p)
         for far in (0.0, 100.0):
             serving(p).gradients(p, r, c + far, up.g, up.h, all_wanted(p))
-        counts = [s.mufu / (n * m) for s, name in zip(session.stats, session.names, strict=True) if name.startswith("strip")]
+        counts = [
+            s.mufu / (n * m) for s, name in zip(session.stats, session.names, strict=True) if name.startswith("strip")
+        ]
     assert counts == [1.0, 1.0 + 192 / 8192, 2.0]
 
 
 def test_only_inside_the_context_and_cpu_kernels_stay_beside() -> None:
     x = torch.randn(5, 3)
-    with pytest.raises(backends.BackendUnavailableError, match="it serves cuda tensors"):
+    with pytest.raises(choice.BackendUnavailableError, match="it serves cuda tensors"):
         fastcl.functional.clip(x, x, logit_scale=1.0, backend="cuda")
     with emulated() as session:
         fastcl.functional.clip(x, x, logit_scale=1.0, backend="cpu")
         assert not session.names
         fastcl.functional.clip(x, x, logit_scale=1.0, backend="cuda")
         assert session.names
-    with pytest.raises(backends.BackendUnavailableError, match="it serves cuda tensors"):
+    with pytest.raises(choice.BackendUnavailableError, match="it serves cuda tensors"):
         fastcl.functional.clip(x, x, logit_scale=1.0, backend="cuda")

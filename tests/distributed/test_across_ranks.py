@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcl import extension
+from fastcl.backends import extension
 
 from . import launch, orphan, ranks
 

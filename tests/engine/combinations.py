@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl.masks import KINDS
-from fastcl.pairs import PairFunction, pair_function
-from fastcl.problem import OPERANDS, OUTERS
+from fastcl.equation.masks import KINDS
+from fastcl.equation.pairs import PairFunction, pair_function
+from fastcl.equation.problem import OPERANDS, OUTERS
 from tests import oracle
 from tests.oracle import pairwise
 
@@ -25,7 +25,7 @@ CONSTANTS = {"p": -0.5, "eps": 0.3}
 
 def pair_functions() -> Iterator[PairFunction]:
     for cls in PairFunction.registry.values():
-        if cls.__module__ == "fastcl.pairs":
+        if cls.__module__ == "fastcl.equation.pairs":
             yield cls(*(CONSTANTS[name] for name in cls.constant_names))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl import blocked
+from fastcl.backends import blocked
 
 from .combinations import Combination, assert_same, combinations, eager, inputs, total_id, totals, value_and_gradients
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import fastcl
-from fastcl import backends, pairs
+from fastcl.backends import choice
+from fastcl.equation import pairs
 
 X, Y = torch.zeros(4, 3), torch.zeros(5, 3)
 G4, G5 = torch.zeros(4, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
@@ -177,8 +178,8 @@ def test_environment_variable_is_read_at_each_call_and_checked(monkeypatch: pyte
     ):
         fastcl.pair_reduce(X, Y)
     monkeypatch.setenv("FASTCL_BACKEND", "blocked")
-    assert backends.choose(None, torch.device("cpu"), torch.float32)[0] == "blocked"
-    assert backends.choose("reference", torch.device("cpu"), torch.float32)[0] == "reference"
+    assert choice.choose(None, torch.device("cpu"), torch.float32)[0] == "blocked"
+    assert choice.choose("reference", torch.device("cpu"), torch.float32)[0] == "reference"
 
 
 def test_an_unavailable_backend_says_why() -> None:
@@ -190,7 +191,7 @@ def test_an_unavailable_backend_says_why() -> None:
 
 
 def test_explain_names_every_backend_with_a_reason_or_none() -> None:
-    answers = dict(backends.explain(torch.device("cpu"), torch.float32))
-    assert set(answers) == set(backends.MODULES)
+    answers = dict(choice.explain(torch.device("cpu"), torch.float32))
+    assert set(answers) == set(choice.MODULES)
     assert answers["blocked"] is None and answers["reference"] is None
     assert isinstance(answers["cuda"], str)

@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 import torch
 
-from fastcl import codegen, intrinsics, pairs
-from fastcl.pairs import PairFunction
+from fastcl.equation import codegen, intrinsics, pairs
+from fastcl.equation.pairs import PairFunction
 
 from .combinations import pair_functions
 
-ROOT = Path(codegen.__file__).resolve().parent.parent
+ROOT = Path(codegen.__file__).resolve().parents[2]
 
 
 def test_generated_files_are_fresh() -> None:
     for path, text in codegen.generated().items():
-        assert path.read_text() == text, f"{path.name} is stale; run `python -m fastcl.codegen`"
+        assert path.read_text() == text, f"{path.name} is stale; run `python -m fastcl.equation.codegen`"
 
 
 def test_check_reports_a_stale_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stale = ROOT / "csrc" / "generated" / "pairs.h"
     monkeypatch.setattr(codegen, "generated", lambda: {stale: "something else"})
     assert codegen.main(["--check"]) == 1
-    assert capsys.readouterr().out == "stale: csrc/generated/pairs.h; run `python -m fastcl.codegen`\n"
+    assert capsys.readouterr().out == "stale: csrc/generated/pairs.h; run `python -m fastcl.equation.codegen`\n"
 
 
 @pytest.mark.parametrize("pair", list(pair_functions()), ids=lambda p: p.name)

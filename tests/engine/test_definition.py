@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fastcl import ops, reference
-from fastcl.problem import Wanted
+from fastcl import ops
+from fastcl.backends import reference
+from fastcl.equation.problem import Wanted
 
 from .combinations import Combination, assert_same, combinations, inputs, total_id, totals, value_and_gradients
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastcl
-from fastcl import masks
+from fastcl.equation import masks
 
 INFINITY = float("inf")
 

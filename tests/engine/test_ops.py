@@ -12,9 +12,10 @@ from torch.library import opcheck
 
 import fastcl
 from fastcl import ops
+from fastcl.equation import problem
 
 
-def _problem(x: Tensor, y: Tensor | None, **changes: object) -> ops.Problem:
+def _problem(x: Tensor, y: Tensor | None, **changes: object) -> problem.Problem:
     settings: dict = {
         "operand": "sqdist", "pair": "identity", "reduce": "logsumexp", "mask": "off_diagonal", "scale": -0.7, "shift": 0.1,
         "bias_x": None, "bias_y": None, "columns": y is not None,
@@ -36,12 +37,12 @@ def test_opcheck(layout: str, itself: bool) -> None:
     a = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True)
     biases = {} if itself else {"bias_x": torch.randn(6).double().requires_grad_(), "bias_y": torch.randn(5).double()}
     p = _problem(x, y, scale=a, **biases)
-    opcheck(torch.ops.fastcl.pair_reduce, (*ops.pack(p), "auto"))
-    wanted = [t is not None and t.requires_grad for t in ops.pack(p)[: ops.DIFFERENTIABLE]]
+    opcheck(torch.ops.fastcl.pair_reduce, (*problem.pack(p), "auto"))
+    wanted = [t is not None and t.requires_grad for t in problem.pack(p)[: problem.DIFFERENTIABLE]]
     positive = torch.randn(6, dtype=torch.float64, requires_grad=True)
     p = _problem(x, y, scale=a, columns=False, **biases)
-    opcheck(torch.ops.fastcl.pair_total, (*ops.pack(p), positive, "contrast", wanted, "auto"))
-    opcheck(torch.ops.fastcl.pair_total, (*ops.pack(p), None, "pooled", wanted, "reference"))
+    opcheck(torch.ops.fastcl.pair_total, (*problem.pack(p), positive, "contrast", wanted, "auto"))
+    opcheck(torch.ops.fastcl.pair_total, (*problem.pack(p), None, "pooled", wanted, "reference"))
 
 
 def _mixed(x: Tensor, y: Tensor, a: Tensor, groups: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def test_only_the_gradients_that_are_asked_for() -> None:
     x, y = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3)
     p = _problem(x, y, columns=False)
     wanted = [True, False, False, False, False, False]
-    value, dx, *others = torch.ops.fastcl.pair_total(*ops.pack(p), None, "pooled", wanted, "auto")
+    value, dx, *others = torch.ops.fastcl.pair_total(*problem.pack(p), None, "pooled", wanted, "auto")
     assert value.dim() == 0
     assert dx.shape == (4, 3)
     assert all(t.shape == (0,) for t in others)

@@ -297,9 +297,7 @@ def _minc(data: dict[str, Any]) -> Iterator[Record]:
                 arguments = {"statistic": statistic}
                 yield Record(f"{name}-value", "minc_value", (u, v), arguments, r["value"], public=False)
             elif key == "scl_pooled":
-                yield Record(
-                    name, "spectral", (u, v), {}, r["loss"], facts, public=False, evaluate=_pooled_spectral
-                )
+                yield Record(name, "spectral", (u, v), {}, r["loss"], facts, public=False, evaluate=_pooled_spectral)
             else:
                 arguments = {"estimator": key.removeprefix("scl_")}
                 yield Record(name, "spectral", (u, v), arguments, r["loss"], facts, evaluate=_unclipped)

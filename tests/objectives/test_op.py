@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl.pairs import PairFunction
+from fastcl.equation.pairs import PairFunction
 from tests import oracle
 from tests.oracle import pairwise
 

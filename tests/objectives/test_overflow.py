@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import fastcl.functional as F
+from fastcl.equation.problem import accumulation_dtype
 from fastcl.functional.rows import normalize_rows
 from fastcl.functional.spectral import clip_norms
-from fastcl.problem import accumulation_dtype
 
 from .cases import generator
 from .witnesses import HALF, name_of

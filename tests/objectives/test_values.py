@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastcl
-from fastcl import blocked
+from fastcl.backends import blocked
 from tests import oracle
 from tests.golden import Record, records
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl import backends
+from fastcl.backends import choice
 from tests import oracle
 
 from .cases import CASES, Case
@@ -20,7 +20,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 def served(dtype: torch.dtype, *, definition: bool = True) -> list[str]:
     """The backends that serve CPU tensors of the dtype; without the definition where speed is the point."""
-    names = [name for name in backends.MODULES if backends.reason(name, CPU, dtype) is None]
+    names = [name for name in choice.MODULES if choice.reason(name, CPU, dtype) is None]
     return names if definition else [name for name in names if name != "reference"]
 
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from fastcl import __version__, backends, doctor, extension
+from fastcl import __version__, doctor
 from fastcl.__main__ import COMMANDS, main
+from fastcl.backends import choice, extension
 
 from .conftest import ROOT, run
 
@@ -49,10 +50,10 @@ def test_every_dtype_and_backend_is_answered(capsys: pytest.CaptureFixture[str])
     report = said(capsys)
     lines = {tuple(name.split(", ")): text for name, text in report.items() if "float" in name}
     for dtype in doctor.DTYPES:
-        auto, _ = backends.choose("auto", torch.device("cpu"), dtype)
+        auto, _ = choice.choose("auto", torch.device("cpu"), dtype)
         (text,) = (text for names, text in lines.items() if str(dtype).removeprefix("torch.") in names)
         assert text == f"{auto} (auto)"
-    for name, reason in backends.explain(torch.device("cpu"), torch.float32):
+    for name, reason in choice.explain(torch.device("cpu"), torch.float32):
         if reason is not None:
             assert name in report
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcl import extension
+from fastcl.backends import extension
 
 from .conftest import MADE, ROOT, run
 from .test_installs import ONE_OP

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcl import extension
+from fastcl.backends import extension
 
 from .conftest import ROOT
 

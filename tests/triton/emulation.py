@@ -1,4 +1,4 @@
-"""Run the backend on an emulated GPU: the PTX that Triton's compiler makes for it, every check of tests/ptxemu on."""
+"""Run the backend on an emulated GPU: the PTX that Triton's compiler makes for it, every check of tools/ptxemu on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tests.ptxemu import triton as ptxemu_triton
+from tools.ptxemu import triton as ptxemu_triton
 
 # `make test-gpu-emulated` runs everything; a plain test run takes what fits a few minutes.
 EVERYTHING = os.environ.get("FASTCL_GPU_EMULATED") == "all"

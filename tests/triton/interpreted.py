@@ -16,9 +16,10 @@ from fastcl.triton_kernels.sides import Sides
 from triton.runtime.errors import OutOfResources
 
 import fastcl
-from fastcl import blocked, reference, triton_kernels
-from fastcl.backends import BackendUnavailableError, choose
-from fastcl.problem import Gradients, Problem, Wanted
+from fastcl import triton_kernels
+from fastcl.backends import blocked, reference
+from fastcl.backends.choice import BackendUnavailableError, choose
+from fastcl.equation.problem import Gradients, Problem, Wanted
 from tests.objectives.cases import CASES, Case
 
 from .problems import MASKS, PAIRS, check, check_rows_and_gradients, check_total, error, problem, upstream
@@ -292,7 +293,9 @@ def test_a_tile_without_room_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("form", ["strip"], indirect=True)  # what torch.compile sees does not depend on it
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Function that torch.compile traces, torch itself warns
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # of the Function that torch.compile traces, torch itself warns
 def test_compiles_whole_and_for_every_batch_size(form: str) -> None:
     """torch.compile sees one op for each direction: no graph break, and no new graph for another n."""
     torch._dynamo.reset()

@@ -9,7 +9,7 @@ import triton.language as tl
 from fastcl.triton_kernels import intrinsics
 from fastcl.triton_kernels.generated_pairs import PAIRS as GENERATED
 
-from fastcl import intrinsics as twins
+from fastcl.equation import intrinsics as twins
 
 from .problems import PAIRS
 

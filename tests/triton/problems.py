@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastcl import reference
-from fastcl.masks import Mask
-from fastcl.pairs import CosineJS, Log, PairFunction, Power, pair_function
-from fastcl.problem import Gradients, Problem, Wanted, accumulation_dtype
+from fastcl.backends import reference
+from fastcl.equation.masks import Mask
+from fastcl.equation.pairs import CosineJS, Log, PairFunction, Power, pair_function
+from fastcl.equation.problem import Gradients, Problem, Wanted, accumulation_dtype
 
 MASKS = ("all", "off_diagonal", "across_groups", "within_groups")
 PAIRS: dict[str, PairFunction] = {

@@ -10,7 +10,7 @@ import torch
 
 import fastcl
 from fastcl import triton_kernels
-from fastcl.backends import BackendUnavailableError, choose
+from fastcl.backends.choice import BackendUnavailableError, choose
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from fastcl.triton_kernels import fused, tuning
 
 from bench.gpu_estimate import AT, CAPABILITY, clip_problem, fused_costs, launches, product_milliseconds, strip_costs
-from fastcl import reference
+from fastcl.backends import reference
 
 from .emulation import EVERYTHING
 from .problems import error

@@ -1,4 +1,4 @@
-"""The backend's real PTX for sm_80 and sm_90, executed under tests/ptxemu at the tiles of tuning.py, against float64.
+"""The backend's real PTX for sm_80 and sm_90, executed under tools/ptxemu at the tiles of tuning.py, against float64.
 
 A passing run is right, without a race (of blocks, or of a block's warps in shared or global memory), an access out of bounds
 or misaligned, a read of what nobody wrote, or a missing wait; where determinism is promised, other schedules of warps and
@@ -19,9 +19,9 @@ from fastcl.triton_kernels import fused, strip, tuning
 
 import fastcl
 from fastcl import triton_kernels
-from fastcl.problem import Problem
-from tests import ptxemu
-from tests.ptxemu import triton as ptxemu_triton
+from fastcl.equation.problem import Problem
+from tools import ptxemu
+from tools.ptxemu import triton as ptxemu_triton
 
 from .emulation import EVERYTHING, emulated
 from .problems import MASKS, PAIRS, all_wanted, check_rows_and_gradients, check_total, error, problem, upstream

@@ -98,13 +98,7 @@ def misc(X, O, OI, N, B: tl.constexpr):
     tl.store(O + 8 + B + r, tl.sort(x), mask=r < B)
     tl.store(
         O + 8 + 2 * B + r,
-        tl.sigmoid(x)
-        + tl.sqrt(tl.abs(x))
-        + tl.rsqrt(tl.abs(x) + 1)
-        + tl.erf(x)
-        + x / 3.0
-        + (r // 3)
-        + (r % 5),
+        tl.sigmoid(x) + tl.sqrt(tl.abs(x)) + tl.rsqrt(tl.abs(x) + 1) + tl.erf(x) + x / 3.0 + (r // 3) + (r % 5),
         mask=r < N,
     )
     h = tl.histogram((r % 16).to(tl.int32), 16)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import extension, ops
-from .problem import Gradients, Problem, Wanted
+from ..equation.problem import Gradients, Problem, Wanted, pack
+from . import extension
 
 kernels = torch.ops.fastcl
 OLDEST_CAPABILITY = (8, 0)  # of the architectures that setup.py builds for unless told
@@ -38,7 +38,7 @@ def _gpu_reason(device: torch.device) -> str | None:
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r, and c when asked."""
-    r, c = kernels.kernel_rows(*ops.pack(p))
+    r, c = kernels.kernel_rows(*pack(p))
     return r, c if p.columns else None
 
 
@@ -46,12 +46,12 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
     """The gradients of <g, r> + <h, c>."""
     absent = r.new_empty(0)
     given = [absent if t is None else t for t in (r, c, g, h)]
-    return _present(kernels.kernel_gradients(*ops.pack(p), *given, list(wanted)), wanted)
+    return _present(kernels.kernel_gradients(*pack(p), *given, list(wanted)), wanted)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients for an upstream gradient of 1."""
-    value, *answer, dpositive = kernels.kernel_total(*ops.pack(p), positive, outer, list(wanted))
+    value, *answer, dpositive = kernels.kernel_total(*pack(p), positive, outer, list(wanted))
     return value, _present(answer, wanted), None if positive is None else dpositive
 
 

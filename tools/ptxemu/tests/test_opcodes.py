@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tests import ptxemu
+from tools import ptxemu
 
 from .launching import apply, launch
 
@@ -185,10 +185,7 @@ def test_prmt_lop3_shf_dp4a(rng):
         v = [(x | y << 32) >> 8 * k & 255 for k in range(8)]
         if mode == "":
             sel = [s >> 4 * k & 15 for k in range(4)]
-            return sum(
-                (v[q & 7] if not q & 8 else (255 if v[q & 7] & 128 else 0)) << 8 * k
-                for k, q in enumerate(sel)
-            )
+            return sum((v[q & 7] if not q & 8 else (255 if v[q & 7] & 128 else 0)) << 8 * k for k, q in enumerate(sel))
         s &= 3
         table = {
             ".f4e": [s, s + 1, s + 2, s + 3],
@@ -201,9 +198,7 @@ def test_prmt_lop3_shf_dp4a(rng):
         return sum(v[q & 7] << 8 * k for k, q in enumerate(table))
 
     for mode in ("", ".f4e", ".b4e", ".rc8", ".ecl", ".ecr", ".rc16"):
-        check_int(
-            f"prmt.b32{mode} {{d}}, {{a}}, {{b}}, {{c}};", "u32", lambda x, y, s: prmt(x, y, s, mode), a, b, c
-        )
+        check_int(f"prmt.b32{mode} {{d}}, {{a}}, {{b}}, {{c}};", "u32", lambda x, y, s: prmt(x, y, s, mode), a, b, c)
     for lut in (0x96, 0xE8, 0x40, 0xFE, 0x1D):
         check_int(
             f"lop3.b32 {{d}}, {{a}}, {{b}}, {{c}}, {lut};",
@@ -244,9 +239,7 @@ def test_carry_and_saturation(rng):
     for bits in (32, 64):
         t = f"u{bits}"
         a, b = ints(rng, t), ints(rng, t)
-        check_int(
-            f"add.cc.{t} {{d}}, {{a}}, {{b}}; addc.{t} {{d}}, 0, 0;", t, lambda x, y: (x + y) >> bits, a, b
-        )
+        check_int(f"add.cc.{t} {{d}}, {{a}}, {{b}}; addc.{t} {{d}}, 0, 0;", t, lambda x, y: (x + y) >> bits, a, b)
         check_int(f"sub.cc.{t} {{d}}, {{a}}, {{b}}; subc.{t} {{d}}, 0, 0;", t, lambda x, y: -int(x < y), a, b)
     a, b = ints(rng, "s32"), ints(rng, "s32")
     clamp = lambda v: max(-(2**31), min(2**31 - 1, v))
@@ -341,9 +334,7 @@ def test_float_arithmetic(rng, fmt):
         check_float(f"add{r}.{fmt} {{d}}, {{a}}, {{b}};", fmt, lambda x, y: q(x + y, m), a, b)
         check_float(f"sub{r}.{fmt} {{d}}, {{a}}, {{b}};", fmt, lambda x, y: q(x - y, m), a, b)
         check_float(f"mul{r}.{fmt} {{d}}, {{a}}, {{b}};", fmt, lambda x, y: q(x * y, m), a, b)
-        check_float(
-            f"fma{r}.{fmt} {{d}}, {{a}}, {{b}}, {{c}};", fmt, lambda x, y, z: q(x * y + z, m), a, b, c
-        )
+        check_float(f"fma{r}.{fmt} {{d}}, {{a}}, {{b}}, {{c}};", fmt, lambda x, y, z: q(x * y + z, m), a, b, c)
         if fmt == "f32":
             check_float(f"div{r}.{fmt} {{d}}, {{a}}, {{b}};", fmt, lambda x, y: q(x / y, m), a, b)
     if fmt == "f64":
@@ -351,9 +342,7 @@ def test_float_arithmetic(rng, fmt):
         check_float("rcp.rn.f64 {d}, {a};", fmt, lambda x: q(1 / x), a)
     if fmt == "f32":
         check_float("rcp.rn.f32 {d}, {a};", fmt, lambda x: q(1 / x), a)
-        check_float(
-            "fma.rn.sat.f32 {d}, {a}, {b}, {c};", fmt, lambda x, y, z: min(max(q(x * y + z), 0), 1), a, b, c
-        )
+        check_float("fma.rn.sat.f32 {d}, {a}, {b}, {c};", fmt, lambda x, y, z: min(max(q(x * y + z), 0), 1), a, b, c)
     if fmt in ("f16", "bf16"):
         check_float(
             f"fma.rn.relu.{fmt} {{d}}, {{a}}, {{b}}, {{c}};",
@@ -368,9 +357,7 @@ def test_float_arithmetic(rng, fmt):
     check_float(f"neg.{fmt} {{d}}, {{a}};", fmt, lambda x: float(-x), a)
     check_float(f"abs.{fmt} {{d}}, {{a}};", fmt, lambda x: float(abs(x)), a)
     if fmt in ("f32", "f64"):
-        check_float(
-            f"copysign.{fmt} {{d}}, {{a}}, {{b}};", fmt, lambda x, y: math.copysign(float(y), float(x)), a, b
-        )
+        check_float(f"copysign.{fmt} {{d}}, {{a}}, {{b}};", fmt, lambda x, y: math.copysign(float(y), float(x)), a, b)
         check_float(
             f"sqrt.rn.{fmt} {{d}}, {{a}};",
             fmt,
@@ -397,9 +384,7 @@ def test_packed_halves(rng, fmt):
         ("neg", 1, lambda x: float(-x)),
         ("abs", 1, lambda x: float(abs(x))),
     ):
-        got = apply(
-            f"{op}.{fmt}x2 {{d}}, " + ", ".join("{%s}" % c for c in "abc"[:n]) + ";", np.uint32, *ins[:n]
-        )
+        got = apply(f"{op}.{fmt}x2 {{d}}, " + ", ".join("{%s}" % c for c in "abc"[:n]) + ";", np.uint32, *ins[:n])
         for half in (0, 1):
             g = decode(((got >> 16 * half) & 0xFFFF).astype(np.uint16), fmt)
             w = [f(*(Fraction(float(x[half][i])) for x in xs[:n])) for i in range(N)]
@@ -411,9 +396,7 @@ def test_packed_halves(rng, fmt):
     assert (lo == (xs[0][0] < xs[1][0])).all() and (hi == (xs[0][1] < xs[1][1])).all()
     got = apply(f"set.ge.{fmt}x2.{fmt}x2 {{d}}, {{a}}, {{b}};", np.uint32, *ins[:2])
     one = int(encode(np.array([1.0]), fmt)[0])
-    assert (
-        got == np.where(xs[0][0] >= xs[1][0], one, 0) + (np.where(xs[0][1] >= xs[1][1], one, 0) << 16)
-    ).all()
+    assert (got == np.where(xs[0][0] >= xs[1][0], one, 0) + (np.where(xs[0][1] >= xs[1][1], one, 0) << 16)).all()
 
 
 def special32():
@@ -448,8 +431,7 @@ def test_float_comparisons_with_nan_and_ftz():
         for cmp, want in ref.items():
             assert (apply(f"setp.{cmp}{ftz}.f32 {{d}}, {{a}}, {{b}};", bool, a, b) == want).all(), cmp
             assert (
-                apply(f"set.{cmp}{ftz}.u32.f32 {{d}}, {{a}}, {{b}};", np.uint32, a, b)
-                == np.where(want, 0xFFFFFFFF, 0)
+                apply(f"set.{cmp}{ftz}.u32.f32 {{d}}, {{a}}, {{b}};", np.uint32, a, b) == np.where(want, 0xFFFFFFFF, 0)
             ).all(), cmp
         for op, f in (("add", np.add), ("mul", np.multiply), ("sub", np.subtract)):
             with np.errstate(all="ignore"):
@@ -512,9 +494,7 @@ def test_setp_combines_and_complements(rng):
             )
             == f(a < b, b < c)
         ).all()
-    assert (
-        apply("setp.lt.s32 %p2, {a}, {b}; not.pred %p3, %p2; mov.pred {d}, %p3;", bool, a, b) == ~(a < b)
-    ).all()
+    assert (apply("setp.lt.s32 %p2, {a}, {b}; not.pred %p3, %p2; mov.pred {d}, %p3;", bool, a, b) == ~(a < b)).all()
 
 
 def ulp_error(got, want):
@@ -540,9 +520,7 @@ def test_special_functions(rng, ftz):
         for op, f in (("sin", np.sin), ("cos", np.cos)):
             x = rng.uniform(-3, 3, 256).astype(np.float32)
             assert (
-                np.abs(
-                    apply(f"{op}.approx{ftz}.f32 {{d}}, {{a}};", np.float32, x) - f(x.astype(np.float64))
-                ).max()
+                np.abs(apply(f"{op}.approx{ftz}.f32 {{d}}, {{a}};", np.float32, x) - f(x.astype(np.float64))).max()
                 < 2**-20
             )
         x, y = rng.uniform(-100, 100, 256).astype(np.float32), rng.uniform(1, 100, 256).astype(np.float32)
@@ -568,14 +546,9 @@ def test_special_functions_of_halves_and_doubles(rng):
         v = np.array([quantise(Fraction(float(t)), fmt) for t in x])
         for op, f in (("ex2", math.exp2 if hasattr(math, "exp2") else lambda t: 2.0**t), ("tanh", math.tanh)):
             z = "" if op == "tanh" else ftz
-            check_float(
-                f"{op}.approx{z}.{fmt} {{d}}, {{a}};", fmt, lambda t: quantise(Fraction(f(float(t))), fmt), v
-            )
+            check_float(f"{op}.approx{z}.{fmt} {{d}}, {{a}};", fmt, lambda t: quantise(Fraction(f(float(t))), fmt), v)
     t = rng.uniform(-4, 4, 128).astype(np.float32)
-    assert (
-        np.abs(apply("tanh.approx.f32 {d}, {a};", np.float32, t) / np.tanh(t.astype(np.float64)) - 1).max()
-        < 2**-11
-    )
+    assert np.abs(apply("tanh.approx.f32 {d}, {a};", np.float32, t) / np.tanh(t.astype(np.float64)) - 1).max() < 2**-11
     d = np.exp(rng.uniform(-20, 20, 128))
     assert np.abs(apply("rcp.approx.ftz.f64 {d}, {a};", np.float64, d) * d - 1).max() < 2**-20
     assert np.abs(apply("rsqrt.approx.f64 {d}, {a};", np.float64, d) * np.sqrt(d) - 1).max() < 2**-20
@@ -628,13 +601,7 @@ def test_float_to_integer(rng):
             for m, f in rnd.items():
                 got = apply(f"cvt.{m}.{dst}.{st} {{d}}, {{a}};", NP[dst], x.astype(ft))
                 want = [
-                    0
-                    if math.isnan(v)
-                    else hi
-                    if v == math.inf
-                    else lo
-                    if v == -math.inf
-                    else max(lo, min(hi, f(v)))
+                    0 if math.isnan(v) else hi if v == math.inf else lo if v == -math.inf else max(lo, min(hi, f(v)))
                     for v in map(float, x.astype(ft))
                 ]
                 assert [int(g) for g in got] == want, (m, dst, st)
@@ -672,9 +639,7 @@ def test_float_to_float(rng):
     a, b = floats(rng, "f32"), floats(rng, "f32")
     for d in ("f16", "bf16"):
         for m in ("rn", "rz"):
-            got = apply(
-                f"cvt.{m}.{d}x2.f32 {{d}}, {{a}}, {{b}};", np.uint32, encode(a, "f32"), encode(b, "f32")
-            )
+            got = apply(f"cvt.{m}.{d}x2.f32 {{d}}, {{a}}, {{b}};", np.uint32, encode(a, "f32"), encode(b, "f32"))
             want = [[quantise(Fraction(float(v)), d, m) for v in x] for x in (b, a)]
             assert (decode((got & 0xFFFF).astype(np.uint16), d) == want[0]).all() and (
                 decode((got >> 16).astype(np.uint16), d) == want[1]
@@ -712,13 +677,10 @@ def test_fp8(rng):
 def test_pack_unpack_and_carry_free_moves(rng):
     a, b = ints(rng, "u32"), ints(rng, "u32")
     assert (
-        apply("mov.b64 {d}, {{{a}, {b}}};", np.uint64, a, b)
-        == (a.astype(np.uint64) | b.astype(np.uint64) << 32)
+        apply("mov.b64 {d}, {{{a}, {b}}};", np.uint64, a, b) == (a.astype(np.uint64) | b.astype(np.uint64) << 32)
     ).all()
     assert (apply("mov.b64 %rd40, {{{a}, {b}}}; mov.b64 {{_, {d}}}, %rd40;", np.uint32, a, b) == b).all()
-    assert (
-        apply("mov.b32 {{%h1, %h2}}, {a}; mov.b32 {d}, {{%h2, %h1}};", np.uint32, a) == (a >> 16 | a << 16)
-    ).all()
+    assert (apply("mov.b32 {{%h1, %h2}}, {a}; mov.b32 {d}, {{%h2, %h1}};", np.uint32, a) == (a >> 16 | a << 16)).all()
 
 
 def test_vectors_params_and_special_registers():
@@ -852,25 +814,19 @@ def test_shuffles(rng):
                 cc = c if mode == "up" else c | 31
                 s = np.where(ok, src, lane)
                 assert (
-                    apply(f"shfl.sync.{mode}.b32 {{d}}, {{a}}, {k}, {cc}, 0xffffffff;", np.uint32, x).reshape(
-                        -1, 32
-                    )
+                    apply(f"shfl.sync.{mode}.b32 {{d}}, {{a}}, {k}, {cc}, 0xffffffff;", np.uint32, x).reshape(-1, 32)
                     == w[:, s]
                 ).all(), (mode, seg, k)
                 assert (
-                    apply(f"shfl.sync.{mode}.b32 %r40|{{d}}, {{a}}, {k}, {cc}, -1;", bool, x).reshape(-1, 32)
-                    == ok
+                    apply(f"shfl.sync.{mode}.b32 %r40|{{d}}, {{a}}, {k}, {cc}, -1;", bool, x).reshape(-1, 32) == ok
                 ).all(), (mode, seg, k)
 
 
 def test_shuffle_up_clamp(rng):
     x = rng.integers(0, 2**32, 128, dtype=np.uint32)
-    src = np.where(
-        np.arange(32) - 3 >= 5, np.arange(32) - 3, np.arange(32)
-    )  # the clamp is the lowest source lane
+    src = np.where(np.arange(32) - 3 >= 5, np.arange(32) - 3, np.arange(32))  # the clamp is the lowest source lane
     assert (
-        apply("shfl.sync.up.b32 {d}, {a}, 3, 5, -1;", np.uint32, x).reshape(-1, 32)
-        == x.reshape(-1, 32)[:, src]
+        apply("shfl.sync.up.b32 {d}, {a}, 3, 5, -1;", np.uint32, x).reshape(-1, 32) == x.reshape(-1, 32)[:, src]
     ).all()
 
 
@@ -889,9 +845,7 @@ def test_votes_match_redux_elect(rng):
         ("uni", lambda v: v.all(1) | ~v.any(1)),
     ):
         assert (
-            apply(f"setp.eq.u32 %p2, {{a}}, 1; vote.sync.{mode}.pred {{d}}, %p2, -1;", bool, y).reshape(
-                -1, 32
-            )
+            apply(f"setp.eq.u32 %p2, {{a}}, 1; vote.sync.{mode}.pred {{d}}, %p2, -1;", bool, y).reshape(-1, 32)
             == f(y.reshape(-1, 32) == 1)[:, None]
         ).all()
     want = np.array([[sum(1 << k for k in range(32) if r[k] == v) for v in r] for r in w])
@@ -916,9 +870,7 @@ def test_votes_match_redux_elect(rng):
             apply(f"redux.sync.{op}.b32 {{d}}, {{a}}, -1;", np.uint32, u).reshape(-1, 32)
             == f.reduce(u.reshape(-1, 32), axis=1)[:, None]
         ).all(), op
-    assert (
-        apply("elect.sync %r40|{d}, -1;", bool, x, arch="sm_90").reshape(-1, 32) == (np.arange(32) == 0)
-    ).all()
+    assert (apply("elect.sync %r40|{d}, -1;", bool, x, arch="sm_90").reshape(-1, 32) == (np.arange(32) == 0)).all()
     # two groups of one warp with their own membermasks
     m = np.where(np.arange(128) % 32 < 16, 0xFFFF, 0xFFFF0000).astype(np.uint32)
     assert (
@@ -959,9 +911,7 @@ def test_atomics(rng, space):
     for op, t, dt, f in cases:
         size = np.dtype(dt).itemsize
         x = rng.integers(0, 100, 64).astype(dt)
-        init = np.array(
-            [0 if op in ("add", "or", "xor", "max") else 10**6 if op == "min" else -1], np.int64
-        ).astype(dt)
+        init = np.array([0 if op in ("add", "or", "xor", "max") else 10**6 if op == "min" else -1], np.int64).astype(dt)
         reg = "%rd20" if size == 8 else "%r20"
         for instr in ("atom", "red"):
             acc, old = init.copy(), np.zeros(64, dt)
@@ -971,9 +921,7 @@ def test_atomics(rng, space):
                 body += f"mov.u64 %rd12, buf; ld.global.b{8 * size} {reg.replace('20', '21')}, [%rd2]; setp.eq.u32 %p1, %r1, 0; @%p1 st.shared.b{8 * size} [%rd12], {reg.replace('20', '21')}; bar.sync 0;"
                 target = "%rd12"
             out = reg.replace("20", "22")
-            body += (
-                f"{instr}.{space}.{op}.{t} " + (f"{out}, " if instr == "atom" else "") + f"[{target}], {reg};"
-            )
+            body += f"{instr}.{space}.{op}.{t} " + (f"{out}, " if instr == "atom" else "") + f"[{target}], {reg};"
             if instr == "atom":
                 body += f"add.s64 %rd13, %rd10, %rd3; st.global.b{8 * size} [%rd13], {out};"
             if space == "shared":

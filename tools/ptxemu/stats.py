@@ -57,9 +57,7 @@ class Roofline:
         return max(self.terms.values())
 
     def __str__(self):
-        rows = "\n".join(
-            f"  {k:22s} {v * 1e6:12.2f} us" for k, v in sorted(self.terms.items(), key=lambda kv: -kv[1])
-        )
+        rows = "\n".join(f"  {k:22s} {v * 1e6:12.2f} us" for k, v in sorted(self.terms.items(), key=lambda kv: -kv[1]))
         return f"lower-bound ESTIMATE on {self.gpu} (not a timing): {self.seconds * 1e6:.2f} us, bound by {self.bound}\n{rows}"
 
 
@@ -154,9 +152,7 @@ class Stats:
     @property
     def coalescing(self):
         """Sectors needed for the bytes requested / sectors requested; 1.0 is perfect."""
-        ideal, real = (
-            sum(getattr(s, f) for s in self.sites if self._is_global(s)) for f in ("ideal", "units")
-        )
+        ideal, real = (sum(getattr(s, f) for s in self.sites if self._is_global(s)) for f in ("ideal", "units"))
         return ideal / real if real else 1.0
 
     @property
@@ -170,20 +166,12 @@ class Stats:
 
     def conflicts_by_site(self):
         """[(PTX line, opcode, wavefronts, ideal)] of the shared accesses with conflicts, worst first."""
-        c = [
-            (s.line, s.opcode, s.units, s.ideal)
-            for s in self.sites
-            if self._is_shared(s) and s.units > s.ideal
-        ]
+        c = [(s.line, s.opcode, s.units, s.ideal) for s in self.sites if self._is_shared(s) and s.units > s.ideal]
         return sorted(c, key=lambda r: r[3] - r[2])
 
     def uncoalesced_by_site(self):
         """[(PTX line, opcode, sectors, ideal)] of the global accesses that request more sectors than needed, worst first."""
-        c = [
-            (s.line, s.opcode, s.units, s.ideal)
-            for s in self.sites
-            if self._is_global(s) and s.units > s.ideal
-        ]
+        c = [(s.line, s.opcode, s.units, s.ideal) for s in self.sites if self._is_global(s) and s.units > s.ideal]
         return sorted(c, key=lambda r: r[3] - r[2])
 
     @property

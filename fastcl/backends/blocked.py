@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .problem import Gradients, Problem, Wanted
-from .reductions import merge
+from ..equation.problem import Gradients, Problem, Wanted
+from ..equation.reductions import merge
 from .reference import outer_form
 from .sides import Sides, Sums
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .problem import Gradients, Problem, Wanted
+from ..equation.problem import Gradients, Problem, Wanted
 
 
 class Sides:

@@ -19,9 +19,7 @@ class PtxError(RuntimeError):
         if self.thread is not None:
             parts.append(f"  CTA {tuple(self.cta)} thread {tuple(self.thread)}")
         if self.address is not None:
-            parts.append(
-                f"  address {self.address:#x}" + (f" ({fault['where']})" if fault.get("where") else "")
-            )
+            parts.append(f"  address {self.address:#x}" + (f" ({fault['where']})" if fault.get("where") else ""))
         super().__init__("\n".join(parts))
 
 

@@ -21,11 +21,7 @@ def _storage(x):
             raise TypeError("ptxemu takes CPU tensors")
         s = x.untyped_storage()
         return s.data_ptr(), s.nbytes(), x.data_ptr() - s.data_ptr() if s.nbytes() else 0
-    if (
-        hasattr(x, "__array_interface__")
-        and getattr(x, "ndim", 0) + getattr(x, "size", 0) > 0
-        and hasattr(x, "base")
-    ):
+    if hasattr(x, "__array_interface__") and getattr(x, "ndim", 0) + getattr(x, "size", 0) > 0 and hasattr(x, "base"):
         root = x
         while getattr(root, "base", None) is not None and hasattr(root.base, "__array_interface__"):
             root = root.base
@@ -161,9 +157,9 @@ class Module:
             plain = dict(
                 zip(
                     every,
-                    subprocess.run(
-                        ["c++filt"], input="\n".join(every), stdout=subprocess.PIPE, text=True
-                    ).stdout.split("\n"),
+                    subprocess.run(["c++filt"], input="\n".join(every), stdout=subprocess.PIPE, text=True).stdout.split(
+                        "\n"
+                    ),
                 )
             )
         hits = [k for k in every if name in k or name in plain[k]]
@@ -278,10 +274,7 @@ def assert_order_independent(run, outputs, seeds=(0, 1, 2, 3), rtol=0.0, atol=0.
         run(seed)
         got = outputs()
         got = got if isinstance(got, (tuple, list)) else (got,)
-        got = [
-            (g.detach().to(dtype=_wide(g)).numpy() if hasattr(g, "detach") else np.asarray(g)).copy()
-            for g in got
-        ]
+        got = [(g.detach().to(dtype=_wide(g)).numpy() if hasattr(g, "detach") else np.asarray(g)).copy() for g in got]
         if first is None:
             first = got
             continue

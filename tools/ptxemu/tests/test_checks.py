@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests import ptxemu
-from tests.ptxemu import (
+from tools import ptxemu
+from tools.ptxemu import (
     Deadlock,
     Divergence,
     GlobalRace,
@@ -45,12 +45,7 @@ def test_global_bounds_and_report():
         [zeros(32)],
         INDEX + "ld.global.u32 %r20, [%rd11];",
     )
-    assert (
-        e.thread == [31, 0, 0]
-        and e.cta == [0, 0, 0]
-        and "ld.global.u32 %r20, [%rd11+4];" in e.text
-        and e.line > 5
-    )
+    assert e.thread == [31, 0, 0] and e.cta == [0, 0, 0] and "ld.global.u32 %r20, [%rd11+4];" in e.text and e.line > 5
     assert "argument 0, byte 128 of 128" in str(e)
     fails(OutOfBounds, INDEX + "st.global.u32 [%rd11+-4], %r1;", [zeros(32)])
     fails(OutOfBounds, INDEX + "red.global.add.u32 [%rd11+128], %r1;", [zeros(32)])
@@ -138,9 +133,7 @@ def test_shared_races():
         ADDR
         + "st.shared.u32 [%r12], 1; bar.sync 0; xor.b32 %r13, %r11, 128; add.u32 %r14, %r10, %r13; ld.shared.u32 %r20, [%r14]; {} st.shared.u32 [%r12], 2;"
     )
-    fails(
-        SharedRace, war.replace("{}", ""), [zeros()], war.replace("{}", "bar.sync 0;"), shared=SMEM, block=64
-    )
+    fails(SharedRace, war.replace("{}", ""), [zeros()], war.replace("{}", "bar.sync 0;"), shared=SMEM, block=64)
     one_way = (
         ADDR
         + """st.shared.u32 [%r12], 1; bar.sync 0; mov.u32 %r13, %warpid; setp.eq.u32 %p1, %r13, 1; @%p1 ld.shared.u32 %r20, [%r12+-128]; {} @!%p1 st.shared.u32 [%r12], 2;"""
@@ -148,9 +141,7 @@ def test_shared_races():
     for named in ("", "bar.sync 1, 64;"):  # with epochs, and with vector clocks
         launch(named + one_way.replace("{}", "bar.sync 0;"), [zeros()], shared=SMEM, block=64)
         seen = [
-            str(
-                fails(SharedRace, named + one_way.replace("{}", ""), [zeros()], shared=SMEM, block=64, seed=s)
-            )
+            str(fails(SharedRace, named + one_way.replace("{}", ""), [zeros()], shared=SMEM, block=64, seed=s))
             for s in range(12)
         ]
         assert any("a read of warp 1" in t for t in seen) and any(

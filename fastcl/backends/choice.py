@@ -8,17 +8,18 @@ from types import ModuleType
 
 import torch
 
-from . import blocked, checks
+from ..equation import checks
+from . import blocked
 
 ENVIRONMENT_VARIABLE = "FASTCL_BACKEND"
 
 # name -> module with rows, gradients, total and unavailable; loaded when first asked for.
 MODULES = {
-    "reference": "fastcl.reference",
-    "blocked": "fastcl.blocked",
-    "cpu": "fastcl.native",
+    "reference": "fastcl.backends.reference",
+    "blocked": "fastcl.backends.blocked",
+    "cpu": "fastcl.backends.native",
     "triton": "fastcl.triton_kernels",
-    "cuda": "fastcl.native",
+    "cuda": "fastcl.backends.native",
 }
 NAMES = ("auto", *MODULES)
 

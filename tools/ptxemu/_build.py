@@ -41,13 +41,9 @@ def digest(*parts):
 
 
 def run(command, **kw):
-    r = subprocess.run(
-        [str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kw
-    )
+    r = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kw)
     if r.returncode:
-        raise RuntimeError(
-            f"command failed ({r.returncode}): {' '.join(map(str, command))}\n{r.stdout[-8000:]}"
-        )
+        raise RuntimeError(f"command failed ({r.returncode}): {' '.join(map(str, command))}\n{r.stdout[-8000:]}")
     return r.stdout
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-FACTS = Path(__file__).with_name("build_facts.json")
+FACTS = Path(__file__).parent.with_name("build_facts.json")
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .problem import Gradients, Problem, Wanted
+from ..equation.problem import Gradients, Problem, Wanted
 from .row_dot import row_dot
 from .sides import Sides, Sums
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests import ptxemu
-from tests.ptxemu import Deadlock, MissingWait, SharedRace, Uninitialized
+from tools import ptxemu
+from tools.ptxemu import Deadlock, MissingWait, SharedRace, Uninitialized
 
 from .launching import launch
 from .test_matrix import bf16, from_bf16
@@ -75,9 +75,7 @@ def test_wgmma_bf16(rng, width, ta, tb, from_regs):
     )
     out = np.zeros((2, N // 2, 128), np.float32)
     body = "mov.u32 %r10, buf; mul.wide.u32 %rd10, %r1, 4; add.s64 %rd11, %rd10, %rd1; cvt.u32.u64 %r11, %rd10; add.u32 %r11, %r11, %r10;"
-    body += "".join(
-        f"ld.global.b32 %r12, [%rd11+{512 * i}]; st.shared.b32 [%r11+{512 * i}], %r12;" for i in range(32)
-    )
+    body += "".join(f"ld.global.b32 %r12, [%rd11+{512 * i}]; st.shared.b32 [%r11+{512 * i}], %r12;" for i in range(32))
     body += "add.s64 %rd12, %rd10, %rd2; add.s64 %rd13, %rd10, %rd3; add.s64 %rd14, %rd10, %rd4;"
     body += "".join(f"ld.global.b32 %r{40 + i}, [%rd12+{512 * i}];" for i in range(32)) + "".join(
         f"ld.global.b32 %r{30 + i}, [%rd13+{512 * i}];" for i in range(4)
@@ -88,9 +86,7 @@ def test_wgmma_bf16(rng, width, ta, tb, from_regs):
     for k, p in enumerate(("%p1", "%p2")):  # accumulate, then overwrite with the negated product
         body += f"wgmma.fence.sync.aligned; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {d}, {a}, %rd21, {p}, {'1' if k == 0 else '-1'}, 1, {tail}; wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
         body += "".join(f"st.global.b32 [%rd14+{512 * (32 * k + i)}], %r{40 + i};" for i in range(32))
-    launch(
-        body, [image, acc, regs, out], block=128, arch="sm_90a", shared=".shared .align 1024 .b8 buf[16384];"
-    )
+    launch(body, [image, acc, regs, out], block=128, arch="sm_90a", shared=".shared .align 1024 .b8 buf[16384];")
     for k, want in enumerate((C + A.astype(np.float64) @ B, -(A.astype(np.float64) @ B))):
         w_ = np.stack([want[p] for p in place])
         assert np.abs(out[k] - w_).max() < 4e-6, (k, np.abs(out[k] - w_).max())
@@ -117,18 +113,14 @@ C: {wait} ld.shared.u32 %r20, [%r15]; mul.wide.u32 %rd10, %r1, 4; add.s64 %rd11,
     for seed in (0, 1, 2):
         with pytest.raises((SharedRace, Uninitialized)):
             launch(
-                body.replace("{arrive}", "mbarrier.arrive.shared::cta.b64 %rd20, [%r10];").replace(
-                    "{wait}", ""
-                ),
+                body.replace("{arrive}", "mbarrier.arrive.shared::cta.b64 %rd20, [%r10];").replace("{wait}", ""),
                 [out],
                 seed=seed,
                 **kw,
             )
     with pytest.raises(Deadlock):
         launch(body.replace("{arrive}", "").replace("{wait}", WAIT), [out], **kw)
-    with pytest.raises(
-        (SharedRace, Uninitialized)
-    ):  # the object is used before its initialisation is ordered
+    with pytest.raises((SharedRace, Uninitialized)):  # the object is used before its initialisation is ordered
         launch(good.replace("bar.sync 0;", ""), [out], seed=1, **kw)
     early = body.replace(
         "st.shared.u32 [%r15], %r1; {arrive}",
@@ -156,9 +148,7 @@ def test_bulk_copy():
         launch(body.replace("{tx}", "256").replace("{wait}", ""), [x, out], **{**kw, "block": 32})
     with pytest.raises((MissingWait, SharedRace, Uninitialized)):  # only warp 0 waits
         launch(
-            body.replace("{tx}", "256").replace(
-                "{wait}", "setp.ge.u32 %p3, %r1, 32; @%p3 bra R;" + WAIT + "R:"
-            ),
+            body.replace("{tx}", "256").replace("{wait}", "setp.ge.u32 %p3, %r1, 32; @%p3 bra R;" + WAIT + "R:"),
             [x, out],
             initcheck=False,
             **kw,

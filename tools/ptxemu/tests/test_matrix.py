@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests import ptxemu
+from tools import ptxemu
 
 from .launching import launch
 
@@ -184,17 +184,12 @@ def test_ldmatrix_stmatrix(rng, n, trans):
     regs = "{" + ", ".join(f"%r{20 + i}" for i in range(n)) + "}"
     words = n * 32
     body = """mov.u32 %r10, buf; mul.lo.u32 %r11, %r1, 4; add.u32 %r12, %r10, %r11; mul.wide.u32 %rd10, %r1, 4; add.s64 %rd11, %rd10, %rd1;"""
-    body += "".join(
-        f"ld.global.b32 %r30, [%rd11+{128 * i}]; st.shared.b32 [%r12+{128 * i}], %r30;" for i in range(n)
-    )
+    body += "".join(f"ld.global.b32 %r30, [%rd11+{128 * i}]; st.shared.b32 [%r12+{128 * i}], %r30;" for i in range(n))
     body += f"bar.warp.sync -1; and.b32 %r13, %r1, {8 * n - 1}; shl.b32 %r13, %r13, 4; add.u32 %r13, %r13, %r10; ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 {regs}, [%r13];"
-    body += "add.s64 %rd12, %rd10, %rd2;" + "".join(
-        f"st.global.b32 [%rd12+{128 * i}], %r{20 + i};" for i in range(n)
-    )
+    body += "add.s64 %rd12, %rd10, %rd2;" + "".join(f"st.global.b32 [%rd12+{128 * i}], %r{20 + i};" for i in range(n))
     body += f"stmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 [%r13+512], {regs}; bar.warp.sync -1; add.s64 %rd13, %rd10, %rd3;"
     body += "".join(
-        f"ld.shared.b32 %r30, [%r12+{512 + 128 * i}]; st.global.b32 [%rd13+{128 * i}], %r30;"
-        for i in range(n)
+        f"ld.shared.b32 %r30, [%r12+{512 + 128 * i}]; st.global.b32 [%rd13+{128 * i}], %r30;" for i in range(n)
     )
     launch(body, [tiles, out, back], shared=".shared .align 16 .b8 buf[1024];", arch="sm_90")
     for k in range(n):
@@ -238,9 +233,7 @@ def test_cp_async(rng, size):
             [x, out],
             shared=shared,
         )  # src-size 0: zero fill
-        assert (out.reshape(32, -1)[::2] == x.reshape(32, -1)[::2]).all() and (
-            out.reshape(32, -1)[1::2] == 0
-        ).all()
+        assert (out.reshape(32, -1)[::2] == x.reshape(32, -1)[::2]).all() and (out.reshape(32, -1)[1::2] == 0).all()
     with pytest.raises(ptxemu.MissingWait):  # the second group is still in flight
         launch(
             body.replace(

@@ -82,9 +82,7 @@ class _Launcher:
         values = []
         for a, t in _flatten(args, self.types):
             if isinstance(t, str) and t.startswith(("tensordesc", "nvTmaDesc")):
-                raise NotImplementedError(
-                    f"ptxemu.triton: argument of type {t} (host-side tensor descriptor)"
-                )
+                raise NotImplementedError(f"ptxemu.triton: argument of type {t} (host-side tensor descriptor)")
             values.append(_cast(a, t))
         for scratch in ("global_scratch_size", "profile_scratch_size"):
             if getattr(md, scratch, 0):
@@ -116,11 +114,7 @@ class _Launcher:
 
 
 def _cast(value, kind):
-    if (
-        isinstance(kind, str)
-        and kind in ("fp16", "bf16", "fp32", "f32", "fp64")
-        and not isinstance(value, float)
-    ):
+    if isinstance(kind, str) and kind in ("fp16", "bf16", "fp32", "f32", "fp64") and not isinstance(value, float):
         return float(value)
     if isinstance(value, bool):
         return int(value)

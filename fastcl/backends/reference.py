@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .masks import Mask
-from .problem import Gradients, Problem, Wanted
+from ..equation.masks import Mask
+from ..equation.problem import Gradients, Problem, Wanted
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:

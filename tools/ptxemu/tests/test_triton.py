@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 
-from tests import ptxemu
-from tests.ptxemu import Module
-from tests.ptxemu import triton as emulated
+from tools import ptxemu
+from tools.ptxemu import Module
+from tools.ptxemu import triton as emulated
 
 from .launching import needs_triton
 
@@ -44,7 +44,7 @@ CASES = [
 @pytest.mark.parametrize("dtype,prec,tol,gtol", CASES)
 @pytest.mark.parametrize("warps", [4, 8])
 def test_lse(session, dtype, prec, tol, gtol, warps):
-    from tests.ptxemu.tests.kernels.triton_lse import lse_bwd, lse_fwd
+    from tools.ptxemu.tests.kernels.triton_lse import lse_bwd, lse_fwd
 
     N, M, D = 150, 101, 64
     X, Y, out = unit(N, D, dtype, 0), unit(M, D, dtype, 1), torch.empty(N)
@@ -87,7 +87,7 @@ def test_lse(session, dtype, prec, tol, gtol, warps):
 
 
 def test_misc_and_autotune(session):
-    from tests.ptxemu.tests.kernels.triton_lse import add_one, misc
+    from tools.ptxemu.tests.kernels.triton_lse import add_one, misc
 
     N, B = 200, 256
     x, o, oi = (
@@ -98,9 +98,7 @@ def test_misc_and_autotune(session):
     misc[(1,)](x, o, oi, N, B=B, num_warps=4)
     i = torch.arange(N)
     assert abs(o[0] - torch.logsumexp(x, 0)) < 1e-5 and oi[0] == x.argmax()
-    assert (o[8 : 8 + N] - x.cumsum(0)).abs().max() < 1e-4 and torch.equal(
-        o[8 + B + B - N : 8 + 2 * B], x.sort()[0]
-    )
+    assert (o[8 : 8 + N] - x.cumsum(0)).abs().max() < 1e-4 and torch.equal(o[8 + B + B - N : 8 + 2 * B], x.sort()[0])
     want = x.sigmoid() + x.abs().sqrt() + (x.abs() + 1).rsqrt() + torch.erf(x) + x / 3 + i // 3 + i % 5
     assert (o[8 + 2 * B : 8 + 2 * B + N] - want).abs().max() < 1e-4 and oi[2:18].tolist() == [16] * 16
     n = len(session.stats)
@@ -111,7 +109,7 @@ def test_misc_and_autotune(session):
 
 
 def test_out_of_bounds_is_reported(session):
-    from tests.ptxemu.tests.kernels.triton_lse import add_one
+    from tools.ptxemu.tests.kernels.triton_lse import add_one
 
     x, o = torch.randn(100), torch.zeros(99)
     with pytest.raises(ptxemu.OutOfBounds) as e:
@@ -155,7 +153,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("capability", [80, 90])
 def test_mutants_are_caught(monkeypatch, capability):
     """Drop every barrier and every asynchronous wait of Triton's own forward kernel, and other single changes."""
-    from tests.ptxemu.tests.kernels.triton_lse import lse_fwd
+    from tools.ptxemu.tests.kernels.triton_lse import lse_fwd
 
     N, M, D = 130, 150, 64
     X, Y, out = unit(N, D, torch.bfloat16, 0), unit(M, D, torch.bfloat16, 1), torch.zeros(N)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests import ptxemu
-from tests.ptxemu import Module, nvcc
+from tools import ptxemu
+from tools.ptxemu import Module, nvcc
 
 from .launching import needs_nvcc, needs_torch
 
@@ -101,9 +101,7 @@ def mutants(ptx):
     ):
         hits = list(re.finditer(pattern, ptx[start:end]))
         for k in sorted(
-            {0, len(hits) // 2, len(hits) - 1}
-            if name not in ("drop bar.sync", "drop wait_group")
-            else range(len(hits))
+            {0, len(hits) // 2, len(hits) - 1} if name not in ("drop bar.sync", "drop wait_group") else range(len(hits))
         ):
             if hits:
                 h = hits[k]
@@ -137,20 +135,14 @@ def test_mutants_are_caught(lse_ptx):
         set(kinds["drop bar.sync"]) <= {"SharedRace", "MissingWait", "Uninitialized"}
         and len(kinds["drop bar.sync"]) >= 2
     )
-    assert (
-        set(kinds["drop wait_group"]) <= {"MissingWait"}
-        and kinds["ldmatrix transposed"]
-        and kinds["shuffle mode"]
-    )
+    assert set(kinds["drop wait_group"]) <= {"MissingWait"} and kinds["ldmatrix transposed"] and kinds["shuffle mode"]
 
 
 def test_host_library():
     lib = nvcc.load_host_library(HERE / "lse_sm80.cu")
     X, Y = unit(100, 128, 0), unit(77, 128, 1)
     out, total = torch.empty(100), torch.zeros(1)
-    assert (
-        lib.call("lse_fwd_bf16", X, Y, out, total, 100, 77, 128, LOG2E / TAU, None, uninitialized=[out]) == 0
-    )
+    assert lib.call("lse_fwd_bf16", X, Y, out, total, 100, 77, 128, LOG2E / TAU, None, uninitialized=[out]) == 0
     assert (out - reference(X, Y)).abs().max() < 3e-6 and len(lib.stats) == 1
     assert (
         lib.call("lse_fwd_bf16", X, Y, out, total, 100, 77, 96, LOG2E / TAU, None) == 1
@@ -229,9 +221,7 @@ def test_mixed_kernels(mixed):
     close(o, a * 2 + a.exp() + (a.abs() + 1).log() + a.abs().sqrt() + a.float().double() + a.trunc(), 1e-14)
     a, o = torch.randn(400), torch.zeros(400)
     L("k_vector", 1, 128, 0, [a, o, 100])
-    assert torch.equal(
-        o.view(-1, 4), a.view(-1, 4) * torch.tensor([1.0, 1, 1, 2]) + torch.tensor([1.0, 0, 0, 0])
-    )
+    assert torch.equal(o.view(-1, 4), a.view(-1, 4) * torch.tensor([1.0, 1, 1, 2]) + torch.tensor([1.0, 0, 0, 0]))
     a, o = torch.randn(128).bfloat16(), torch.zeros(128).bfloat16()
     L("k_bf16x2", 1, 64, 0, [a, o, 64])
     assert torch.equal(o, ((a + a) * torch.tensor([0.5, 0.25]).repeat(64).bfloat16()))

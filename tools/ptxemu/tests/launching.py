@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from tests.ptxemu import Module
+from tools.ptxemu import Module
 
 HEAD = ".version 8.7\n.target {arch}\n.address_size 64\n"
 DECL = """    .reg .pred %p<8>; .reg .b16 %h<32>; .reg .b32 %r<160>; .reg .b64 %rd<64>; .reg .f32 %f<64>; .reg .f64 %fd<16>;\n"""
@@ -60,7 +60,7 @@ def apply(instruction, out_dtype, *inputs, arch="sm_80", block=128):
 
 
 def has_nvcc():
-    from tests.ptxemu import nvcc
+    from tools.ptxemu import nvcc
 
     try:
         return bool(nvcc.nvcc_path())

@@ -1,0 +1,1 @@
+"""Products of their own that tests and benchmarks use; nothing here is installed."""
