@@ -166,7 +166,7 @@ def test_other_threads_run_meanwhile() -> None:
 EQUALS = """
 import torch, fastcl
 from tests.engine.combinations import *
-from fastcl import extension
+from fastcl.backends import extension
 print(extension.library.chosen_isa())
 chosen = [c for c in combinations() if c.mask in ("off_diagonal", "across_groups")]
 for c in chosen:

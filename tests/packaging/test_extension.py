@@ -18,7 +18,7 @@ from .conftest import MADE, ROOT, run
 from .test_installs import ONE_OP
 
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-REPORT = "from fastcl import extension\nprint('LIBRARY', extension.library, extension.reason)\n"
+REPORT = "from fastcl.backends import extension\nprint('LIBRARY', extension.library, extension.reason)\n"
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ x, y = torch.arange(6.0).reshape(3, 2) / 7, torch.arange(8.0).reshape(4, 2) / 5
 torch.testing.assert_close(fastcl.pair_reduce(x, y), torch.logsumexp(x @ y.T, 1))
 """
 WHERE = "import fastcl, fastcl.triton_kernels as t; print(fastcl.__file__); print(t.__file__)\n"
-LOADED = "from fastcl import extension; print(extension.library is not None, extension.reason)\n"
+LOADED = "from fastcl.backends import extension; print(extension.library is not None, extension.reason)\n"
 
 
 def where(environment: Environment, cwd: Path | None = None) -> list[Path]:
