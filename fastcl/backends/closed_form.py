@@ -58,9 +58,9 @@ class Visits:
     def __init__(self, p: Problem) -> None:
         self.p, self.kind = p, p.mask.kind
         if p.mask.group_x is not None:
-            group_y = p.mask.group_x if p.mask.group_y is None else p.mask.group_y
-            names, index = torch.unique(torch.cat([p.mask.group_x, group_y]), return_inverse=True)
-            self.classes, self.of_x, self.of_y = names.shape[0], index[: p.n], index[p.n :]
+            group_y = p.mask.group_y
+            index = classes(p.mask.group_x if group_y is None else torch.cat([p.mask.group_x, group_y]))
+            self.classes, self.of_x, self.of_y = len(index), index[: p.n], index[len(index) - p.m :]
 
     def across(self, q: Tensor) -> Tensor:
         return self._visit(q, self.p.n, self.p.mask.row_offset - self.p.mask.col_offset, "of_y", "of_x")
@@ -77,6 +77,17 @@ class Visits:
         classes = q.new_zeros(self.classes, *q.shape[1:]).index_add_(0, getattr(self, source), q)
         same = classes[getattr(self, target)]
         return same if self.kind == "within_groups" else everything - same
+
+
+def classes(groups: Tensor) -> Tensor:
+    """The groups as numbers from 0 to at most len(groups) - 1, equal where they are equal.
+
+    torch.unique would wait for the device to say how many there are, which a CUDA graph's capture forbids.
+    """
+    ordered, order = groups.sort()
+    number = torch.zeros_like(groups)
+    number[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
+    return torch.empty_like(groups).scatter_(0, order, number)
 
 
 def shifted(q: Tensor, length: int, offset: int) -> Tensor:
