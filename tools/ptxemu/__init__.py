@@ -23,7 +23,7 @@ from .errors import (
     UninitializedRegister,
     Unsupported,
 )
-from .module import Module, assert_order_independent
+from .module import Module, TensorMap, assert_order_independent
 from .stats import Stats
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "SharedRace",
     "Stats",
     "SyntaxFault",
+    "TensorMap",
     "Trap",
     "Uninitialized",
     "UninitializedRegister",

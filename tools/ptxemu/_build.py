@@ -110,6 +110,11 @@ def library():
         ("memory_read_only", None, [p, u64, i]),
         ("memory_valid", i, [p, u64, u64]),
         (
+            "tensor_map_encode",
+            i,
+            [p, i, u32, u64, ctypes.POINTER(u64), ctypes.POINTER(u64), ctypes.POINTER(u32), p, i, i, i, i],
+        ),
+        (
             "launch",
             i,
             [p, s, ctypes.POINTER(u32), ctypes.POINTER(u32), u32, p, u32, p, ctypes.POINTER(Options)],

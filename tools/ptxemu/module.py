@@ -71,6 +71,46 @@ def make_options(
     )
 
 
+# As CU_TENSOR_MAP_DATA_TYPE_* and CU_TENSOR_MAP_SWIZZLE_* are numbered.
+_TYPES = ("uint8", "uint16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64", "bfloat16")
+_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
+
+
+class TensorMap:
+    """An argument for a CUtensorMap parameter (or for a pointer to one): a tiled map of a tensor or array, boxes of `box`
+    elements, both innermost dimension first. dims and strides (in bytes, of all dimensions but the innermost) are the
+    tensor's own unless given; element: the name of a CU_TENSOR_MAP_DATA_TYPE in lower case."""
+
+    def __init__(self, tensor, box, swizzle=0, element=None, dims=None, strides=None, nan_fill=False):
+        self.tensor, self.box, self.swizzle, self.nan_fill = tensor, box, swizzle, nan_fill
+        self.element = element or str(tensor.dtype).replace("torch.", "")
+        size = tensor.element_size() if hasattr(tensor, "element_size") else tensor.itemsize
+        steps = tensor.stride() if hasattr(tensor, "untyped_storage") else [s // size for s in tensor.strides]
+        self.dims = dims or tuple(tensor.shape)[::-1]
+        self.strides = strides or tuple(s * size for s in steps)[::-1][1:]
+
+    def encode(self, address):
+        out = ctypes.create_string_buffer(128)
+        rank = len(self.dims)
+        bad = _build.library().ptxemu_tensor_map_encode(
+            out,
+            _TYPES.index(self.element),
+            rank,
+            address,
+            (ctypes.c_uint64 * rank)(*self.dims),
+            (ctypes.c_uint64 * rank)(*self.strides),
+            (ctypes.c_uint32 * rank)(*self.box),
+            None,
+            0,
+            _SWIZZLES[self.swizzle],
+            0,
+            int(self.nan_fill),
+        )
+        if bad:
+            raise ValueError(f"cuTensorMapEncodeTiled refuses this map: CUresult {bad}")
+        return out.raw
+
+
 class DeviceMemory:
     """Guarded copies of host memory: a block per storage, with unmapped space around it, so that no access out of bounds can
     land in another tensor. copy_back() returns what the kernel wrote."""
@@ -174,6 +214,8 @@ class Module:
         out = bytearray(self.kernels[name]["param_bytes"])
         for i, (value, (kind, offset, size)) in enumerate(zip(args, params)):
             scalar = size <= 8 and kind[0] != "x" and not (kind == "b8" and size > 1)
+            if isinstance(value, TensorMap):
+                value = value.encode(memory.address(value.tensor))
             if _storage(value) is not None and not (
                 hasattr(value, "shape") and value.shape == () and not hasattr(value, "untyped_storage")
             ):
@@ -233,7 +275,7 @@ class Module:
                 data = self._pack(name, list(args), memory)
             names = {}
             for i, a in enumerate(args):
-                s = _storage(a)
+                s = _storage(a.tensor if isinstance(a, TensorMap) else a)
                 if s is not None:
                     names.setdefault(s[0], f"argument {i}")
             for t in uninitialized:

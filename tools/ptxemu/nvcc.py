@@ -41,6 +41,15 @@ def _flags(arch, include_dirs, defines, extra):
     return out + list(extra)
 
 
+def _as_ptx(flag):
+    """The flag of an architecture, for PTX alone. With -arch=compute_90a nvcc 13.0 makes PTX of compute_90 too, where
+    what only sm_90a has is absent."""
+    if not flag.startswith("-arch=sm_"):
+        return flag
+    name = flag.replace("-arch=sm_", "compute_")
+    return f"-gencode=arch={name},code={name}"
+
+
 def _key(path, flags):
     """Cache key: nvcc, the flags, and the preprocessed source (so that included files count)."""
     nvcc = nvcc_path()
@@ -152,10 +161,10 @@ def load_host_library(*sources, arch="sm_80", include_dirs=(), defines=(), extra
             objects = []
             for k, (s, key) in enumerate(zip(sources, keys, strict=True)):
                 # Kept by source: another emulator, or a change in one file, compiles the others not again.
-                made = _build.cache_dir() / f"launches-{_build.digest(key, 'object')}.o"
+                made = _build.cache_dir() / f"launches-{_build.digest(key, 'object of one architecture')}.o"
                 if not made.exists():
                     # With PTX inside instead of machine code ptxas does not run, and the PTX is kept for the interpreter.
-                    host = [flag.replace("-arch=sm_", "-arch=compute_") for flag in flags]
+                    host = [_as_ptx(flag) for flag in flags]
                     keep = ["-lineinfo", "--keep", "--keep-dir", tmp]
                     _build.run([nvcc, *host, *keep, "-Xcompiler", "-fPIC", "-c", s, "-o", os.path.join(tmp, "made.o")])
                     for text in pathlib.Path(tmp).glob("*.ptx"):

@@ -16,11 +16,11 @@ void Parser::parse_loc() {  // .loc file line column[, function_name ..., inline
 bool Parser::parse_directive(Body& body) {
     const Token& t = peek();
     if (accept("{")) {
-        body.b.scopes.emplace_back();
+        open_scope(body);
         return true;
     }
     if (accept("}")) {
-        body.b.scopes.pop_back();
+        close_scope(body);
         return true;
     }
     if (accept(";")) return true;
@@ -62,7 +62,9 @@ bool Parser::parse_directive(Body& body) {
     }
     if (is(":", 1)) {
         body.last_label = t.text;
-        body.labels[t.text] = (s32)body.b.kernel.code.size();
+        if (!body.labels.back().places.emplace(t.text, (s32)body.b.kernel.code.size()).second)
+            syntax(t.line, "label " + t.text + " is defined twice in one scope");
+        body.every_label[t.text] = (s32)body.b.kernel.code.size();
         p += 2;
         return true;
     }
@@ -96,27 +98,43 @@ Statement Parser::parse_statement() {
     return s;
 }
 
-void Parser::resolve_labels(Body& body) {
-    auto find = [&](const Inst& i, const std::string& l) {
-        auto it = body.labels.find(l);
-        if (it == body.labels.end()) syntax(i.line, "unknown label " + l);
-        return it->second;
-    };
-    for (Inst& i : body.b.kernel.code) {
-        if (i.flow == Flow::Branch) i.target = find(i, i.label);
-        if (i.flow == Flow::BranchIndexed)
-            for (auto& l : body.b.branch_tables[i.label]) i.targets.push_back(find(i, l));
+void Parser::open_scope(Body& body) {
+    body.b.scopes.emplace_back();
+    body.labels.emplace_back();
+}
+// Branches to labels of this scope have their targets; the others are looked for further out.
+void Parser::close_scope(Body& body) {
+    body.b.scopes.pop_back();
+    Body::Labels mine = std::move(body.labels.back());
+    body.labels.pop_back();
+    for (size_t k : mine.branches) {
+        Inst& i = body.b.kernel.code[k];
+        auto it = mine.places.find(i.label);
+        if (it != mine.places.end()) i.target = it->second;
+        else if (body.labels.empty()) syntax(i.line, "unknown label " + i.label);
+        else body.labels.back().branches.push_back(k);
     }
+}
+void Parser::resolve_tables(Body& body) {
+    for (Inst& i : body.b.kernel.code)
+        if (i.flow == Flow::BranchIndexed)
+            for (auto& l : body.b.branch_tables[i.label]) {
+                auto it = body.every_label.find(l);
+                if (it == body.every_label.end()) syntax(i.line, "unknown label " + l);
+                i.targets.push_back(it->second);
+            }
 }
 
 void Parser::parse_body(Kernel& k) {
-    Body body{{m, k, {}, {}, {}, {}}, {}, {}};
+    Body body{{m, k, {}, {}, {}, {}}, {}, {}, {}};
     file = loc = 0;
     expect("{");
-    body.b.scopes.emplace_back();
+    open_scope(body);
     while (!body.b.scopes.empty()) {
         if (peek().text.empty() && !peek().string) syntax(peek().line, "unexpected end of kernel");
-        if (!parse_directive(body)) k.code.push_back(decode(body.b, parse_statement()));
+        if (parse_directive(body)) continue;
+        k.code.push_back(decode(body.b, parse_statement()));
+        if (k.code.back().flow == Flow::Branch) body.labels.back().branches.push_back(k.code.size() - 1);
     }
     Inst end;  // falling off the end of a kernel is ret
     end.flow = Flow::Exit;
@@ -125,7 +143,7 @@ void Parser::parse_body(Kernel& k) {
     end.line = peek().line;
     k.code.push_back(end);
     for (u32 n = 0; n < k.code.size(); n++) k.code[n].index = n;
-    resolve_labels(body);
+    resolve_tables(body);
 }
 
 }  // namespace ptx

@@ -124,6 +124,8 @@ void Warp::start(Cta& c, u32 w, u32 threads) {
     splits.assign(1, Split{0, live});
     cp_async.clear();
     memset(cp_group, 0, sizeof cp_group);
+    bulk.clear();
+    memset(bulk_group, 0, sizeof bulk_group);
     wgmma.clear();
     busy.clear();
     wgmma_group = 0;

@@ -21,6 +21,8 @@ void ptxemu_memory_release(void*, uint64_t);
 int ptxemu_memory_valid(void*, uint64_t, uint64_t);
 int ptxemu_memory_uninitialized(void*, uint64_t, uint64_t);
 void* ptxemu_memory_new();
+int ptxemu_tensor_map_encode(void*, int, unsigned, uint64_t, const uint64_t*, const uint64_t*, const uint32_t*,
+                             const uint32_t*, int, int, int, int);
 }
 
 namespace {
@@ -317,6 +319,19 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, const void* f, int threads, size_t shared) {
     return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(n, f, threads, shared, 0);
+}
+
+// The driver's functions that launch code takes by name, so that it needs no libcuda at link time.
+static int encode_tiled(void* map, int type, unsigned rank, void* address, const uint64_t* dim, const uint64_t* stride,
+                        const uint32_t* box, const uint32_t* step, int interleave, int swizzle, int promotion, int fill) {
+    return ptxemu_tensor_map_encode(map, type, rank, (uint64_t)address, dim, stride, box, step, interleave, swizzle,
+                                    promotion, fill);
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** f, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+    *f = strcmp(name, "cuTensorMapEncodeTiled") ? nullptr : (void*)encode_tiled;
+    if (result) *result = *f ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    return cudaSuccess;
 }
 
 // Memory lives as long as the call that allocated it.

@@ -300,8 +300,8 @@ Inst decode(Builder& b, const Statement& s) {
     Decoder d(b, s);
     if (!(decode_arithmetic(d) || decode_special(d) || decode_bits(d) || decode_compare(d) || decode_moves(d) ||
           decode_convert(d) || decode_load_store(d) || decode_atomics(d) || decode_spaces(d) || decode_cp_async(d) ||
-          decode_control(d) || decode_matrix(d) || decode_wgmma(d) || decode_mbarrier(d) || decode_bulk_copy(d) ||
-          decode_hopper(d)))
+          decode_control(d) || decode_matrix(d) || decode_wgmma(d) || decode_mbarrier(d) || decode_bulk(d) ||
+          decode_bulk_copy(d) || decode_hopper(d)))
         d.unsupported("opcode");
     d.finish();
     return std::move(d.inst);

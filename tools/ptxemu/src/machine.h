@@ -126,6 +126,13 @@ struct Warp {
         u32 where, bytes;
     };  // a shared-memory range, or a register slot
     std::vector<InFlight> wgmma;
+    struct BulkStore {
+        u32 group;
+        int lane;
+        std::vector<std::pair<u32, u32>> ranges;
+    };  // what the copy engine reads for a store or a reduction that has not been waited for
+    std::vector<BulkStore> bulk;
+    u32 bulk_group[32] = {};
     std::vector<u8> busy;  // per register slot: 1 accumulator, 2 operand of an operation in flight
     u32 wgmma_group = 0;
     bool stalled = false;  // ended its slice with a failed poll

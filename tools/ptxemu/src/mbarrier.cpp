@@ -2,6 +2,7 @@
 // An object's state lives beside shared memory; its 8 bytes are checked like any others.
 #include "decode.h"
 #include "machine.h"
+#include "mbarrier.h"
 
 namespace ptx {
 namespace {
@@ -11,13 +12,6 @@ u32 mbarrier_address(Warp& w, const Inst& i, int l) {
     if ((a & kWindowMask) == kSharedWindow) a &= ~kWindowMask;
     w.cta->shared.check(w, l, a, 8, 8);
     return (u32)a;
-}
-Mbarrier& mbarrier_at(Warp& w, int l, u32 a) {
-    auto it = w.cta->mbarriers.find(a);
-    if (it == w.cta->mbarriers.end())
-        w.fail(FaultKind::Uninitialized, "no mbarrier has been initialised here", l, true, a);
-    w.cta->shared.read(w, l, a, 8);  // its initialisation must be ordered before its use
-    return it->second;
 }
 void settle(Cta& c, Mbarrier& m) {
     while (m.pending <= 0 && m.tx == 0) {
@@ -31,6 +25,24 @@ void settle(Cta& c, Mbarrier& m) {
         if (!m.expected) break;
     }
 }
+}  // namespace
+
+Mbarrier& mbarrier_at(Warp& w, int l, u32 a) {
+    auto it = w.cta->mbarriers.find(a);
+    if (it == w.cta->mbarriers.end())
+        w.fail(FaultKind::Uninitialized, "no mbarrier has been initialised here", l, true, a);
+    w.cta->shared.read(w, l, a, 8);  // its initialisation must be ordered before its use
+    return it->second;
+}
+void expect_copy(Warp& w, Mbarrier& b, const std::vector<std::pair<u32, u32>>& ranges, u32 n) {
+    b.copies.insert(b.copies.end(), ranges.begin(), ranges.end());
+    w.cta->shared.release_into(w.id, b.next_clock);
+    b.tx -= n;
+    settle(*w.cta, b);
+}
+
+namespace {
+
 void mbarrier_init(Warp& w, const Inst& i, u32 m) {
     for_lanes(m, [&](int l) {
         u32 a = mbarrier_address(w, i, l), n = w.r32(i.s0)[l];
@@ -104,10 +116,7 @@ void bulk_copy(Warp& w, const Inst& i, u32 m) {
             lines[0] = src + k;
             count_global(w, 1, lines, 16);
         }
-        b.copies.push_back({(u32)dst, n});
-        w.cta->shared.release_into(w.id, b.next_clock);
-        b.tx -= n;
-        settle(*w.cta, b);
+        expect_copy(w, b, {{(u32)dst, n}}, n);
     });
 }
 }  // namespace

@@ -8,7 +8,12 @@ namespace ptx {
 
 struct Body {  // of one kernel, while it is read
     Builder b;
-    std::map<std::string, s32> labels;
+    struct Labels {  // of one { }: inline assembly may define a label in each of its braces
+        std::map<std::string, s32> places;
+        std::vector<size_t> branches;  // instructions whose label has not been found yet
+    };
+    std::vector<Labels> labels;  // one for each open scope
+    std::map<std::string, s32> every_label;
     std::string last_label;
 };
 
@@ -31,7 +36,9 @@ struct Parser : Tokens {
     void parse_body(Kernel& k);
     bool parse_directive(Body& body);
     Statement parse_statement();
-    void resolve_labels(Body& body);
+    void open_scope(Body& body);
+    void close_scope(Body& body);
+    void resolve_tables(Body& body);
 
     struct Declaration;
     Declaration parse_declaration();

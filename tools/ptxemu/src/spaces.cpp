@@ -53,7 +53,8 @@ void decode_isspacep(Decoder& d) {
 }
 
 void decode_prefetch(Decoder& d) {
-    if (d.op() == "discard" || d.peek("tensormap")) d.unsupported("modifier");
+    if (d.op() == "discard") d.unsupported("modifier");
+    d.take("tensormap");
     d.take_space();
     take_cache_hints(d);
     for (auto level : {"L1", "L2", "L2::evict_normal"}) d.take(level);

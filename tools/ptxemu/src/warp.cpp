@@ -143,6 +143,8 @@ bool Warp::leave(Turn& t, u32 m) {
     cta->events++;
     if (!cp_async.empty() && !live)
         fail(FaultKind::MissingWait, "the warp exits with cp.async operations in flight");
+    if (!bulk.empty() && !live)
+        fail(FaultKind::MissingWait, "the warp exits with bulk stores in flight: cp.async.bulk.wait_group is missing");
     cta->release_barriers();
     if (t.s.mask) return true;
     splits.erase(splits.begin() + t.pick);
