@@ -2,6 +2,7 @@
 #   make test            lint, then the tests            make test ARGS="-k clip"
 #   make demo            the main job, on real images    make demo ARGS="--help"
 #   make bench           README's figures, in 9 minutes  make bench ARGS="--resume"
+#   make docs            the site, into build/site
 # For another torch:     make setup TORCH="torch==2.14.1"
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,7 +20,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test demo bench sanitize test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test demo bench docs sanitize test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -39,7 +40,7 @@ $(TORCH_STAMP): $(STAMPS)/venv
 $(STAMPS)/package: $(TORCH_STAMP) pyproject.toml setup.py $(shell find csrc -type f)
 	@echo "installing fastcl and building its kernels (log: $(VENV)/build.log)"
 	@$(BIN)/python -m pip install --verbose --no-build-isolation --constraint $(VENV)/torch.txt \
-	    --editable '.[test,bench,demo]' > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	    --editable '.[test,bench,demo,docs]' > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@sed -n 's/^ *fastcl: /  /p' $(VENV)/build.log
 	@touch $@
 
@@ -55,6 +56,9 @@ lint: setup
 # pytest comes last, so that its summary is the last line.
 test: lint
 	$(PYTEST) -n $(JOBS) --dist loadgroup $(ARGS)
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 demo: setup
 	$(BIN)/python -m examples.train_images $(ARGS)

@@ -1,10 +1,10 @@
 """Measure and report.
 
-python -m bench                    every case and the growth curves; JSON, plots, and the README's tables   (make bench)
+python -m bench                    every case and the growth curves; JSON, plots, and the tables of README and docs   (make bench)
 python -m bench clip-8k            one case, printed                                                        (fastcl bench clip-8k)
 python -m bench --only clip-8k     that case anew, among the saved ones
 python -m bench --resume           what is missing after a run that was cut off
-python -m bench --report           the README's tables and plots from the saved JSON, without measuring
+python -m bench --report           the tables and plots from the saved JSON, without measuring
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def regenerate(results: dict[str, Any]) -> None:
     plots.cases(results, report.CASES_PLOT)
     if scaling is not None:
         plots.scaling(scaling, report.SCALING_PLOT)
-    report.write_readme(results, scaling)
+    report.write_pages(results, scaling)
 
 
 def print_results(results: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""From measurements to tables; no figure in README.md is typed by hand."""
+"""From measurements to tables; no figure in README.md and docs/benchmarks.md is typed by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from .scaling import COMPILED_AT, TOWER, TOWERS
 
 FOLDER = ROOT / "bench" / "results"
 RESULTS, SCALING = FOLDER / "cpu.json", FOLDER / "scaling.json"
-SCALING_PLOT, CASES_PLOT = FOLDER / "scaling.png", FOLDER / "cases.png"
+PICTURES = ROOT / "docs" / "pictures"
+SCALING_PLOT, CASES_PLOT = PICTURES / "scaling.png", PICTURES / "cases.png"
+PAGES = {"headline": "README.md", "tables": "docs/benchmarks.md"}  # which page holds what, between markers of that name
 EVEN = 1.03  # ratios this near to 1 are a tie
 
 METHOD = (
@@ -113,7 +115,7 @@ def _megabytes(row: Result) -> str:
     return "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e6:,.0f}"
 
 
-# ---- the README -----------------------------------------------------------------------------------------------------------
+# ---- the pages -----------------------------------------------------------------------------------------------------------
 
 
 def headline(results: Result) -> str:
@@ -187,7 +189,7 @@ def scaling_section(scaling: Result) -> str:
     points = scaling["points"]
     methods = [m for m in dict.fromkeys(p["method"] for p in points if p["against"] == "n") if m != TOWERS]
     lines = [
-        "### Growth", "", f"![time and memory against n and d](bench/results/{SCALING_PLOT.name})", "",
+        "### Growth", "", f"![time and memory against n and d](pictures/{SCALING_PLOT.name})", "",
         f"CLIP, forward and backward; least squares in relative error from n = {fits.FROM:,} on. {where(scaling)}", "",
         "| method | time grows as | memory grows as | largest n measured | against d: time, memory |", "|---|---|---|---|---|",
     ]  # fmt: skip
@@ -239,22 +241,24 @@ def steps(scaling: Result) -> str:
 
 def sections(results: Result, scaling: Result | None) -> dict[str, str]:
     """What stands between each pair of markers."""
-    picture = f"![time and memory of every case](bench/results/{CASES_PLOT.name})"
+    picture = f"![time and memory of every case](pictures/{CASES_PLOT.name})"
     above = [where(results), METHOD, vector_width(results), cut(results), picture]
-    tables = "\n\n".join(["## Figures", *filter(None, above), *(table(r) for r in results["cases"])])
+    tables = "\n\n".join(["## CPU: every case", *filter(None, above), *(table(r) for r in results["cases"])])
     if scaling is not None:
         tables += f"\n\n{scaling_section(scaling)}"
     return {"headline": headline(results), "tables": tables}
 
 
-def write_readme(results: Result, scaling: Result | None = None, readme: Path = ROOT / "README.md") -> None:
-    """Rewrite what stands between the markers, every table of it."""
-    text = readme.read_text()
+def write_pages(results: Result, scaling: Result | None = None, root: Path = ROOT) -> None:
+    """Rewrite what stands between the markers of each page, every table of it."""
     for name, content in sections(results, scaling).items():
+        page = root / PAGES[name]
+        text = page.read_text()
         begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
         if begin not in text or end not in text:
             raise ValueError(
-                f"expected the markers {begin} and {end} in {readme.name}, got neither or one; put them back"
+                f"expected the markers {begin} and {end} in {PAGES[name]}, got neither or one; put them back"
             )
-        text = re.sub(f"{begin}.*?{end}", lambda _, c=content, b=begin, e=end: f"{b}\n{c}\n{e}", text, flags=re.DOTALL)
-    readme.write_text(text)
+        page.write_text(
+            re.sub(f"{begin}.*?{end}", lambda _, c=content, b=begin, e=end: f"{b}\n{c}\n{e}", text, flags=re.DOTALL)
+        )

@@ -180,13 +180,12 @@ def test_a_method_cut_by_the_budget_keeps_its_row(monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubled: None) -> Path:
     """A checkout's README and results, elsewhere."""
-    readme = (
-        "a\n<!-- bench:headline -->\nold\n<!-- /bench:headline -->\nb\n<!-- bench:tables -->\n<!-- /bench:tables -->\n"
-    )
-    (tmp_path / "README.md").write_text(readme)
+    (tmp_path / "docs").mkdir()
+    for name, page in report.PAGES.items():
+        (tmp_path / page).write_text(f"a\n<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n")
     for name in ("RESULTS", "SCALING", "SCALING_PLOT", "CASES_PLOT"):
         monkeypatch.setattr(report, name, tmp_path / getattr(report, name).name)
-    monkeypatch.setattr(report, "write_readme", partial(report.write_readme, readme=tmp_path / "README.md"))
+    monkeypatch.setattr(report, "write_pages", partial(report.write_pages, root=tmp_path))
     small = {name: case.resized(TINY) for name, case in CASES.items() if name in HEADLINE[:3]}
     monkeypatch.setattr(command, "CASES", small)
     return tmp_path
@@ -194,9 +193,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubled: None) -> Path
 
 def test_a_run_writes_json_tables_and_plots(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--minutes", "1", "--rounds", "2", "--no-memory", "--no-scaling"]) == 0
-    text = (tree / "README.md").read_text()
-    assert "old" not in text
-    assert text.startswith("a\n<!-- bench:headline -->\n| loss")
+    readme, text = ((tree / page).read_text() for page in report.PAGES.values())
+    assert "old" not in readme + text
+    assert readme.startswith("a\n<!-- bench:headline -->\n| loss")
     assert all(f"**{name}**" in text for name in HEADLINE[:3])
     assert "nothing was left out for want of time" in text
     assert (tree / "cases.png").stat().st_size > 10_000
@@ -231,31 +230,33 @@ def test_a_run_that_was_cut_off_is_resumed(tree: Path, monkeypatch: pytest.Monke
 
 def test_a_case_without_time_is_named(tree: Path) -> None:
     command.main(["--minutes", "0.0001", "--no-memory", "--no-scaling"])
-    assert "the budget left out: clip-8k: 0 s were left for it" in (tree / "README.md").read_text()
+    assert "the budget left out: clip-8k: 0 s were left for it" in (tree / "docs" / "benchmarks.md").read_text()
 
 
-def test_readme_holds_the_committed_measurements(tmp_path: Path) -> None:
+def test_pages_hold_the_committed_measurements(tmp_path: Path) -> None:
     """No figure between the markers is typed by hand."""
-    readme = tmp_path / "README.md"
-    text = (report.ROOT / "README.md").read_text()
-    readme.write_text(text)
+    (tmp_path / "docs").mkdir()
+    before = {page: (report.ROOT / page).read_text() for page in report.PAGES.values()}
+    for page, text in before.items():
+        (tmp_path / page).write_text(text)
     results, scaling = report.load(report.RESULTS), report.load(report.SCALING)
     assert results is not None
-    report.write_readme(results, scaling, readme)
-    assert readme.read_text() == text
+    report.write_pages(results, scaling, tmp_path)
+    assert {page: (tmp_path / page).read_text() for page in before} == before
 
 
-def test_every_picture_of_the_readme_is_there() -> None:
-    found = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (report.ROOT / "README.md").read_text())
-    assert all((report.ROOT / path).is_file() for path in found)
+def test_every_picture_of_the_pages_is_there() -> None:
+    for page in report.PAGES.values():
+        found = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (report.ROOT / page).read_text())
+        assert found and all(((report.ROOT / page).parent / path).is_file() for path in found)
 
 
-def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
+def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing")
     results = report.load(report.RESULTS)
     assert results is not None
     with pytest.raises(ValueError, match="expected the markers"):
-        report.write_readme(results, None, tmp_path / "README.md")
+        report.write_pages(results, None, tmp_path)
 
 
 def test_the_width_that_the_blas_uses_is_named() -> None:
