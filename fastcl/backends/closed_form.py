@@ -3,7 +3,8 @@
 identity with sum, O(n d):       sum_j z_ij     = a <x_i, s> + b m + ...,                     s = sum_j y_j
 square on dot, O(n d^2) (Gram):  sum_j z_ij^2   = a^2 x_i^T G x_i + 2ab <x_i, s> + b^2 m,     G = Y^T Y
 
-both minus what the mask leaves out. The Gram form is taken where it is cheaper: forward + backward, n = m > 4d/3.
+The first adds up what the mask visits; the second takes all pairs, minus those of the diagonal. The Gram form is taken where it
+is cheaper: forward + backward, n = m > 4d/3.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 from ..equation.problem import Gradients, Problem, Wanted
 from .row_dot import row_dot
 from .sides import Sides, Sums
+
+FEW = 8  # rows of which every sum of all but one is formed by itself
 
 
 def gram_is_cheaper(n: int, m: int, d: int) -> bool:
@@ -69,14 +72,34 @@ class Visits:
         return self._visit(q, self.p.m, self.p.mask.col_offset - self.p.mask.row_offset, "of_x", "of_y")
 
     def _visit(self, q: Tensor, length: int, offset: int, source: str, target: str) -> Tensor:
-        everything = q.sum(0).expand(length, *q.shape[1:])
         if self.kind == "all":
-            return everything
+            return q.sum(0).expand(length, *q.shape[1:])
         if self.kind == "off_diagonal":
-            return everything - shifted(q, length, offset)
-        classes = q.new_zeros(self.classes, *q.shape[1:]).index_add_(0, getattr(self, source), q)
-        same = classes[getattr(self, target)]
-        return same if self.kind == "within_groups" else everything - same
+            start, stop = partners(length, q.shape[0], offset)
+            others = q.sum(0).repeat(length, *(1 for _ in q.shape[1:]))
+            if stop > start:
+                others[start:stop] = all_but_one(q)[start + offset : stop + offset]
+            return others
+        sums = q.new_zeros(self.classes, *q.shape[1:]).index_add_(0, getattr(self, source), q)
+        return (sums if self.kind == "within_groups" else all_but_one(sums))[getattr(self, target)]
+
+
+def all_but_one(q: Tensor) -> Tensor:
+    """Row k of the result is the sum of all rows of q but row k, from sums of halves, quarters, ... that row k is not in.
+
+    Never everything minus row k, which leaves eps of everything: the sum of no rows is 0, and few small ones keep their digits.
+    """
+    n = q.shape[0]
+    if n <= FEW:
+        left = 1 - torch.eye(n, dtype=torch.int64, device=q.device)
+        return torch.where(left.view(n, n, *(1 for _ in q.shape[1:])) > 0, q, 0.0).sum(1)
+    halves = (q if n % 2 == 0 else torch.cat([q, torch.zeros_like(q[:1])])).unflatten(0, (-1, 2))
+    return (all_but_one(halves.sum(1)).unsqueeze(1) + halves.flip(1)).flatten(0, 1)[:n]
+
+
+def partners(length: int, rows: int, offset: int) -> tuple[int, int]:
+    """The range of those i of `length` for which i + offset is one of the `rows`."""
+    return max(0, -offset), min(length, rows - offset)
 
 
 def classes(groups: Tensor) -> Tensor:
@@ -93,7 +116,7 @@ def classes(groups: Tensor) -> Tensor:
 def shifted(q: Tensor, length: int, offset: int) -> Tensor:
     """Row i of the result is row i + offset of q, and 0 where q has none: the partner on the left-out diagonal."""
     result = q.new_zeros(length, *q.shape[1:])
-    start, stop = max(0, -offset), min(length, q.shape[0] - offset)
+    start, stop = partners(length, q.shape[0], offset)
     if stop > start:
         result[start:stop] = q[start + offset : stop + offset]
     return result

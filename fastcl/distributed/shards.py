@@ -127,8 +127,8 @@ class Shards:
         return pairs.Plan(tour, p.mask, p.operand, p.pair.name, tuple(p.pair.constants), p.reduce, p.columns, backend)
 
     def _linear(self, p: Problem) -> tuple[Tensor, Tensor]:
-        """identity with sum: everything is a sum of rows."""
-        x, y = _sides(p)
+        """identity with sum: everything is a sum of rows; in float64, since the diagonal is taken out again."""
+        x, y = (side.double() for side in _sides(p))
         m = self.count(y)
         if p.operand == "dot":
             r = (x * self.summed(y.sum(0))).sum(1)
@@ -138,7 +138,7 @@ class Shards:
             sums = self.summed(torch.cat([y.sum(0), y.square().sum().view(1)]))
             r = m * x.square().sum(1) + sums[-1] - 2.0 * (x * sums[:-1]).sum(1)
         r = p.scale * r + p.shift * m
-        return r - _diagonal(p, x, y), r.new_empty(0)
+        return (r - _diagonal(p, x, y)).to(p.dtype), p.scale.new_empty(0)
 
     def _gram(self, p: Problem) -> tuple[Tensor, Tensor]:
         """square on dot: everything goes through a d x d matrix."""

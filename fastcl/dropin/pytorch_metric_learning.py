@@ -12,7 +12,7 @@ labels for the references) leave out each row's pair with itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -232,12 +232,14 @@ class SupConLoss(_LabelLoss):
     def _of(self, pairs: _Pairs) -> Tensor:
         a = pairs.scale
         r = pair_reduce(pairs.x, pairs.y, scale=a, mask=off_diagonal() if pairs.own else "all")
-        s = pair_reduce(pairs.x, pairs.y, scale=a, pair="identity", reduce="sum", mask=pairs.mask(within_groups))
+        # A row's own term is taken out again. That of a long row drowns the others of its class, so that both are float64.
+        wide = replace(pairs, x=pairs.x.double(), y=None if pairs.y is None else pairs.y.double())
+        s = pair_reduce(wide.x, wide.y, scale=a, pair="identity", reduce="sum", mask=pairs.mask(within_groups))
         assert isinstance(r, Tensor) and isinstance(s, Tensor)
         count = pairs.positives()
         if pairs.own:
-            s = s - pairs.self_logits()
-        losses = r - s / count.clamp(min=1)
+            s = s - wide.self_logits()
+        losses = r - (s / count.clamp(min=1)).to(r.dtype)
         # A row whose only pair is positive has loss 0, whatever the rounding.
         losses = torch.where((count > 0) & (pairs.candidates() > 1), losses, 0.0)
         if self.reducer_name == "MeanReducer":

@@ -67,9 +67,12 @@ def sup_con(
     positives = visits(z, None, same) - 1.0  # the mask visits the row itself too
     single = positives == 1
     r = pair_reduce(z, scale=a, mask=across_groups(_in_pairs(labels, single, z)), backend=backend)
-    s = pair_reduce(z, scale=a, reduce="sum", mask=same, backend=backend)
-    assert isinstance(r, Tensor) and isinstance(s, Tensor)
-    mean = (s - times(a, row_dot(z, z))) / positives.clamp(min=1.0)
+    assert isinstance(r, Tensor)
+    # A row's own term is taken out again. That of a long row drowns the others of its label, so that both are float64.
+    wide = z if z.device.type == "mps" else z.double()
+    s = pair_reduce(wide, scale=a, reduce="sum", mask=same, backend=backend)
+    assert isinstance(s, Tensor)
+    mean = ((s - times(a, row_dot(wide, wide))) / positives.clamp(min=1.0)).to(r.dtype)
     loss = torch.where(single, softplus(r - mean), r - mean)
     return reduced(times(factor, torch.where(positives > 0, loss, 0.0)), reduction, "sup_con")
 

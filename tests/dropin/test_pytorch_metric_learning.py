@@ -177,3 +177,13 @@ def test_what_is_not_supported_raises() -> None:
     with pytest.raises(NotImplementedError, match="enqueue_mask"):
         ours.DistributedLossWrapper(ours.SupConLoss())(x, labels, enqueue_mask=labels > 0)
     assert torch.equal(ours.DistributedLossWrapper(ours.SupConLoss())(x, labels), ours.SupConLoss()(x, labels))
+
+
+def test_a_long_row_is_no_positive_of_its_own() -> None:
+    """Rows that are not normalised, one of them 1e6 times longer: its own term is not what is left of its class's sum."""
+    distance = pml().distances.DotProductSimilarity(normalize_embeddings=False)
+    z, labels = torch.randn(24, 8), torch.arange(24) % 5
+    z[5] *= 1e6
+    loss = ours.SupConLoss(temperature=0.5, distance=distance)
+    right = loss(z.double(), labels)
+    assert abs(loss(z, labels) - right) <= 1e-6 * right
