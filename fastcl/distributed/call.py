@@ -41,7 +41,7 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # torch.compiler.disable imports torch._dynamo at once, which takes longer than torch itself
 def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     arguments = bound(function, args, kwargs)
     group, gradient, strategy = (arguments.pop(name) for name in SETTINGS)

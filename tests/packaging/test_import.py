@@ -57,3 +57,11 @@ def test_torch_alone_is_enough(extra: list[str]) -> None:
     program = f"import sys; sys.modules.update(dict.fromkeys({absent}, None))\n{ONE_OP}"
     program += "import fastcl.functional, fastcl.losses\nfrom fastcl.__main__ import main; main(['doctor'])"
     assert "Backends for cpu tensors" in run([sys.executable, "-c", program], ROOT)
+
+
+def test_import_loads_no_module_of_torch_that_torch_has_not_loaded() -> None:
+    """torch._dynamo, and sympy with it, takes longer to import than torch itself; one decorator had brought it."""
+    program = "import sys, torch; before = set(sys.modules); import fastcl; print(*sorted(set(sys.modules) - before))"
+    came = {name.split(".")[0] for name in run([sys.executable, "-c", program], ROOT).split()}
+    assert "fastcl" in came
+    assert came & {"torch", "sympy", "numpy", "triton", "networkx"} == set()
