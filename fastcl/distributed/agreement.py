@@ -24,7 +24,8 @@ from .shards import STRATEGIES, checked
 from .wire import Wire
 
 CONVENTIONS = ("ddp", "exact")
-ROWS = 8  # more tensors of rows than any objective has
+ROWS = 8  # more tensors of rows, and numbers of rows, than any objective has
+COUNTS = ("pairs",)  # arguments that are a number of rows, hence each rank's own
 REHEARSED: set[tuple[Any, ...]] = set()  # calls whose checks have passed in this process
 
 
@@ -45,14 +46,18 @@ class Call:
         self.function, self.arguments, self.settings = function, arguments, settings
         tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
         self.rows = {name: t for name, t in tensors.items() if t.dim() in (1, 2) and _are_rows(t)}
+        self.counts = {name: n for name, n in arguments.items() if name in COUNTS and _is_size(n)}
         self.device = next((t.device for t in self.rows.values()), torch.device("cpu"))
-        described = {name: _described(value, name in self.rows) for name, value in (arguments | settings).items()}
+        described = {
+            name: "a number of rows" if name in self.counts else _described(value, name in self.rows)
+            for name, value in (arguments | settings).items()
+        }
         self.words = {"objective": function.__name__, "grad mode": str(torch.is_grad_enabled())} | described
 
     def numbers(self) -> list[int]:
         """The digest of the call in words, then the number of rows of each of its tensors."""
         digest = hashlib.blake2b(repr(self.words).encode(), digest_size=8).digest()
-        rows = [t.shape[0] for t in self.rows.values()][:ROWS]
+        rows = [*(t.shape[0] for t in self.rows.values()), *self.counts.values()][:ROWS]
         return [int.from_bytes(digest, "little", signed=True), *rows, *([0] * (ROWS - len(rows)))]
 
     def rehearse(self) -> Exception | None:
@@ -62,12 +67,13 @@ class Call:
         no time; what was found with them is found again with the true sizes, for the message.
         """
         small, devices = self._pattern(), sorted({str(t.device) for t in self.rows.values()})
-        key = (repr(self.words), tuple(small[n] for t in self.rows.values() for n in t.shape), tuple(devices))
+        pattern = tuple(small[n] for n in self._sizes())
+        key = (repr(self.words), pattern, tuple(devices))
         if key in REHEARSED:
             return None
         if (
             len(devices) < 2
-            and self._attempt(lambda t: t.new_ones([small.get(n, n) for n in t.shape], device="cpu")) is None
+            and self._attempt(lambda t: t.new_ones([small.get(n, n) for n in t.shape], device="cpu"), small) is None
         ):
             if len(REHEARSED) >= 4096:
                 REHEARSED.clear()
@@ -77,14 +83,16 @@ class Call:
 
     def _pattern(self) -> dict[int, int]:
         """Each size of the call and a small one: the same are the same, larger is larger, nothing is nothing."""
-        sizes = sorted({n for t in self.rows.values() for n in t.shape} | {0, 1})
-        return {n: i for i, n in enumerate(sizes)}
+        return {n: i for i, n in enumerate(sorted({*self._sizes(), 0, 1}))}
 
-    def _attempt(self, made: Callable[[Tensor], Tensor]) -> Exception | None:
+    def _sizes(self) -> list[int]:
+        return [*(n for t in self.rows.values() for n in t.shape), *self.counts.values()]
+
+    def _attempt(self, made: Callable[[Tensor], Tensor], small: dict[int, int] | None = None) -> Exception | None:
         arguments = {
             name: made(value.detach()) if isinstance(value, Tensor) and value.layout == torch.strided else value
             for name, value in self.arguments.items()
-        }
+        } | {name: n if small is None else small[n] for name, n in self.counts.items()}
         try:
             for name, allowed in (("gradient", CONVENTIONS), ("strategy", STRATEGIES)):
                 checks.one_of(name, self.settings[name], allowed)
@@ -96,7 +104,7 @@ class Call:
 
 
 def agree(wire: Wire, call: Call) -> tuple[tuple[int, ...], ...]:
-    """The number of rows that each rank has of each tensor of rows of the call.
+    """The number of rows that each rank has of each tensor of rows of the call, then its numbers of rows.
 
     Raises:
         MismatchError: ranks call different objectives, or with other dtypes, widths or settings.
@@ -107,7 +115,7 @@ def agree(wire: Wire, call: Call) -> tuple[tuple[int, ...], ...]:
     failed, digests, *rows = wire.everywhere(mine).T.tolist()
     if any(failed) or len(set(digests)) > 1:
         _raise(wire, call, error)
-    return tuple(tuple(n) for n in rows[: len(call.rows)])
+    return tuple(tuple(n) for n in rows[: len(call.rows) + len(call.counts)])
 
 
 def _raise(wire: Wire, call: Call, error: Exception | None) -> None:
@@ -136,6 +144,10 @@ def _again(kind: type[Exception], message: str) -> Exception:
 def _are_rows(t: Tensor) -> bool:
     """A matrix, or one group or label for each row; vectors of numbers are settings."""
     return t.dim() == 2 or not t.is_floating_point()
+
+
+def _is_size(n: Any) -> bool:
+    return isinstance(n, int) and not isinstance(n, bool)
 
 
 def _described(value: Any, rows: bool) -> str:

@@ -45,11 +45,11 @@ class Plan:
 
     def mask_of(self, visit: Visit) -> tuple[int, int, str]:
         """Offsets and kind: self-pairs are on the diagonal of own rows and own columns, wherever those stand."""
-        kind = self.mask.kind
+        kind, rank = self.mask.kind, self.tour.wire.rank
         if kind != "off_diagonal":
             return 0, 0, kind
-        before = visit.before(self.tour.wire.rank)
-        if before is None:
+        before = visit.before(rank)
+        if before is None or visit.start >= self.tour.sizes[rank]:
             return 0, 0, "all"
         return self.mask.row_offset + before, self.mask.col_offset, kind
 

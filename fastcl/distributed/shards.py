@@ -7,6 +7,7 @@ the sum of the upstream gradients of all ranks, since what follows a sum may dif
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -52,10 +53,11 @@ class Shards:
     def sizes(self, rows: int, device: torch.device) -> tuple[int, ...]:
         """How many rows each rank has of a tensor that has `rows` here.
 
-        Rows of a formula are those of an argument, or two views of them stacked. Where that does not tell on every rank which
-        they are (all ranks know all layouts, hence agree on that), the ranks ask each other.
+        Rows of a formula are those of an argument, two views of them stacked, or those that match in two arguments. Where that
+        does not tell on every rank which they are (all ranks know all layouts, hence agree on that), the ranks ask each other.
         """
         stacked = {tuple(views * n for n in layout) for layout in self.layouts for views in (1, 2)}
+        stacked |= {tuple(map(min, *two)) for two in combinations(self.layouts, 2)}
         if all(len({layout[k] for layout in stacked}) == len(stacked) for k in range(self.wire.world)):
             for layout in stacked:
                 if layout[self.wire.rank] == rows:

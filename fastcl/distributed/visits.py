@@ -60,7 +60,9 @@ def schedule(rank: int, rows: Sequence[int], columns: Sequence[int] | None, toge
     if columns is not None:
         whole = [Piece(peer, 0, m) for peer, m in enumerate(columns)]
         if together:
-            return [Visit(0, n, tuple(whole))]
+            # Rows beyond own columns have no partner: on the diagonal they would meet the columns of the next rank.
+            own = min(n, columns[rank])
+            return [Visit(a, b, tuple(whole)) for a, b in ((0, own), (own, n)) if b > a or a == 0]
         return [Visit(0, n, (whole[(rank - step) % world],), own=step == 0) for step in range(world)]
     own = Visit(0, n, (Piece(rank, 0, n),), own=True)
     met = [(rank - step) % world for step in range(1, (world + 1) // 2)]
@@ -141,7 +143,7 @@ class Tour:
                 continue
             lengths = [piece.stop - piece.start for piece in visit.pieces]
             for piece, part in zip(visit.pieces, zip(*(t.split(lengths) for t in found), strict=True), strict=True):
-                away[piece.peer] = part
+                away[piece.peer] = join(away[piece.peer], part) if piece.peer in away else part
         mine = {
             k: piece
             for k in range(wire.world)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..equation import checks
+from ..functional.rows import leading
 from ..functional.sigmoid import siglip
 from ..functional.softmax import clip
 from ..ops import pair_total
@@ -73,7 +74,8 @@ class ClipLoss(nn.Module):
 
         Args:
             image_features: (n, d) floating.
-            text_features: (n, d), dtype of image_features; row i belongs to image i.
+            text_features: (m, d), dtype of image_features; row i belongs to image i. Rows of the longer side beyond the shorter
+                one are negatives only (hard captions), where the original raises; every process has as many.
             logit_scale: > 0, a number or a tensor with one element (may want gradients).
             logit_bias: added to every logit; it cancels in the softmax, so that its gradient is 0.
             output_dict: whether to return {"contrastive_loss": loss}.
@@ -85,7 +87,7 @@ class ClipLoss(nn.Module):
             ValueError: for shapes or values that do not fit, or another world than the one that runs.
             TypeError: for unsupported or mixed dtypes.
         """
-        checks.pair_of_matrices("image_features", image_features, "text_features", text_features, same_rows=True)
+        checks.pair_of_matrices("image_features", image_features, "text_features", text_features)
         checks.positive_number("logit_scale", logit_scale)
         loss = self._loss(image_features, text_features, logit_scale)
         if isinstance(logit_bias, Tensor):
@@ -100,12 +102,20 @@ class ClipLoss(nn.Module):
             gather = ranks.gathered_with_gradient
         else:
             gather = ranks.gathered if self.local_loss else ranks.gathered_with_own
-        all_images, all_texts = gather(images), gather(texts)
+        k = min(images.shape[0], texts.shape[0])
+        all_images, all_texts = (self._pairs_first(gather(rows), k) for rows in (images, texts))
         if not self.local_loss:
-            return clip(all_images, all_texts, logit_scale=scale, normalize=False)
-        offset = self.rank * images.shape[0]
-        rows = cross_entropy(images, all_texts, offset, scale)
-        return 0.5 * (rows + cross_entropy(texts, all_images, offset, scale))
+            return clip(all_images, all_texts, logit_scale=scale, pairs=self.world_size * k, normalize=False)
+        offset = self.rank * k
+        rows = cross_entropy(leading(images, k), all_texts, offset, scale)
+        return 0.5 * (rows + cross_entropy(leading(texts, k), all_images, offset, scale))
+
+    def _pairs_first(self, rows: Tensor, k: int) -> Tensor:
+        """Rows of all processes, the first k of each before the others of each."""
+        shards = rows.unflatten(0, (self.world_size, -1))
+        if shards.shape[1] == k:
+            return rows
+        return torch.cat([shards[:, :k].flatten(0, 1), shards[:, k:].flatten(0, 1)])
 
 
 class SigLipLoss(nn.Module):

@@ -217,6 +217,26 @@ def own_pairs_left_out(groups: Tensor | None, rows: Tensor, views: int = 1) -> M
     return across_groups(groups if views == 1 else groups.repeat(views))
 
 
+def negatives_of_each(groups: Tensor | None, x: Tensor, y: Tensor) -> Mask:
+    """The mask of the negatives between two sides of any sizes, whose rows of equal index belong together.
+
+    Args:
+        groups: (max(n, m),) int64 or None; the group of row i of x and of row i of y.
+        x: (n, d).
+        y: (m, d).
+    """
+    if groups is None:
+        return off_diagonal()
+    longer = x if x.shape[0] > y.shape[0] else y
+    checks.groups("groups", groups, longer.shape[0], "the longer side", longer)
+    return across_groups(leading(groups, x.shape[0]), leading(groups, y.shape[0]))
+
+
+def leading(rows: Tensor, n: int) -> Tensor:
+    """The first n rows; all of them as they are, since the gradient of a slice is a copy of the whole."""
+    return rows if rows.shape[0] == n else rows[:n]
+
+
 def at_least(rows: int, x: Tensor, objective: str) -> None:
     """A mean needs something to be taken over."""
     n = batch.count(x)

@@ -7,7 +7,17 @@ from torch import Tensor
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
-from .rows import check_reduction, own_pairs_left_out, reduced, reduced_total, row_dot, softplus, times, views
+from .rows import (
+    check_reduction,
+    leading,
+    negatives_of_each,
+    reduced,
+    reduced_total,
+    row_dot,
+    softplus,
+    times,
+    views,
+)
 
 
 @over_ranks
@@ -25,18 +35,18 @@ def siglip(
     gradient: str = "ddp",
     strategy: str = "auto",
 ) -> Tensor:
-    """SigLIP: a logistic loss of every pair, divided by n (not by n^2).
+    """SigLIP: a logistic loss of every pair, divided by n (not by n m).
 
-        L = mean_i [ softplus(-z_ii) + sum_{j != i} softplus(z_ij) ],   z_ij = logit_scale <x_i, y_j> + logit_bias
+        L = mean_{i < n} [ softplus(-z_ii) + sum_{j < m, j != i} softplus(z_ij) ],   z_ij = logit_scale <x_i, y_j> + logit_bias
 
     Source: Zhai et al. 2023 (arXiv 2303.15343), eq. 1; both scalars are learned there, from scale 10 and bias -10.
 
     Args:
         x: (n, d) floating, for instance image features.
-        y: (n, d), dtype of x; y_i is the positive of x_i.
+        y: (m, d) with m >= n, dtype of x; y_i is the positive of x_i, rows beyond n are negatives only.
         logit_scale: the factor itself (not its logarithm) > 0, a number or a tensor with one element (may want gradients).
         logit_bias: a number or a tensor with one element (may want gradients).
-        groups: (n,) int64, one group per pair: pairs of equal groups are no negatives of each other.
+        groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -53,9 +63,15 @@ def siglip(
     """
     check_reduction(reduction)
     a, b = checks.positive_number("logit_scale", logit_scale), checks.number("logit_bias", logit_bias)
-    x, y = views(x, y, normalize)
-    positive = softplus(-times(a, row_dot(x, y)) - checks.scalar("logit_bias", b, x))
-    mask = own_pairs_left_out(groups, x)
+    x, y = views(x, y, normalize, same_rows=False)
+    n, m = x.shape[0], y.shape[0]
+    if m < n:
+        raise ValueError(
+            f"y: expected at least one row for each row of x, {n}, got {m}; y_i is the positive of x_i: "
+            "exchange x and y where x has rows that match nothing"
+        )
+    positive = softplus(-times(a, row_dot(x, leading(y, n))) - checks.scalar("logit_bias", b, x))
+    mask = negatives_of_each(groups, x, y)
     if reduction == "none":
         r = pair_reduce(x, y, pair="softplus", reduce="sum", mask=mask, scale=a, shift=b, backend=backend)
         assert isinstance(r, Tensor)

@@ -1,6 +1,8 @@
 """Softmax objectives of two views: a positive against a log-sum-exp of negatives. The positive never enters the reduction.
 
 softplus(r_i - p_i) = LSE_{all j} z_ij - z_ii,   r_i = LSE_{j != i} z_ij,   p_i = z_ii
+
+Row i of one side matches row i of the other; rows beyond are negatives only.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from torch import Tensor
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
-from ..equation.masks import across_groups, off_diagonal
 from .rows import (
     check_reduction,
     inverse,
+    leading,
+    negatives_of_each,
     normalize_rows,
     own_pairs_left_out,
     reduced,
@@ -71,11 +74,8 @@ def info_nce(
     n, m = x.shape[0], y.shape[0]
     if m < n:
         raise ValueError(f"y: expected at least one row for each row of x, {n}, got {m}; y_i is the positive of x_i")
-    mask = off_diagonal()
-    if groups is not None:
-        checks.groups("groups", groups, m, "y", x)
-        mask = across_groups(groups[:n], groups)
-    p = times(a, row_dot(x, y[:n]))
+    mask = negatives_of_each(groups, x, y)
+    p = times(a, row_dot(x, leading(y, n)))
     if reduction == "none":
         r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
         assert isinstance(r, Tensor)
@@ -90,6 +90,7 @@ def clip(
     y: Tensor,
     *,
     logit_scale: float | Tensor,
+    pairs: int | None = None,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -100,35 +101,54 @@ def clip(
 ) -> Tensor:
     """CLIP: InfoNCE in both directions, rows and columns from one sweep.
 
-        L = mean_i [ (LSE_j z_ij + LSE_j z_ji) / 2 - z_ii ],   z_ij = logit_scale <x_i, y_j>
+        L = mean_{i < k} [ (LSE_{j < m} z_ij + LSE_{j < n} z_ji) / 2 - z_ii ],   z_ij = logit_scale <x_i, y_j>
 
-    Source: Radford et al. 2021 (arXiv 2103.00020), figure 3.
+    The first k rows of x and y match; rows beyond them are negatives of the other side (hard captions, as in NegCLIP) and have no
+    term of their own. Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; Yuksekgonul et al. 2022 (arXiv 2210.01936).
 
     Args:
         x: (n, d) floating, for instance image features.
-        y: (n, d), dtype of x; y_i is the positive of x_i.
+        y: (m, d), dtype of x; for i < k, y_i is the positive of x_i.
         logit_scale: the factor itself (not its logarithm), 1 / tau; a number > 0 or a tensor with one element (may want gradients).
-        groups: (n,) int64, one group per pair: pairs of equal groups are no negatives of each other.
+        pairs: k, how many rows match, 0 to min(n, m); None for min(n, m). Smaller where both sides have further negatives.
+        groups: (max(n, m),) int64, one group for row i of x and row i of y: rows of equal groups are no negatives of each other.
         normalize: whether to scale rows to unit length first.
-        reduction: "mean", "sum" or "none" (n values).
+        reduction: "mean", "sum" or "none" (k values).
         backend: see fastcl.pair_reduce.
         group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+            Each rank has n, m and k of its own.
         gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
         strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
-        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+        A scalar, or (k,) for "none"; float32 (float64 for float64 input).
 
     Raises:
-        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        ValueError: for shapes or values that do not fit, or a mean over no pairs.
         TypeError: for unsupported or mixed dtypes.
     """
     check_reduction(reduction)
     a = checks.positive_number("logit_scale", logit_scale)
-    x, y = views(x, y, normalize)
-    p = times(a, row_dot(x, y))
-    r, c = pair_reduce(x, y, scale=a, mask=own_pairs_left_out(groups, x), columns=True, backend=backend)
-    return reduced(0.5 * (softplus(r - p) + softplus(c - p)), reduction, "clip")
+    x, y = views(x, y, normalize, same_rows=False)
+    k = _matching(pairs, x, y)
+    p = times(a, row_dot(leading(x, k), leading(y, k)))
+    # A row beyond the pairs leaves out the row of its own index, which is beyond them too: neither has a term.
+    r, c = pair_reduce(x, y, scale=a, mask=negatives_of_each(groups, x, y), columns=True, backend=backend)
+    return reduced(0.5 * (softplus(leading(r, k) - p) + softplus(leading(c, k) - p)), reduction, "clip")
+
+
+def _matching(pairs: int | None, x: Tensor, y: Tensor) -> int:
+    """How many rows match, checked."""
+    most = min(x.shape[0], y.shape[0])
+    if pairs is None:
+        return most
+    if isinstance(pairs, bool) or not isinstance(pairs, (int, torch.SymInt)):
+        raise TypeError(f"pairs: expected None or an integer, got {type(pairs).__name__}; pass int(pairs)")
+    if not 0 <= pairs <= most:
+        raise ValueError(
+            f"pairs: expected at most the rows of either side, 0 to {most}, got {pairs}; pass how many rows match"
+        )
+    return pairs
 
 
 @over_ranks

@@ -23,7 +23,7 @@ class NTXentLoss(Objective, function=functional.nt_xent):
 
 
 class CLIPLoss(Objective, function=functional.clip):
-    """CLIP with its learned scale. Call: loss(x, y, groups=None).
+    """CLIP with its learned scale. Call: loss(x, y, pairs=None, groups=None).
 
     The scale is the module `logit_scale` (a LogitScale, whose parameter `log` starts at log(1 / 0.07)), and never exceeds 100
     (Radford et al. 2021, section 2.5).

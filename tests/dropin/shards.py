@@ -11,11 +11,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn import functional as F
 
 from fastcl.dropin import lightly, open_clip, pytorch_metric_learning, sentence_transformers
 
@@ -52,6 +54,12 @@ def open_clip_cases(rank: int, world: int) -> Iterator[Case]:
                 lambda flags=flags: originals.open_clip().ClipLoss(**flags),
                 [x, y, numbers[0]],
             )
+            yield Case(
+                f"ClipLoss, more texts, local_loss={local} gather_with_grad={gradient}",
+                open_clip.ClipLoss(**flags),
+                lambda flags=flags: partial(_more_texts, **flags),
+                [x, torch.cat([y, unit(rows(3, D, seed=rank + 50))]), numbers[0]],
+            )
     for route in (None, "bidir", "shift", "reduce", "gather"):
         flags = here | {"dist_impl": route}
         yield Case(
@@ -60,6 +68,22 @@ def open_clip_cases(rank: int, world: int) -> Iterator[Case]:
             lambda flags=flags: originals.open_clip().SigLipLoss(**flags),
             [x, y, *numbers],
         )
+
+
+def _more_texts(
+    x: Tensor, y: Tensor, scale: Tensor, *, local_loss: bool, gather_with_grad: bool, rank: int, world_size: int
+) -> Tensor:
+    """The original's gathering and its two cross entropies, each of the rows that have a label."""
+    how = (local_loss, gather_with_grad, rank, world_size)
+    everyone, texts = originals.open_clip().gather_features(x, y, *how)
+    shards = texts.chunk(world_size)
+    texts = torch.cat([*(shard[:N] for shard in shards), *(shard[N:] for shard in shards)])
+    labels = torch.arange(N * world_size)
+    if not local_loss:
+        z = scale * everyone @ texts.T
+        return (F.cross_entropy(z, labels) + F.cross_entropy(z.T[: len(labels)], labels)) / 2
+    own = labels[rank * N : (rank + 1) * N]
+    return (F.cross_entropy(scale * x @ texts.T, own) + F.cross_entropy(scale * y[:N] @ everyone.T, own)) / 2
 
 
 def lightly_cases(rank: int, world: int) -> Iterator[Case]:

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from fastcl.dropin import open_clip as ours
 
@@ -92,13 +93,26 @@ def test_what_is_not_supported_raises() -> None:
             getattr(ours, name)(rank=2, world_size=2)
         with pytest.raises(ValueError, match="init_process_group"):
             getattr(ours, name)(rank=1, world_size=2)(x, y, 1.0, 0.0)
-        with pytest.raises(ValueError, match="one row for each row"):
-            getattr(ours, name)()(x, y[:3], 1.0, 0.0)
         with pytest.raises(ValueError, match="at least 1 row"):
             getattr(ours, name)()(x[:0], y[:0], 1.0, 0.0)
         with pytest.raises(TypeError, match="dtype"):
             getattr(ours, name)()(x, y.float(), 1.0, 0.0)
+    with pytest.raises(ValueError, match="one row for each row"):
+        ours.SigLipLoss()(x, y[:3], 1.0, 0.0)
     with pytest.raises(ValueError, match="dist_impl"):
         ours.SigLipLoss(dist_impl="broadcast")
     with pytest.raises(ValueError, match="logit_scale"):
         ours.ClipLoss()(x, y, -1.0)
+
+
+@pytest.mark.parametrize(("n", "m"), [(9, 14), (14, 9)])
+def test_clip_with_rows_that_match_nothing(n: int, m: int) -> None:
+    """The original's two cross entropies, each of the rows that have a label; it takes as many of both itself."""
+    x, y = (unit(v) for v in two_views(14, 6))
+    x, y, labels = x[:n], y[:m], torch.arange(9)
+
+    def dense(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        z = scale * x @ y.T
+        return (F.cross_entropy(z[:9], labels) + F.cross_entropy(z.T[:9], labels)) / 2
+
+    assert_agree(ours.ClipLoss(), dense, [x, y, torch.tensor(14.3).double()])

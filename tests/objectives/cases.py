@@ -40,6 +40,16 @@ def more_columns(n: int, d: int, seed: int = 0) -> Rows:
     return u, torch.cat([v, torch.randn(3, d, generator=generator(seed + 1), dtype=torch.float64)])
 
 
+def more_rows(n: int, d: int, seed: int = 0) -> Rows:
+    """Two views, the first with 3 more rows."""
+    return more_columns(n, d, seed)[::-1]
+
+
+def more_of_both(n: int, d: int, seed: int = 0) -> Rows:
+    """Two views of n rows that match, then 2 rows of the first and 3 of the second that match nothing."""
+    return torch.cat([more_rows(n, d, seed)[1], 0.5 * one_view(2, d, seed + 3)[0]]), more_columns(n, d, seed)[1]
+
+
 def with_queue(n: int, d: int, seed: int = 0) -> Rows:
     """Queries, keys and a queue of n + 2 rows."""
     u, v = two_views(n, d, seed)
@@ -64,6 +74,11 @@ def labels(n: int, d: int, u: Tensor) -> Arguments:
     if len(value) > 4:
         value[0] = value[-3] = -5
     return {"labels": value}
+
+
+def pairs(n: int, d: int, u: Tensor) -> Arguments:
+    """How many rows match: all but those that `more_of_both` adds, none of nothing."""
+    return {"pairs": min(n, u.shape[0])}
 
 
 def statistic(n: int, d: int, u: Tensor) -> Arguments:
@@ -222,6 +237,22 @@ CASES = (
         sharp={"logit_scale": 1e3},
         small=by_scale,
     ),
+    *(
+        Case(
+            "clip",
+            inputs,
+            label=label,
+            grid=({"logit_scale": 14.3},),
+            given=given,
+            scalars={"logit_scale": 10.0},
+            sharp={"logit_scale": 1e3},
+        )
+        for label, inputs, given in (
+            ("-more-columns", more_columns, nothing),
+            ("-more-rows", more_rows, nothing),
+            ("-more-of-both", more_of_both, pairs),
+        )
+    ),
     Case(
         "nt_xent",
         grid=({}, {"normalize": False, "temperature": 1.0}),
@@ -350,6 +381,14 @@ CASES = (
         scalars={"logit_scale": 10.0, "logit_bias": -3.0},
         sharp={"logit_scale": 1e3},
         small=by_scale_and_bias,
+    ),
+    Case(
+        "siglip",
+        more_columns,
+        label="-more-columns",
+        grid=({"logit_scale": 10.0, "logit_bias": -10.0},),
+        scalars={"logit_scale": 10.0, "logit_bias": -3.0},
+        sharp={"logit_scale": 1e3},
     ),
     Case(
         "alignment",

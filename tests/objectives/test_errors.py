@@ -200,9 +200,18 @@ SPECIFIC: dict[str, tuple[Call, str]] = {
         lambda: F.info_nce(X, Y[:3]),
         "y: expected at least one row for each row of x, 4, got 3; y_i is the positive of x_i",
     ),
-    "clip rows": (
-        lambda: F.clip(X, Y[:3], logit_scale=1.0),
-        "y: expected one row for each row of x, 4, got 3; pass rows in matching order",
+    "more pairs than rows": (
+        lambda: F.clip(X, Y[:3], logit_scale=1.0, pairs=4),
+        "pairs: expected at most the rows of either side, 0 to 3, got 4; pass how many rows match",
+    ),
+    "no pairs": (
+        lambda: F.clip(X, Y, logit_scale=1.0, pairs=0),
+        "clip: expected at least 1 row, got 0; skip empty batches",
+    ),
+    "siglip rows": (
+        lambda: F.siglip(X, Y[:3], logit_scale=1.0, logit_bias=0.0),
+        "y: expected at least one row for each row of x, 4, got 3; y_i is the positive of x_i: "
+        "exchange x and y where x has rows that match nothing",
     ),
     "nt_xent rows": (
         lambda: F.nt_xent(X, Y[:3]),

@@ -18,15 +18,16 @@ def info_nce(
     normalize: bool = True,
     groups: Groups = None,
     reduction: str = "mean",
+    pairs: int | None = None,
 ) -> Tensor:
     """LSE_j x_i.y_j / tau - x_i.y_i / tau (van den Oord et al. 2018, eq. 4).
 
-    Rows of y beyond the number of x are negatives only.
+    Rows of y beyond the number of x are negatives only. `pairs`: only the first so many rows of x.
     """
     x, y = (unit(x), unit(y)) if normalize else (x, y)
     keep = negatives(groups)
     rows = []
-    for i in range(len(x)):
+    for i in range(len(x) if pairs is None else pairs):
         logits = {j: dot(x[i], y[j]) / temperature for j in range(len(y)) if j == i or keep(i, j)}
         rows.append(lse(list(logits.values()), x) - logits[i])
     return reduced(rows, reduction)
@@ -37,12 +38,14 @@ def clip(
     y: Tensor,
     *,
     logit_scale: Tensor | float,
+    pairs: int | None = None,
     normalize: bool = True,
     groups: Groups = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Half the sum of row and column cross entropy (Radford et al. 2021, figure 3)."""
+    """Half the sum of row and column cross entropy of the rows that match (Radford et al. 2021, figure 3)."""
     way = {"temperature": 1 / logit_scale, "normalize": normalize, "groups": groups, "reduction": "none"}
+    way["pairs"] = min(len(x), len(y)) if pairs is None else pairs
     rows = (info_nce(x, y, **way) + info_nce(y, x, **way)) / 2  # type: ignore[arg-type]
     return reduced(list(rows), reduction)
 
