@@ -12,6 +12,7 @@ from torch import Tensor
 from ..equation import checks
 from ..equation.problem import accumulation_dtype
 from ..functional.rows import row_dot
+from ..functional.spectral import full_precision
 from .sweep import all_finite, at_least, bar, tiles, unit_rows
 
 
@@ -23,19 +24,30 @@ class RetrievalAccuracy(NamedTuple):
 
 
 def retrieval_accuracy(
-    x: Tensor, y: Tensor, *, k: Sequence[int] = (1, 5, 10), normalize: bool = True, progress: bool = False
+    x: Tensor,
+    y: Tensor,
+    *,
+    k: Sequence[int] = (1, 5, 10),
+    matches: Tensor | None = None,
+    normalize: bool = True,
+    progress: bool = False,
 ) -> RetrievalAccuracy:
     """Recall at k of matching rows, in both directions from one sweep.
 
-        x to y: the share of i for which s_ii is among the k largest of s_i1 .. s_in,   s_ij = <x_i, y_j>
+        x to y: the share of i for which one of {s_ij : y_j matches x_i} is among the k largest of s_i1 .. s_im
+        y to x: the share of j for which s_ij, x_i the match of y_j, is among the k largest of s_1j .. s_nj,   s_ij = <x_i, y_j>
 
-    Similarities within rounding of s_ii, sqrt(d) eps max |x| max |y|, tie with it, in float32 (float64 for float64 input); of a
-    tie each order is equally likely, and the share is its expectation: collapsed rows score k / n, not 1.
+    With several captions y an image x, `matches` says whose each caption is, and an image counts once one of its captions is found,
+    as is usual for COCO and Flickr30k (Faghri et al. 2018, arXiv 1707.05612). Similarities within rounding of the best match,
+    sqrt(d) eps max |x| max |y|, tie with it, in float32 (float64 for float64 input); of a tie each order is equally likely, and the
+    share is its expectation: collapsed rows of one match each score k / n, not 1.
 
     Args:
         x: (n, d) floating, n >= 1.
-        y: (n, d), dtype of x; y_i matches x_i.
+        y: (m, d), dtype of x, m >= 1; m = n without `matches`.
         k: which k, each >= 1.
+        matches: (m,) int64, the row of x that each row of y matches, or -1 for a row of y that matches nothing, which is found
+            wrongly only. Rows that match nothing have no term in the shares. None: y_i matches x_i.
         normalize: whether to scale rows to unit length first.
         progress: whether to show a progress bar (needs tqdm).
 
@@ -43,36 +55,70 @@ def retrieval_accuracy(
         Two dictionaries from k to a share between 0 and 1.
 
     Raises:
-        ValueError: for shapes or values that do not fit, or no rows.
+        ValueError: for shapes or values that do not fit, no rows, or no matches.
         TypeError: for unsupported or mixed dtypes.
         ImportError: for progress without tqdm.
     """
-    checks.pair_of_matrices("x", x, "y", y, same_rows=True)
-    n = at_least(1, x)
+    checks.pair_of_matrices("x", x, "y", y)
+    n, m = at_least(1, x), y.shape[0]
+    if matches is None and m != n:
+        raise ValueError(
+            f"y: expected one row for each row of x, {n}, got {m}; pass matches=, the row of x that each row of y matches"
+        )
     if not k or min(k) < 1:
         raise ValueError(f"k: expected numbers >= 1, got {tuple(k)}")
+    owner = torch.arange(n, device=x.device) if matches is None else _checked(matches, n, y)
     x, y = (unit_rows(rows) if normalize else _at_most_one(rows) for rows in (x, y))
-    match, tie = row_dot(x, y), math.sqrt(x.shape[1]) * torch.finfo(x.dtype).eps
-    if not all_finite(match):
+    if not (all_finite(x) and all_finite(y)):
         nothing = dict.fromkeys(k, math.nan)
         return RetrievalAccuracy(nothing, dict(nothing))
-    above, below = match + tie, match - tie
-    counts = torch.zeros(4, n, dtype=torch.int64, device=x.device)  # x to y: better, better or tied; the same of y to x
-    with torch.no_grad(), bar("retrieval accuracy", n * n, "pair", progress) as shown:
-        for a, b in tiles(n):
+    tie = math.sqrt(x.shape[1]) * torch.finfo(x.dtype).eps
+    matched = owner >= 0
+    own = torch.where(matched, row_dot(x[owner.clamp(min=0)], y), -math.inf)  # of each row of y with its match
+    best = own.new_full((n,), -math.inf).scatter_reduce(0, owner.clamp(min=0), own, "amax")
+    # How many similarities are above the best match, or not below it: of each row of x, and of each row of y.
+    of_x, of_y = (
+        torch.zeros(2, n, dtype=torch.int64, device=x.device),
+        torch.zeros(2, m, dtype=torch.int64, device=x.device),
+    )
+    with torch.no_grad(), full_precision(x.device), bar("retrieval accuracy", n * m, "pair", progress) as shown:
+        for a, b in tiles(n, m):
             s = x[a] @ y[b].T
-            counts[0, a] += _count_greater(s, above[a, None], 1)
-            counts[1, a] += _count_greater(s, below[a, None], 1)
-            counts[2, b] += _count_greater(s, above[None, b], 0)
-            counts[3, b] += _count_greater(s, below[None, b], 0)
+            for i, margin in enumerate((tie, -tie)):
+                of_x[i, a] += _count_greater(s, (best[a] + margin)[:, None], 1)
+                of_y[i, b] += _count_greater(s, (own[b] + margin)[None, :], 0)
             shown.update(s.numel())
-    return RetrievalAccuracy(*({at: _share_within(at, *counts[i : i + 2]) for at in k} for i in (0, 2)))
+    among = matched & (own >= best[owner.clamp(min=0)] - tie)  # the matches that tie with the best
+    ties = torch.bincount(owner[among], minlength=n)
+    found = ((*of_x[:, ties > 0], ties[ties > 0]), (*of_y[:, matched], torch.ones_like(owner[matched])))
+    return RetrievalAccuracy(*({at: _share_within(at, *counts) for at in k} for counts in found))
 
 
-def _share_within(k: int, better: Tensor, better_or_tied: Tensor) -> float:
-    """The expected share of matches among the first k; a match ties with itself."""
-    tied = (better_or_tied - better).clamp(min=1).double()
-    return float(((k - better).double() / tied).clamp(0.0, 1.0).mean())
+def _checked(matches: Tensor, n: int, y: Tensor) -> Tensor:
+    """The row of x of each row of y, int64."""
+    checks.groups("matches", matches, y.shape[0], "y", y)
+    least, most = (int(v) for v in matches.aminmax()) if matches.numel() else (-1, -1)
+    if least < -1 or most >= n:
+        raise ValueError(f"matches: expected rows of x, 0 to {n - 1}, or -1 for none, got {least} to {most}")
+    if most < 0:
+        raise ValueError("matches: expected at least 1 row of y that matches a row of x, got none")
+    return matches
+
+
+def _share_within(k: int, better: Tensor, better_or_tied: Tensor, matches: Tensor) -> float:
+    """The expected share of rows with a match among the first k, where `matches` of the tied are matches.
+
+    Of t tied rows, u of them matches, q are among the first k: all miss with probability C(t - u, q) / C(t, q).
+    """
+    t, u = torch.maximum(better_or_tied - better, matches).double(), matches.double()
+    q = (k - better).double().clamp(min=0.0).minimum(t)
+    missed = torch.exp(_log_factorial(t - u) - _log_factorial(t - u - q) - _log_factorial(t) + _log_factorial(t - q))
+    one_match = 1.0 - q / t  # the same without logarithms
+    return float((1.0 - torch.where(u == 1.0, one_match, torch.where(q > t - u, 0.0, missed))).mean())
+
+
+def _log_factorial(n: Tensor) -> Tensor:
+    return torch.lgamma(n.clamp(min=0.0) + 1.0)
 
 
 def _count_greater(s: Tensor, threshold: Tensor, dim: int) -> Tensor:

@@ -50,11 +50,11 @@ def ranges(n: int) -> Iterator[tuple[int, int]]:
         yield start, min(n, start + step)
 
 
-def tiles(n: int) -> Iterator[tuple[slice, slice]]:
-    """All pairs (i, j)."""
+def tiles(n: int, m: int) -> Iterator[tuple[slice, slice]]:
+    """All pairs (i, j) of n rows and m columns."""
     for i in range(0, n, TILE[0]):
-        for j in range(0, n, TILE[1]):
-            yield slice(i, min(n, i + TILE[0])), slice(j, min(n, j + TILE[1]))
+        for j in range(0, m, TILE[1]):
+            yield slice(i, min(n, i + TILE[0])), slice(j, min(m, j + TILE[1]))
 
 
 def triangle_tiles(n: int) -> Iterator[tuple[slice, slice]]:
