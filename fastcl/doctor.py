@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import os
 import platform
 import textwrap
@@ -16,39 +17,88 @@ from torch import distributed as dist
 
 from .backends import choice, extension
 from .distributed import GATHER_LIMIT
+from .equation.problem import accumulation_dtype
+from .functional import clip
 from .version import __version__
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WIDTH = 110
+LOGIT_SCALE = 20.0  # of the checks
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the report.
 
     Args:
-        argv: none are taken, but for --help.
+        argv: --json for one JSON object, --check to compute with every backend that serves this machine; --help.
 
     Returns:
-        0: a missing part is no error, since the pure PyTorch backend serves everything.
+        0; with --check 1 where a backend is wrong, or where kernels that this checkout builds are not in use. Without it a missing
+        part is no error, since the pure PyTorch backend serves everything.
     """
-    argparse.ArgumentParser(prog="fastcl doctor", description=__doc__).parse_args(argv)
-    print("\n".join(report()))
-    return 0
+    parser = argparse.ArgumentParser(prog="fastcl doctor", description=__doc__)
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: each section's pairs of name and text"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="hold value and gradient of each backend on 64 rows against float64; exit 1 for a fault",
+    )
+    chosen = parser.parse_args(argv)
+    sections = dict(report())
+    faults = 0
+    if chosen.check:
+        found = list(checked())
+        faults = sum(not right for _, _, right in found)
+        sections["Checks, 64 rows against float64"] = [(name, text) for name, text, _ in found]
+        if extension.library is None:
+            faults += 1
+    if chosen.json:
+        print(json.dumps(sections, indent=2))
+    else:
+        print("\n\n".join("\n".join([title, *table(rows)]) for title, rows in sections.items()))
+    return 1 if faults else 0
 
 
-def report() -> Iterator[str]:
-    """The lines of the report."""
-    yield "Versions"
-    yield from table(versions())
-    yield "\nMachine"
-    yield from table(machine())
-    yield "\nCompiled extension"
-    yield from table(built())
+def report() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The sections of the report: title, and names with texts."""
+    yield "Versions", list(versions())
+    yield "Machine", list(machine())
+    yield "Compiled extension", list(built())
     for device in devices():
-        yield f"\nBackends for {device.type} tensors"
-        yield from table(served(device))
-    yield "\nSeveral processes"
-    yield from table(across_processes())
+        yield f"Backends for {device.type} tensors", list(served(device))
+    yield "Several processes", list(across_processes())
+
+
+def checked() -> Iterator[tuple[str, str, bool]]:
+    """Value and gradient of CLIP on 64 rows by each backend and dtype: name, text, and whether it is right.
+
+    Allowed are 8 eps of the rows' dtype, or of a logit in the dtype that it is accumulated in; in units of the largest gradient.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(2, 64, 32, generator=generator, dtype=torch.float64), dim=2)
+    for device in devices():
+        for name in choice.MODULES:
+            for dtype in DTYPES:
+                if choice.reason(name, device, dtype) is not None:
+                    continue
+                x, y = rows.to(device=device, dtype=dtype)
+                value, gradient = _clip(x, y, name)
+                true_value, true_gradient = _clip(x.double(), y.double(), "reference")
+                error = abs(value - true_value) / abs(true_value)
+                off = float((gradient.double() - true_gradient).abs().max() / true_gradient.abs().max())
+                allowed = 8 * max(torch.finfo(dtype).eps, LOGIT_SCALE * torch.finfo(accumulation_dtype(dtype)).eps)
+                right = bool(error <= allowed and off <= allowed)
+                verdict = "right" if right else f"WRONG: allowed are {allowed:.0e}"
+                label = f"{name}, {str(dtype).removeprefix('torch.')}" + (f", {device}" if device.type != "cpu" else "")
+                yield label, f"{verdict} (value off by {error:.0e}, gradient by {off:.0e})", right
+
+
+def _clip(x: torch.Tensor, y: torch.Tensor, backend: str) -> tuple[float, torch.Tensor]:
+    x = x.detach().requires_grad_()
+    value = clip(x, y, logit_scale=LOGIT_SCALE, normalize=False, backend=backend)
+    return value.item(), torch.autograd.grad(value, x)[0]
 
 
 def versions() -> Iterator[tuple[str, str]]:

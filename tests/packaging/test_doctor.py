@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from fastcl import __version__, doctor
 from fastcl.__main__ import COMMANDS, main
-from fastcl.backends import choice, extension
+from fastcl.backends import blocked, choice, extension
+from fastcl.equation.problem import Problem
 
 from .conftest import ROOT, run
 
@@ -90,3 +92,31 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
             main([name, "--help"])
         assert stopped.value.code == 0
         assert f"usage: fastcl {name}" in capsys.readouterr().out
+
+
+def test_json_holds_the_same_report(capsys: pytest.CaptureFixture[str]) -> None:
+    report = said(capsys)
+    assert main(["doctor", "--json"]) == 0
+    sections = json.loads(capsys.readouterr().out)
+    assert {name.strip() for rows in sections.values() for name, _ in rows} == report.keys()
+    assert ["fastcl", __version__] in sections["Versions"]
+
+
+def test_check_computes_with_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["doctor", "--check", "--json"])
+    (found,) = (dict(rows) for title, rows in json.loads(capsys.readouterr().out).items() if title.startswith("Checks"))
+    names = [name for name in choice.MODULES if choice.reason(name, torch.device("cpu"), torch.float32) is None]
+    assert {f"{name}, float32" for name in names} <= found.keys()
+    assert all(text.startswith("right") for text in found.values())
+    assert status == (0 if extension.library is not None else 1)
+
+
+def test_check_tells_a_wrong_backend(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(p: Problem) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r, c = rows(p)
+        return r + 0.1, c
+
+    rows = blocked.rows
+    monkeypatch.setattr(blocked, "rows", off)
+    assert main(["doctor", "--check"]) == 1
+    assert "WRONG" in capsys.readouterr().out
