@@ -43,9 +43,9 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
 
 
 def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
-    """The gradients of <g, r> + <h, c>, by the formulas above."""
+    """The gradients of <g, r> + <h, c>, by the formulas above; r and c may be those of a larger whole than this problem's pairs."""
     u, z, keep = _matrix(p)
-    w = _weights(p, z, keep, g.double(), None if h is None else h.double())
+    w = _weights(p, z, keep, r, c, g.double(), None if h is None else h.double())
     return _gradients(p, u, w, wanted, p.x.dtype)
 
 
@@ -54,7 +54,7 @@ def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tu
     u, z, keep = _matrix(p)
     r = _reduce(p, z, keep, dim=1)
     value, g, dpositive = outer_form(outer, r, None if positive is None else positive.double())
-    w = _weights(p, z, keep, g, None)
+    w = _weights(p, z, keep, r, None, g, None)
     return (
         value.to(p.dtype),
         _gradients(p, u, w, wanted, p.dtype),
@@ -128,20 +128,27 @@ def _logsumexp(z: Tensor, masked: Tensor, dim: int) -> Tensor:
     return torch.where(empty.squeeze(dim), float("-inf"), torch.logsumexp(safe, dim))
 
 
-def _weights(p: Problem, z: Tensor, keep: Tensor | None, g: Tensor, h: Tensor | None) -> Tensor:
+def _weights(
+    p: Problem, z: Tensor, keep: Tensor | None, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None
+) -> Tensor:
     if p.y is None:
-        h = g
+        c, h = r, g
     if p.reduce == "sum":
         w = p.pair.df(z if keep is None else torch.where(keep, z, 1.0))
         w = w * (g[:, None] if h is None else g[:, None] + h[None, :])
         return w if keep is None else torch.where(keep, w, 0.0)
     z = z if keep is None else torch.where(keep, z, float("-inf"))
-    r = _reduce(p, z, keep, 1)
-    w = torch.exp(z - torch.where(torch.isneginf(r), 0.0, r)[:, None]) * g[:, None]
+    w = torch.exp(z - _unrounded(r, _reduce(p, z, keep, 1))[:, None]) * g[:, None]
     if h is not None:
-        c = r if p.y is None else _reduce(p, z, keep, 0)
-        w = w + torch.exp(z - torch.where(torch.isneginf(c), 0.0, c)[None, :]) * h[None, :]
+        assert c is not None
+        w = w + torch.exp(z - _unrounded(c, _reduce(p, z, keep, 0))[None, :]) * h[None, :]
     return w
+
+
+def _unrounded(given: Tensor, own: Tensor) -> Tensor:
+    """The normaliser that was given, in float64 where it is this problem's own, rounded; 0 where nothing is left."""
+    exact = torch.where(own.to(given.dtype) == given, own, given.double())
+    return torch.where(torch.isneginf(exact), 0.0, exact)
 
 
 def _gradients(p: Problem, u: Tensor, w: Tensor, wanted: Wanted, dtype: torch.dtype) -> Gradients:

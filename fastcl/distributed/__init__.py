@@ -31,8 +31,8 @@ one rank, raises the same error on all of them. It is read on the host, the one 
 torch.compile a call with group= is one graph break, and runs as it would without.
 """
 
-from .agreement import MismatchError
-from .call import CONVENTIONS, Group, over_ranks
+from .agreement import CONVENTIONS, MismatchError, agreed
+from .call import Group, SavedGroup, over_ranks
 from .shards import GATHER_LIMIT, STRATEGIES, Shards, gathered_rows
 
 __all__ = [
@@ -41,7 +41,9 @@ __all__ = [
     "STRATEGIES",
     "Group",
     "MismatchError",
+    "SavedGroup",
     "Shards",
+    "agreed",
     "gathered_rows",
     "over_ranks",
 ]

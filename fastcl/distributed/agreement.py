@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from .shards import STRATEGIES, checked
 from .wire import Wire
 
 CONVENTIONS = ("ddp", "exact")
+SETTINGS = {"gradient": CONVENTIONS, "strategy": STRATEGIES}
 ROWS = 8  # more tensors of rows, and numbers of rows, than any objective has
 COUNTS = ("pairs",)  # arguments that are a number of rows, hence each rank's own
 REHEARSED: set[tuple[Any, ...]] = set()  # calls whose checks have passed in this process
@@ -33,26 +36,56 @@ class MismatchError(ValueError):
     """Ranks of one group made different calls."""
 
 
+def check_settings(settings: dict[str, Any]) -> None:
+    """What is given of gradient and strategy is one of their names."""
+    for name, allowed in SETTINGS.items():
+        if name in settings:
+            checks.one_of(name, settings[name], allowed)
+
+
 class Call:
-    """What a rank calls: an objective, its tensors and its settings.
+    """What a rank calls: a function, its tensors and its settings. Making one never raises: a call that is wrong says so later.
 
     Args:
-        function: the objective.
-        arguments: by name, all of them.
-        settings: gradient and strategy.
+        function: what is called, or makes all checks of what is.
+        args, kwargs: of it.
+        settings: what else must be the same on every rank, by name.
+        name: of what is called; None for the function's.
     """
 
-    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any], settings: dict[str, str]) -> None:
-        self.function, self.arguments, self.settings = function, arguments, settings
-        tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
-        self.rows = {name: t for name, t in tensors.items() if t.dim() in (1, 2) and _are_rows(t)}
-        self.counts = {name: n for name, n in arguments.items() if name in COUNTS and _is_size(n)}
-        self.device = next((t.device for t in self.rows.values()), torch.device("cpu"))
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        settings: dict[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.function, self.name, self.unlike = function, name or function.__name__, None
+        self.settings, self.words = settings or {}, {}
+        self.arguments: dict[str, Any] = {}
+        self.rows: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        try:
+            self.arguments = bound(function, args, kwargs)
+        except TypeError as error:
+            self.unlike = TypeError(f"{self.name}(): {error}")
+            return
+        self.settings |= {name: self.arguments.pop(name) for name in SETTINGS if name in self.arguments}
+        self.arguments.pop("group", None)
+        values = dict(_leaves(self.arguments | self.settings))
+        self.rows = {name: t for name, t in values.items() if isinstance(t, Tensor) and _are_rows(t)}
+        self.counts = {name: n for name, n in values.items() if name in COUNTS and _is_size(n)}
         described = {
             name: "a number of rows" if name in self.counts else _described(value, name in self.rows)
-            for name, value in (arguments | settings).items()
+            for name, value in values.items()
         }
-        self.words = {"objective": function.__name__, "grad mode": str(torch.is_grad_enabled())} | described
+        self.words = {"objective": self.name, "grad mode": str(torch.is_grad_enabled())} | described
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return next((t.device for t in self.rows.values()), torch.device("cpu"))
 
     def numbers(self) -> list[int]:
         """The digest of the call in words, then the number of rows of each of its tensors."""
@@ -66,6 +99,8 @@ class Call:
         Checks compare sizes with each other, so that they pass or fail alike for small tensors of the same pattern, which take
         no time; what was found with them is found again with the true sizes, for the message.
         """
+        if self.unlike is not None:
+            return self.unlike
         small, devices = self._pattern(), sorted({str(t.device) for t in self.rows.values()})
         pattern = tuple(small[n] for n in self._sizes())
         key = (repr(self.words), pattern, tuple(devices))
@@ -89,13 +124,10 @@ class Call:
         return [*(n for t in self.rows.values() for n in t.shape), *self.counts.values()]
 
     def _attempt(self, made: Callable[[Tensor], Tensor], small: dict[int, int] | None = None) -> Exception | None:
-        arguments = {
-            name: made(value.detach()) if isinstance(value, Tensor) and value.layout == torch.strided else value
-            for name, value in self.arguments.items()
-        } | {name: n if small is None else small[n] for name, n in self.counts.items()}
         try:
-            for name, allowed in (("gradient", CONVENTIONS), ("strategy", STRATEGIES)):
-                checks.one_of(name, self.settings[name], allowed)
+            check_settings(self.settings)
+            arguments = {name: _mapped(value, made) for name, value in self.arguments.items()}
+            arguments |= {name: n if small is None else small[n] for name, n in self.counts.items()}
             with torch.no_grad(), batch.over(Rehearsal(self.device)):
                 self.function(**arguments)
         except Exception as error:
@@ -111,7 +143,7 @@ def agree(wire: Wire, call: Call) -> tuple[tuple[int, ...], ...]:
         Exception: whatever the first rank whose own call is wrong raised, on every rank.
     """
     error = call.rehearse()
-    mine = torch.tensor([int(error is not None), *call.numbers()], device=call.device)
+    mine = torch.tensor([int(error is not None), *call.numbers()], device=wire.device)
     failed, digests, *rows = wire.everywhere(mine).T.tolist()
     if any(failed) or len(set(digests)) > 1:
         _raise(wire, call, error)
@@ -120,30 +152,47 @@ def agree(wire: Wire, call: Call) -> tuple[tuple[int, ...], ...]:
 
 def _raise(wire: Wire, call: Call, error: Exception | None) -> None:
     found: list[Any] = [None] * wire.world
-    dist.all_gather_object(found, (call.words, None if error is None else (type(error), str(error))), group=wire.group)
-    first = found[0][0]
-    for rank, (words, _) in enumerate(found):
-        for name in dict.fromkeys([*first, *words]):  # in the same order on every rank
-            here, there = first.get(name, "nothing"), words.get(name, "nothing")
-            if here != there and (name == "objective" or first["objective"] == words["objective"]):
+    failure = None if error is None else (type(error).__name__, str(error))
+    dist.all_gather_object(found, (call.words, failure), group=wire.group)
+    calls = [words for words, _ in found]
+    for rank, words in enumerate(calls if all(calls) else ()):  # where one has none, that is what to say
+        for name in dict.fromkeys([*calls[0], *words]):  # in the same order on every rank
+            here, there = calls[0].get(name, "nothing"), words.get(name, "nothing")
+            if here != there and (name == "objective" or calls[0]["objective"] == words["objective"]):
                 raise MismatchError(
-                    f"{name}: expected the same on every rank, got {here} on rank 0 and {there} on rank {rank}; make the same call "
-                    "on every rank of the group, with its own rows"
+                    f"{name}: expected the same on every rank, got {here:.200} on rank 0 and {there:.200} on rank {rank}; "
+                    "make the same call on every rank of the group, with its own rows"
                 )
-    for rank, (_, failure) in enumerate(found):
-        if failure is not None:
+    for rank, (words, failure) in enumerate(found):
+        if failure is not None and (all(calls) or not words):
             kind, message = failure
             raise _again(kind, f"{message} (on rank {rank} of {wire.world})")
 
 
-def _again(kind: type[Exception], message: str) -> Exception:
-    known = (ValueError, TypeError, choice.BackendUnavailableError)
-    return kind(message) if kind in known else RuntimeError(f"{kind.__name__}: {message}")
+def _again(kind: str, message: str) -> Exception:
+    known = (ValueError, TypeError, NotImplementedError, choice.BackendUnavailableError)
+    return next((k(message) for k in known if k.__name__ == kind), RuntimeError(f"{kind}: {message}"))
+
+
+def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values, those of a list of tensors one by one."""
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+            yield from ((f"{name}[{i}]", v) for i, v in enumerate(value))
+        else:
+            yield name, value
+
+
+def _mapped(value: Any, made: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+        return [_mapped(v, made) for v in value]
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    return made(value.detach()) if dense else value
 
 
 def _are_rows(t: Tensor) -> bool:
     """A matrix, or one group or label for each row; vectors of numbers are settings."""
-    return t.dim() == 2 or not t.is_floating_point()
+    return not t.is_nested and (t.dim() == 2 or (t.dim() == 1 and not t.is_floating_point()))
 
 
 def _is_size(n: Any) -> bool:
@@ -153,6 +202,8 @@ def _is_size(n: Any) -> bool:
 def _described(value: Any, rows: bool) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
+    if value.is_nested:
+        return f"nested {value.dtype}"
     shape = ", ".join(["rows" if rows and i == 0 else str(n) for i, n in enumerate(value.shape)])
     grad = ", with gradient" if value.requires_grad and torch.is_grad_enabled() else ""
     return f"{str(value.dtype).removeprefix('torch.')} ({shape}) on {value.device.type}{grad}"
@@ -205,3 +256,37 @@ def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     arguments = inspect.signature(function).bind(*args, **kwargs)
     arguments.apply_defaults()
     return dict(arguments.arguments)
+
+
+def agreed(check: Callable[..., None], across: Callable[[Any], dict[str, Any] | None], even: bool = False) -> Any:
+    """Decorate a method that talks to all ranks, so that they agree on its call first, as objectives with group= do.
+
+    Args:
+        check: takes what the method takes, and makes all checks of it; the method makes them again.
+        across: of the module; the settings that all ranks must share, or None where the call stays within this process.
+        even: whether every rank must have as many rows.
+    """
+
+    def decorated(method: Callable[..., Any]) -> Callable[..., Any]:
+        @torch._disable_dynamo
+        def agree_on(module: Any, settings: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = Call(MethodType(check, module), args, kwargs, settings, method.__qualname__)
+            layouts = agree(Wire(dist.group.WORLD), call)
+            for name, layout in zip(call.rows, layouts, strict=False) if even else ():
+                odd = next((k for k, n in enumerate(layout) if n != layout[0]), None)
+                if odd is not None:
+                    raise ValueError(
+                        f"{name}: expected as many rows on every rank, got {layout[0]} on rank 0 and {layout[odd]} on rank {odd}; "
+                        "drop the last, smaller batch"
+                    )
+
+        @wraps(method)
+        def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+            settings = across(module) if dist.is_available() and dist.is_initialized() else None
+            if settings is not None and dist.get_world_size() > 1:
+                agree_on(module, settings, args, kwargs)
+            return method(module, *args, **kwargs)
+
+        return call
+
+    return decorated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -11,9 +12,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .. import batch, loss_scaling
-from ..equation import checks
-from .agreement import CONVENTIONS, Call, agree, bound
-from .shards import STRATEGIES, Shards
+from .agreement import Call, agree, check_settings
+from .shards import Shards
 from .wire import Wire
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Group: TypeAlias = "ProcessGroup | DeviceMesh"
 P = ParamSpec("P")
 R = TypeVar("R")
-SETTINGS = ("group", "gradient", "strategy")
 
 
 def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
@@ -35,6 +34,7 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if kwargs.get("group") is None:
+            check_settings(kwargs)
             return loss_scaling.scaled(function, args, kwargs)
         return _over_ranks(function, args, kwargs)
 
@@ -43,19 +43,17 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
 
 @torch._disable_dynamo  # torch.compiler.disable imports torch._dynamo at once, which takes longer than torch itself
 def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    arguments = bound(function, args, kwargs)
-    group, gradient, strategy = (arguments.pop(name) for name in SETTINGS)
-    wire = Wire(process_group(group))
+    wire = Wire(process_group(kwargs["group"]))
     if wire.world == 1:
-        checks.one_of("gradient", gradient, CONVENTIONS)
-        checks.one_of("strategy", strategy, STRATEGIES)
-        return loss_scaling.scaled(function, (), arguments)
-    call = Call(function, arguments, {"gradient": gradient, "strategy": strategy})
-    shards = Shards(wire, agree(wire, call), strategy)
-    rows = max((sum(layout) for layout in shards.layouts), default=0)
+        check_settings(kwargs)
+        return loss_scaling.scaled(function, args, kwargs)
+    call = Call(function, args, kwargs)
+    layouts = agree(wire, call)
+    shards = Shards(wire, layouts, call.settings["strategy"])
+    rows = max((sum(layout) for layout in layouts), default=0)
     with batch.over(shards):
-        answer = loss_scaling.scaled(function, (), arguments, rows, shards.largest)
-    return answer if gradient == "ddp" else _shared(answer, wire.world)
+        answer = loss_scaling.scaled(function, (), call.arguments, rows, shards.largest)
+    return answer if call.settings["gradient"] == "ddp" else _shared(answer, wire.world)
 
 
 def _shared(answer: Any, world: int) -> Any:
@@ -78,6 +76,39 @@ class _Share(torch.autograd.Function):
         return upstream[0] / ctx.world, None
 
 
+@dataclass(frozen=True)
+class SavedGroup:
+    """What a pickled module keeps of its group. That of all ranks is found again where it is used; another must be given anew.
+
+    Args:
+        ranks: of its members, as far as this process knew them.
+        everybody: whether these were all ranks.
+    """
+
+    ranks: tuple[int, ...]
+    everybody: bool
+
+    @classmethod
+    def of(cls, group: Any) -> SavedGroup | None:
+        """For a group, a mesh, or None."""
+        if group is None or isinstance(group, cls):
+            return group
+        try:
+            ranks = tuple(dist.get_process_group_ranks(process_group(group)))
+        except (ValueError, TypeError):
+            return cls((), False)
+        return cls(ranks, ranks == tuple(range(dist.get_world_size())))
+
+    def found(self) -> Any:
+        """The group in this process."""
+        if self.everybody:
+            return dist.group.WORLD
+        raise ValueError(
+            f"group: the module was saved with a group of the ranks {list(self.ranks)}, and groups are not saved; "
+            "set its `group` to one of this process, or to None for own rows alone"
+        )
+
+
 def process_group(group: Any) -> Any:
     """The process group of a group or of a one-dimensional DeviceMesh.
 
@@ -86,7 +117,11 @@ def process_group(group: Any) -> Any:
         ValueError: a mesh of several dimensions, a group that this process is not in, or torch.distributed does not run.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError("group: torch.distributed does not run; call torch.distributed.init_process_group first")
+        raise ValueError(
+            "group: torch.distributed does not run; call torch.distributed.init_process_group first, or leave group out (None)"
+        )
+    if isinstance(group, SavedGroup):
+        group = group.found()
     if hasattr(group, "get_group") and hasattr(group, "ndim"):  # a DeviceMesh
         if group.ndim != 1:
             raise ValueError(

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..equation.masks import Mask
 from ..equation.problem import DIFFERENTIABLE, Problem, accumulation_dtype
 from ..equation.reductions import merge
+from .derivatives import first_derivatives
 from .visits import Tour, Visit
 from .wire import Columns
 
@@ -78,7 +78,7 @@ class PairReduce(torch.autograd.Function):
         return r, c
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives
     def backward(ctx: Any, g: Tensor, h: Tensor) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         tensors = tuple(next(saved) if present else None for present in ctx.present)

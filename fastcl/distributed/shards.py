@@ -18,6 +18,7 @@ from ..equation import checks
 from ..equation.problem import Problem
 from ..ops import problem
 from . import pairs, totals
+from .derivatives import first_derivatives
 from .visits import Tour
 from .wire import Wire
 
@@ -152,8 +153,8 @@ class Shards:
 
 
 def gathered_rows(x: Tensor, group: Any = None) -> Tensor:
-    """The rows of all ranks, in rank order and without gradient; their numbers may differ."""
-    wire = Wire(group)
+    """The rows of all ranks, in rank order and without gradient; their numbers may differ, their widths and dtypes must not."""
+    wire = Wire(group or torch.distributed.group.WORLD)
     sizes = wire.everywhere(torch.tensor([x.shape[0]], device=x.device)).view(-1).tolist()
     return wire.gathered((x.detach().contiguous(),), sizes)[0]
 
@@ -197,6 +198,7 @@ class _Everywhere(torch.autograd.Function):
         return wire.everywhere(values)
 
     @staticmethod
+    @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
         return None, ctx.wire.everywhere(upstream[0])[:, ctx.wire.rank].sum(0)
 
@@ -210,6 +212,7 @@ class _Summed(torch.autograd.Function):
         return wire.summed(matrix)
 
     @staticmethod
+    @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
         return None, ctx.wire.summed(upstream[0])
 

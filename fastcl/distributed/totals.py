@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..equation.problem import Problem
+from .derivatives import first_derivatives
 from .pairs import Plan, Sweep, cast
 from .visits import Visit
 from .wire import Columns
@@ -57,7 +57,7 @@ class PairTotal(torch.autograd.Function):
         return share
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         scaled = [upstream[0] * next(saved) if present else None for present in ctx.present]

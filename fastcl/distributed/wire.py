@@ -28,6 +28,12 @@ class Wire:
         self.group = group
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
 
+    @property
+    def device(self) -> torch.device:
+        """Where messages that are no rows lie: the same on every rank, wherever its rows are."""
+        served = self.group._device_types
+        return torch.device("cpu") if not served or torch.device("cpu") in served else served[0]
+
     def everywhere(self, values: Tensor) -> Tensor:
         """(world, ...) the small tensor of every rank."""
         flat = values.contiguous().view(-1)

@@ -252,6 +252,8 @@ def second_moment(
     u: Tensor,
     v: Tensor,
     *,
+    target_u: Tensor | None = None,
+    target_v: Tensor | None = None,
     width: int,
     normalize: bool = False,
     group: Group | None = None,
@@ -260,9 +262,12 @@ def second_moment(
 ) -> Moment:
     """What MINC's statistic averages, in the accumulation dtype, of the rows of all ranks of the group.
 
-    A rank may have no rows. Rows of another width than the statistic's are an error on every rank.
+    A rank may have no rows. Rows of another width than the statistic's are an error on every rank; targets, which it does not take
+    in, are checked, so that a call that will fail moves no statistic.
     """
-    checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+    for name, rows in (("v", v), ("target_u", target_u), ("target_v", target_v)):
+        if name == "v" or rows is not None:
+            checks.pair_of_matrices("u", u, name, rows, same_rows=True)
     if u.shape[1] != width:
         raise ValueError(f"u: expected rows of the statistic's width, d = {width}, got d = {u.shape[1]}")
     at_least(1, u, "minc")

@@ -6,7 +6,8 @@ from .divergence import FMICLDVLoss, FMICLLoss
 from .kernel import KCLLoss
 from .labels import SupConLoss
 from .momentum import MoCoLoss, MoCoQueue, MoCoV3Loss
-from .objective import LogitScale, Objective
+from .objective import Objective
+from .scale import LogitScale
 from .sigmoid import SigLIPLoss
 from .softmax import CLIPLoss, InfoNCELoss, NTXentLoss
 from .spectral import FMIAlphaLoss, MINCLoss, SpectralLoss

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
 from .. import functional
-from ..distributed import gathered_rows
+from ..distributed import agreed, gathered_rows
 from ..equation import checks
 from ..functional.rows import normalize_rows
 from .objective import Objective
@@ -66,7 +68,19 @@ class MoCoQueue(nn.Module):
         self.register_buffer("rows", F.normalize(torch.randn(length, d, device=device, dtype=dtype)))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64, device=device))
 
+    def _check(self, k: Tensor) -> None:
+        d = self.rows.shape[1]
+        if checks.matrix("k", k).shape[1] != d:
+            raise ValueError(f"k: expected rows of the queue's width, d = {d}, got d = {k.shape[1]}")
+
+    def _across(self) -> dict[str, Any] | None:
+        """What all ranks must share, where keys of all are kept."""
+        length, d = self.rows.shape
+        shared = {"length": length, "d": d, "normalize": self.normalize, "queue": f"on {self.rows.device.type}"}
+        return None if self.sharded else shared
+
     @torch.no_grad()
+    @agreed(_check, _across)
     def enqueue(self, k: Tensor) -> None:
         """Let these keys, and those of all other ranks where torch.distributed runs, replace the oldest.
 
@@ -76,10 +90,9 @@ class MoCoQueue(nn.Module):
         Raises:
             ValueError: for rows of another width or on another device.
             TypeError: for a dtype that is not floating.
+            MismatchError: for what differs from rank to rank (a ValueError).
         """
-        length, d = self.rows.shape
-        if checks.matrix("k", k).shape[1] != d:
-            raise ValueError(f"k: expected rows of the queue's width, d = {d}, got d = {k.shape[1]}")
+        self._check(k)
         if k.device != self.rows.device:
             raise ValueError(
                 f"k: expected the device of the queue, {self.rows.device}, got {k.device}; move one of them"
@@ -87,7 +100,7 @@ class MoCoQueue(nn.Module):
         k = normalize_rows(k) if self.normalize else k
         if not self.sharded and dist.is_available() and dist.is_initialized():
             k = gathered_rows(k)
-        n = k.shape[0]
+        length, n = self.rows.shape[0], k.shape[0]
         kept = min(n, length)
         places = (self.position + n - kept + torch.arange(kept, device=k.device)) % length
         self.rows.index_copy_(0, places, k[n - kept :].to(self.rows.dtype))

@@ -10,19 +10,19 @@ A setting that is an nn.Parameter is learned, one that is a plain tensor becomes
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from inspect import cleandoc, signature
+from inspect import Parameter, Signature, cleandoc, get_annotations, signature
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Self, dataclass_transform
 
-from ..distributed import CONVENTIONS, STRATEGIES, Group
+from ..distributed import CONVENTIONS, STRATEGIES, Group, SavedGroup
 from ..equation import checks
 from ..functional.rows import REDUCTIONS, check_backend
+from .scale import number, reshape_numbers
 
 ACROSS_RANKS = ("group", "gradient", "strategy")
 
@@ -61,13 +61,17 @@ class Objective(_Declared):
         return module
 
     def __init_subclass__(cls, function: Callable[..., Any] | None = None) -> None:
+        kept = _redefined(cls)
         _as_dataclass(cls)
-        known = {setting.name for setting in fields(cls) if setting.init}
+        known = {setting.name for setting in fields(cls) if setting.init} | kept.keys()
         for name in known & cls.__dict__.keys():  # a default left on the class would hide a parameter of that name
             delattr(cls, name)
+        for name, value in kept.items():
+            setattr(cls, name, value)
         if function is not None:
             cls.function = staticmethod(function)
             cls.settings = tuple(name for name in signature(function).parameters if name in known)
+            cls.forward = _forward_of(cls, function)
             cls.__doc__ = "\n\n".join(
                 (
                     cleandoc(cls.__doc__ or ""),
@@ -82,14 +86,10 @@ class Objective(_Declared):
         checks.one_of("gradient", self.gradient, CONVENTIONS)
         checks.one_of("strategy", self.strategy, STRATEGIES)
         for name in self.settings:
-            value = getattr(self, name)
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            value = self.__dict__.get(name)  # parameters are not there, nor what a subclass computes
+            if isinstance(value, Tensor):
                 delattr(self, name)
                 self.register_buffer(name, value)
-
-    def forward(self, *rows: Tensor, **data: Tensor | None) -> Any:
-        """The objective of these rows; `data` is what differs from batch to batch, such as groups."""
-        return self.function(*rows, **data, **self.arguments())
 
     def arguments(self) -> dict[str, Any]:
         """The settings as the function takes them."""
@@ -100,62 +100,67 @@ class Objective(_Declared):
         kept = ((name, getattr(self, name)) for name in shown)
         return ", ".join(f"{name}={_shown(value)}" for name, value in kept if not isinstance(value, nn.Module))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a process group, which cannot be saved, its ranks: the group of all is found again, another is asked for."""
+        return self.__dict__ | {"group": SavedGroup.of(self.group)}
 
-class LogitScale(nn.Module):
-    """A factor > 0 held by its logarithm, so that a step of an optimiser multiplies it; learned or fixed.
+    def __copy__(self) -> Self:
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
-        scale = exp(log),   log <= log(largest)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy in the same process keeps the group."""
+        memo[id(self.group)] = self.group
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
-    In training the logarithm itself is brought back to its bound at each call, as CLIP does after each step: clamped in the
-    formula instead, it would get no gradient beyond the bound and never come back.
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        reshape_numbers(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
-    Args:
-        initial: the factor to start from, a number > 0.
-        largest: its upper bound, a number > 0, or None.
-        learnable: whether it is a parameter (otherwise a buffer).
 
-    Raises:
-        ValueError: for numbers that are not > 0, or an initial factor above the largest.
+def _forward_of(cls: type[Objective], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of an objective: by its signature it takes what the function takes and the module does not know.
+
+    By its code it takes anything: with group= a call that is wrong on one rank must reach the other ranks.
     """
 
-    log: Tensor
+    def forward(self: Objective, *rows: Tensor, **data: Tensor | None) -> Any:
+        """The objective of these rows; keywords are what differs from batch to batch, such as groups."""
+        return self.function(*rows, **data, **self.arguments())
 
-    def __init__(self, initial: float, largest: float | None = None, learnable: bool = True) -> None:
-        super().__init__()
-        checks.positive_number("logit_scale", initial)
-        self.largest = largest
-        if largest is not None and initial > checks.positive_number("largest_scale", largest):
-            raise ValueError(f"logit_scale: expected at most largest_scale = {largest}, got {initial}")
-        self.log = learnable_or_fixed(self, "log", math.log(initial), learnable)
-
-    def forward(self) -> Tensor:
-        """The factor, a 0-dim float32 tensor."""
-        if self.largest is None:
-            return self.log.exp()
-        bound = math.log(self.largest)
-        if self.training and self.log.requires_grad:
-            with torch.no_grad():
-                self.log.clamp_(max=bound)
-            return self.log.exp()
-        return self.log.clamp(max=bound).exp()
-
-    def extra_repr(self) -> str:
-        return f"log={self.log.item():.4g}, largest={self.largest}, learnable={self.log.requires_grad}"
+    found = cls.__dict__.get("forward", forward)
+    if found is forward or Parameter.VAR_POSITIONAL in (p.kind for p in signature(found).parameters.values()):
+        known = {setting.name for setting in fields(cls)}
+        rows = [p for name, p in signature(function).parameters.items() if name not in known]
+        found.__signature__ = Signature([Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *rows])
+    return found
 
 
-def learnable_or_fixed(module: nn.Module, name: str, value: float, learnable: bool) -> Tensor:
-    """A 0-dim parameter of the module, or a buffer."""
-    tensor = torch.tensor(float(value), dtype=torch.float32)
-    if not learnable:
-        module.register_buffer(name, tensor)
-        return tensor
-    parameter = nn.Parameter(tensor)
-    module.register_parameter(name, parameter)
-    return parameter
+def _redefined(cls: type[Objective]) -> dict[str, Any]:
+    """What a subclass defines under the name of an inherited setting, without declaring it anew.
+
+    A value becomes the setting's default. A property (or any descriptor) stays what it is, and is returned; unless it can be
+    assigned, the constructor does not take that setting.
+    """
+    annotations, kept = get_annotations(cls), {}
+    for inherited in fields(cls):
+        name = inherited.name
+        if name not in cls.__dict__ or name in annotations:
+            continue
+        annotations[name], value = inherited.type, cls.__dict__[name]
+        if hasattr(type(value), "__get__"):
+            kept[name] = value
+            assigned = getattr(value, "fset", None) is not None
+            setattr(cls, name, field(default=inherited.default) if assigned else field(init=False))
+    cls.__annotations__ = annotations
+    return kept
 
 
 def _shown(value: Any) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
     kind = "Parameter" if isinstance(value, nn.Parameter) else "tensor"
-    return f"{kind}({value.item():.4g})" if value.numel() == 1 else f"{kind}{tuple(value.shape)}"
+    return f"{kind}({number(value)})" if value.numel() == 1 else f"{kind}{tuple(value.shape)}"

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional
-from .objective import LogitScale, Objective, learnable_or_fixed
+from .objective import Objective
+from .scale import LogitScale, learnable_or_fixed
 
 
 class SigLIPLoss(Objective, function=functional.siglip):

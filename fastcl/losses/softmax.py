@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional
-from .objective import LogitScale, Objective
+from .objective import Objective
+from .scale import LogitScale
 
 
 class InfoNCELoss(Objective, function=functional.info_nce):

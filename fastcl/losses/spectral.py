@@ -72,18 +72,18 @@ class MINCLoss(Objective, function=functional.minc):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("value", torch.zeros((), dtype=torch.float32), persistent=False)
 
-    def forward(self, u: Tensor, v: Tensor, **data: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(self, *rows: Any, **data: Any) -> Tensor:
         """The surrogate of these rows; in training the statistic takes them in first."""
-        self._take_in(u, v)
-        loss: Tensor = self.function(u, v, self.statistic, **data, **self.arguments())
+        self._take_in(*rows, **data)
+        loss: Tensor = self.function(*rows, statistic=self.statistic, **data, **self.arguments())
         return loss
 
     @torch.no_grad()
-    def _take_in(self, u: Tensor, v: Tensor) -> None:
+    def _take_in(self, *rows: Any, **data: Any) -> None:
         """Write the value, in training with the statistic moved first."""
         everybody = self.training and dist.is_available() and dist.is_initialized()
         group = dist.group.WORLD if self.group is None and everybody else self.group
-        moment, aligned = second_moment(u, v, width=self.d, normalize=self.normalize, group=group)
+        moment, aligned = second_moment(*rows, **data, width=self.d, normalize=self.normalize, group=group)
         if self.training:
             kept = torch.where(self.updates == 0, 0.0, self.ema)
             self.statistic.lerp_(moment.to(self.statistic.dtype), (1.0 - kept).to(self.statistic.dtype))

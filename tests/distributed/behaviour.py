@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -18,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcl import functional, losses
 
+from .mistakes import says
 from .shards import LAYOUTS, cut, distance, random
 
 D = 6
@@ -99,7 +97,7 @@ def subgroups(rank: int, world: int) -> float:
         parts, groups = [[0, 1], [2, 3]], [mesh["data"]] * 2
         parts += [[0, 2, 3]]
         groups += [dist.new_group([0, 2, 3])]
-        _says("mesh['model']", lambda: functional.info_nce(random(2, 3, seed=1), random(2, 3, seed=1), group=mesh))
+        says("mesh['model']", lambda: functional.info_nce(random(2, 3, seed=1), random(2, 3, seed=1), group=mesh))
     errors = []
     for members, group in zip(parts, groups, strict=True):
         if rank not in members:
@@ -118,56 +116,6 @@ def subgroups(rank: int, world: int) -> float:
                     distance(mine.grad, cut(t.grad, sizes, members.index(rank)), scale=float(t.grad.abs().max()))
                 )
     return max(errors)
-
-
-def mistakes(rank: int, world: int) -> float:
-    """One rank's mistake is the same error on every rank, and the group goes on working."""
-    if world == 1:
-        return 0.0
-    odd = rank == world - 1
-    x, y = random(4, D, seed=rank), random(4, D, seed=rank + 9)
-    group = dist.group.WORLD
-    short = torch.arange(3 if odd else 4)
-    calls: dict[str, Callable[[], Any]] = {
-        "objective: expected the same on every rank": lambda: (functional.nt_xent if odd else functional.info_nce)(
-            x, y, temperature=0.5, group=group
-        ),
-        "x: expected the same on every rank, got float64": lambda: functional.info_nce(
-            *((x.float(), y.float()) if odd else (x, y)), group=group
-        ),
-        "got float64 (rows, 6)": lambda: functional.info_nce(*((x[:, :4], y[:, :4]) if odd else (x, y)), group=group),
-        "temperature: expected the same on every rank, got 0.1 on rank 0": lambda: functional.info_nce(
-            x, y, temperature=0.2 if odd else 0.1, group=group
-        ),
-        "strategy: expected the same": lambda: functional.info_nce(x, y, strategy="ring" if odd else "gather", group=group),
-        "with gradient": lambda: functional.info_nce(x.clone().requires_grad_(odd), y, group=group),
-        f"groups: expected shape (4,), one group for each row of y, got (3,) (on rank {world - 1}": (
-            lambda: functional.info_nce(x.detach(), y, groups=short, group=group)
-        ),
-        "y: expected at least one row": lambda: functional.info_nce(x.detach(), y[:2] if odd else y, group=group),
-        "temperature: expected a number > 0": lambda: functional.info_nce(x, y, temperature=-1.0, group=group),
-        "strategy: expected one of": lambda: functional.info_nce(x, y, strategy="rign", group=group),
-        "u: expected the same on every rank, got float64 (rows, 6)": lambda: losses.MINCLoss(D)(
-            *((x[:, :4], y[:, :4]) if odd else (x, y))
-        ),
-        "u: expected rows of the statistic's width, d = 4": lambda: losses.MINCLoss(4)(x, y),
-        f"dhel: expected at least 2 rows, or there is no pair of different rows, got {1}": (
-            lambda: functional.dhel(x[: int(odd)], y[: int(odd)], group=group)
-        ),
-    }  # fmt: skip
-    for part, call in calls.items():
-        message = _says(part, call)
-        messages: list[Any] = [None] * world
-        dist.all_gather_object(messages, message)
-        assert len(set(messages)) == 1, messages
-        assert functional.info_nce(x.detach(), y, group=group).isfinite()
-    return 0.0
-
-
-def _says(part: str, call: Callable[[], Any]) -> str:
-    with pytest.raises((ValueError, TypeError), match=re.escape(part)) as error:
-        call()
-    return f"{error.type.__name__}: {error.value}"
 
 
 def queue(rank: int, world: int) -> float:
@@ -331,7 +279,6 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     **{f"ddp, {name}, {strategy}": partial(ddp, name, strategy) for name in LOSSES for strategy in ("gather", "ring")},
     **{f"repeatable, {strategy}": partial(repeatable, strategy) for strategy in ("gather", "ring")},
     "subgroups": subgroups,
-    "mistakes": mistakes,
     "queue": queue,
     "plain queue": plain_queue,
     **{f"statistic, {how}": partial(statistic, how) for how in ("without a group", "group", "sub-group")},

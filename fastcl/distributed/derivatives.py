@@ -1,0 +1,45 @@
+"""What autograd is told about everything that goes through other ranks: one gradient at a time, and first derivatives only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SECOND = (
+    "fastcl: create_graph=True asks for second derivatives, which an objective with group= does not have on any backend (messages "
+    "between ranks are outside autograd, so that they would be wrong); for these, gather the rows first and leave group= out, with "
+    "backend='reference'"
+)
+BATCHED = (
+    "fastcl: is_grads_batched=True, or vmap, asks for several gradients at once, which an objective with group= does not have; "
+    "ask for one after the other, with retain_graph=True"
+)
+
+
+def first_derivatives(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward that refuses what it would get wrong, before it sends anything.
+
+    Not once_differentiable, which lets create_graph=True pass until the upstream gradient itself asks for a gradient.
+
+    Raises:
+        RuntimeError: for create_graph=True, and for batched upstream gradients.
+    """
+
+    @wraps(backward)
+    def checked(ctx: Any, *upstream: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(SECOND)
+        if any(_batched(g) for g in upstream if isinstance(g, Tensor)):
+            raise RuntimeError(BATCHED)
+        return backward(ctx, *upstream)
+
+    return checked
+
+
+def _batched(g: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return bool(functorch.is_batchedtensor(g) or functorch.is_legacy_batchedtensor(g))  # vmap's, and is_grads_batched's

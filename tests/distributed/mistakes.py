@@ -1,0 +1,126 @@
+"""One rank's mistake is everybody's error, the same one; what is asked for in vain is refused before anything is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle, product
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from fastcl import functional, losses
+from tests.objectives.cases import CASES
+
+from .shards import cut, random
+
+D = 6
+
+
+def mistakes(rank: int, world: int) -> float:
+    """One rank's mistake is the same error on every rank, and the group goes on working."""
+    if world == 1:
+        return 0.0
+    odd = rank == world - 1
+    x, y = random(4, D, seed=rank), random(4, D, seed=rank + 9)
+    group = dist.group.WORLD
+    keys = losses.MoCoQueue(D, 8)
+    short = torch.arange(3 if odd else 4)
+    calls: dict[str, Callable[[], Any]] = {
+        "objective: expected the same on every rank": lambda: (functional.nt_xent if odd else functional.info_nce)(
+            x, y, temperature=0.5, group=group
+        ),
+        "x: expected the same on every rank, got float64": lambda: functional.info_nce(
+            *((x.float(), y.float()) if odd else (x, y)), group=group
+        ),
+        "got float64 (rows, 6)": lambda: functional.info_nce(*((x[:, :4], y[:, :4]) if odd else (x, y)), group=group),
+        "temperature: expected the same on every rank, got 0.1 on rank 0": lambda: functional.info_nce(
+            x, y, temperature=0.2 if odd else 0.1, group=group
+        ),
+        "strategy: expected the same": lambda: functional.info_nce(x, y, strategy="ring" if odd else "gather", group=group),
+        "with gradient": lambda: functional.info_nce(x.clone().requires_grad_(odd), y, group=group),
+        f"groups: expected shape (4,), one group for each row of y, got (3,) (on rank {world - 1}": (
+            lambda: functional.info_nce(x.detach(), y, groups=short, group=group)
+        ),
+        "y: expected at least one row": lambda: functional.info_nce(x.detach(), y[:2] if odd else y, group=group),
+        "temperature: expected a number > 0": lambda: functional.info_nce(x, y, temperature=-1.0, group=group),
+        "info_nce(): missing a required argument: 'y'": lambda: functional.info_nce(*((x,) if odd else (x, y)), group=group),
+        "info_nce(): got an unexpected keyword argument 'grops'": lambda: losses.InfoNCELoss(group=group)(
+            x, y, **({"grops": short} if odd else {})
+        ),
+        "y: expected the same on every rank, got float64 (rows, 6) on cpu on rank 0 and nested": lambda: functional.info_nce(
+            x, torch.nested.nested_tensor([*y], layout=torch.jagged) if odd else y, group=group
+        ),
+        "y: expected a dense tensor": lambda: functional.info_nce(x, y.to_sparse(), group=group),
+        "x: expected the same on every rank, got float64 (rows, 6) on cpu on rank 0 and array": (
+            lambda: functional.info_nce(x.numpy() if odd else x, y, group=group)
+        ),
+        "x: expected the same on every rank, got float64 (rows, 6) on cpu on rank 0 and float64 (rows, 6) on meta": (
+            lambda: functional.info_nce(*((x.to("meta"), y.to("meta")) if odd else (x, y)), group=group)
+        ),
+        "strategy: expected one of": lambda: functional.info_nce(x, y, strategy="rign", group=group),
+        "u: expected the same on every rank, got float64 (rows, 6)": lambda: losses.MINCLoss(D)(
+            *((x[:, :4], y[:, :4]) if odd else (x, y))
+        ),
+        "u: expected rows of the statistic's width, d = 4": lambda: losses.MINCLoss(4)(x, y),
+        "second_moment(): missing a required argument: 'v'": lambda: losses.MINCLoss(D)(*((x,) if odd else (x, y))),
+        "target_u: expected rows of the width of u": lambda: losses.MINCLoss(D)(x, y, target_u=x[:, :4]),
+        "k: expected the same on every rank, got float64 (rows, 4) on cpu on rank 0": lambda: keys.enqueue(x if odd else x[:, :4]),
+        "k: expected rows of the queue's width, d = 6, got d = 4": lambda: keys.enqueue(x[:, :4]),
+        "k: expected float64, float32, bfloat16 or float16, got int64": lambda: keys.enqueue(x.long()),
+        "MoCoQueue.enqueue(): missing a required argument: 'k'": lambda: keys.enqueue(*(() if odd else (x,))),
+        "length: expected the same on every rank, got 8": lambda: losses.MoCoQueue(D, 9 if odd else 8).enqueue(x),
+        f"dhel: expected at least 2 rows, or there is no pair of different rows, got {1}": (
+            lambda: functional.dhel(x[: int(odd)], y[: int(odd)], group=group)
+        ),
+    }  # fmt: skip
+    for part, call in calls.items():
+        message = says(part, call)
+        messages: list[Any] = [None] * world
+        dist.all_gather_object(messages, message)
+        assert len(set(messages)) == 1, messages
+        assert functional.info_nce(x.detach(), y, group=group).isfinite()
+    assert not keys.position, "a call that failed moved the queue"
+    return 0.0
+
+
+def says(part: str, call: Callable[[], Any]) -> str:
+    with pytest.raises((ValueError, TypeError), match=re.escape(part)) as error:
+        call()
+    return f"{error.type.__name__}: {error.value}"
+
+
+def second_derivatives(rank: int, world: int) -> float:
+    """No objective lets create_graph=True pass, on any backend, whether its upstream gradient wants a gradient or not."""
+    if world == 1:
+        return 0.0
+    turns = cycle(product(("gather", "ring"), ("reference", "auto")))
+    for case, reduction in product(CASES, ("mean", "sum", "none")):
+        if (case.rows == 0 and reduction != "mean") or (case.name in ("alignment", "moco") and reduction == "none"):
+            continue  # the latter send nothing, and have second derivatives
+        rows = case.rows_of(2 * world, D, torch.float64)
+        own = [cut(t, [2] * world, rank) for t in rows]
+        strategy, backend = next(turns)
+        arguments = case.arguments(0, 2, D, own[0]) | {"reduction": reduction, "strategy": strategy, "backend": backend}
+        loss = getattr(functional, case.name)(*own, **arguments, group=dist.group.WORLD)
+        loss = loss[0] if isinstance(loss, tuple) else loss
+        with pytest.raises(RuntimeError, match="create_graph=True asks for second derivatives"):
+            torch.autograd.grad(loss.sum(), own, create_graph=True, allow_unused=True)
+    x = random(4, D, seed=rank)
+    for loss in (functional.clip, functional.uniformity, functional.spectral):
+        of = partial(loss, **({"logit_scale": 3.0} if loss is functional.clip else {}), group=dist.group.WORLD)
+        once = (lambda t, of=of: of(t)) if loss is functional.uniformity else (lambda t, of=of: of(t, x))
+        with pytest.raises(RuntimeError, match="create_graph=True asks for second derivatives"):
+            torch.autograd.functional.hessian(once, x)
+        leaf = x.clone().requires_grad_()
+        with pytest.raises(RuntimeError, match="create_graph=True asks for second derivatives"):
+            torch.autograd.gradgradcheck(once, leaf)
+        with pytest.raises(RuntimeError, match="several gradients at once"):
+            torch.autograd.grad(once(leaf), leaf, torch.ones(2, dtype=x.dtype), is_grads_batched=True)
+    return 0.0
+
+
+CHECKS: dict[str, Callable[[int, int], float]] = {"mistakes": mistakes, "second derivatives": second_derivatives}
