@@ -61,8 +61,8 @@ def schedule(rank: int, rows: Sequence[int], columns: Sequence[int] | None, toge
         whole = [Piece(peer, 0, m) for peer, m in enumerate(columns)]
         if together:
             # Rows beyond own columns have no partner: on the diagonal they would meet the columns of the next rank.
-            own = min(n, columns[rank])
-            return [Visit(a, b, tuple(whole)) for a, b in ((0, own), (own, n)) if b > a or a == 0]
+            paired = min(n, columns[rank])
+            return [Visit(a, b, tuple(whole)) for a, b in ((0, paired), (paired, n)) if b > a or a == 0]
         return [Visit(0, n, (whole[(rank - step) % world],), own=step == 0) for step in range(world)]
     own = Visit(0, n, (Piece(rank, 0, n),), own=True)
     met = [(rank - step) % world for step in range(1, (world + 1) // 2)]

@@ -42,7 +42,7 @@ def mistakes(rank: int, world: int) -> float:
         ),
         "strategy: expected the same": lambda: functional.info_nce(x, y, strategy="ring" if odd else "gather", group=group),
         "with gradient": lambda: functional.info_nce(x.clone().requires_grad_(odd), y, group=group),
-        f"groups: expected shape (4,), one group for each row of y, got (3,) (on rank {world - 1}": (
+        f"groups: expected shape (4,), one group for each row of the longer side, got (3,) (on rank {world - 1}": (
             lambda: functional.info_nce(x.detach(), y, groups=short, group=group)
         ),
         "y: expected at least one row": lambda: functional.info_nce(x.detach(), y[:2] if odd else y, group=group),
