@@ -6,7 +6,8 @@
     ->  from fastcl.dropin.pytorch_metric_learning import DistributedLossWrapper
 
 Positives are pairs of equal labels, negatives pairs of different ones; embeddings alone (or with the very same tensor of
-labels for the references) leave out each row's pair with itself.
+labels for the references) leave out each row's pair with itself. With `indices_tuple` they are the pairs that it names, so that
+the library's miners and its CrossBatchMemory work around these classes.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 
 from ..equation import checks
 from ..equation.masks import Mask, across_groups, off_diagonal, within_groups
+from ..equation.problem import accumulation_dtype
 from ..functional.rows import normalize_rows, row_dot, softplus, times
 from ..ops import pair_reduce, pair_total
 from . import ranks
+from .mined import Pairs, positives_and_negatives
 
 DISTANCES = ("CosineSimilarity", "DotProductSimilarity")
 
@@ -114,8 +117,9 @@ class _LabelLoss(nn.Module):
 
         Args:
             embeddings: (n, d) floating.
-            labels: (n,), any dtype that equality makes sense for.
-            indices_tuple: None; pairs of a miner raise.
+            labels: (n,), any dtype that equality makes sense for; not needed beside indices_tuple.
+            indices_tuple: None for all pairs, or those of a miner: (anchors, positives, anchors, negatives), vectors of
+                integers, or triplets (anchors, positives, negatives). Anchors are rows of embeddings, the others of ref_emb.
             ref_emb: (m, d), dtype of embeddings, what they are compared with; None for the embeddings themselves.
             ref_labels: (m,); the same object as labels says that row i and reference i are not a pair.
 
@@ -123,14 +127,11 @@ class _LabelLoss(nn.Module):
             A scalar.
 
         Raises:
-            NotImplementedError: for indices_tuple.
-            ValueError: for shapes that do not fit, or missing labels.
+            ValueError: for shapes or indices that do not fit, missing labels, or (SupConLoss) a pair that is both.
             TypeError: for unsupported or mixed dtypes.
         """
         if indices_tuple is not None:
-            raise NotImplementedError(
-                "indices_tuple: expected None, got pairs; a miner picks pairs one by one, use the library's own class for it"
-            )
+            return self._regularised(self._of_indices(embeddings, indices_tuple, ref_emb), embeddings)
         own = ref_emb is None or ref_labels is labels
         return self.loss(embeddings, labels, ref_emb, ref_labels, own)
 
@@ -138,12 +139,28 @@ class _LabelLoss(nn.Module):
         self, embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None, own: bool
     ) -> Tensor:
         """The loss with its regulariser; `own` says that row i and reference i are not a pair."""
-        value = self._of(self._pairs(embeddings, labels, ref_emb, ref_labels, own))
+        return self._regularised(self._of(self._pairs(embeddings, labels, ref_emb, ref_labels, own)), embeddings)
+
+    def _regularised(self, value: Tensor, embeddings: Tensor) -> Tensor:
         if self.embedding_regularizer is not None:
             value = value + self.embedding_reg_weight * self.embedding_regularizer(embeddings)
         return value
 
+    def _of_indices(self, x: Tensor, indices: Any, y: Tensor | None) -> Tensor:
+        checks.matrix("embeddings", x)
+        if y is not None:
+            checks.pair_of_matrices("embeddings", x, "ref_emb", y)
+        positive, negative = positives_and_negatives(indices, x, x if y is None else y)
+        if not len(positive) or not len(negative) or max(len(positive), len(negative)) <= 1:
+            return x[:0].sum(dtype=accumulation_dtype(x.dtype))  # 0, as in the library, with a gradient of 0
+        if self.normalize:
+            x, y = normalize_rows(x), None if y is None else normalize_rows(y)
+        return self._of_mined(x, x if y is None else y, positive, negative)
+
     def _of(self, pairs: _Pairs) -> Tensor:
+        raise NotImplementedError
+
+    def _of_mined(self, x: Tensor, y: Tensor, positive: Pairs, negative: Pairs) -> Tensor:
         raise NotImplementedError
 
     def _pairs(
@@ -203,6 +220,10 @@ class NTXentLoss(_LabelLoss):
         count = pairs.positives()
         return pairs.if_any(total / count.sum().clamp(min=1), count)
 
+    def _of_mined(self, x: Tensor, y: Tensor, positive: Pairs, negative: Pairs) -> Tensor:
+        r = negative.log_sum_exp(negative.logits(x, y, 1.0 / self.temperature), x.shape[0])
+        return softplus(r[positive.anchors] - positive.logits(x, y, 1.0 / self.temperature)).mean()
+
 
 class SupConLoss(_LabelLoss):
     """Every anchor's positives among all its pairs; the mean over anchors whose loss is not 0.
@@ -244,8 +265,29 @@ class SupConLoss(_LabelLoss):
         losses = torch.where((count > 0) & (pairs.candidates() > 1), losses, 0.0)
         if self.reducer_name == "MeanReducer":
             return pairs.if_any(losses.mean(), count)
-        losses = torch.where(losses > 0, losses, 0.0)
-        return pairs.if_any(losses.sum() / (losses > 0).sum().clamp(min=1), count)
+        return pairs.if_any(_mean_of_positive(losses), count)
+
+    def _of_mined(self, x: Tensor, y: Tensor, positive: Pairs, negative: Pairs) -> Tensor:
+        n, m = x.shape[0], y.shape[0]
+        positive, negative = positive.without_repeats(m), negative.without_repeats(m)
+        every = positive + negative
+        if len(every.without_repeats(m)) < len(every):
+            raise ValueError(
+                "indices_tuple: expected each pair among the positives or among the negatives, got one in both; "
+                "do not mix labels of several kinds"
+            )
+        z = every.logits(x, y, 1.0 / self.temperature)
+        r = every.log_sum_exp(z, n)
+        count = torch.bincount(positive.anchors, minlength=n)
+        s = z.new_zeros(n).index_add(0, positive.anchors, z[: len(positive)])
+        losses = torch.where(count > 0, torch.where(count > 0, r, 0.0) - s / count.clamp(min=1), 0.0)
+        return losses.mean() if self.reducer_name == "MeanReducer" else _mean_of_positive(losses)
+
+
+def _mean_of_positive(losses: Tensor) -> Tensor:
+    """The mean of those above 0; 0 where there are none."""
+    losses = torch.where(losses > 0, losses, 0.0)
+    return losses.sum() / (losses > 0).sum().clamp(min=1)
 
 
 class DistributedLossWrapper(nn.Module):
@@ -254,20 +296,24 @@ class DistributedLossWrapper(nn.Module):
     Others' embeddings carry no gradient: the factor makes up for the mean that DistributedDataParallel takes.
 
     Args:
-        loss: an NTXentLoss or SupConLoss of this module.
-        efficient: whether each process takes its own rows against all, instead of all against all.
+        loss: an NTXentLoss or SupConLoss of this module, or the library's CrossBatchMemory around one.
+        efficient: whether each process takes its own rows against all, instead of all against all; not with CrossBatchMemory.
 
     Raises:
         TypeError: for another loss.
+        ValueError: for CrossBatchMemory with efficient=True.
     """
 
     def __init__(self, loss: nn.Module, efficient: bool = False) -> None:
         super().__init__()
-        if not isinstance(loss, _LabelLoss):
+        self.memory = type(loss).__name__ == "CrossBatchMemory"
+        if not isinstance(loss.loss if self.memory else loss, _LabelLoss):
             raise TypeError(
                 f"loss: expected NTXentLoss or SupConLoss of this module, got {type(loss).__name__}; "
                 "wrap other losses with the library's own DistributedLossWrapper"
             )
+        if self.memory and efficient:
+            raise ValueError("efficient: expected False with CrossBatchMemory, as in the library, got True")
         self.loss = loss
         self.efficient = efficient
 
@@ -280,33 +326,60 @@ class DistributedLossWrapper(nn.Module):
         ref_labels: Tensor | None = None,
         enqueue_mask: Any = None,
     ) -> Tensor:
-        """The loss of one batch; arguments as for the loss itself.
+        """The loss of one batch; arguments as for the loss itself, indices those of the rows of all processes, own first.
 
         Raises:
-            NotImplementedError: for indices_tuple, enqueue_mask, or references together with efficient=True.
-            ValueError: for shapes that do not fit, or missing labels.
+            NotImplementedError: for references without indices_tuple together with efficient=True.
+            ValueError: for shapes that do not fit, missing labels, enqueue_mask without CrossBatchMemory, or references with it.
             TypeError: for unsupported or mixed dtypes.
         """
+        if self.memory:
+            return self._of_memory(embeddings, labels, indices_tuple, ref_emb, ref_labels, enqueue_mask)
         if enqueue_mask is not None:
-            raise NotImplementedError(
-                "enqueue_mask: expected None, got one; it goes with CrossBatchMemory, which has no class here"
-            )
-        if ranks.world_size() == 1 or indices_tuple is not None:
+            raise ValueError("enqueue_mask: expected None, got one; it goes with CrossBatchMemory")
+        if ranks.world_size() == 1:
             value: Tensor = self.loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             return value
         checks.matrix("embeddings", embeddings)
-        labels = _labels("labels", labels, embeddings, "embeddings")
-        everyone, all_labels = ranks.gathered_own_first(embeddings), ranks.gathered_own_first(labels)
-        if self.efficient:
-            if ref_emb is not None:
-                raise NotImplementedError(
-                    "ref_emb: expected None with efficient=True, got references; pass efficient=False"
-                )
-            return self.loss.loss(embeddings, labels, everyone, all_labels, True) * ranks.world_size()
+        own_labels = (
+            None
+            if labels is None and indices_tuple is not None
+            else _labels("labels", labels, embeddings, "embeddings")
+        )
+        everyone, all_labels = _gathered(embeddings, own_labels)
         if ref_emb is not None:
-            ref_labels = ranks.gathered_own_first(_labels("ref_labels", ref_labels, ref_emb, "ref_emb"))
-            ref_emb = ranks.gathered_own_first(ref_emb)
-        return self.loss(everyone, all_labels, None, ref_emb, ref_labels) * ranks.world_size()
+            if ref_labels is not None or indices_tuple is None:
+                ref_labels = _labels("ref_labels", ref_labels, ref_emb, "ref_emb")
+            ref_emb, ref_labels = _gathered(ref_emb, ref_labels)
+        if not self.efficient:
+            return self.loss(everyone, all_labels, indices_tuple, ref_emb, ref_labels) * ranks.world_size()
+        if indices_tuple is not None:
+            others = everyone if ref_emb is None else ref_emb
+            return self.loss(embeddings, own_labels, indices_tuple, others) * ranks.world_size()
+        if ref_emb is not None:
+            raise NotImplementedError(
+                "ref_emb: expected None with efficient=True, got references; pass efficient=False, or indices_tuple"
+            )
+        return self.loss.loss(embeddings, own_labels, everyone, all_labels, True) * ranks.world_size()
+
+    def _of_memory(
+        self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any, enqueue_mask: Any
+    ) -> Tensor:
+        if ref_emb is not None or ref_labels is not None:
+            raise ValueError(
+                "ref_emb: expected None with CrossBatchMemory, whose memory is the reference, got references"
+            )
+        if ranks.world_size() > 1:
+            embeddings, labels = _gathered(embeddings, _labels("labels", labels, embeddings, "embeddings"))
+            if enqueue_mask is not None:
+                enqueue_mask = ranks.gathered_own_first(enqueue_mask.to(embeddings.device))
+        value: Tensor = self.loss(embeddings, labels, indices_tuple, enqueue_mask) * ranks.world_size()
+        return value
+
+
+def _gathered(rows: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The rows and labels of all processes, own first."""
+    return ranks.gathered_own_first(rows), None if labels is None else ranks.gathered_own_first(labels)
 
 
 def _labels(name: str, labels: Any, rows: Tensor, of: str) -> Tensor:

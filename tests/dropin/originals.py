@@ -80,6 +80,14 @@ def pytorch_metric_learning() -> ModuleType:
 
 
 @cache
+def pytorch_metric_learning_miners() -> ModuleType:
+    """pytorch_metric_learning.miners, which imports scipy beside the losses."""
+    pytorch_metric_learning()
+    with _imports():
+        return importlib.import_module("pytorch_metric_learning.miners")
+
+
+@cache
 def sentence_transformers() -> ModuleType:
     """sentence_transformers, with its losses and util."""
     with _imports():

@@ -123,6 +123,7 @@ def pytorch_metric_learning_cases(rank: int, world: int) -> Iterator[Case]:
     def bind(wrapper: Any, arguments: tuple[Any, ...]) -> Callable[..., Tensor]:
         return lambda x, *y: wrapper(x, labels, None, *y, *arguments)
 
+    yield from pairs_by_index_cases(rank, world)
     for name in ("NTXentLoss", "SupConLoss"):
         for efficient, kind, arguments in (
             (False, "none", ()),
@@ -139,6 +140,44 @@ def pytorch_metric_learning_cases(rank: int, world: int) -> Iterator[Case]:
                 ),
                 _views(rank)[: 1 + len(arguments)],
             )
+
+
+def pairs_by_index_cases(rank: int, world: int) -> Iterator[Case]:
+    """Indices within the rows of all processes, own first; and a memory of them, over two batches."""
+    labels, own = (torch.arange(N) + rank) % 3, torch.arange(N)
+    indices = (own, (own + 3) % (N * world), own, (own + 1) % (N * world))
+
+    def twice(wrapper: Any) -> Callable[..., Tensor]:
+        def call(x: Tensor) -> Tensor:
+            wrapper(x.flip(0), labels)
+            return wrapper(x, labels)
+
+        return call
+
+    def memory(loss: Any) -> Any:
+        return originals.pytorch_metric_learning().losses.CrossBatchMemory(loss, D, memory_size=3 * N).double()
+
+    for name in ("NTXentLoss", "SupConLoss"):
+        loss = getattr(pytorch_metric_learning, name)(temperature=0.3)
+        for efficient in (False, True):
+            yield Case(
+                f"{name} efficient={efficient} indices_tuple",
+                partial(
+                    pytorch_metric_learning.DistributedLossWrapper(loss, efficient),
+                    labels=labels,
+                    indices_tuple=indices,
+                ),
+                lambda name=name, efficient=efficient: partial(
+                    _wrapper()(_loss(name), efficient), labels=labels, indices_tuple=indices
+                ),
+                _views(rank)[:1],
+            )
+        yield Case(
+            f"{name} in CrossBatchMemory",
+            twice(pytorch_metric_learning.DistributedLossWrapper(memory(loss))),
+            lambda name=name: twice(_wrapper()(memory(_loss(name)))),
+            _views(rank)[:1],
+        )
 
 
 def _loss(name: str) -> Any:
