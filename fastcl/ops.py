@@ -1,4 +1,4 @@
-"""The one op in its two forms, as torch.library ops: schema, real, fake, autograd and autocast.
+"""The one op in its two forms, as torch.library ops: schema, real, fake and autocast (derivatives.py has autograd).
 
     pair_reduce   r (and c), with any upstream gradient
     pair_total    outer(r), one scalar upstream gradient: value and gradients come from one call
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import choice, closed_form, reference
+from . import derivatives
+from .backends import choice, closed_form
+from .derivatives import present
 from .equation import checks
 from .equation.masks import Mask
 from .equation.pairs import PairFunction
@@ -43,21 +45,10 @@ library.define(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
-CREATE_GRAPH = (
-    "fastcl: create_graph=True asks for second derivatives, which the {name!r} backend does not have (its gradients are formed "
-    "outside autograd, so they would silently be zero); pass backend='reference', which is differentiable twice"
-)
-
-
 def _serve(p: Problem, backend: str) -> Any:
     """The module that serves the problem: a closed form where there is one, then the backend (chosen here, at run time)."""
     name, module = choice.choose(backend, p.x.device, p.x.dtype)
     return closed_form if name != "reference" and closed_form.applies(p) else module
-
-
-def _present(tensors: tuple[Tensor | None, ...], like: Tensor) -> tuple[Tensor, ...]:
-    """Outputs as the fake form promises them: contiguous, and an empty tensor for what is absent."""
-    return tuple(like.new_empty(0) if t is None else t.contiguous() for t in tensors)
 
 
 def _absent(t: Tensor, wanted: bool) -> Tensor | None:
@@ -70,7 +61,7 @@ def _absent(t: Tensor, wanted: bool) -> Tensor | None:
 def _pair_reduce(*arguments: Any) -> tuple[Tensor, ...]:
     p = unpack(arguments)
     r, c = _serve(p, arguments[-1]).rows(p)
-    return _present((r, c), r)
+    return present((r, c), r)
 
 
 def _pair_reduce_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -78,14 +69,14 @@ def _pair_reduce_backward(*arguments: Any) -> tuple[Tensor, ...]:
     r, c, g, h, wanted, backend = arguments[LENGTH:]
     module = _serve(p, backend)
     answer = module.gradients(p, r, _absent(c, p.columns), g, _absent(h, p.columns), Wanted(*wanted))
-    return _present(tuple(answer), r)
+    return present(tuple(answer), r)
 
 
 def _pair_total(*arguments: Any) -> tuple[Tensor, ...]:
     p = unpack(arguments)
     positive, outer, wanted, backend = arguments[LENGTH:]
     value, answer, dpositive = _serve(p, backend).total(p, positive, outer, Wanted(*wanted))
-    return (value, *_present((*answer, dpositive), value))
+    return (value, *present((*answer, dpositive), value))
 
 
 # ---- fake -----------------------------------------------------------------------------------------------------------------
@@ -118,115 +109,11 @@ def _fake_pair_total(*arguments: Any) -> tuple[Tensor, ...]:
     return (x.new_empty((), dtype=dtype), *_fake_gradients(arguments, wanted, dtype), dpositive)
 
 
-# ---- autograd -------------------------------------------------------------------------------------------------------------
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keep tensors by save_for_backward (so that in-place changes are noticed) and the rest as they are."""
-    tensors = inputs[:8]
-    ctx.present = [t is not None for t in tensors]
-    ctx.rest = inputs[8:]
-    ctx.save_for_backward(*(t for t in tensors if t is not None), *output)
-
-
-def _restore(ctx: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
-    saved = iter(ctx.saved_tensors)
-    tensors = [next(saved) if present else None for present in ctx.present]
-    return (*tensors, *ctx.rest), tuple(saved)
-
-
-def _backward_pair_reduce(ctx: Any, g: Tensor, h: Tensor) -> tuple[Any, ...]:
-    arguments, (r, c) = _restore(ctx)
-    backend = arguments[-1]
-    if torch.is_grad_enabled():
-        _require_reference(backend)
-        return _differentiable(
-            ctx, arguments, lambda p: _present(reference.rows(p), p.scale), (g, h), len(ctx.needs_input_grad)
-        )
-    wanted = list(ctx.needs_input_grad[:DIFFERENTIABLE])
-    answer = torch.ops.fastcl.pair_reduce_backward(
-        *arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted, backend
-    )
-    return _fill(answer, wanted, len(ctx.needs_input_grad))
-
-
-def _save_pair_total(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    positive, outer, wanted, backend = inputs[LENGTH:]
-    ctx.wanted, ctx.positive, ctx.dtype, ctx.backend = wanted, positive is not None, inputs[0].dtype, backend
-    ctx.twice = choice.is_reference(backend)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    if ctx.twice:
-        _save(ctx, (*inputs[:LENGTH], outer), (*output[1:], *([positive] if ctx.positive else [])))
-    else:
-        ctx.save_for_backward(*output[1:])
-
-
-def _backward_pair_total(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    length = len(ctx.needs_input_grad)
-    if upstream is None:
-        return (None,) * length
-    if torch.is_grad_enabled():
-        _require_reference(ctx.backend)
-        arguments, saved = _restore(ctx)
-        positive = saved[-1] if ctx.positive else None
-
-        def value(p: Problem, positive: Tensor | None = None) -> tuple[Tensor, ...]:
-            return (reference.outer_value(arguments[-1], reference.rows(p)[0], positive),)
-
-        return _differentiable(ctx, arguments, value, (upstream,), length, positive)
-    saved = _restore(ctx)[1] if ctx.twice else ctx.saved_tensors
-    answer = [upstream * gradient for gradient in saved[: DIFFERENTIABLE + 1]]
-    for i in (0, 1):
-        answer[i] = answer[i].to(ctx.dtype)
-    filled = list(_fill(answer, ctx.wanted, length))
-    filled[LENGTH] = answer[DIFFERENTIABLE] if ctx.positive and ctx.needs_input_grad[LENGTH] else None
-    return tuple(filled)
-
-
-def _fill(answer: Any, wanted: list[bool], length: int) -> tuple[Any, ...]:
-    gradients = [a if w else None for a, w in zip(answer, wanted, strict=False)]
-    return (*gradients, *(None for _ in range(length - len(gradients))))
-
-
-def _require_reference(backend: str) -> None:
-    name = choice.requested(backend)
-    if name != "reference":
-        raise RuntimeError(CREATE_GRAPH.format(name=name))
-
-
-def _differentiable(
-    ctx: Any,
-    arguments: tuple[Any, ...],
-    outputs: Callable[..., tuple[Tensor, ...]],
-    upstream: tuple[Tensor, ...],
-    length: int,
-    positive: Tensor | None = None,
-) -> tuple[Any, ...]:
-    """The gradients by autograd through the definition, with a graph of their own."""
-    p = unpack(arguments)
-    values = outputs(p) if positive is None else outputs(p, positive)
-    traced = [(v, g) for v, g in zip(values, upstream, strict=True) if v.requires_grad]
-    candidates = [*arguments[:DIFFERENTIABLE], *(None for _ in range(LENGTH - DIFFERENTIABLE)), positive]
-    places = [i for i, t in enumerate(candidates) if t is not None and ctx.needs_input_grad[i]]
-    answer = torch.autograd.grad(
-        [v for v, _ in traced],
-        [candidates[i] for i in places],
-        [g for _, g in traced],
-        create_graph=True,
-        allow_unused=True,
-    )
-    filled: list[Any] = [None] * length
-    for place, gradient in zip(places, answer, strict=True):
-        filled[place] = gradient
-    return tuple(filled)
-
-
 # ---- autocast -------------------------------------------------------------------------------------------------------------
 
 
 def _autocast(op: Any, device: str) -> Callable[..., Any]:
-    """Cast x and y as mm does, and nothing else: a scale or a bias keeps its precision."""
+    """Cast x and y as mm does, and nothing else: a scale or a bias keeps its precision, and so do products within the op."""
     key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
 
     def cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -240,6 +127,17 @@ def _autocast(op: Any, device: str) -> Callable[..., Any]:
     return call
 
 
+def _as_given(device: str) -> Callable[..., Any]:
+    """A backward may run under autocast; its rows have been cast, or not, in the forward."""
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+    def call(*arguments: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            return torch.ops.fastcl.pair_reduce_backward(*arguments)
+
+    return call
+
+
 def _register() -> None:
     forms: list[tuple[str, Any, Any]] = [
         ("pair_reduce", _pair_reduce, _fake_pair_reduce),
@@ -249,14 +147,11 @@ def _register() -> None:
     for name, real, fake in forms:
         library.impl(name, real, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastcl::{name}", fake, lib=library)
-    # setup_context is called with these argument names: ctx, inputs, output.
-    torch.library.register_autograd("fastcl::pair_reduce", _backward_pair_reduce, setup_context=_save, lib=library)
-    torch.library.register_autograd(
-        "fastcl::pair_total", _backward_pair_total, setup_context=_save_pair_total, lib=library
-    )
-    for name in ("pair_reduce", "pair_total"):
-        for device in ("cpu", "cuda"):
+    derivatives.register(library)
+    for device in ("cpu", "cuda"):
+        for name in ("pair_reduce", "pair_total"):
             library.impl(name, _autocast(getattr(torch.ops.fastcl, name), device), f"Autocast{device.upper()}")
+        library.impl("pair_reduce_backward", _as_given(device), f"Autocast{device.upper()}")
 
 
 _register()

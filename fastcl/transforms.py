@@ -1,0 +1,43 @@
+"""What PyTorch may be doing around a call: tracing it, or transforming it (torch.func, dual numbers).
+
+The op has rules of its own for every transform (derivatives.py). Passes over rows are written twice: as an autograd.Function,
+which is quick and saves little, and in plain PyTorch, which every transform knows; a transform takes the plain form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+
+def active() -> bool:
+    """Whether a transform of torch.func is at work, or forward mode."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def values_are_here() -> bool:
+    """Whether a tensor's value may be looked at: no transform, and nothing that records operations for later."""
+    return not (
+        torch.compiler.is_compiling()
+        or active()
+        or torch._C._get_dispatch_mode(_PROXY) is not None
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def refuse(what: str, tensors: Iterable[Any]) -> None:
+    """An error where a transform of torch.func is at work, or one of the tensors is a dual number."""
+    dual = forward_ad._current_level >= 0 and any(
+        isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
+    if dual or torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"fastcl: {what} works with .backward() and torch.autograd.grad, not under forward mode (dual numbers, jvp, jacfwd), "
+            "torch.func (grad, vjp, vmap) or batched gradients; take the transform of the loss without group="
+        )
