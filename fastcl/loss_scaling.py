@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import transforms
+
 
 def scaled(
     function: Callable[..., Any],
@@ -32,7 +34,8 @@ def scaled(
         agreed: the largest of a number on every rank, so that all ranks divide by the same; None for this process alone.
     """
     values = [*args, *kwargs.values()]
-    if not (torch.is_grad_enabled() and any(_wants(v) for v in values) and any(_overflows(v) for v in values)):
+    recording = torch.is_grad_enabled() and not transforms.active()
+    if not (recording and any(_wants(v) for v in values) and any(_overflows(v) for v in values)):
         return function(*args, **kwargs)
     wires: list[Tensor] = []
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..equation import checks
 from ..equation.problem import Problem
 from ..ops import problem
+from ..precision import product
 from . import pairs, totals
 from .derivatives import first_derivatives
 from .visits import Tour
@@ -147,8 +148,8 @@ class Shards:
         """square on dot: everything goes through a d x d matrix."""
         x, y = _sides(p)
         a, b, m = p.scale, p.shift, self.count(y)
-        gram, s = self.summed(y.T @ y), self.summed(y.sum(0))
-        r = a * a * ((x @ gram) * x).sum(1) + 2.0 * a * b * (x @ s) + b * b * m
+        gram, s = self.summed(product(y.T, y)), self.summed(y.sum(0))
+        r = a * a * (product(x, gram) * x).sum(1) + 2.0 * a * b * (x * s).sum(1) + b * b * m
         return r - _diagonal(p, x, y).square(), r.new_empty(0)
 
 

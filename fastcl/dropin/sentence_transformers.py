@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import transforms
 from ..equation import checks
 from ..equation.masks import Mask, across_groups, off_diagonal
 from ..equation.reductions import merge
@@ -181,7 +182,7 @@ class MultipleNegativesRankingLoss(nn.Module):
         scale = self.scale + alpha
         if alpha != 0.0:
             share = self.scale / scale
-            x, y = _Attenuate.apply(x, share), _Attenuate.apply(y, share)
+            x, y = _attenuated(x, share), _attenuated(y, share)
         r = pair_reduce(x, None if y is x else y, scale=scale, mask=mask)
         assert isinstance(r, Tensor)
         return r
@@ -235,6 +236,14 @@ class _Batch:
         queries = torch.arange(self.all_queries.shape[0], device=self.queries.device)
         own = queries[self.offset : self.offset + self.queries.shape[0]]
         return across_groups(own, queries.repeat(self.all_docs.shape[0] // self.all_queries.shape[0]))
+
+
+def _attenuated(rows: Tensor, share: float) -> Tensor:
+    """The rows as they are; their gradient times `share`."""
+    if transforms.active():
+        return rows.detach() + share * (rows - rows.detach())
+    same: Tensor = _Attenuate.apply(rows, share)
+    return same
 
 
 class _Attenuate(torch.autograd.Function):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import transforms
 from ..backends import choice, closed_form
 from ..backends.row_dot import in_one_pass, row_dot
 
@@ -76,7 +77,8 @@ def _clip(x: Tensor, limit: Tensor) -> tuple[Clip | None, float]:
 class PlainSpectral(torch.autograd.Function):
     """L, saving the rows, how they are clipped, s and the two matrices.
 
-    general: the loss of u and v in its general form, for second derivatives, which it refuses with the reason.
+    general: the loss of u and v in its general form, for batched gradients, and for second derivatives, which it refuses with the
+        reason.
     """
 
     @staticmethod
@@ -85,8 +87,8 @@ class PlainSpectral(torch.autograd.Function):
         s, gram_u, gram_v = u.new_empty(n), u.new_zeros(d, d), u.new_zeros(d, d)
         for i, j in blocks(n, d):
             x, y = clipped(u, found.u, i, j), clipped(v, found.v, i, j)
-            gram_u.addmm_(x.T, x)
-            gram_v.addmm_(y.T, y)
+            torch.addmm(gram_u, x.T, x, out=gram_u)  # addmm_ is unknown to torch's flop counter
+            torch.addmm(gram_v, y.T, y, out=gram_v)
             s[i:j] = row_dot(x, y)
         ctx.save_for_backward(u, v, mu, s, gram_u, gram_v)
         ctx.found, ctx.general = found, general
@@ -100,9 +102,12 @@ class PlainSpectral(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         u, v, mu, s, gram_u, gram_v = ctx.saved_tensors
         found, n, (of_u, of_v) = ctx.found, u.shape[0], ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
-            u, v = u.detach().requires_grad_(), v.detach().requires_grad_()
-            return *torch.autograd.grad(ctx.general(u, v), (u, v), upstream, create_graph=True), None, None, None
+        if torch.is_grad_enabled() or transforms.active():
+            graph = torch.is_grad_enabled()
+            with torch.enable_grad():
+                u, v = u.detach().requires_grad_(), v.detach().requires_grad_()
+                answer = torch.autograd.grad(ctx.general(u, v), (u, v), upstream, create_graph=graph)
+            return *answer, None, None, None
         factor = in_two(float(upstream[0]) / float(mu))
         a = 2.0 / found.pairs(n)
         b = -2.0 / n if found.biased else s * -a - 2.0 / n

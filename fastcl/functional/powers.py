@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import batch
+from .. import batch, transforms
 from ..distributed import Group, over_ranks
 from ..equation.pairs import Log, Power
 from ..equation.problem import accumulation_dtype
@@ -80,7 +80,9 @@ def f_mi_alpha(
     else:
         energy = pairs.energy(Potential(Power(a, eps), 1.0 / a)) - pairs.energy(Potential(constant=1.0 / a)) / factor
     critic = s.log() if a == 1.0 else (s ** (a - 1.0) - shrunk ** (a - 1.0)) / (a - 1.0)
-    return _Grown.apply(energy - reduced(shrunk * critic, reduction, "f_mi_alpha"), factor).to(dtype)
+    grow = torch.mul if transforms.active() else _Grown.apply
+    value: Tensor = grow(energy - reduced(shrunk * critic, reduction, "f_mi_alpha"), factor)
+    return value.to(dtype)
 
 
 def _wide(a: float, eps: float) -> bool:
@@ -113,11 +115,13 @@ def _within_range(u: Tensor, v: Tensor, a: float) -> tuple[Tensor, Tensor, Tenso
     by = [torch.where(beyond, (length - 0.5 * largest).ceil(), 0.0) for length in lengths]
     most = torch.finfo(dtype).max
     factor = torch.exp2(a * (by[0] + by[1])).clamp(max=most).to(dtype)
-    rows = [
-        _Shrunk.apply(x, torch.exp2(-k).to(x.dtype), torch.exp2(a * (by[0] + by[1]) - k).clamp(max=most).to(x.dtype))
-        for x, k in zip((u, v), by, strict=True)
-    ]
-    return rows[0], rows[1], torch.exp2(-by[0] - by[1]).to(dtype), factor
+    small = [torch.exp2(-k).to(x.dtype) for x, k in zip((u, v), by, strict=True)]
+    if transforms.active():
+        u, v = u * small[0], v * small[1]
+    else:
+        large = [torch.exp2(a * (by[0] + by[1]) - k).clamp(max=most).to(x.dtype) for x, k in zip((u, v), by, strict=True)]
+        u, v = _Shrunk.apply(u, small[0], large[0]), _Shrunk.apply(v, small[1], large[1])
+    return u, v, torch.exp2(-by[0] - by[1]).to(dtype), factor
 
 
 class _Shrunk(torch.autograd.Function):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import batch
+from .. import batch, transforms
 from ..backends import choice
 from ..backends.row_dot import in_one_pass
 from ..equation import checks
 from ..equation.masks import Mask, across_groups, off_diagonal
 from ..equation.problem import accumulation_dtype
+from ..precision import full_precision
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -60,7 +61,7 @@ def tangent(g: Tensor, unit: Tensor, along: Tensor, divisor: Tensor) -> Tangent:
 
     No dot product of a finite g overflows: rows of g near the end of the range are scaled down by 2^-32 meanwhile. Where a g is
     infinite already its infinite entries alone count, as equals, and what is left of them is infinite with its sign, or 0: never
-    NaN, which comes from NaN only. `unit` is written over, but where second derivatives are asked for.
+    NaN, which comes from NaN only. `unit` is written over, but where a graph or a transform wants it.
     """
     limits, detached = torch.finfo(g.dtype), g.detach()
     bound = limits.max * 2.0**-32
@@ -69,27 +70,31 @@ def tangent(g: Tensor, unit: Tensor, along: Tensor, divisor: Tensor) -> Tangent:
     infinite = largest == float("inf")
     divisor = torch.where(infinite, limits.tiny, divisor * scale)
     unscaled = torch.where(infinite, float("inf"), 1.0 / scale)
-    if torch.is_grad_enabled():
-        g = (g * scale).clamp(-bound, bound)
+    recorded = torch.is_grad_enabled() or transforms.active()
+    g = (g * scale).clamp(-bound, bound) if recorded else (g * scale).clamp_(-bound, bound)
+    with full_precision(g.device):
         radial = torch.where(along, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
+    if recorded:
         return Tangent((g - radial * unit) / divisor, radial, unscaled)
-    g = (g * scale).clamp_(-bound, bound)
-    radial = torch.where(along, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
     return Tangent(g.sub_(unit.mul_(radial)).div_(divisor), radial, unscaled)
 
 
 def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / max(|x|, 1e-12) and |x|, (n, 1), in the accumulation dtype; norms beyond the dtype's range are infinite, units right."""
+    """x / max(|x|, 1e-12) and |x|, (n, 1), in the accumulation dtype; norms beyond the dtype's range are infinite, units right.
+
+    In plain PyTorch, which every transform differentiates: neither result depends on the factor that rows are scaled by first.
+    """
     x = x.to(accumulation_dtype(x.dtype))
     # Not the infinity norm: on a CPU it takes 15 to 20 times as long as these two.
-    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
+    whole = x.detach()
+    largest = torch.maximum(whole.amax(1, keepdim=True), -whole.amin(1, keepdim=True))
     largest = torch.where(largest > 0, largest, 1.0)
     scaled = x / largest
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     norm = largest * length
     # Asked this way round, a row with an infinity (its norm is NaN here) becomes NaN, as in F.normalize, and is not hidden.
     divisor = torch.where(norm <= 1e-12, 1e-12 / largest, length)
-    return (scaled / divisor if torch.is_grad_enabled() else scaled.div_(divisor)), norm
+    return (scaled / divisor if torch.is_grad_enabled() or transforms.active() else scaled.div_(divisor)), norm
 
 
 class Plain(NamedTuple):
@@ -114,7 +119,7 @@ def plain_norms(x: Tensor, nonzero: bool = False) -> Plain | None:
     norm = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
     rows = norm < 2.0**60
     if nonzero:
-        rows &= norm > 2.0**-60
+        rows &= norm > 1e-12
     return Plain(norm, rows, bool(rows.all()))
 
 
@@ -136,7 +141,10 @@ def plain_tangent(
 
 def normalize_rows(x: Tensor) -> Tensor:
     """Rows of unit length, in the dtype of x: x_i / max(|x_i|, 1e-12)."""
-    return _Normalize.apply(x) if x.shape[1] else x
+    if not x.shape[1]:
+        return x
+    unit: Tensor = unit_rows(x)[0].to(x.dtype) if transforms.active() else _Normalize.apply(x)
+    return unit
 
 
 def views(

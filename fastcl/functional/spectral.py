@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import batch
+from .. import batch, transforms
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.masks import Mask
 from ..equation.pairs import Square
 from ..equation.problem import accumulation_dtype
+from ..precision import product
 from .energy import Pairs, Potential, visits
 from .gram import PlainSpectral, ordinary
 from .rows import (
@@ -114,7 +114,12 @@ def _general(
 
 def clip_norms(x: Tensor, limit: Tensor) -> Tensor:
     """Rows of norm `limit` or more brought to it, with the gradient of that; the others as they are. In the dtype of x."""
-    return _ClipNorms.apply(x, limit) if x.shape[1] else x
+    if not x.shape[1]:
+        return x
+    if transforms.active():
+        return torch.where(_norms(x) < limit, x, (unit_rows(x)[0] * limit).to(x.dtype))
+    clipped: Tensor = _ClipNorms.apply(x, limit)
+    return clipped
 
 
 class _ClipNorms(torch.autograd.Function):
@@ -236,8 +241,7 @@ def deflated(z: Tensor, statistic: Tensor, gha: bool) -> Tensor:
     """(n, d) T z of each row, in the accumulation dtype whatever autocast says."""
     dtype = accumulation_dtype(z.dtype)
     t = statistic.detach().to(dtype)
-    with full_precision(z.device):
-        return z.to(dtype) @ (t.tril() if gha else t).T
+    return product(z.to(dtype), (t.tril() if gha else t).T)
 
 
 class Moment(NamedTuple):
@@ -274,14 +278,7 @@ def second_moment(
     if normalize:
         u, v = normalize_rows(u), normalize_rows(v)
     z, n = torch.cat([u, v]).to(accumulation_dtype(u.dtype)), batch.count(u)
-    with full_precision(u.device):
-        return Moment(batch.summed(z.T @ z) / (2 * n), batch.total(row_dot(u, v)) / n)
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """No autocast of matrix products, where the device has it at all."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    return Moment(batch.summed(product(z.T, z)) / (2 * n), batch.total(row_dot(u, v)) / n)
 
 
 def _check_statistic(statistic: Tensor, u: Tensor) -> None:

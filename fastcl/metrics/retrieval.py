@@ -12,7 +12,7 @@ from torch import Tensor
 from ..equation import checks
 from ..equation.problem import accumulation_dtype
 from ..functional.rows import row_dot
-from ..functional.spectral import full_precision
+from ..precision import full_precision
 from .sweep import all_finite, at_least, bar, tiles, unit_rows
 
 
