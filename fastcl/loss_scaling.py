@@ -96,7 +96,8 @@ class _Leave(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-        largest = torch.stack([g.detach().abs().amax() if g.numel() else g.sum() for g in upstream]).amax().float()
+        with torch.no_grad():
+            largest = torch.stack([g.abs().amax() if g.numel() else g.sum() for g in upstream]).amax().float()
         if ctx.agreed is not None:
             largest = ctx.agreed(largest)
         factor = torch.exp2((largest / ctx.most).log2().ceil()).clamp(min=1.0)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import derivatives
+from . import derivatives, flops
 from .backends import choice, closed_form
 from .derivatives import present
 from .equation import checks
@@ -47,6 +47,7 @@ library.define(
 
 def _serve(p: Problem, backend: str) -> Any:
     """The module that serves the problem: a closed form where there is one, then the backend (chosen here, at run time)."""
+    flops.register_where_counted()
     name, module = choice.choose(backend, p.x.device, p.x.dtype)
     return closed_form if name != "reference" and closed_form.applies(p) else module
 
@@ -94,6 +95,7 @@ def _fake_gradients(arguments: tuple[Any, ...], wanted: list[bool], dtype: torch
 
 
 def _fake_pair_reduce(*arguments: Any) -> tuple[Tensor, ...]:
+    flops.register_where_counted()
     p = unpack(arguments)
     return p.x.new_empty(p.n, dtype=p.dtype), p.x.new_empty(p.m if p.columns else 0, dtype=p.dtype)
 
@@ -103,6 +105,7 @@ def _fake_pair_reduce_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_pair_total(*arguments: Any) -> tuple[Tensor, ...]:
+    flops.register_where_counted()
     x, positive, wanted = arguments[0], arguments[LENGTH], arguments[-2]
     dtype = accumulation_dtype(x.dtype)
     dpositive = x.new_empty(0 if positive is None else x.shape[0], dtype=dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_BATCHED_GRADIENTS = torch._C._parse_dispatch_key("VmapMode")
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
@@ -21,11 +22,18 @@ def active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def of_gradients() -> bool:
+    """Whether one is at work in a backward: batched gradients (is_grads_batched) are no transform of torch.func's."""
+    if torch.compiler.is_compiling():
+        return False
+    return active() or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHED_GRADIENTS)
+
+
 def values_are_here() -> bool:
     """Whether a tensor's value may be looked at: no transform, and nothing that records operations for later."""
     return not (
         torch.compiler.is_compiling()
-        or active()
+        or of_gradients()
         or torch._C._get_dispatch_mode(_PROXY) is not None
         or torch._C._get_tracing_state() is not None
     )
@@ -36,7 +44,7 @@ def refuse(what: str, tensors: Iterable[Any]) -> None:
     dual = forward_ad._current_level >= 0 and any(
         isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     )
-    if dual or torch._C._are_functorch_transforms_active():
+    if dual or of_gradients():
         raise RuntimeError(
             f"fastcl: {what} works with .backward() and torch.autograd.grad, not under forward mode (dual numbers, jvp, jacfwd), "
             "torch.func (grad, vjp, vmap) or batched gradients; take the transform of the loss without group="

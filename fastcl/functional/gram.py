@@ -102,7 +102,7 @@ class PlainSpectral(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         u, v, mu, s, gram_u, gram_v = ctx.saved_tensors
         found, n, (of_u, of_v) = ctx.found, u.shape[0], ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled() or transforms.active():
+        if torch.is_grad_enabled() or transforms.of_gradients():
             graph = torch.is_grad_enabled()
             with torch.enable_grad():
                 u, v = u.detach().requires_grad_(), v.detach().requires_grad_()

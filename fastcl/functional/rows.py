@@ -63,14 +63,15 @@ def tangent(g: Tensor, unit: Tensor, along: Tensor, divisor: Tensor) -> Tangent:
     infinite already its infinite entries alone count, as equals, and what is left of them is infinite with its sign, or 0: never
     NaN, which comes from NaN only. `unit` is written over, but where a graph or a transform wants it.
     """
-    limits, detached = torch.finfo(g.dtype), g.detach()
+    limits = torch.finfo(g.dtype)
     bound = limits.max * 2.0**-32
-    largest = torch.maximum(detached.amax(1, keepdim=True), -detached.amin(1, keepdim=True))
+    with torch.no_grad():
+        largest = torch.maximum(g.amax(1, keepdim=True), -g.amin(1, keepdim=True))
     scale = torch.where(largest > bound, 2.0**-32, 1.0).to(g.dtype)
     infinite = largest == float("inf")
     divisor = torch.where(infinite, limits.tiny, divisor * scale)
     unscaled = torch.where(infinite, float("inf"), 1.0 / scale)
-    recorded = torch.is_grad_enabled() or transforms.active()
+    recorded = torch.is_grad_enabled() or transforms.of_gradients()
     g = (g * scale).clamp(-bound, bound) if recorded else (g * scale).clamp_(-bound, bound)
     with full_precision(g.device):
         radial = torch.where(along, torch.linalg.vecdot(g, unit).unsqueeze(1), 0.0)
