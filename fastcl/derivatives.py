@@ -99,7 +99,7 @@ class _Rows(_Rule):
         return output
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, h: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor, h: Tensor) -> tuple[Any, ...]:
         arguments, (r, c) = _restore(ctx)
         backend, needed = arguments[-1], ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() and not ctx.transformed:
@@ -112,7 +112,7 @@ class _Rows(_Rule):
         return _fill(answer, wanted, len(needed))
 
     @staticmethod
-    def jvp(ctx: Any, *directions: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def jvp(ctx: Any, *directions: Any) -> tuple[Tensor, ...]:
         # PyTorch runs this with forward mode switched off, at the levels around this one too, whose tangents must go on.
         with forward_ad._set_fwd_grad_enabled(True):
             arguments, (r, c) = _restore(ctx)
@@ -174,7 +174,7 @@ class _Total(_Rule):
         return output
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
         needed = ctx.needs_input_grad[1:]
         if upstream is None:
             return (None,) * (1 + len(needed))
@@ -261,7 +261,9 @@ def one_by_one(op: Any) -> Callable[..., Any]:
 
     def batched(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         def entry(i: int) -> tuple[Tensor, ...]:
-            return op(*(a.select(at, i) if isinstance(at, int) else a for a, at in zip(arguments, in_dims, strict=True)))
+            return op(
+                *(a.select(at, i) if isinstance(at, int) else a for a, at in zip(arguments, in_dims, strict=True))
+            )
 
         if info.batch_size == 0:
             shapes = (a.movedim(at, 0).new_zeros(a.movedim(at, 0).shape[1:]) if isinstance(at, int) else a

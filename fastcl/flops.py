@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .backends import choice, closed_form
-from .equation.problem import LENGTH, Problem, unpack
+from .equation.problem import Problem, unpack
 
 
 def _products(p: Problem, backend: str) -> tuple[int, int]:

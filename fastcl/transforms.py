@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_BATCHED_GRADIENTS = torch._C._parse_dispatch_key("VmapMode")
+_BATCHED_GRADIENTS = "VmapMode"  # a dispatch key
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 

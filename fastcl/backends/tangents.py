@@ -76,16 +76,15 @@ def rows(p: Problem, c: Tensor | None, directions: tuple[Tensor | None, ...]) ->
 def _operand(operand: str, own: _Side, other: _Side) -> tuple[Tensor, Tensor | None]:
     """u and du of a block; None for 0."""
     u = own.x @ other.x.T
-    parts = [t for t in (
-        None if own.dx is None else own.dx @ other.x.T, None if other.dx is None else own.x @ other.dx.T,
-    ) if t is not None]  # fmt: skip
-    du = sum(parts) if parts else None
+    du = None if own.dx is None else own.dx @ other.x.T
+    if other.dx is not None:
+        du = own.x @ other.dx.T if du is None else du + own.x @ other.dx.T
     if operand == "dot":
-        return u, du  # type: ignore[return-value]
+        return u, du
     (norm_x, dnorm_x), (norm_y, dnorm_y) = own.squares(), other.squares()
     u = (norm_x[:, None] + norm_y[None, :] - 2.0 * u).clamp(min=0.0)
     if du is not None:
         du = -2.0 * du
         du = du if dnorm_x is None else du + dnorm_x[:, None]
         du = du if dnorm_y is None else du + dnorm_y[None, :]
-    return u, du  # type: ignore[return-value]
+    return u, du

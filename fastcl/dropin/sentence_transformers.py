@@ -238,7 +238,7 @@ class _Batch:
         return across_groups(own, queries.repeat(self.all_docs.shape[0] // self.all_queries.shape[0]))
 
 
-def _attenuated(rows: Tensor, share: float) -> Tensor:
+def _attenuated(rows: Tensor, share: float | Tensor) -> Tensor:
     """The rows as they are; their gradient times `share`."""
     if transforms.active():
         return rows.detach() + share * (rows - rows.detach())

@@ -122,6 +122,9 @@ def scalar(name: str, value: Any, x: Tensor) -> Tensor:
     value, dtype = number(name, value), accumulation_dtype(x.dtype)
     if isinstance(value, Tensor):
         return value.to(device=x.device, dtype=dtype).reshape(())
+    if torch.compiler.is_compiling():
+        # torch.full makes a graph for each number; a product of one that changes, one for them all.
+        return torch.ones((), dtype=dtype, device=x.device) * value
     return torch.full((), value, dtype=dtype, device=x.device)
 
 

@@ -119,7 +119,9 @@ def _within_range(u: Tensor, v: Tensor, a: float) -> tuple[Tensor, Tensor, Tenso
     if transforms.active():
         u, v = u * small[0], v * small[1]
     else:
-        large = [torch.exp2(a * (by[0] + by[1]) - k).clamp(max=most).to(x.dtype) for x, k in zip((u, v), by, strict=True)]
+        large = [
+            torch.exp2(a * (by[0] + by[1]) - k).clamp(max=most).to(x.dtype) for x, k in zip((u, v), by, strict=True)
+        ]
         u, v = _Shrunk.apply(u, small[0], large[0]), _Shrunk.apply(v, small[1], large[1])
     return u, v, torch.exp2(-by[0] - by[1]).to(dtype), factor
 

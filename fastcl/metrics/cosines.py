@@ -49,7 +49,11 @@ def wasserstein_uniformity(x: Tensor, *, bins: int = 1 << 16, progress: bool = F
     count = torch.zeros(bins, dtype=torch.int64, device=x.device)
     # Cosines come out of the product as bin numbers: middle + c bins / (2 reach).
     middle, per_cosine = x.new_full((1, 1), 0.5 * bins), 0.5 * bins / reach
-    with torch.no_grad(), full_precision(x.device), bar("wasserstein uniformity", n * (n - 1) // 2, "pair", progress) as shown:
+    with (
+        torch.no_grad(),
+        full_precision(x.device),
+        bar("wasserstein uniformity", n * (n - 1) // 2, "pair", progress) as shown,
+    ):
         for a, b in triangle_tiles(n):
             index = torch.addmm(middle, x[a], x[b].T, alpha=per_cosine).to(torch.int32)
             # The tile on the diagonal holds each of its pairs twice, and each row with itself.
