@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..equation.problem import accumulation_dtype
 from ..functional.rows import row_dot, times
-from ..functional.spectral import full_precision
+from ..precision import product
 
 GATHERED = 2**22  # entries of rows that are held at once, picked out for their pairs
 INDEX = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -29,12 +29,11 @@ class Pairs(NamedTuple):
         An index of a quarter of all pairs takes as much memory as the float32 matrix of all of them, which is quicker to form.
         """
         dtype, k, d = accumulation_dtype(x.dtype), self.anchors.shape[0], max(x.shape[1], 1)
-        with full_precision(x.device):
-            if 4 * k >= x.shape[0] * y.shape[0]:
-                z = (x.to(dtype) @ y.to(dtype).T).flatten()
-                return times(scale, z.index_select(0, self.anchors * y.shape[0] + self.others))
-            parts = zip(*(index.split(max(1, GATHERED // d)) for index in self), strict=True)
-            return times(scale, torch.cat([checkpoint(_dots, x, y, *part, use_reentrant=False) for part in parts]))
+        if 4 * k >= x.shape[0] * y.shape[0]:
+            z = product(x.to(dtype), y.to(dtype).T).flatten()
+            return times(scale, z.index_select(0, self.anchors * y.shape[0] + self.others))
+        parts = zip(*(index.split(max(1, GATHERED // d)) for index in self), strict=True)
+        return times(scale, torch.cat([checkpoint(_dots, x, y, *part, use_reentrant=False) for part in parts]))
 
     def log_sum_exp(self, z: Tensor, n: int) -> Tensor:
         """Over the pairs of each of n anchors, (n,); -inf over none."""
