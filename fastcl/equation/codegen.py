@@ -3,100 +3,22 @@
     python -m fastcl.equation.codegen            write both files
     python -m fastcl.equation.codegen --check    exit 1 when they are stale
 
-The language is pairs.py's: + - * /, unary minus, literals, constants, local names, intrinsics; all else is refused by name.
+The language is that of language.py, which refuses all else by name.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from . import intrinsics, pairs
+from . import pairs
+from .language import Body, strip_parentheses
 from .pairs import PairFunction
 
 ROOT = Path(__file__).resolve().parents[2]
-INTRINSICS = {
-    name
-    for name, value in vars(intrinsics).items()
-    if inspect.isfunction(value) and value.__module__ == intrinsics.__name__
-}
 CONSTANT_SLOTS = 2
-OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
-
-
-class RefusedError(ValueError):
-    """A pair function uses something outside the language."""
-
-
-class Body:
-    """One method of a pair function (value or slope), parsed: local assignments, then one returned expression."""
-
-    def __init__(self, cls: type[PairFunction], method: str) -> None:
-        self.where = f"{cls.__name__}.{method}"
-        tree = ast.parse(textwrap.dedent(inspect.getsource(getattr(cls, method))))
-        function = tree.body[0]
-        assert isinstance(function, ast.FunctionDef)
-        self.argument, *self.constants = [argument.arg for argument in function.args.args]
-        statements = [s for s in function.body if not _is_docstring(s)]
-        *assignments, last = statements
-        if not isinstance(last, ast.Return) or last.value is None:
-            raise RefusedError(f"{self.where}: expected a return at the end, got {type(last).__name__}")
-        self.assignments = [self._assignment(s) for s in assignments]
-        self.returned = last.value
-
-    def _assignment(self, statement: ast.stmt) -> tuple[str, ast.expr]:
-        if (
-            isinstance(statement, ast.Assign)
-            and len(statement.targets) == 1
-            and isinstance(statement.targets[0], ast.Name)
-        ):
-            return statement.targets[0].id, statement.value
-        raise RefusedError(f"{self.where}: expected `name = expression`, got {ast.unparse(statement)!r}")
-
-    def expression(self, node: ast.expr, literal: Callable[[float], str], call: str, names: dict[str, str]) -> str:
-        """The expression in the target language: `literal` prints numbers, `call` prefixes intrinsics, `names` maps names."""
-
-        def emit(node: ast.expr) -> str:
-            match node:
-                case ast.Constant(value=float() | int() as number) if not isinstance(number, bool):
-                    return literal(float(number))
-                case ast.Name(id=name) if name in names:
-                    return names[name]
-                case ast.Name(id=name) if isinstance(getattr(pairs, name, None), float):
-                    return literal(getattr(pairs, name))
-                case ast.UnaryOp(op=ast.USub(), operand=operand):
-                    return f"(-{emit(operand)})"
-                case ast.BinOp(op=op, left=left, right=right) if type(op) in OPERATORS:
-                    return f"({emit(left)} {OPERATORS[type(op)]} {emit(right)})"
-                case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in INTRINSICS:
-                    return f"{call}{name}({', '.join(_strip_parentheses(emit(a)) for a in args)})"
-            raise RefusedError(
-                f"{self.where}: {ast.unparse(node)!r} is outside the language; expected + - * /, literals, constants, "
-                f"local names or one of {sorted(INTRINSICS)}"
-            )
-
-        return emit(node)
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def _strip_parentheses(text: str) -> str:
-    """Drop one outer pair of parentheses when it encloses the whole expression."""
-    if not (text.startswith("(") and text.endswith(")")):
-        return text
-    depth = 0
-    for position, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0 and position < len(text) - 1:
-            return text
-    return text[1:-1]
 
 
 def _statements(
@@ -105,9 +27,12 @@ def _statements(
     names = dict(names)
     lines = []
     for name, value in body.assignments:
-        lines.append(f"{assign}{name} = {_strip_parentheses(body.expression(value, literal, call, names))}{end}")
-        names[name] = name
-    lines.append(f"return {_strip_parentheses(body.expression(body.returned, literal, call, names))}{end}")
+        text, fresh = strip_parentheses(body.expression(value, literal, call, names)), name
+        while fresh in names.values():  # C++ declares a name once, and an argument of that name is not the local
+            fresh += "_"
+        lines.append(f"{assign}{fresh} = {text}{end}")
+        names[name] = fresh
+    lines.append(f"return {strip_parentheses(body.expression(body.returned, literal, call, names))}{end}")
     return lines
 
 

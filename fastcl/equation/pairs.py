@@ -4,7 +4,7 @@
 The bodies of `value` and `slope` are PyTorch (they are the reference) in a small language: + - * /, literals, the constants of
 the class, local names, and the intrinsics of intrinsics.py. `python -m fastcl.equation.codegen` translates them to C++,
 CUDA and Triton.
-To add one: a class here, codegen, rebuild. The pure PyTorch backends need no rebuild.
+To add one: a class here, codegen, rebuild; `slope` may be left out (derivative.py). The pure PyTorch backends need no rebuild.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .derivative import derived_slope
 from .intrinsics import exp, log, log1p, maximum, minimum, pow, rsqrt, select_less, sigmoid, softplus
 
 LOG_2 = 0.6931471805599453
@@ -33,6 +34,8 @@ class PairFunction:
     def __init_subclass__(cls, name: str) -> None:
         cls.name = name
         cls.constant_names = tuple(get_annotations(cls))
+        if "value" in vars(cls) and "slope" not in vars(cls):
+            cls.slope = staticmethod(derived_slope(cls))  # type: ignore[method-assign]
         PairFunction.registry[name] = cls
 
     @property
@@ -46,7 +49,7 @@ class PairFunction:
 
     @staticmethod
     def slope(z: Any, *constants: Any) -> Any:
-        """f'(z) in the language above."""
+        """f'(z) in the language above; derived from `value` where a class does not write it."""
         raise NotImplementedError
 
     def f(self, z: Tensor) -> Tensor:

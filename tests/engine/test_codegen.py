@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcl.equation import codegen, intrinsics, pairs
+from fastcl.equation import codegen, intrinsics, language, pairs
 from fastcl.equation.pairs import PairFunction
 
 from .combinations import pair_functions
@@ -63,8 +63,8 @@ def test_all_else_is_refused_by_name(what: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.delitem(sys.modules, "foreign_pair", raising=False)
     import foreign_pair  # type: ignore[import-not-found]
 
-    body = codegen.Body(foreign_pair.Foreign, "value")
-    with pytest.raises(codegen.RefusedError, match=r"Foreign\.value") as error:
+    body = language.Body(foreign_pair.Foreign, "value")
+    with pytest.raises(language.RefusedError, match=r"Foreign\.value") as error:
         body.expression(body.returned, repr, "", {"z": "z"})
     assert message in str(error.value)
 
@@ -116,8 +116,8 @@ def test_every_intrinsic_of_the_language_has_its_torch_meaning() -> None:
         "maximum",
         "minimum",
         "select_less",
-    } == codegen.INTRINSICS
-    assert all(hasattr(intrinsics, name) for name in codegen.INTRINSICS)
+    } == language.INTRINSICS
+    assert all(hasattr(intrinsics, name) for name in language.INTRINSICS)
 
 
 def test_a_user_pair_function_works_at_once_on_pure_pytorch() -> None:
