@@ -49,7 +49,7 @@ library.define(
 def _serve(p: Problem, backend: str) -> Any:
     """The module that serves the problem: a closed form where there is one, then the backend (chosen here, at run time)."""
     flops.register_where_counted()
-    name, module = choice.choose(backend, p.x.device, p.x.dtype)
+    name, module = choice.choose(backend, p.x.device, p.x.dtype, p.pair)
     return closed_form if name != "reference" and closed_form.applies(p) else module
 
 
@@ -187,7 +187,8 @@ def problem(
     else:
         checks.pair_of_matrices("x", x, "y", y)
     dtype = accumulation_dtype(x.dtype)
-    f = checks.reduction_of_pairs(operand, pair, reduce)
+    f = checks.reduction_of_pairs(operand, pair, reduce, x)
+    checks.boolean("columns", columns)
     if bias_x is not None:
         bias_x = checks.vector("bias_x", bias_x, x.shape[0], "x", x).to(dtype)
     if bias_y is not None and y is not None:

@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 
 from ..equation import checks
+from ..equation.arguments import BACKENDS
+from ..equation.pairs import Identity, PairFunction
 from . import blocked
 
 ENVIRONMENT_VARIABLE = "FASTCL_BACKEND"
@@ -21,7 +23,8 @@ MODULES = {
     "triton": "fastcl.triton_kernels",
     "cuda": "fastcl.backends.native",
 }
-NAMES = ("auto", *MODULES)
+NAMES = BACKENDS
+KERNELS = ("cpu", "triton", "cuda")  # those whose pair functions are generated from pairs.py
 
 # The order in which `auto` asks, by device type.
 PREFERENCE = {"cpu": ("cpu", "blocked"), "cuda": ("cuda", "triton", "blocked")}
@@ -34,17 +37,27 @@ class BackendUnavailableError(RuntimeError):
 
 def requested(backend: str | None) -> str:
     """The backend argument, or what FASTCL_BACKEND says at this moment, or "auto"."""
-    name = backend if backend not in (None, "", "auto") else os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    name = backend if backend not in (None, "auto") else os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     if name not in NAMES:
         source = "backend" if backend == name else ENVIRONMENT_VARIABLE
         return checks.one_of(source, name, NAMES)
     return name
 
 
-def reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None when the backend serves the device and dtype; otherwise why not, and the command that mends it."""
+def reason(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    pair: PairFunction = Identity(),  # noqa: B008 - it has no state
+) -> str | None:
+    """None when the backend serves the device, dtype and pair function; otherwise why not, and what mends it."""
     if name in ("cpu", "cuda") and device.type != name:
         return f"it serves {name} tensors, and these are on {device.type}"
+    if not pair.built_in and name in KERNELS:
+        return (
+            f"it has no kernel for the pair function {pair.name!r}, which is not one of fastcl.pairs; use backend='blocked', which "
+            "takes any, or add it to fastcl/equation/pairs.py, run `python -m fastcl.equation.codegen` and build again"
+        )
     try:
         module = importlib.import_module(MODULES[name])
     except ImportError as error:
@@ -53,7 +66,12 @@ def reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return answer
 
 
-def choose(backend: str | None, device: torch.device, dtype: torch.dtype) -> tuple[str, ModuleType]:
+def choose(
+    backend: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    pair: PairFunction = Identity(),  # noqa: B008
+) -> tuple[str, ModuleType]:
     """The name and module of the backend that serves this call.
 
     Raises:
@@ -61,12 +79,12 @@ def choose(backend: str | None, device: torch.device, dtype: torch.dtype) -> tup
     """
     name = requested(backend)
     if name != "auto":
-        why = reason(name, device, dtype)
+        why = reason(name, device, dtype, pair)
         if why is not None:
             raise BackendUnavailableError(f"backend {name!r} cannot serve {device.type} tensors of {dtype}: {why}")
         return name, importlib.import_module(MODULES[name])
     for name in PREFERENCE.get(device.type, PREFERENCE_ELSEWHERE):
-        if reason(name, device, dtype) is None:
+        if reason(name, device, dtype, pair) is None:
             return name, importlib.import_module(MODULES[name])
     return "blocked", blocked
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .. import batch, loss_scaling
+from ..equation.arguments import declared
 from .agreement import Call, agree, check_settings
 from .shards import Shards
 from .wire import Wire
@@ -28,15 +29,16 @@ R = TypeVar("R")
 def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
     """An objective that takes group=, gradient= and strategy=; its body need not know.
 
-    Without a group the body runs as it is.
+    Its arguments are checked by their annotations first. Without a group the body then runs as it is.
     """
+    checked = declared(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if kwargs.get("group") is None:
             check_settings(kwargs)
-            return loss_scaling.scaled(function, args, kwargs)
-        return _over_ranks(function, args, kwargs)
+            return loss_scaling.scaled(checked, args, kwargs)
+        return _over_ranks(checked, args, kwargs)
 
     return call
 

@@ -9,6 +9,7 @@ To add one: a class here, codegen, rebuild; `slope` may be left out (derivative.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import get_annotations
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .arguments import Check, PositiveReal, checks_of, kind_of
 from .derivative import derived_slope
 from .intrinsics import exp, log, log1p, maximum, minimum, pow, rsqrt, select_less, sigmoid, softplus
 
@@ -30,13 +32,28 @@ class PairFunction:
     name: ClassVar[str]
     constant_names: ClassVar[tuple[str, ...]] = ()
     registry: ClassVar[dict[str, type[PairFunction]]] = {}
+    checks: ClassVar[dict[str, Check]] = {}
+    built_in: ClassVar[bool] = False  # whether it is one of this file, which the kernels know
 
     def __init_subclass__(cls, name: str) -> None:
+        known = PairFunction.registry.get(name)
+        if known is not None and known.built_in:
+            raise ValueError(f"name: expected one that no pair function of fastcl has, got {name!r}; choose another")
         cls.name = name
+        cls.built_in = cls.__module__ == __name__
         cls.constant_names = tuple(get_annotations(cls))
+        cls.checks = checks_of(get_annotations(cls), vars(sys.modules[cls.__module__]))
         if "value" in vars(cls) and "slope" not in vars(cls):
             cls.slope = staticmethod(derived_slope(cls))  # type: ignore[method-assign]
         PairFunction.registry[name] = cls
+
+    def __post_init__(self) -> None:
+        for name, value in self.checked().items():
+            object.__setattr__(self, name, value)
+
+    def checked(self, x: Tensor | None = None) -> dict[str, Any]:
+        """The constants, each of which must stay what it is in the dtype of the results of x."""
+        return {name: check(f"{self.name}: {name}", getattr(self, name), x) for name, check in self.checks.items()}
 
     @property
     def constants(self) -> tuple[float, ...]:
@@ -162,10 +179,7 @@ class Power(PairFunction, name="power"):
     """f(z) = max(z, eps)^p; the slope is 0 where z < eps."""
 
     p: float
-    eps: float
-
-    def __post_init__(self) -> None:
-        _require_positive("power", self.eps)
+    eps: PositiveReal
 
     @staticmethod
     def value(z, p, eps):
@@ -180,10 +194,7 @@ class Power(PairFunction, name="power"):
 class Log(PairFunction, name="log"):
     """f(z) = log max(z, eps); the slope is 0 where z < eps."""
 
-    eps: float
-
-    def __post_init__(self) -> None:
-        _require_positive("log", self.eps)
+    eps: PositiveReal
 
     @staticmethod
     def value(z, eps):
@@ -198,10 +209,7 @@ class Log(PairFunction, name="log"):
 class CosineJS(PairFunction, name="cosine_js"):
     """f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond."""
 
-    eps: float
-
-    def __post_init__(self) -> None:
-        _require_positive("cosine_js", self.eps)
+    eps: PositiveReal
 
     @staticmethod
     def value(z, eps):
@@ -211,11 +219,6 @@ class CosineJS(PairFunction, name="cosine_js"):
     def slope(z, eps):
         e = exp(minimum(z, LOG_2 - eps))
         return select_less(z, LOG_2 - eps, 1.0, 0.0) * e / (2.0 - e)
-
-
-def _require_positive(name: str, eps: float) -> None:
-    if not eps > 0.0:
-        raise ValueError(f"{name}: eps must be > 0, got {eps}")
 
 
 def pair_function(pair: str | PairFunction) -> PairFunction:
@@ -228,7 +231,7 @@ def pair_function(pair: str | PairFunction) -> PairFunction:
     if isinstance(pair, PairFunction):
         return pair
     if not isinstance(pair, str):
-        raise TypeError(f"pair: expected a name or a fastcl.pairs.PairFunction, got {type(pair).__name__}")
+        raise TypeError(f"pair: expected a name or a fastcl.pairs.PairFunction, got {kind_of(pair)}")
     cls = PairFunction.registry.get(pair)
     if cls is None:
         near = get_close_matches(pair, PairFunction.registry, n=1)

@@ -11,6 +11,7 @@ from .. import batch
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.arguments import Positive
 from .energy import visits
 from .rows import (
     check_reduction,
@@ -32,7 +33,7 @@ def debiased(
     u: Tensor,
     v: Tensor,
     *,
-    temperature: float | Tensor = 0.5,
+    temperature: Positive = 0.5,
     tau_plus: float = 0.1,
     groups: Tensor | None = None,
     normalize: bool = True,
@@ -79,7 +80,7 @@ def hard_negative(
     u: Tensor,
     v: Tensor,
     *,
-    temperature: float | Tensor = 0.5,
+    temperature: Positive = 0.5,
     tau_plus: float = 0.1,
     beta: float | Tensor = 1.0,
     groups: Tensor | None = None,
@@ -128,7 +129,7 @@ def hard_negative(
 def _debiased(
     u: Tensor,
     v: Tensor,
-    temperature: float | Tensor,
+    temperature: Positive,
     tau_plus: float,
     beta: float | Tensor,
     groups: Tensor | None,

@@ -9,6 +9,7 @@ from .. import batch
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.arguments import Positive
 from ..equation.masks import Mask, across_groups
 from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, row_dot, times, views
 
@@ -20,8 +21,8 @@ def dcl(
     u: Tensor,
     v: Tensor,
     *,
-    temperature: float | Tensor = 0.1,
-    sigma: float | Tensor | None = None,
+    temperature: Positive = 0.1,
+    sigma: Positive | None = None,
     detach_weight: bool = True,
     symmetric: bool = True,
     groups: Tensor | None = None,
@@ -88,7 +89,7 @@ def dhel(
     u: Tensor,
     v: Tensor,
     *,
-    temperature: float | Tensor = 0.3,
+    temperature: Positive = 0.3,
     form: str = "joint",
     groups: Tensor | None = None,
     normalize: bool = True,

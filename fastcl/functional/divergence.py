@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.arguments import Positive, PositiveReal
 from ..equation.pairs import CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
 from ..equation.problem import accumulation_dtype
 from .energy import Pairs, Potential
@@ -102,11 +103,11 @@ def f_micl(
     *,
     divergence: str = "kl",
     similarity: str = "gaussian",
-    beta: float | Tensor = 1.0,
-    mu: float | Tensor = 1.0,
+    beta: Positive = 1.0,
+    mu: Positive = 1.0,
     alpha: float | Tensor = 40.0,
     negatives: str = "xx",
-    q: float | None = None,
+    q: PositiveReal | None = None,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -191,7 +192,7 @@ def f_micl_dv(
     x: Tensor,
     y: Tensor,
     *,
-    beta: float | Tensor = 1.0,
+    beta: Positive = 1.0,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",

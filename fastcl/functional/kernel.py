@@ -112,7 +112,7 @@ def _kernel(name: str, t: float | Tensor, rows: Tensor) -> Kernel:
         return Kernel(Potential(Exp()), -t, lambda d2: torch.exp(times(-t, d2)))
     if name == "log":
         return Kernel(Potential(Log1p(), coefficient=-0.5), t, lambda d2: -torch.log1p(times(t, d2)))
-    inverse = 1.0 / (t * t)
+    inverse = checks.number("1 / t^2", (1.0 / t) * (1.0 / t), checks.matrix("u", rows))
     return Kernel(Potential(Rsqrt1p()), inverse, lambda d2: torch.rsqrt(1.0 + times(inverse, d2)))
 
 

@@ -9,6 +9,7 @@ from .. import batch
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.arguments import Positive
 from ..equation.masks import across_groups, within_groups
 from .energy import visits
 from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times
@@ -19,8 +20,8 @@ def sup_con(
     z: Tensor,
     labels: Tensor,
     *,
-    temperature: float | Tensor = 0.07,
-    base_temperature: float | Tensor = 0.07,
+    temperature: Positive = 0.07,
+    base_temperature: Positive = 0.07,
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
@@ -59,8 +60,8 @@ def sup_con(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
-    factor = temperature / checks.positive_number("base_temperature", base_temperature)
     checks.groups("labels", labels, checks.matrix("z", z).shape[0], "z", z)
+    factor = checks.number("temperature / base_temperature", temperature / base_temperature, z)
     if normalize:
         z = normalize_rows(z)
     same = within_groups(labels)

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import batch, ops
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.arguments import Positive
 from .rows import check_reduction, inverse, normalize_rows, reduced_total, row_dot, softplus, times, views
 from .softmax import info_nce
 
@@ -19,7 +20,7 @@ def moco(
     k: Tensor,
     queue: Tensor,
     *,
-    temperature: float | Tensor = 0.2,
+    temperature: Positive = 0.2,
     sharded_queue: bool = False,
     normalize: bool = True,
     reduction: str = "mean",
@@ -82,7 +83,7 @@ def moco_v3(
     k1: Tensor,
     k2: Tensor,
     *,
-    temperature: float | Tensor = 0.2,
+    temperature: Positive = 0.2,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -119,9 +120,9 @@ def moco_v3(
         TypeError: for unsupported or mixed dtypes.
     """
     check_reduction(reduction)
-    factor = 2.0 * checks.positive_number("temperature", temperature)
     for name, rows in (("q2", q2), ("k1", k1), ("k2", k2)):
         checks.pair_of_matrices("q1", q1, name, rows, same_rows=True)
+    factor = checks.number("2 temperature", 2.0 * checks.positive_number("temperature", temperature), q1)
     arguments: dict[str, Any] = {
         "temperature": temperature,
         "groups": groups,

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from .. import batch, transforms
 from ..distributed import Group, over_ranks
+from ..equation.arguments import PositiveReal
 from ..equation.pairs import Log, Power
 from ..equation.problem import accumulation_dtype
 from .energy import Pairs, Potential
 from .rows import at_least, check_reduction, own_pairs_left_out, plain_number, reduced, row_dot, views
 
+LEAST_ORDER = 1e-8  # but 0: (s^a - 1) / a is then as near to log s as its own rounding in float64
 LARGEST_LOG = 960.0  # of a power of eps, to base 2: float64 ends at 1024, and sums over pairs need some of that
 
 
@@ -24,7 +26,7 @@ def f_mi_alpha(
     v: Tensor,
     *,
     alpha: float = 2.0,
-    eps: float = 1e-3,
+    eps: PositiveReal = 1e-3,
     groups: Tensor | None = None,
     normalize: bool = False,
     reduction: str = "mean",
@@ -79,7 +81,10 @@ def f_mi_alpha(
         energy = pairs.energy(Potential(Log(eps)))
     else:
         energy = pairs.energy(Potential(Power(a, eps), 1.0 / a)) - pairs.energy(Potential(constant=1.0 / a)) / factor
-    critic = s.log() if a == 1.0 else (s ** (a - 1.0) - shrunk ** (a - 1.0)) / (a - 1.0)
+    if abs(a - 1.0) < 0.5:  # near 1 the difference of powers would keep few digits
+        critic = s.log() if a == 1.0 else shrunk ** (a - 1.0) * torch.expm1((a - 1.0) * (s / shrunk).log()) / (a - 1.0)
+    else:
+        critic = (s ** (a - 1.0) - shrunk ** (a - 1.0)) / (a - 1.0)
     grow = torch.mul if transforms.active() else _Grown.apply
     value: Tensor = grow(energy - reduced(shrunk * critic, reduction, "f_mi_alpha"), factor)
     return value.to(dtype)
@@ -93,7 +98,12 @@ def _wide(a: float, eps: float) -> bool:
             f"alpha: expected an order at which eps ** alpha and eps ** (alpha - 2) stay within float64, got alpha = {a:g} with "
             f"eps = {eps:g}; bring eps nearer to 1"
         )
-    return a > 2.0 or log > 100.0
+    if 0.0 < abs(a) < LEAST_ORDER:
+        raise ValueError(
+            f"alpha: expected 0 or an order at least {LEAST_ORDER:g} from it, got {a:g}: (s^alpha - 1) / alpha has no digits left; "
+            "pass alpha=0.0"
+        )
+    return a > 2.0 or log > 100.0 or 0.0 < abs(a) < 0.1
 
 
 def _within_range(u: Tensor, v: Tensor, a: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

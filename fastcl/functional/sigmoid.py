@@ -7,6 +7,7 @@ from torch import Tensor
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.arguments import Positive
 from .rows import (
     check_reduction,
     leading,
@@ -25,7 +26,7 @@ def siglip(
     x: Tensor,
     y: Tensor,
     *,
-    logit_scale: float | Tensor,
+    logit_scale: Positive,
     logit_bias: float | Tensor,
     groups: Tensor | None = None,
     normalize: bool = True,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.arguments import Positive
 from .rows import (
     check_reduction,
     inverse,
@@ -34,7 +35,7 @@ def info_nce(
     x: Tensor,
     y: Tensor,
     *,
-    temperature: float | Tensor = 0.07,
+    temperature: Positive = 0.07,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -89,7 +90,7 @@ def clip(
     x: Tensor,
     y: Tensor,
     *,
-    logit_scale: float | Tensor,
+    logit_scale: Positive,
     pairs: int | None = None,
     groups: Tensor | None = None,
     normalize: bool = True,
@@ -156,7 +157,7 @@ def nt_xent(
     u: Tensor,
     v: Tensor,
     *,
-    temperature: float | Tensor = 0.5,
+    temperature: Positive = 0.5,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",

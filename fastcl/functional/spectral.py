@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import batch, transforms
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.arguments import Positive
 from ..equation.masks import Mask
 from ..equation.pairs import Square
 from ..equation.problem import accumulation_dtype
@@ -42,7 +43,7 @@ def spectral(
     u: Tensor,
     v: Tensor,
     *,
-    mu: float | Tensor = 1.0,
+    mu: Positive = 1.0,
     estimator: str = "unbiased",
     groups: Tensor | None = None,
     normalize: bool = False,

@@ -9,6 +9,7 @@ from .. import batch
 from ..batch import pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.arguments import Positive, PositiveReal
 from .energy import visits
 from .rows import (
     at_least,
@@ -28,7 +29,7 @@ def alignment(
     x: Tensor,
     y: Tensor,
     *,
-    alpha: float = 2.0,
+    alpha: PositiveReal = 2.0,
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
@@ -75,7 +76,7 @@ def alignment(
 def uniformity(
     x: Tensor,
     *,
-    t: float | Tensor = 2.0,
+    t: Positive = 2.0,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -121,8 +122,8 @@ def align_uniform(
     x: Tensor,
     y: Tensor,
     *,
-    alpha: float = 2.0,
-    t: float | Tensor = 2.0,
+    alpha: PositiveReal = 2.0,
+    t: Positive = 2.0,
     weight: float | Tensor = 1.0,
     groups: Tensor | None = None,
     normalize: bool = True,

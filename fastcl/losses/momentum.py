@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .. import functional
 from ..distributed import agreed, gathered_rows
 from ..equation import checks
+from ..equation.arguments import declared, integer
 from ..functional.rows import normalize_rows
 from .objective import Objective
 
@@ -50,6 +51,7 @@ class MoCoQueue(nn.Module):
     rows: Tensor
     position: Tensor
 
+    @declared
     def __init__(
         self,
         d: int,
@@ -62,8 +64,11 @@ class MoCoQueue(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("d", d), ("length", length)):
-            if value < 1:
-                raise ValueError(f"{name}: expected a number > 0, got {value}")
+            integer(name, value, least=1)
+        if dtype is not None and dtype not in checks.DTYPES:
+            raise TypeError(
+                f"dtype: expected float64, float32, bfloat16 or float16, got {dtype}; pass that of the queries"
+            )
         self.normalize, self.sharded = normalize, sharded
         self.register_buffer("rows", F.normalize(torch.randn(length, d, device=device, dtype=dtype)))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64, device=device))

@@ -11,6 +11,7 @@ A setting that is an nn.Parameter is learned, one that is a plain tensor becomes
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from inspect import Parameter, Signature, cleandoc, get_annotations, signature
@@ -21,6 +22,7 @@ from typing_extensions import Self, dataclass_transform
 
 from ..distributed import CONVENTIONS, STRATEGIES, Group, SavedGroup
 from ..equation import checks
+from ..equation.arguments import Check, checks_of, checks_of_function
 from ..functional.rows import REDUCTIONS, check_backend
 from .scale import number, reshape_numbers
 
@@ -54,6 +56,7 @@ class Objective(_Declared):
 
     function: ClassVar[Callable[..., Tensor]]
     settings: ClassVar[tuple[str, ...]] = ()  # the fields that are arguments of the function
+    checks: ClassVar[dict[str, Check]] = {}  # of settings and other fields, as the function and the class declare them
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         module = super().__new__(cls)
@@ -68,9 +71,12 @@ class Objective(_Declared):
             delattr(cls, name)
         for name, value in kept.items():
             setattr(cls, name, value)
+        types = {setting.name: setting.type for setting in fields(cls) if setting.init}
+        cls.checks = checks_of(types, vars(sys.modules[cls.__module__])) | cls.checks
         if function is not None:
             cls.function = staticmethod(function)
             cls.settings = tuple(name for name in signature(function).parameters if name in known)
+            cls.checks |= checks_of_function(function)
             cls.forward = _forward_of(cls, function)
             cls.__doc__ = "\n\n".join(
                 (
@@ -85,11 +91,30 @@ class Objective(_Declared):
         check_backend(self.backend)
         checks.one_of("gradient", self.gradient, CONVENTIONS)
         checks.one_of("strategy", self.strategy, STRATEGIES)
+        for name, check in self.checks.items():
+            if hasattr(self, name) and not isinstance(given := getattr(self, name), nn.Module):
+                taken = check(name, given, None)
+                if taken is not given:
+                    setattr(self, name, taken)
+        self._check_together()
         for name in self.settings:
             value = self.__dict__.get(name)  # parameters are not there, nor what a subclass computes
             if isinstance(value, Tensor):
                 delattr(self, name)
                 self.register_buffer(name, value)
+
+    def _check_together(self) -> None:
+        """Raise what our own functions raise of settings that do not go together: they check these before they ask for rows."""
+        if not self.settings or not self.function.__module__.startswith("fastcl.functional."):
+            return
+        given = {name: getattr(self, name) for name in self.settings if name not in ACROSS_RANKS}
+        given = {name: 1.0 if isinstance(value, nn.Module) else value for name, value in given.items()}
+        rows = [p for p in signature(self.function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        try:
+            self.function(*(None for _ in rows), **given)
+        except TypeError as error:
+            if not str(error).startswith(f"{rows[0].name}: expected a tensor, got NoneType"):
+                raise
 
     def arguments(self) -> dict[str, Any]:
         """The settings as the function takes them."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..equation import checks
+from ..equation.arguments import declared
 
 
 class LogitScale(nn.Module):
@@ -33,11 +34,13 @@ class LogitScale(nn.Module):
 
     log: Tensor
 
+    @declared
     def __init__(self, initial: float, largest: float | None = None, learnable: bool = True) -> None:
         super().__init__()
-        checks.positive_number("logit_scale", initial)
+        in_float32 = torch.zeros(())
+        checks.positive_number("logit_scale", initial, in_float32)
         self.largest = largest
-        if largest is not None and initial > checks.positive_number("largest_scale", largest):
+        if largest is not None and initial > checks.positive_number("largest_scale", largest, in_float32):
             raise ValueError(f"logit_scale: expected at most largest_scale = {largest}, got {initial}")
         self.log = learnable_or_fixed(self, "log", math.log(initial), learnable)
 

@@ -11,6 +11,7 @@ from torch import distributed as dist
 from typing_extensions import Self
 
 from .. import functional
+from ..equation.arguments import integer
 from ..functional.spectral import second_moment
 from .objective import Objective
 
@@ -64,8 +65,7 @@ class MINCLoss(Objective, function=functional.minc):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.d < 1:
-            raise ValueError(f"d: expected a width > 0, got {self.d}")
+        integer("d", self.d, least=1)
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema: expected the weight of the old statistic, in [0, 1), got {self.ema}")
         self.register_buffer("statistic", torch.zeros(self.d, self.d, dtype=torch.float32))

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..equation import checks
+from ..equation.arguments import declared, integer
 from ..precision import full_precision
 from .sweep import all_finite, at_least, bar, triangle_tiles, unit_rows
 
 
+@declared
 def wasserstein_uniformity(x: Tensor, *, bins: int = 1 << 16, progress: bool = False) -> float:
     """How far the cosines of all pairs are from those of uniformly distributed directions.
 
@@ -40,8 +42,7 @@ def wasserstein_uniformity(x: Tensor, *, bins: int = 1 << 16, progress: bool = F
         raise ValueError(
             f"x: expected at least 2 columns, got {d}: on a line there is no uniform distribution of directions"
         )
-    if not 2 <= bins <= 1 << 20:
-        raise ValueError(f"bins: expected 2 to {1 << 20}, got {bins}")
+    integer("bins", bins, least=2, most=1 << 20)
     x = unit_rows(x)
     if not all_finite(x):
         return math.nan

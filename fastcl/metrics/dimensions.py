@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ..equation import checks
+from ..equation.arguments import declared
 from .sweep import all_finite, at_least, bar, detached
 
 RANKME_EPS = 1e-7
 
 
+@declared
 def effective_rank(x: Tensor, *, normalize: bool = False, progress: bool = False) -> float:
     """RankMe: the exponential of the entropy of the singular values.
 
@@ -45,6 +47,7 @@ def effective_rank(x: Tensor, *, normalize: bool = False, progress: bool = False
     return float(torch.exp(-(p * p.log()).sum()))
 
 
+@declared
 def rank(x: Tensor, *, tol: float = 1e-5, normalize: bool = True, progress: bool = False) -> int | float:
     """How many directions the rows vary in: the eigenvalues of their covariance above a threshold.
 

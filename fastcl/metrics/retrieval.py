@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..equation import checks
+from ..equation.arguments import declared, integer, kind_of
 from ..equation.problem import accumulation_dtype
 from ..functional.rows import row_dot
 from ..precision import full_precision
@@ -23,6 +24,7 @@ class RetrievalAccuracy(NamedTuple):
     y_to_x: dict[int, float]
 
 
+@declared
 def retrieval_accuracy(
     x: Tensor,
     y: Tensor,
@@ -65,8 +67,10 @@ def retrieval_accuracy(
         raise ValueError(
             f"y: expected one row for each row of x, {n}, got {m}; pass matches=, the row of x that each row of y matches"
         )
-    if not k or min(k) < 1:
-        raise ValueError(f"k: expected numbers >= 1, got {tuple(k)}")
+    if isinstance(k, str) or not isinstance(k, Iterable):
+        raise TypeError(f"k: expected a sequence of integers, got {kind_of(k)}; pass for instance k=(1, 5)")
+    if not (k := tuple(integer("k", at, least=1) for at in k)):
+        raise ValueError("k: expected at least one integer >= 1, got none; pass for instance k=(1,)")
     owner = torch.arange(n, device=x.device) if matches is None else _checked(matches, n, y)
     x, y = (unit_rows(rows) if normalize else _at_most_one(rows) for rows in (x, y))
     if not (all_finite(x) and all_finite(y)):

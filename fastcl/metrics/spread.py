@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..equation import checks
+from ..equation.arguments import Positive, declared
 from ..equation.masks import off_diagonal
 from ..equation.problem import accumulation_dtype
 from ..equation.reductions import merge
@@ -17,7 +18,8 @@ from ..ops import pair_reduce, pair_total
 from .sweep import at_least, bar, blocks, detached, pairs_of_block, positive, ranges
 
 
-def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = True) -> float:
+@declared
+def alignment(x: Tensor, y: Tensor, *, alpha: Positive = 2.0, normalize: bool = True) -> float:
     """The mean distance of positives.
 
         mean_i |x_i - y_i|^alpha
@@ -44,8 +46,9 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
     return float((row_sqdist(x, y) ** (alpha / 2)).double().mean())
 
 
+@declared
 def uniformity(
-    x: Tensor, *, t: float = 2.0, normalize: bool = True, progress: bool = False, backend: str | None = None
+    x: Tensor, *, t: Positive = 2.0, normalize: bool = True, progress: bool = False, backend: str | None = None
 ) -> float:
     """The logarithm of the mean Gaussian potential of all pairs.
 
@@ -79,14 +82,15 @@ def uniformity(
             if later.shape[0]:
                 total = merge(total, pair_total(own, later, **arguments).double())
             shown.update(pairs_of_block(own, later))
-    return float(total) - math.log(n * (n - 1) / 2)
+    return min(float(total) - math.log(n * (n - 1) / 2), 0.0)  # equal rows round to either side
 
 
+@declared
 def mean_log_sum_exp(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    temperature: float = 0.07,
+    temperature: Positive = 0.07,
     normalize: bool = True,
     progress: bool = False,
     backend: str | None = None,

@@ -37,7 +37,7 @@ def at_least(rows: int, x: Tensor) -> int:
     return x.shape[0]
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: float | Tensor) -> float:
     """A Python number > 0; a tensor with one element is read."""
     number = checks.positive_number(name, value)
     return float(checks.positive_number(name, float(number)))

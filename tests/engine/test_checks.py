@@ -28,7 +28,7 @@ PAIR_NAMES = (
 DTYPES = "float64, float32, bfloat16 or float16"
 
 ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (reduce([1.0]), TypeError, "x: expected a tensor, got list"),
+    (reduce([1.0]), TypeError, "x: expected a tensor, got list; pass torch.as_tensor(x)"),
     (reduce(X.long(), Y), TypeError, f"x: expected {DTYPES}, got int64; convert it, e.g. x.float()"),
     (reduce(X[0], Y), ValueError, "x: expected a matrix (rows, d), got shape (3,); flatten or unsqueeze it"),
     (reduce(X, Y.double()), TypeError, "y: expected the dtype of x, float32, got float64; convert one of them"),
@@ -63,7 +63,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         TypeError,
         "pair: expected a name or a fastcl.pairs.PairFunction, got builtin_function_or_method",
     ),
-    (lambda: pairs.Power(p=1.0, eps=0.0), ValueError, "power: eps must be > 0, got 0.0"),
+    (lambda: pairs.Power(p=1.0, eps=0.0), ValueError, "power: eps: expected a number > 0, got 0.0"),
     (
         reduce(X, Y, pair="exp"),
         ValueError,
@@ -117,7 +117,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         ValueError,
         "bias_y: expected shape (5,), one value for each row of y, got (4,)",
     ),
-    (reduce(X, Y, bias_x=G4), TypeError, "bias_x: expected a floating-point tensor, got int64"),
+    (reduce(X, Y, bias_x=G4), TypeError, "bias_x: expected a floating-point tensor, got int64; convert it with .float()"),
     (reduce(X, Y, scale=float("nan")), ValueError, "scale: expected a finite number, got nan"),
     (reduce(X, Y, scale="1"), TypeError, "scale: expected a number or a tensor with one element, got str"),
     (

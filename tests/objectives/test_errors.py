@@ -47,9 +47,9 @@ def test_rows_are_floating_matrices(case: Case) -> None:
         raises(
             given(rows[k].to(torch.complex64)),
             TypeError,
-            f"{name}: {dtypes}, got complex64; convert it, e.g. {name}.float()",
+            f"{name}: {dtypes}, got complex64; convert it, e.g. {name}.real.float()",
         )
-        raises(given(rows[k].tolist()), TypeError, f"{name}: expected a tensor, got list")
+        raises(given(rows[k].tolist()), TypeError, f"{name}: expected a tensor, got list; pass torch.as_tensor({name})")
         for bad in (rows[k][0], rows[k][None], torch.tensor(1.0)):
             raises(
                 given(bad),
@@ -136,7 +136,11 @@ def test_groups_are_int64_one_for_each_row(case: Case) -> None:
     m = max(len(x) for x in rows)
     for bad, kind, message in (
         (torch.zeros(m), TypeError, r"groups: expected an int64 tensor, got float32; convert it with \.long\(\)"),
-        ([0] * m, TypeError, r"groups: expected an int64 tensor, got list; convert it with \.long\(\)"),
+        (
+            [0] * m,
+            TypeError,
+            r"groups: expected an int64 tensor, got list; pass torch\.as_tensor\(groups, dtype=torch\.int64\)",
+        ),
         (
             torch.zeros(m + 1).long(),
             ValueError,

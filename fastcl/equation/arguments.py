@@ -1,0 +1,269 @@
+"""Arguments that are no rows (booleans, integers, numbers, names), checked by what the signature says of them.
+
+    @declared
+    def loss(x: Tensor, *, temperature: Positive = 0.07, normalize: bool = True) -> Tensor: ...
+
+Python numbers are checked, NumPy's are taken for them; values of tensors are never read (that would wait for a device).
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import wraps
+from numbers import Real as AnyReal
+from types import NoneType, UnionType
+from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Check: TypeAlias = Callable[[str, Any, Tensor | None], Any]
+
+BACKENDS = ("auto", "reference", "blocked", "cpu", "triton", "cuda")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+NUMBER, REAL = "a number or a tensor with one element", "a number"
+# The largest number of a dtype, and the least whose inverse is within its range with room to spare.
+LIMITS = {dtype: (torch.finfo(dtype).max, torch.finfo(dtype).tiny) for dtype in (torch.float64, torch.float32)}
+
+
+def kind_of(value: Any) -> str:
+    """The dtype of a tensor, the type of anything else."""
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+
+
+def shown(value: Any) -> str:
+    """A value as an error prints it; integers of hundreds of digits by their size."""
+    if isinstance(value, int) and abs(value) >= 1 << 128:
+        return f"an integer of {value.bit_length()} bits"
+    return str(value)
+
+
+# ---- one argument each: (name, value, the rows that it goes with, if there are any) -> the value to take ---------------------
+
+
+def boolean(name: str, value: Any, rows: Tensor | None = None) -> bool:
+    """True or False, NumPy's too."""
+    if isinstance(value, (bool, torch.SymBool)):
+        return value  # type: ignore[return-value]
+    if _is_scalar(value, "b"):
+        return bool(value)
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise TypeError(f"{name}: expected True or False, got {got}; pass one of them")
+
+
+def integer(name: str, value: Any, rows: Tensor | None = None, *, least: int | None = None, most: int = 2**62) -> int:
+    """An integer, from `least` on."""
+    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {kind_of(value)}; pass an int")
+    if not isinstance(value, (int, torch.SymInt)):
+        try:
+            value = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name}: expected an integer, got {kind_of(value)}; pass an int") from None
+    least = -most if least is None else least
+    if not least <= value <= most:
+        ends = f"> {least - 1}" if most == 2**62 and least >= 0 else f"from {least} to {most}"
+        raise ValueError(f"{name}: expected an integer {ends}, got {shown(value)}")
+    return value
+
+
+def real(name: str, value: Any, rows: Tensor | None = None, expected: str = REAL) -> float:
+    """A finite Python number within the range of the rows' results; NumPy's scalars and arrays without dimensions are numbers."""
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a number, got a tensor{_as_float(name, value)}")
+    if type(value) is not float and type(value) is not int and not isinstance(value, (torch.SymFloat, torch.SymInt)):
+        if isinstance(value, bool) or not (isinstance(value, AnyReal) or _is_scalar(value, "fiu")):
+            raise TypeError(f"{name}: expected {expected}, got {kind_of(value)}")
+        if not isinstance(value, int):
+            value = float(value)
+    largest = LIMITS[_dtype_of(rows)][0]
+    if not -largest <= value <= largest:
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError(f"{name}: expected a finite number, got {value}")
+        raise _out_of_range(name, value, rows, "")
+    return value
+
+
+def positive_real(name: str, value: Any, rows: Tensor | None = None) -> float:
+    """A finite Python number > 0 with a finite inverse."""
+    return _positive(name, real(name, value, rows), rows)
+
+
+def number(name: str, value: Any, rows: Tensor | None = None) -> float | Tensor:
+    """A finite Python number, or a floating tensor with one element."""
+    if not isinstance(value, Tensor):
+        return real(name, value, rows, NUMBER)
+    dense(name, value)
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name}: expected a number or a floating-point tensor, got {kind_of(value)}; convert it with {cast(value)}"
+        )
+    if value.numel() != 1:
+        raise ValueError(f"{name}: expected {NUMBER}, got shape {tuple(value.shape)}")
+    if rows is not None and value.is_meta and not rows.is_meta:
+        raise ValueError(f"{name}: expected the device of the rows, {rows.device}, got meta, which holds no value")
+    return value
+
+
+def positive_number(name: str, value: Any, rows: Tensor | None = None) -> float | Tensor:
+    """A finite number > 0 with a finite inverse, or a tensor with one element (whose value is not read)."""
+    value = number(name, value, rows)
+    return value if isinstance(value, Tensor) else _positive(name, value, rows)
+
+
+def one_of(argument: str, value: Any, allowed: Sequence[str]) -> str:
+    """`value` if it is one of the allowed names; otherwise an error with the nearest name."""
+    choices = f"expected one of {', '.join(map(repr, allowed))}"
+    if not isinstance(value, str):
+        got = "None" if value is None else kind_of(value)
+        raise TypeError(f"{argument}: {choices}, got {got}; pass its name")
+    if value in allowed:
+        return allowed[allowed.index(value)]  # not the value: it may be a member of an enumeration
+    near = get_close_matches(value, allowed, n=1)
+    raise ValueError(f"{argument}: {choices}, got {value!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def names(*allowed: str) -> Check:
+    """The check of a name."""
+    return lambda name, value, rows: one_of(name, value, allowed)
+
+
+Positive: TypeAlias = Annotated[float | Tensor, positive_number]
+PositiveReal: TypeAlias = Annotated[float, positive_real]
+
+
+# ---- what a tensor must be, and what makes it so -------------------------------------------------------------------------------
+
+
+def dense(name: str, x: Tensor) -> None:
+    """A plain strided tensor."""
+    if x.is_nested:
+        raise TypeError(
+            f"{name}: expected a dense tensor, got a nested one; join its parts, torch.cat({name}.unbind())"
+        )
+    if x.layout != torch.strided:
+        layout = str(x.layout).removeprefix("torch.").replace("_", " ")
+        raise TypeError(f"{name}: expected a dense tensor, got a {layout} one; convert it, e.g. {name}.to_dense()")
+
+
+def cast(x: Tensor, to: str = "float") -> str:
+    """The call that makes this tensor one of floats (or of `long`)."""
+    if x.is_quantized:
+        return ".dequantize()" if to == "float" else f".int_repr().{to}()"
+    return f".real.{to}()" if x.is_complex() else f".{to}()"
+
+
+def as_tensor(name: str, x: Any, more: str = "") -> str:
+    """The advice for rows, numbers or groups that came in something else."""
+    takes = isinstance(x, (list, tuple)) or getattr(getattr(x, "dtype", None), "kind", "-") in "fiub"
+    return f"; pass torch.as_tensor({name}{more})" if takes else ""
+
+
+def _as_float(name: str, x: Tensor) -> str:
+    if x.is_nested or x.numel() != 1:
+        return "" if x.is_nested else f" of shape {tuple(x.shape)}; pass one number"
+    return "; pass a Python number" if x.is_meta else f"; pass float({name}) (it takes no gradient)"
+
+
+def _is_scalar(value: Any, kinds: str) -> bool:
+    """A NumPy scalar, or an array without dimensions, of one of these kinds."""
+    return getattr(value, "ndim", None) == 0 and getattr(getattr(value, "dtype", None), "kind", "-") in kinds
+
+
+def _dtype_of(rows: Tensor | None) -> torch.dtype:
+    """That of the results of these rows; before there are any, the widest."""
+    return torch.float64 if rows is None or rows.dtype == torch.float64 else torch.float32
+
+
+def _positive(name: str, value: float, rows: Tensor | None) -> float:
+    if not value > 0:
+        raise ValueError(f"{name}: expected a number > 0, got {shown(value)}")
+    if value < LIMITS[_dtype_of(rows)][1]:
+        raise _out_of_range(name, value, rows, ", as its inverse must be")
+    return value
+
+
+def _out_of_range(name: str, value: float, rows: Tensor | None, more: str) -> ValueError:
+    dtype = str(_dtype_of(rows)).removeprefix("torch.")
+    advice = "bring it nearer to 1" + ("" if dtype == "float64" else ", or pass float64 rows")
+    return ValueError(f"{name}: expected a number within the range of {dtype}{more}, got {shown(value)}; {advice}")
+
+
+# ---- whole signatures ----------------------------------------------------------------------------------------------------------
+
+_KINDS: dict[Any, Check] = {bool: boolean, int: integer, float: real}
+
+
+def check_of(annotation: Any) -> Check | None:
+    """The check that an annotation asks for; None where it says nothing that is checked here."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    kinds = [kind for kind in options if kind is not NoneType]
+    if set(kinds) == {float, Tensor}:
+        found: Check | None = number
+    elif len(kinds) != 1:
+        return None
+    elif get_origin(kinds[0]) is Annotated:
+        found = next((part for part in kinds[0].__metadata__ if callable(part)), None)
+    else:
+        found = _KINDS.get(kinds[0])
+    return found if found is None or len(kinds) == len(options) else _optional(found)
+
+
+def _optional(check: Check) -> Check:
+    return lambda name, value, rows: None if value is None else check(name, value, rows)
+
+
+def checks_of(annotations: Mapping[str, Any], namespace: dict[str, Any]) -> dict[str, Check]:
+    """The checks that these annotations ask for, by name."""
+    found = {}
+    for name, annotation in annotations.items():
+        if isinstance(annotation, str):
+            try:
+                annotation = eval(annotation, namespace)
+            except (NameError, TypeError):  # names for type checkers alone
+                continue
+        check = _optional(names(*BACKENDS)) if name == "backend" else check_of(annotation)
+        if check is not None:
+            found[name] = check
+    return found
+
+
+def checks_of_function(function: Callable[..., Any]) -> dict[str, Check]:
+    """The checks of a function's arguments, by name."""
+    function = inspect.unwrap(function)
+    annotations = {name: p.annotation for name, p in inspect.signature(function).parameters.items()}
+    return checks_of(annotations, getattr(function, "__globals__", {}))
+
+
+def declared(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with its arguments checked first, and its numbers in tensors at least as wide as the results of its rows.
+
+    A half-precision temperature is widened before anything is made of it: its inverse has no half-precision digits to lose.
+    """
+    table = checks_of_function(function)
+    places = tuple((k, name) for k, name in enumerate(inspect.signature(function).parameters) if name in table)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        rows = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() == 2), None)
+        given: list[Any] = list(args)
+        for k, name in places:
+            if k < len(given):
+                given[k] = _taken(table[name], name, given[k], rows)
+            elif name in kwargs:
+                kwargs[name] = _taken(table[name], name, kwargs[name], rows)
+        return function(*given, **kwargs)
+
+    return call
+
+
+def _taken(check: Check, name: str, value: Any, rows: Tensor | None) -> Any:
+    value = check(name, value, rows)
+    if rows is not None and isinstance(value, Tensor):
+        return value.to(torch.promote_types(value.dtype, _dtype_of(rows))).reshape(())
+    return value
