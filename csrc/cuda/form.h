@@ -5,9 +5,9 @@
 
 namespace fastcl::cuda {
 
-enum class Form { strip, fused };
+enum class Form { strip, fused, hopper };
 
-// FASTCL_CUDA (read at each call) is strip, fused (where its kernels hold the problem) or auto: the table in form.cpp.
+// FASTCL_CUDA (read at each call) is strip, fused or hopper (where their kernels hold the problem) or auto: the table in form.cpp.
 // ValueError for another value.
 Form form(const Problem& p, bool gradients);
 

@@ -51,7 +51,7 @@ struct Loader {
 };
 
 template <class C, class Reduce>
-__global__ void __launch_bounds__(C::threads, 1) fused_rows_kernel(const FusedRows p) {
+__device__ __forceinline__ void fused_rows_sweep(const FusedRows& p) {
   using T = typename C::T;
   using Part = typename Reduce::Part;
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -102,13 +102,15 @@ __global__ void __launch_bounds__(C::threads, 1) fused_rows_kernel(const FusedRo
     __syncthreads();
   }
 }
+template <class C, class Reduce>
+__global__ void __launch_bounds__(C::threads, 1) fused_rows_kernel(const FusedRows p) {
+  fused_rows_sweep<C, Reduce>(p);
+}
 
 // Joins the partial results in order: row parts of every split, then, in the triangle or where they are all there is, column
 // parts of every CTA. In the triangle a CTA has seen only the columns right of its first block.
 template <class Part>
-__global__ void fused_merge_kernel(const FusedMerge p) {
-  const int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (k >= p.size) return;
+__device__ __forceinline__ float fused_merged(const FusedMerge& p, int64_t k) {
   Part all{};
   if constexpr (sizeof(Part) == 8) all.x = -INFINITY;
   if (p.row_parts != nullptr)
@@ -117,8 +119,13 @@ __global__ void fused_merge_kernel(const FusedMerge p) {
     const int64_t ctas = p.triangle ? min(p.ctas, k / fused_tile) : p.ctas;
     for (int64_t c = 0; c < ctas; c++) all = join(all, static_cast<const Part*>(p.col_parts)[c * p.size + k]);
   }
-  if constexpr (sizeof(Part) == 8) static_cast<float*>(p.out)[k] = (all.x + log2f(all.y)) / log2_e;
-  else static_cast<float*>(p.out)[k] = all;
+  if constexpr (sizeof(Part) == 8) return (all.x + log2f(all.y)) / log2_e;
+  else return all;
+}
+template <class Part>
+__global__ void fused_merge_kernel(const FusedMerge p) {
+  const int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (k < p.size) static_cast<float*>(p.out)[k] = fused_merged<Part>(p, k);
 }
 
 }  // namespace fastcl::cuda

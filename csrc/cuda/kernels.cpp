@@ -5,6 +5,7 @@
 
 #include "form.h"
 #include "fused_schedule.h"
+#include "sm_90a/schedule.h"
 #include "strip.h"
 
 namespace fastcl::cuda {
@@ -27,6 +28,11 @@ std::array<Tensor, 6> present(const Gradients& g, const Problem& p) {
   return {present(g.x, p), present(g.y, p), present(g.scale, p), present(g.shift, p), present(g.bias_x, p), present(g.bias_y, p)};
 }
 
+template <class Function>
+Function* chosen(Form form, Function* strip, Function* fused, Function* hopper) {
+  return form == Form::hopper ? hopper : form == Form::fused ? fused : strip;
+}
+
 Tensor vector(const char* name, const Tensor& v, int64_t length, const Problem& p) {
   TORCH_CHECK_VALUE(v.dim() == 1 && v.size(0) == length, name, ": expected shape (", length, ",), got ", v.sizes());
   TORCH_CHECK_VALUE(v.device() == p.x.device(), name, ": expected a tensor on the device of x, ", p.x.device(), ", got one on ", v.device());
@@ -36,7 +42,7 @@ Tensor vector(const char* name, const Tensor& v, int64_t length, const Problem& 
 std::tuple<Tensor, Tensor> rows(FASTCL_PROBLEM) {
   const Plain plain(x);
   const Problem p(FASTCL_ARGUMENTS);
-  const auto [r, c] = form(p, false) == Form::fused ? fused::rows(p) : strip::rows(p);
+  const auto [r, c] = chosen(form(p, false), strip::rows, fused::rows, hopper::rows)(p);
   return {present(r, p), present(c, p)};
 }
 
@@ -45,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gradients(FASTCL_PROB
   const Plain plain(x);
   const Problem p(FASTCL_ARGUMENTS);
   const auto of_y = [&](const char* name, const Tensor& v) { return p.columns ? vector(name, v, p.m, p) : Tensor(); };
-  const auto serve = form(p, true) == Form::fused ? fused::gradients : strip::gradients;
+  const auto serve = chosen(form(p, true), strip::gradients, fused::gradients, hopper::gradients);
   return std::tuple_cat(present(serve(p, vector("r", r, p.n, p), of_y("c", c), vector("g", g, p.n, p), of_y("h", h), Wanted(wanted)), p));
 }
 
@@ -54,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> total
   const Plain plain(x);
   const Problem p(FASTCL_ARGUMENTS);
   const Outer outer = outer_of(outer_name, p.reduce, positive.has_value());
-  const auto serve = form(p, Wanted(wanted).any()) == Form::fused ? fused::total : strip::total;
+  const auto serve = chosen(form(p, Wanted(wanted).any()), strip::total, fused::total, hopper::total);
   const Total t = serve(p, positive ? vector("positive", *positive, p.n, p) : Tensor(), outer, Wanted(wanted));
   return std::tuple_cat(std::tuple(t.value), present(t.gradients, p), std::tuple(present(t.dpositive, p)));
 }

@@ -20,15 +20,6 @@ constexpr int64_t align = 16;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t cols) { return std::max(align, ceil_div(cols, align) * align); }
 
-int64_t workspace_bytes() {
-  const char* text = std::getenv(workspace_variable);
-  if (text == nullptr || *text == '\0') return int64_t(workspace_mb * (1 << 20));
-  char* end = nullptr;
-  const double megabytes = std::strtod(text, &end);
-  TORCH_CHECK_VALUE(*end == '\0' && megabytes > 0 && megabytes < 1e9, workspace_variable, ": expected a positive number of megabytes, got '", text, "'");
-  return int64_t(megabytes * (1 << 20));
-}
-
 // Dot products in the accumulation dtype, and weights beside them unless they can take their place.
 int64_t element_bytes(const Problem& p) {
   const int64_t dots = at::elementSize(p.dtype);
@@ -258,6 +249,15 @@ Total rows_in_one_sweep(const Problem& p, const Tensor& positive, Outer outer, c
 }
 
 }  // namespace
+
+int64_t workspace_bytes() {
+  const char* text = std::getenv(workspace_variable);
+  if (text == nullptr || *text == '\0') return int64_t(workspace_mb * (1 << 20));
+  char* end = nullptr;
+  const double megabytes = std::strtod(text, &end);
+  TORCH_CHECK_VALUE(*end == '\0' && megabytes > 0 && megabytes < 1e9, workspace_variable, ": expected a positive number of megabytes, got '", text, "'");
+  return int64_t(megabytes * (1 << 20));
+}
 
 std::tuple<Tensor, Tensor> rows(const Problem& p) {
   Strip strip(p);

@@ -22,4 +22,7 @@ Gradients gradients(const Problem& p, const Tensor& r, const Tensor& c, const Te
 // Value and gradients of the total form, all in the accumulation dtype.
 Total total(const Problem& p, const Tensor& positive, Outer outer, const Wanted& wanted);
 
+// What a workspace may take, by FASTCL_CUDA_WORKSPACE_MB.
+int64_t workspace_bytes();
+
 }  // namespace fastcl::cuda::strip

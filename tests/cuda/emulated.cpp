@@ -14,6 +14,9 @@
 #if __has_include("fused.h")
 #include "fused.h"
 #endif
+#if __has_include("sm_90a/launch.h")
+#include "sm_90a/launch.h"
+#endif
 
 namespace {
 
@@ -83,6 +86,9 @@ extern "C" {
 FASTCL_FOR_EACH_STRIP_LAUNCH(FASTCL_STAND_IN)
 #ifdef FASTCL_FOR_EACH_FUSED_LAUNCH
 FASTCL_FOR_EACH_FUSED_LAUNCH(FASTCL_STAND_IN)
+#endif
+#ifdef FASTCL_FOR_EACH_HOPPER_LAUNCH
+FASTCL_FOR_EACH_HOPPER_LAUNCH(FASTCL_STAND_IN)
 #endif
 
 int fastcl_cuda_device_facts(fastcl::cuda::DeviceFacts* facts) {

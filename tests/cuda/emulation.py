@@ -48,8 +48,8 @@ _UNWRITTEN = np.uint32(0xFFD3FFB5)  # `unwritten` of emulated.cpp
 class Session:
     """The launches of one `emulated` block: .stats has one Stats for each, .names their names, .seed picks the schedule."""
 
-    def __init__(self, arch: int, seed: int, options: dict[str, Any]) -> None:
-        self.arch, self.seed, self.options = arch, seed, options
+    def __init__(self, arch: int, seed: int, library: nvcc.HostLibrary | None, options: dict[str, Any]) -> None:
+        self.arch, self.seed, self.library, self.options = arch, seed, library, options
         self.schedule = _schedule()
         # For mutation tests: what becomes of a kernel's PTX, and of the words of a launch's struct (None: no launch).
         self.mutate: Callable[[str], str] | None = None
@@ -68,15 +68,16 @@ class Session:
             return _FAULT
 
     def _launch(self, name: str, arguments: int, size: int) -> int:
-        library = _launches(self.arch, "fused" if name.startswith("fused") else "strip")
-        function = getattr(library.library, f"fastcl_cuda_{name}")
-        function.restype = ctypes.c_int
         struct = (ctypes.c_uint64 * (size // 8)).from_address(arguments)
         if self.tamper is not None:
             changed = self.tamper(name, list(struct))
             if changed is None:
                 return 0
             struct[:] = changed
+        form = next((form for form in ("fused", "hopper") if name.startswith(form)), "strip")
+        library = self.library or _launches(self.arch, form)
+        function = getattr(library.library, f"fastcl_cuda_{name}")
+        function.restype = ctypes.c_int
         if name == "device_facts":
             return function(struct)
         memory = DeviceMemory()
@@ -140,8 +141,9 @@ def _unwritten(block: np.ndarray) -> Iterator[tuple[int, int]]:
 
 @functools.cache
 def _launches(arch: int, form: str) -> nvcc.HostLibrary:
-    sources = sorted(CSRC.glob(f"cuda/{form}*.cu"))
-    return nvcc.load_host_library(*sources, arch=f"sm_{arch}", include_dirs=[CSRC], extra=EXTRA)
+    hopper = form == "hopper"
+    sources = sorted(CSRC.glob("cuda/sm_90a/*.cu" if hopper else f"cuda/{form}*.cu"))
+    return nvcc.load_host_library(*sources, arch=f"sm_{arch}{'a' * hopper}", include_dirs=[CSRC], extra=EXTRA)
 
 
 @contextmanager
@@ -161,7 +163,7 @@ def _mutated(library: nvcc.HostLibrary, arch: int, mutate: Callable[[str], str] 
 @functools.cache
 def _schedule() -> ctypes.CDLL:
     """The schedules and the stand-ins of the launches, built against this torch and kept with the emulator's own builds."""
-    sources = [Path(__file__).with_name("emulated.cpp"), CSRC / "arguments.cpp", *sorted(CSRC.glob("cuda/*.cpp"))]
+    sources = [Path(__file__).with_name("emulated.cpp"), CSRC / "arguments.cpp", *sorted(CSRC.glob("cuda/**/*.cpp"))]
     sources = [s for s in sources if s.name != "register.cpp"]
     includes = [CSRC, CSRC / "cuda", *cpp_extension.include_paths(), sysconfig.get_path("include")]
     flags = ["-std=c++20", "-O1", "-fPIC", "-w", *(f"-I{path}" for path in includes)]
@@ -215,9 +217,12 @@ _running = threading.Lock()
 
 
 @contextmanager
-def emulated(arch: int = 80, seed: int = 0, **options: Any) -> Iterator[Session]:
-    """backend="cuda" takes CPU tensors, as compiled for compute capability `arch` / 10, in a schedule that `seed` picks."""
-    session = Session(arch, seed, options)
+def emulated(
+    arch: int = 80, seed: int = 0, library: nvcc.HostLibrary | None = None, **options: Any
+) -> Iterator[Session]:
+    """backend="cuda" takes CPU tensors, as compiled for compute capability `arch` / 10, in a schedule that `seed` picks;
+    `library` has the launches, where not all of them are to be compiled."""
+    session = Session(arch, seed, library, options)
     hook = _HOOK(session.launch)
     kernels = SimpleNamespace(
         **{

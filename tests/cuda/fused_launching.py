@@ -93,8 +93,10 @@ class Launcher(NamedTuple):
     seed: int = 0
     in_place: tuple[Tensor, ...] = ()  # tensors too large to copy; the kernel sees them where they are
 
-    def __call__(self, name: str, struct: type[Struct], fresh: Iterable[Tensor] = (), **fields: Any) -> list[Stats]:
-        """Launch; `fresh` counts as uninitialised, every other tensor as read-only."""
+    def __call__(
+        self, name: str, struct: type[Struct], fresh: Iterable[Tensor] = (), inout: Iterable[Tensor] = (), **fields: Any
+    ) -> list[Stats]:
+        """Launch; `fresh` counts as uninitialised, `inout` is read and written, every other tensor is read-only."""
         memory, names = DeviceMemory(), {}
         try:
             for t in self.in_place:
@@ -105,7 +107,7 @@ class Launcher(NamedTuple):
             fresh = list(fresh)
             for t in fresh:
                 memory.mark_uninitialized(t)
-            written = {t.untyped_storage().data_ptr() for t in fresh}
+            written = {t.untyped_storage().data_ptr() for t in (*fresh, *inout)}
             for t in names.values():
                 if t.untyped_storage().data_ptr() not in written:
                     memory.mark_read_only(t)

@@ -238,5 +238,8 @@ def test_float16_sums_have_their_gradients_in_the_strip_form() -> None:
 def test_another_form_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCL_CUDA", "neither")
     p = problem(20, 30, 16, columns=True, dtype=BF16)
-    with pytest.raises(ValueError, match="FASTCL_CUDA: expected strip, fused or auto, got 'neither'"), emulated():
+    with (
+        pytest.raises(ValueError, match="FASTCL_CUDA: expected strip, fused, hopper or auto, got 'neither'"),
+        emulated(),
+    ):
         serving(p).rows(p)  # type: ignore[attr-defined]

@@ -1,0 +1,3 @@
+#include "rows_logsumexp.cuh"
+
+template int fastcl::cuda::hopper::rows_logsumexp<fastcl::cuda::bf16>(const HopperTiles&, void*);

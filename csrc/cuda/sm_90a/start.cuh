@@ -1,0 +1,85 @@
+// Starting the kernels: maps, shared memory, and what is refused before memory is touched.
+#pragma once
+
+#include <algorithm>
+
+#include "streamed.cuh"
+
+namespace fastcl::cuda::hopper {
+
+// (rows, columns) two-byte values, rows `pitch` values apart, in boxes of 64 columns and `box` rows in the 128-byte swizzle; zeros
+// outside. The driver's function comes through the runtime: nothing links to libcuda. False: it is not there, or refuses.
+inline bool make_map(CUtensorMap* map, Dtype dtype, const void* data, int64_t rows, int64_t columns, int64_t pitch, unsigned box) {
+  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
+                              const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+  static const Encode encode = [] {
+    void* f = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+    return error == cudaSuccess ? reinterpret_cast<Encode>(f) : nullptr;
+  }();
+  if (encode == nullptr) return false;
+  const auto type = dtype == Dtype::float16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)}, strides[] = {static_cast<cuuint64_t>(pitch) * 2};
+  const cuuint32_t boxes[] = {64, box}, steps[] = {1, 1};
+  return encode(map, type, 2, const_cast<void*>(data), sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+// Whether the copy engine can read the rows and every index of a row fits.
+inline bool plausible(const HopperTiles& p) {
+  const FusedSides& s = p.sides;
+  const int64_t most = int64_t{1} << 29;
+  const auto readable = [](const void* rows, int64_t stride) { return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 8 == 0; };
+  return s.n >= 1 && s.m >= 1 && s.d >= 1 && s.n <= most && s.m <= most && s.d <= 1 << 20 && readable(s.x, s.x_stride) && readable(s.y, s.y_stride) &&
+         s.x_stride >= s.d && s.y_stride >= s.d && (s.dtype == Dtype::bfloat16 || s.dtype == Dtype::float16) && p.equation.pair >= 0 &&
+         p.equation.pair < pair_count && p.ctas >= 1 && p.splits >= 1 && p.splits <= 65535;
+}
+
+// The kernel with as many stages of `stage` bytes as fit; `rest`: what else it keeps in shared memory, but for the header. `unit`:
+// tiles of y that are taken at once.
+template <class Kernel>
+int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t rest, int64_t stage, bool weights, void* stream) {
+  if (!plausible(p) || p.ctas > (p.sides.n + block - 1) / block) return cudaErrorInvalidValue;
+  CUtensorMap x, y, w{};
+  const FusedSides& s = p.sides;
+  if (!make_map(&x, s.dtype, s.x, s.n, s.d, s.x_stride, static_cast<unsigned>(block)) ||
+      !make_map(&y, s.dtype, s.y, s.m, s.d, s.y_stride, static_cast<unsigned>(64 * unit)) ||
+      (p.weights != nullptr && (p.pitch < s.n || p.pitch % 8 || !make_map(&w, s.dtype, p.weights, s.m, s.n, p.pitch, 64))))
+    return cudaErrorInvalidValue;
+  const auto over = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
+  Task task{p};
+  task.n = static_cast<int>(s.n), task.m = static_cast<int>(s.m), task.chunks = over(s.d, 64);
+  task.blocks = over(s.n, block), task.tiles = over(s.m, 64 * unit) * unit, task.each = over(task.tiles / unit, p.splits) * unit;
+  task.terms = hopper_terms(p.equation), task.groups = hopper_groups(p.equation);
+  task.header = over(lines_at + lines_bytes(p.equation, static_cast<int>(block), weights), 1024) * 1024;
+  task.stages = static_cast<int>(std::min<int64_t>(16, (hopper_shared - rest - task.header) / stage));
+  if (task.stages < 2) return cudaErrorInvalidValue;
+  const int bytes = static_cast<int>(task.header + rest + task.stages * stage);
+  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return error;
+  kernel<<<dim3(static_cast<unsigned>(p.ctas), static_cast<unsigned>(p.splits)), 384, bytes, static_cast<cudaStream_t>(stream)>>>(x, y, w, task);
+  return cudaGetLastError();
+}
+
+template <class T, int NX, class Work>
+int start_tiles(const HopperTiles& p, void* stream) {
+  const int64_t kept = (p.sides.d + 63) / 64 * NX * 128 + staging_bytes<Work>;
+  return start(tiles<T, NX, Work>, p, NX, 1, kept, box_bytes, Work::boxes > 0, stream);
+}
+template <class T, int NX, class Work>
+int start_streamed(const HopperTiles& p, void* stream) {
+  const int64_t scratch = Work::has_sums(p) ? 8 * NX * 4 : 0;
+  return start(streamed<T, NX, Work>, p, NX, 2, staging_bytes<Work> + scratch, step_bytes<NX>, Work::boxes > 0, stream);
+}
+
+// Launches of one dtype; each is in a file of its own, so that they compile side by side.
+template <class T>
+int rows_logsumexp(const HopperTiles&, void* stream);
+template <class T>
+int rows_sum(const HopperTiles&, void* stream);
+template <class T>
+int weights_logsumexp(const HopperTiles&, void* stream);
+template <class T>
+int weights_sum(const HopperTiles&, void* stream);
+
+}  // namespace fastcl::cuda::hopper

@@ -1,0 +1,3 @@
+#include "weights_logsumexp.cuh"
+
+template int fastcl::cuda::hopper::weights_logsumexp<fastcl::cuda::f16>(const HopperTiles&, void*);

@@ -1,0 +1,34 @@
+// A few of the Hopper kernels behind the launches' own names: quick to compile, and so to compile again with a mistake in it.
+#include "fused_launch.cuh"
+#include "sm_90a/start.cuh"
+#include "sm_90a/weights.cuh"
+
+using namespace fastcl::cuda;
+using namespace fastcl::cuda::hopper;
+
+extern "C" int fastcl_cuda_hopper_rows(const HopperTiles* p, void* stream) {
+  const bool general = hopper_general(p->equation, false);
+  switch (hopper_resident(p->equation, p->sides.d, false, false)) {
+    case 256: return start_tiles<bf16, 256, Rows<256, Exponential, false>>(*p, stream);
+    case 128: return general ? start_tiles<bf16, 128, Rows<128, Exponential, true>>(*p, stream) : start_tiles<bf16, 128, Rows<128, Exponential, false>>(*p, stream);
+    default: return start_streamed<bf16, 256, Rows<256, Exponential, false>>(*p, stream);
+  }
+}
+
+extern "C" int fastcl_cuda_hopper_weights(const HopperTiles* p, void* stream) {
+  const bool sums = p->row_parts != nullptr;
+  if (hopper_general(p->equation, sums)) return start_tiles<bf16, 128, Weights<bf16, 128, Softmax, true, 1>>(*p, stream);
+  if (p->sides.d > 256) return start_tiles<bf16, 128, Weights<bf16, 128, Softmax, false, 1>>(*p, stream);
+  return start_tiles<bf16, 256, Weights<bf16, 256, Softmax, false, 4>>(*p, stream);
+}
+
+#include "sm_90a/merge.cu"
+
+extern "C" int fastcl_cuda_device_facts(DeviceFacts* facts) {
+  *facts = {9, 0, 132, hopper_shared};
+  return cudaSuccess;
+}
+
+extern "C" int fastcl_cuda_fused_factors(const FusedFactors* p, void* stream) {
+  return start(fused_factors_kernel<float2>, over((p->n > p->m ? p->n : p->m) + fused_tile), 256, 0, *p, stream);
+}
