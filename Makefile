@@ -1,5 +1,6 @@
 # Everything runs in .venv, which the targets make themselves; `make setup` is quick when nothing has changed.
 #   make test            lint, then the tests            make test ARGS="-k clip"
+#   make fuzz            calls drawn at random           make fuzz MINUTES=30
 #   make demo            the main job, on real images    make demo ARGS="--help"
 #   make bench           README's figures, in 9 minutes  make bench ARGS="--resume"
 #   make docs            the site, into build/site
@@ -20,7 +21,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test demo bench docs sanitize test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test fuzz demo bench docs sanitize test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -56,6 +57,11 @@ lint: setup
 # pytest comes last, so that its summary is the last line.
 test: lint
 	$(PYTEST) -n $(JOBS) --dist loadgroup $(ARGS)
+
+# Calls drawn from new seeds: make fuzz MINUTES=30; FASTCL_CPU_ISA=baseline for another instruction set than the best.
+MINUTES ?= 30
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)

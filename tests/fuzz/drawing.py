@@ -1,0 +1,243 @@
+"""The arguments of one call, drawn: rows of every size, layout, norm and dtype, numbers, groups, masks, pair functions.
+
+Sizes lie around the edges of every tile; most rows have norms near 1, a few any that float32 holds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from fastcl.backends import choice
+from fastcl.equation.masks import KINDS
+from fastcl.equation.pairs import PairFunction
+
+from .case import Case
+from .public import BY_CALL, names_of
+
+Draw = Callable[[Any], Any]
+FLOATS = ("float32", "float32", "float32", "bfloat16", "float16", "float64")
+NEAR, FAR = (15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65), (127, 128, 129, 255, 256, 257)
+small, edges, large = st.integers(2, 9), st.sampled_from(NEAR), st.sampled_from((*FAR, *FAR, 300, 513))
+sizes = st.one_of(*[small] * 5, *[edges] * 5, large, st.sampled_from((2, 3, 0, 1)))
+widths = st.one_of(*[small] * 4, *[edges] * 4, st.sampled_from(FAR), st.sampled_from((0, 1)))
+# Powers of ten of a norm: most rows are near 1, some losses take any.
+exponents = st.one_of(st.just(0), st.just(0), st.just(0), st.integers(-4, 4), st.integers(-37, 37))
+
+
+class Drawing:
+    """One case being drawn."""
+
+    def __init__(self, draw: Draw, path: str, dtype: str) -> None:
+        self.draw, self.path, self.dtype = draw, path, dtype
+        self.statements: list[str] = []
+        self.wants: list[str] = []
+        self.first: str | None = None
+        self.n, self.d = draw(sizes), draw(widths)
+        self.exponent = min(max(draw(exponents), -4), 3) if dtype == "float16" else draw(exponents)
+
+    def maybe(self, percent: int) -> bool:
+        return bool(self.draw(st.integers(0, 99)) >= 100 - percent)
+
+    def one_of(self, *values: Any) -> Any:
+        return self.draw(st.sampled_from(values))
+
+    def rows(self, name: str, n: int, plain: bool = False) -> str:
+        """A matrix (n, d): its statements, and its name. Without specials its norms are near 10^exponent."""
+        d, say = self.d, self.statements.append
+        size = 1.0 if plain else 10.0**self.exponent
+        say(f"{name} = {(3.0 / max(d, 1)) ** 0.5 * size:.3g} * rows({n}, {d}, {self.draw(st.integers(0, 9))})")
+        if (
+            self.first is not None and self.n and n and self.maybe(40)
+        ):  # near another input: aligned positives, or the same rows
+            say(
+                f"{name} = {self.first}.double()[torch.arange({n}) % {self.n}] + {self.one_of('0', '1e-3', '0.3')} * {name}"
+            )
+        if n and d and not plain:
+            for _ in range(self.one_of(0, 0, 1, 1, 2)):
+                say(self._special(name, n, size))
+        say(f"{name} = {name}.to(torch.{self.dtype})")
+        if n and d and not plain:
+            self._layout(name, n)
+        self.first = self.first or name
+        return name
+
+    def _special(self, name: str, n: int, size: float) -> str:
+        i, p = self.draw(st.integers(0, n - 1)), self.draw(st.integers(1, 3))
+        power = self.one_of(-37, -12, -6, -3, -1, 1, 2, 3, 6, 7, 12)
+        return self.one_of(
+            f"{name}[{i}] *= 1e{power}",
+            f"{name}[{i}] = 0",
+            f"{name} = {name}[torch.arange({n}) % {p}]",
+            f"{name} = {name}[torch.arange({n}) // 2] * (1 - 2 * (torch.arange({n}) % 2))[:, None]",
+            f"{name} = {name} * torch.logspace(-{p}, {p}, {n}, dtype=torch.float64)[:, None]",
+            f"{name} = {name} + {p * size:.3g}",
+            f"{name} = {name} / {name}.norm(dim=1, keepdim=True).clamp(min=1e-300) * {size:.3g}",
+        )
+
+    def _layout(self, name: str, n: int) -> None:
+        how = self.one_of(
+            "", "", "", "", "t", "rows", "columns", "offset", *(("expanded", "one column") if self.d > 1 else ())
+        )
+        text = {
+            "t": f"{name}.T.contiguous().T",
+            "rows": f"{name}.repeat_interleave(2, 0)[::2]",
+            "columns": f"{name}.repeat_interleave(2, 1)[:, ::2]",
+            "expanded": f"{name}[:1].expand({n}, -1)",
+            "offset": f"torch.cat([{name}.new_zeros(3), {name}.flatten()])[3:].view({n}, {self.d})",
+            "one column": f"{name}[:, :1].expand(-1, {self.d})",
+        }
+        if how:
+            self.statements.append(f"{name} = {text[how]}")
+
+    def groups(self, name: str, n: int) -> str:
+        """One int64 a row: all alike, all apart, pairs, a few, one stranger."""
+        k = self.draw(st.integers(1, 5))
+        index = f"torch.arange({n})"
+        text = self.one_of(
+            f"{index} % {k}",
+            f"{index} // 2",
+            f"{index} * 0 - 7",
+            f"{index} * 10**12",
+            f"({index} == {n // 2}).long()",
+            f"{index} // {k + 1}",
+        )
+        self.statements.append(f"{name} = {text}")
+        return name
+
+    def number(self, said: str, default: Any) -> float:
+        """What the line of the docstring allows: near the default, or anywhere in range."""
+        usual = default if isinstance(default, (int, float)) and default is not True else 1.0
+        if "[0, 1)" in said:
+            return float(self.one_of(usual, 0.0, 0.01, 0.1, 0.5, 0.9))
+        near = usual * 10.0 ** (self.draw(st.integers(-20, 20)) / 20.0)
+        anywhere = 10.0 ** (self.draw(st.one_of(st.integers(-120, -20), st.integers(-120, 120))) / 40.0)
+        positive = "> 0" in said or "> 1" in said or ">= 0" in said
+        if not positive and self.maybe(20):
+            return float(self.one_of(0.0, 1.0, -1.0, -near, -anywhere, 0.5, 2.0))
+        return float(f"{self.one_of(usual, near, near, anywhere, anywhere):.3g}")
+
+    def scalar(self, name: str, said: str, default: Any, learned: bool = False) -> str:
+        """A number, or a tensor with one element, which may want gradients."""
+        value = self.number(said, default)
+        if self.maybe(60):
+            return repr(value)
+        dtype = self.one_of(*["float32"] * 8, "float64", "float64", "bfloat16", "float16")
+        if dtype == "float16":
+            value = min(max(value, 1e-3), 6e4) if value > 0 else value
+        tensor = f"torch.tensor({value!r}, dtype=torch.{dtype})"
+        tensor = f"{tensor}.view(1)" if self.maybe(20) else tensor
+        self.statements.append(f"{name} = torch.nn.Parameter({tensor})" if learned else f"{name} = {tensor}")
+        if self.maybe(60) or learned:
+            self.wants.append(name)
+        return name
+
+    def arguments(
+        self, parameters: Sequence[inspect.Parameter], said: dict[str, str], learned: bool = False
+    ) -> dict[str, str]:
+        """Arguments as text, by annotation."""
+        given: dict[str, str] = {}
+        for p in parameters:
+            about, kind = said.get(p.name, ""), str(p.annotation)
+            optional = p.default is None
+            if p.name in BY_CALL or (optional and not self.maybe(50)):
+                continue
+            if "Tensor" in kind and "float" not in kind:
+                many = self.length(about, optional, given.get("y"))
+                if "int64" in about:
+                    given[p.name] = self.groups(p.name, many)
+                elif about.lstrip().startswith("(d,"):
+                    given[p.name] = self.square(p.name)
+                else:
+                    given[p.name] = self.rows(p.name, many)
+                    if self.maybe(80):
+                        self.wants.append(p.name)
+            elif "float" in kind and "Tensor" in kind:
+                given[p.name] = self.scalar(p.name, about, p.default, learned)
+            elif "float" in kind:
+                given[p.name] = repr(self.number(about, p.default))
+            elif kind == "bool":
+                given[p.name] = repr(self.one_of(p.default, True, False))
+            elif kind == "int":
+                given[p.name] = repr(self.d if p.default is p.empty else p.default)
+            elif kind == "str":
+                allowed = names_of(self.path, p.name)
+                if allowed:
+                    given[p.name] = repr(self.one_of(*allowed))
+        return given
+
+    def length(self, about: str, optional: bool, y: str | None) -> int:
+        """How many rows a line of the docstring gives an argument: (n, ...), (m, ...) or (max(n, m), ...)."""
+        first = (re.match(r"\s*\((\w+(?:\(n, m\))?),", about) or ["", "n"])[1]
+        if first == "m" and not optional:
+            return (
+                self.n + self.draw(st.integers(0, 20))
+                if "m >= n" in about
+                else self.draw(st.one_of(st.just(self.n), sizes))
+            )
+        m = len_of(self, y)
+        return {"m": m, "max(n, m)": max(self.n, m)}.get(first, self.n)
+
+    def square(self, name: str) -> str:
+        """(d, d), the second moment of some rows."""
+        self.statements += [
+            f"{name} = rows({2 * self.d + 1}, {self.d}, 5)",
+            f"{name} = ({name}.T @ {name} / {2 * self.d + 1}).float()",
+        ]
+        if self.dtype == "float64":
+            self.statements.append(f"{name} = {name}.double()")
+        return name
+
+    def case(self, **more: Any) -> Case:
+        return Case(self.path, statements=tuple(self.statements), wants=tuple(self.wants), **more)
+
+
+def len_of(drawing: Drawing, name: str | None) -> int:
+    """The rows of an input that is drawn already."""
+    found = [re.match(rf"{name} = \S+ \* rows\((\d+),", s) for s in drawing.statements]
+    found = [match for match in found if match]
+    return int(found[0][1]) if name and found else drawing.n
+
+
+def mask(drawing: Drawing, n: int, m: int, alone: bool) -> str:
+    """A mask as text."""
+    kind = drawing.one_of(*KINDS)
+    if kind == "off_diagonal" and drawing.maybe(50) and not alone:
+        return f"fastcl.off_diagonal({drawing.draw(st.integers(0, 9))}, {drawing.draw(st.integers(0, 9))})"
+    if not kind.endswith("groups"):
+        return repr(kind)
+    both = [drawing.groups("group_x", n)] + ([] if alone else [drawing.groups("group_y", m)])
+    return f"fastcl.{kind}({', '.join(both)})"
+
+
+def pair(drawing: Drawing) -> str:
+    """A pair function as text, with constants in its range."""
+    cls = PairFunction.registry[drawing.one_of(*PairFunction.registry)]
+    constants = {
+        f.name: f"{drawing.one_of(1e-6, 1e-3, 0.1)}"
+        if f.name == "eps"
+        else f"{drawing.one_of(-2.0, -1.0, -0.5, 0.5, 1.5, 2.0, 3.0)}"
+        for f in fields(cls)
+    }
+    return f"fastcl.pairs.{cls.__name__}({', '.join(f'{k}={v}' for k, v in constants.items())})"
+
+
+def way(drawing: Drawing) -> dict[str, Any]:
+    """How it is called: backend, upstream gradient, autocast."""
+    backends = [
+        name
+        for name in ("cpu", "cpu", "cpu", "blocked", "reference")
+        if choice.reason(name, torch.device("cpu"), torch.float32) is None
+    ]
+    found: dict[str, Any] = {"backend": drawing.one_of("auto", *backends)}
+    found["upstream"] = float(drawing.one_of(1.0, 1.0, 1.0, -2.0, 1e-3, 1e3, 65536.0))
+    if drawing.dtype != "float64" and drawing.maybe(12):
+        found |= {"autocast": drawing.one_of("bfloat16", "bfloat16", "float16"), "inside": drawing.maybe(50)}
+    found["threads"] = drawing.one_of(1, 1, 1, 3)
+    return found

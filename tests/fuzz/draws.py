@@ -1,0 +1,167 @@
+"""Strategies for whole calls, by kind."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from hypothesis import reject
+from hypothesis import strategies as st
+
+from fastcl.distributed import CONVENTIONS, STRATEGIES
+from fastcl.functional.rows import REDUCTIONS
+
+from .case import Case, resolve
+from .drawing import FLOATS, Draw, Drawing, mask, pair, sizes, way
+from .public import BY_CALL, documented, public
+
+
+@st.composite
+def objectives(draw: Draw, path: str) -> Case:
+    """A call of a function of rows."""
+    drawing = Drawing(draw, path, draw(st.sampled_from(FLOATS)))
+    function = resolve(path)
+    parameters = list(inspect.signature(function).parameters.values())
+    given = drawing.arguments(parameters, documented(function))
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    keywords = {k: v for k, v in given.items() if k not in positional}
+    if "reduction" in inspect.signature(function).parameters:
+        keywords["reduction"] = repr(
+            drawing.one_of(*(("mean",) if "only" in documented(function).get("reduction", "") else REDUCTIONS))
+        )
+    return drawing.case(
+        positional=tuple(given[name] for name in positional if name in given), keywords=keywords, **way(drawing)
+    )
+
+
+@st.composite
+def modules(draw: Draw, path: str) -> Case:
+    """A module built from its settings, and called."""
+    module = resolve(path)
+    drawing = Drawing(draw, f"functional.{module.function.__name__}", draw(st.sampled_from(FLOATS)))
+    of_function = inspect.signature(module.function).parameters
+    of_class = inspect.signature(module).parameters
+    said = documented(module.function) | documented(module)
+    rows = [p for p in of_function.values() if p.name not in of_class]
+    given = drawing.arguments([p for p in rows if p.default is not None or "group" in p.name], said)
+    settings = drawing.arguments([p for p in of_class.values() if p.name not in BY_CALL], said, learned=True)
+    given.pop("statistic", None)
+    settings = {
+        k: v for k, v in settings.items() if not (k in drawing.wants and "Tensor" not in str(of_class[k].annotation))
+    }
+    if "only" not in said.get("reduction", ""):
+        settings["reduction"] = repr(drawing.one_of(*REDUCTIONS))
+    drawing.path = path
+    positional = [p.name for p in rows if p.kind is p.POSITIONAL_OR_KEYWORD and p.name in given]
+    keywords = {k: v for k, v in given.items() if k not in positional}
+    return drawing.case(
+        positional=tuple(given[n] for n in positional), keywords=keywords, settings=settings, **way(drawing)
+    )
+
+
+@st.composite
+def numbers(draw: Draw, path: str) -> Case:
+    """A metric."""
+    drawing = Drawing(draw, path, draw(st.sampled_from(FLOATS)))
+    function = resolve(path)
+    parameters = list(inspect.signature(function).parameters.values())
+    given = drawing.arguments(parameters, documented(function))
+    drawing.wants.clear()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name in given]
+    keywords = {k: v for k, v in given.items() if k not in positional}
+    return drawing.case(
+        positional=tuple(given[n] for n in positional), keywords=keywords, **(way(drawing) | {"compiled": False})
+    )
+
+
+@st.composite
+def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
+    """The engine itself: any operand, pair function, mask, biases."""
+    drawing = Drawing(draw, path, draw(st.sampled_from(dtypes)))
+    n, alone = drawing.n, drawing.maybe(40)
+    m = n if alone else draw(st.one_of(st.just(n), sizes))
+    positional = [drawing.rows("x", n)] + ([] if alone else [drawing.rows("y", m)])
+    drawing.wants += [name for name in positional if drawing.maybe(80)]
+    outer = drawing.one_of("sum", "contrast", "pooled") if path == "pair_total" else "none"
+    reduce = "logsumexp" if outer in ("contrast", "pooled") else drawing.one_of("sum", "logsumexp")
+    keywords = {
+        "operand": repr(drawing.one_of("dot", "sqdist")),
+        "reduce": repr(reduce),
+        "mask": mask(drawing, n, m, alone),
+    }
+    if reduce == "sum":
+        keywords["pair"] = pair(drawing)
+    keywords["scale"] = drawing.scalar("scale", "", 1.0)
+    if drawing.maybe(40):
+        keywords["shift"] = drawing.scalar("shift", "", 0.0)
+    for name, length in (("bias_x", n), ("bias_y", m), ("positive", n)):
+        if (outer == "contrast") if name == "positive" else (not alone and drawing.maybe(30)):
+            drawing.statements.append(f"{name} = (rows({length}, 1, 7)[:, 0] * {drawing.one_of(1, 10, 1e3)}).float()")
+            keywords[name] = name
+            drawing.wants += [name] if drawing.maybe(60) else []
+    if path == "pair_total":
+        keywords["outer"] = repr(outer)
+    elif not alone and drawing.maybe(40):
+        keywords["columns"] = "True"
+    return drawing.case(positional=tuple(positional), keywords=keywords, **(way(drawing) | {"sizes": (1,)}))
+
+
+KINDS_OF_CALL = {"objectives": objectives, "modules": modules, "metrics": numbers, "ops": ops}
+
+
+@st.composite
+def over_ranks(draw: Draw, world: int) -> Case:
+    """An objective or a module, its rows cut over ranks."""
+    kind, path = draw(st.sampled_from([(k, p) for k in ("objectives", "modules") for p in public()[k]]))
+    case = draw(KINDS_OF_CALL[kind](path))
+    tensors = case.tensors()
+    n = len(tensors[case.positional[0]])
+    whole = {"statistic"} | (
+        {"queue"} if case.keywords.get("sharded_queue", (case.settings or {}).get("sharded_queue")) != "True" else set()
+    )
+    named = [
+        name
+        for name in (*case.positional, *case.keywords.values())
+        if name in tensors and tensors[name].dim() and name not in whole
+    ]
+    sharded = tuple(
+        name
+        for name in named
+        if (name not in (case.settings or {}) and tensors[name].numel() != 1) or tensors[name].dim() == 2
+    )
+    halves = [name for name in case.wants if name not in sharded and torch.finfo(tensors[name].dtype).bits == 16]
+    if halves or any(
+        len(tensors[name]) != n for name in sharded
+    ):  # each rank's share of a half precision gradient is rounded
+        reject()
+    cuts = sorted(draw(st.integers(0, n)) for _ in range(world - 1))
+    sizes = tuple(b - a for a, b in zip([0, *cuts], [*cuts, n], strict=True))
+    how = {name: draw(st.sampled_from(names)) for name, names in (("strategy", STRATEGIES), ("gradient", CONVENTIONS))}
+    return replace(case, sizes=sizes, sharded=sharded, **how)
+
+
+@st.composite
+def compiled(draw: Draw) -> Case:
+    """A function under torch.compile."""
+    case = draw(objectives(draw(st.sampled_from(public()["objectives"]))))
+    return replace(case, compiled=True, backend="auto")
+
+
+@st.composite
+def interpreted(draw: Draw) -> Case:
+    """The engine's Triton kernels, in Triton's interpreter."""
+    case = draw(
+        ops(draw(st.sampled_from(public()["ops"])), dtypes=("float32", "float16"))
+    )  # the interpreter's bfloat16 is wrong
+    if max(max(t.shape, default=0) for t in case.tensors().values()) > 65:
+        reject()
+    return replace(case, backend="triton", autocast="", threads=1)
+
+
+def cases(kind: str) -> st.SearchStrategy[Case]:
+    """Any call of that kind; "kernels" are those that a processor's kernels may serve."""
+    if kind == "kernels":
+        return st.one_of(cases("ops"), cases("objectives")).map(lambda case: replace(case, backend="auto"))
+    return st.sampled_from(public()[kind]).flatmap(KINDS_OF_CALL[kind])

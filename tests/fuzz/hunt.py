@@ -1,0 +1,45 @@
+"""One case judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .case import Case, run
+from .rule import Truth
+
+
+class WrongError(AssertionError):
+    """A fault, with the script that shows it."""
+
+    def __init__(self, case: Case, what: str) -> None:
+        super().__init__(f"{what}\n{case.script()}\n# {what}")
+        self.case, self.what = case, what
+        self.key = (case.function, what.partition(":")[0], case.backend)  # one report of each
+
+
+INVALID = (ValueError, TypeError)
+
+
+def judge(case: Case, evaluate: Callable[[Case], Any] = run) -> bool:
+    """False where the arguments are refused; raises WrongError where the answer is.
+
+    What the definition refuses, everyone must refuse.
+    """
+    tensors = [t for t in case.tensors().values() if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    if not all(bool(t.isfinite().all()) for t in tensors):
+        return False
+    try:
+        truth = Truth(case)
+    except INVALID:
+        return False
+    try:
+        found = evaluate(case)
+    except Exception as error:
+        raise WrongError(case, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    fault = truth.fault(found)
+    if fault is not None:
+        raise WrongError(case, str(fault))
+    return True

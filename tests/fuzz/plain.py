@@ -1,0 +1,159 @@
+"""Plain PyTorch in place of the engine: the n x m matrix in the accumulation dtype, by autograd. Its error is the dtype's."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastcl import ops
+from fastcl.backends import extension
+from fastcl.backends.reference import visited
+from fastcl.equation import checks
+from fastcl.equation.problem import Problem, accumulation_dtype
+from fastcl.functional.rows import normalize_rows
+
+from .formula import rows
+
+DEFAULTS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(ops.pair_reduce).parameters.items()
+    if name not in ("x", "y", "backend")
+}
+
+
+class Plain:
+    """pair_reduce and pair_total by the matrix; u is moved by up to `units` of `eps` of its terms, differently for each `seed`.
+
+    What is moved is what a sum in another order moves: <x, y> by eps |x| |y|, and |x - y|^2, which is formed from norms and a dot
+    product about the mean of y, by eps (|x|^2 + |y|^2). `largest` is the largest |z|, or |u| or term that it
+    is formed from, that was met.
+    """
+
+    def __init__(self, seed: int = 0, units: float = 0.0, eps: float | None = None, dot: bool = True) -> None:
+        self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
+
+    def pair_reduce(self, x: Tensor, y: Tensor | None = None, *, backend: str | None = None, **given: Any) -> Any:
+        p = self._problem(x, y, given)
+        with torch.autocast("cpu", enabled=False):
+            f, keep = self._pairs(p)
+            r = self._reduced(p, f, keep, 1)
+            return (r, self._reduced(p, f, keep, 0)) if p.columns else r
+
+    def pair_total(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        outer: str,
+        positive: Tensor | None = None,
+        backend: str | None = None,
+        **given: Any,
+    ) -> Tensor:
+        p = self._problem(x, y, given)
+        checks.outer(outer, p.reduce, positive, x)
+        with torch.autocast("cpu", enabled=False):
+            f, keep = self._pairs(p)
+            if outer == "pooled":
+                return self._reduced(p, f.reshape(1, -1), None if keep is None else keep.reshape(1, -1), 1)[0]
+            r = self._reduced(p, f, keep, 1)
+            return r.sum() if positive is None else F.softplus(r - positive.to(p.dtype), threshold=40.0).sum()
+
+    def _problem(self, x: Tensor, y: Tensor | None, given: dict[str, Any]) -> Problem:
+        if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype("cpu")
+            x, y = x.to(dtype), None if y is None else y.to(dtype)
+        return ops.problem(x, y, **(DEFAULTS | given))
+
+    def _pairs(self, p: Problem) -> tuple[Tensor, Tensor | None]:
+        """f(z_ij), and which pairs are visited."""
+        x = p.x.to(p.dtype)
+        y = x if p.y is None else p.y.to(p.dtype)
+        if p.operand == "dot":
+            u, size = x @ y.T, torch.linalg.vector_norm(x, dim=1)[:, None] * torch.linalg.vector_norm(y, dim=1)
+        else:
+            centre = y.detach().mean(0) if p.m else 0.0
+            x, y = x - centre, y - centre
+            size = x.square().sum(1)[:, None] + y.square().sum(1)
+            u = (size - 2.0 * (x @ y.T)).clamp(min=0.0)
+        error = u.new_zeros(())
+        if self.units and (self.dot or p.operand == "sqdist"):
+            noise = rows(p.n, p.m, self.seed).to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
+            noise = torch.triu(noise) + torch.triu(noise, 1).T if p.y is None else noise
+            error = noise * size
+            u = (u + error).clamp(min=0.0 if p.operand == "sqdist" else float("-inf"))
+        # The gradient of the scale comes from the same terms as u, and is as far off, also where u is clamped.
+        z = p.scale * u + p.shift + (p.scale - p.scale.detach()) * error.detach()
+        for bias, dim in ((p.bias_x, 1), (p.bias_y, 0)):
+            z = z if bias is None else z + bias.unsqueeze(dim)
+        index = torch.arange(max(p.n, p.m))
+        keep = visited(p.mask, index[: p.n], index[: p.m])
+        if z.numel():
+            reach = (torch.maximum(p.scale.abs(), p.scale.new_ones(())) * size + p.shift.abs()).detach()
+            self.largest = max(self.largest, float(reach.max()), float(z.detach().abs().max()))
+        return p.pair.f(z if keep is None else torch.where(keep, z, 1.0)), keep
+
+    def _reduced(self, p: Problem, f: Tensor, keep: Tensor | None, dim: int) -> Tensor:
+        if p.reduce == "sum":
+            r = (f if keep is None else torch.where(keep, f, 0.0)).sum(dim)
+            return r * (1.0 + self._noise(p, r)) if self.dot else r
+        masked = torch.isneginf(f) if keep is None else ~keep | torch.isneginf(f)
+        empty = masked.all(dim, keepdim=True)
+        found = torch.logsumexp(torch.where(empty, 0.0, torch.where(masked, float("-inf"), f)), dim)
+        found = found + self._noise(p, found)  # the logarithm of a sum is known to eps, however small it is
+        return torch.where(empty.squeeze(dim), float("-inf"), found) if f.shape[dim] else f.sum(dim) - float("inf")
+
+    def _noise(self, p: Problem, r: Tensor) -> Tensor:
+        """For each of r a rounding or less."""
+        return rows(len(r), 1, self.seed + 50)[:, 0].to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
+
+
+def precision(dtype: torch.dtype) -> float:
+    """eps; of float64 what is asked of it, since what it is compared with is no better."""
+    return 1e-13 if dtype == torch.float64 else torch.finfo(dtype).eps
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows over max(|x|, 1e-12), by autograd, in the accumulation dtype, in the range of which squares stay."""
+    if not x.numel():
+        return x
+    wide = x.to(accumulation_dtype(x.dtype))
+    largest = wide.detach().abs().amax(1, keepdim=True)
+    largest = torch.where(
+        largest > 0, torch.exp2(largest.log2().ceil().clamp(-120, 120)), 1.0
+    )  # a power of 2 rounds nothing
+    scaled = wide / largest
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    least = 1e-12 / largest
+    return torch.where(length > least, scaled / torch.where(length > least, length, 1.0), wide / 1e-12).to(x.dtype)
+
+
+@contextmanager
+def plainly(engine: Plain) -> Iterator[None]:
+    """Within the context every formula of fastcl runs on plain PyTorch: without the extension, and on that engine."""
+    with patch.object(extension, "library", None):
+        standing_in = {
+            ops.pair_reduce: engine.pair_reduce,
+            ops.pair_total: engine.pair_total,
+            normalize_rows: unit_rows,
+        }
+        changed = [
+            patch.object(module, original.__name__, ours)
+            for original, ours in standing_in.items()
+            for key, module in list(sys.modules.items())
+            if key.partition(".")[0] == "fastcl" and module.__dict__.get(original.__name__) is original
+        ]
+        for each in changed:
+            each.start()
+        try:
+            yield
+        finally:
+            for each in reversed(changed):
+                each.stop()

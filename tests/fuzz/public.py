@@ -1,0 +1,71 @@
+"""What is public, and what its signatures and docstrings say of its arguments: nothing is listed by hand."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import cache
+from typing import Any
+
+import torch
+
+from fastcl import functional, losses, metrics
+from fastcl.losses import Objective
+
+from .case import resolve
+
+BY_CALL = ("backend", "group", "gradient", "strategy", "progress", "reduction")  # chosen for the call as a whole
+
+
+def public() -> dict[str, tuple[str, ...]]:
+    """Paths of everything that can be called, by kind."""
+    objectives = [f"functional.{n}" for n in functional.__all__ if inspect.isfunction(getattr(functional, n))]
+    modules = [
+        f"losses.{n}"
+        for n in losses.__all__
+        if issubclass(getattr(losses, n), Objective) and getattr(losses, n) is not Objective
+    ]
+    numbers = [f"metrics.{n}" for n in metrics.__all__ if inspect.isfunction(getattr(metrics, n))]
+    return {
+        "objectives": tuple(objectives), "modules": tuple(modules), "metrics": tuple(numbers),
+        "ops": ("pair_reduce", "pair_total"),
+    }  # fmt: skip
+
+
+@cache
+def documented(function: Any) -> dict[str, str]:
+    """What the docstring says of each argument."""
+    doc = inspect.getdoc(function) or ""
+    said: dict[str, str] = {}
+    names: list[str] = []
+    for line in re.split(r"\nArgs:\n", doc, maxsplit=1)[-1].splitlines():
+        if re.match(r"\S", line):
+            break
+        start = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
+        names = start[1].split(", ") if start else names
+        for name in names:
+            said[name] = f"{said.get(name, '')} {start[2] if start else line.strip()}"
+    return said
+
+
+@cache
+def names_of(path: str, argument: str) -> tuple[str, ...]:
+    """The names that an argument takes: what its error lists."""
+    parameters = inspect.signature(resolve(path)).parameters.values()
+    minimal = {
+        p.name: {"float | Tensor": 1.0, "str": "sum"}.get(p.annotation) for p in parameters if p.default is p.empty
+    }
+    minimal = {
+        name: torch.arange(4)
+        if "int64" in documented(resolve(path)).get(name, "")
+        else torch.ones(4, 4)
+        if v is None
+        else v
+        for name, v in minimal.items()
+    }
+    try:
+        resolve(path)(**(minimal | {argument: "?"}))
+    except ValueError as error:
+        listed = re.search(rf"^{argument}: expected one of (.*), got", str(error))
+        return tuple(re.findall(r"'([^']*)'", listed[1])) if listed else ()
+    return ()

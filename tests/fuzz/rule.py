@@ -1,0 +1,254 @@
+"""The one rule of tolerance. With T the float64 definition of the same rounded inputs, what was found may be off by
+
+    16 eps |T|                                         a few roundings of the result itself (1 eps in a half dtype's result)
+  + 2 eps |L| / |leaf|                                 of a gradient: the size of its terms (of a row: over n |x_i|)
+  + SAFETY min(|P - T|, EXCUSED |C - T|)               what plain PyTorch makes, unless the formula is to blame
+                                                       (of gradients: where |z| < 0.1 / eps, so that terms are told apart)
+
+for each row of a matrix (its largest entry), each entry of a vector, each number.
+
+P: the same function on plain PyTorch in the same dtype (plain.py): the n x m matrix, float32 accumulation, no kernel, no fast path,
+   with z moved by the rounding of another order of summation, and float32 rows and numbers by one unit in the last place.
+   Several draws, the largest. That sqdist comes from norms and dot products is part of it.
+C: the float64 definition where rows and numbers are moved by one rounding of their dtype (sqdist by eps (|x|^2 + |y|^2), rows also
+   by what the dtype cannot square): what any evaluation may make. A formula that cancels is as wrong on plain PyTorch; EXCUSED
+   bounds what that excuses.
+
+Entries of like size lend each other their errors, since one draw can be right by luck. A result beyond its dtype is infinite.
+Nothing is asked where some |z| is beyond float32 (which pair_reduce excludes), of the gradient of a value beyond it, and where T
+is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .case import Case, Found, run
+from .formula import rows
+from .plain import Plain, plainly, precision
+
+SAFETY, EXCUSED, ROUNDINGS = 8.0, 1e3, 16.0
+NEIGHBOURS = 4  # on each side, of like size
+DRAWS = (2, 8)  # of P and C: a few first, more before something is called wrong
+
+
+@dataclass
+class Fault:
+    """What was wrong with which result."""
+
+    what: str
+    where: str
+    error: float = 0.0
+    allowed: float = 0.0
+
+    def __str__(self) -> str:
+        size = f": off by {self.error:.3g}, allowed {self.allowed:.3g}" if self.allowed or self.error else ""
+        return f"{self.where}: {self.what}{size}"
+
+
+class Truth:
+    """The definition of a case in float64, and, once asked for, how far plain PyTorch and one rounding are from it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = replace(case, compiled=False, sizes=(1,), threads=1)
+        # Autocast of an objective rounds its rows (as documented); a metric keeps its precision.
+        self.plain_case = replace(self.case, autocast="") if case.function.startswith("metrics") else self.case
+        dtypes = [
+            t.dtype for t in case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.is_floating_point()
+        ]
+        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        halves = [getattr(torch, case.autocast)] if case.autocast else [t for t in dtypes if torch.finfo(t).bits == 16]
+        self.eps = max(
+            torch.finfo(t).eps for t in (self.dtype, *(halves if self.plain_case.autocast or not case.autocast else []))
+        )
+        self.found = run(replace(self.case, autocast=""), double, "reference")
+        self.samples: list[tuple[Found, Found]] = []
+        self.largest = 0.0  # |z|, as far as it was looked at
+
+    def draws(self, count: int) -> list[tuple[Found, Found]]:
+        """The first `count` of (P, C)."""
+        while len(self.samples) < count:
+            k = len(self.samples)
+            self.samples.append((self._plainly(k), self._moved(k)))
+        return self.samples[:count]
+
+    def _plainly(self, k: int) -> Found:
+        eps = torch.finfo(self.dtype).eps
+
+        def change(name: str, t: Tensor) -> Tensor:
+            if t.dim() < 2 and torch.finfo(t.dtype).bits == 16:
+                t = like(t, t.float())  # numbers keep their precision
+            t = like(t, t.to(self.dtype)) if t.dim() < 2 and t.numel() == 1 else t
+            return moved(t, name, k, eps) if k and t.dtype == self.dtype else t
+
+        with plainly(Plain(k, 2.0 if k else 0.0)):
+            return run(self.plain_case, change)
+
+    def _moved(self, k: int) -> Found:
+        def number(name: str, value: Any) -> Any:
+            exact = not isinstance(value, float) or value in (0.0, 1.0, 2.0)
+            return value if exact else value * (1.0 + torch.finfo(self.dtype).eps * float(rows(1, 1, k + len(name))))
+
+        engine = Plain(k, 1.0, precision(self.dtype), dot=False)
+        with plainly(engine):
+            found = run(
+                replace(self.case, autocast=""),
+                lambda name, t: moved(double(name, t), name, k, self.eps, torch.finfo(self.dtype).tiny ** 0.5),
+                number=number,
+            )
+        self.largest = max(self.largest, engine.largest)
+        return found
+
+    def beyond(self) -> bool:
+        """Whether some |z|, or the terms that it is the sum of, are beyond the dtype, or rows beyond that of autocast."""
+        if self.plain_case.autocast:
+            end = torch.finfo(getattr(torch, self.plain_case.autocast)).max
+            rows_ = [t for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.numel()]
+            if any(float(t.detach().abs().max()) > end for t in rows_):
+                return True
+        engine = Plain()
+        with plainly(engine):
+            run(replace(self.case, autocast=""), double)
+        return not engine.largest < torch.finfo(self.dtype).max
+
+    def fault(self, found: Found) -> Fault | None:
+        """The worst of what is wrong with it, or None."""
+        for count in (0, *DRAWS):
+            faults = list(self._faults(found, count))
+            if not faults:
+                return None
+        if self.beyond():
+            return None
+        return max(faults, key=lambda f: (f.allowed == 0.0, f.error / max(f.allowed, 1e-300)))
+
+    def _natural(self, where: str) -> Tensor | float:
+        """|L| / |leaf|, or of a row |L| / (n |x_i|): the size of the terms that its gradient is the sum of."""
+        name = where.removeprefix("gradient of ")
+        if name not in self.found.gradients:
+            return 0.0
+        leaf = self.case.tensors().get(name, torch.ones(()))  # a module's own parameter is near 1
+        value = sum(float(v.abs().nan_to_num(0, 0, 0).sum()) for v in self.found.values) * abs(self.case.upstream)
+        size = (
+            leaf.detach().double().abs().reshape(-1)
+            if leaf.dim() < 2
+            else leaf.detach().double().norm(dim=1) * len(leaf)
+        )
+        return torch.where(size > 0.0, value / size, 0.0)
+
+    def _faults(self, found: Found, count: int) -> Iterator[Fault]:
+        end = torch.finfo(self.dtype).max
+        infinite = any(bool(((v.abs() > end) & ~v.isneginf()).any()) for v in self.found.values)
+        for where, got, pick in parts(found):
+            t = pick(self.found)
+            if infinite and where.startswith("gradient"):
+                continue  # of a value that is beyond the dtype
+            if got.shape != t.shape:
+                yield Fault(f"shape {tuple(got.shape)}, expected {tuple(t.shape)}", where)
+                continue
+            samples = [(pick(p), pick(c)) for p, c in self.draws(count)]
+            plain, moved = ([s[i] for s in samples] for i in (0, 1))
+            # Beyond 1 / eps a log-sum-exp no longer tells its terms apart, and their weights are any.
+            told_apart = where.startswith("value") or self.largest * self.eps < 0.1
+            excusing = self.eps if told_apart else float("inf")
+            fault = compare(
+                where, got, t, plain, moved, self.dtype, excusing, bool(self.case.autocast), self._natural(where)
+            )
+            if fault is not None:
+                yield fault
+
+
+def parts(found: Found) -> Iterator[tuple[str, Tensor, Any]]:
+    """Each value and gradient, with its place in another Found."""
+    for i, value in enumerate(found.values):
+        yield f"value {i}" if len(found.values) > 1 else "value", value, lambda other, i=i: other.values[i]
+    for name, gradient in found.gradients.items():
+        yield f"gradient of {name}", gradient, lambda other, name=name: other.gradients[name]
+
+
+def compare(
+    where: str,
+    got: Tensor,
+    t: Tensor,
+    plain: list[Tensor],
+    moved: list[Tensor],
+    dtype: torch.dtype,
+    coarsest: float,
+    alike: bool,
+    natural: Tensor | float,
+) -> Fault | None:
+    """The rule, of one result."""
+    if not got.numel():
+        return None
+    asked = ~t.isnan()
+    limits = torch.finfo(got.dtype)
+    beyond = t.abs() >= limits.max * (1.0 - limits.eps)
+    if bool((got.isnan() & asked & ~beyond).any()):
+        return Fault("NaN", where)
+    wrong_end = beyond & asked & ~((got.double() == t) | ((got.abs() >= 0.5 * limits.max) & (got.sign() == t.sign())))
+    excused = torch.zeros_like(asked)
+    for p in plain:
+        excused |= ~p.isfinite()
+    if bool((wrong_end & ~excused).any()):
+        return Fault(f"expected {t[wrong_end][0]:.6g}, got {got[wrong_end][0]:.6g}", where)
+    counted = asked & ~beyond & ~excused
+    error, size = (by_row(torch.where(counted, e, 0.0)) for e in ((got.double() - t).abs(), t.abs()))
+    eps, coarser = precision(dtype), limits.eps > torch.finfo(dtype).eps
+    least = max(limits.smallest_normal * (limits.eps if coarser else 1.0), torch.finfo(dtype).smallest_normal)
+    allowed = (ROUNDINGS * eps + limits.eps * coarser) * size + least
+    allowed = allowed + 2.0 * eps * natural
+    if plain:
+        order = size.argsort()
+        of_plain, of_moved = (
+            neighbourly(
+                torch.stack(
+                    [
+                        by_row(torch.where(counted, (s.double() - t).abs().nan_to_num(nan=float("inf")), 0.0))
+                        for s in samples
+                    ]
+                ).amax(0),
+                order,
+                alike,
+            )
+            for samples in (plain, moved)
+        )
+        allowed = allowed + SAFETY * torch.minimum(
+            of_plain, EXCUSED * (of_moved + coarsest * (size.amax() + natural + 1e-300))
+        )
+    worst = int((error / allowed).argmax())
+    if bool(error[worst] <= allowed[worst]):
+        return None
+    return Fault("wrong", where, float(error[worst]), float(allowed[worst]))
+
+
+def by_row(t: Tensor) -> Tensor:
+    """The largest of each row; a vector or a number as they are."""
+    return t.reshape(-1) if t.dim() < 2 or not t.numel() else t.amax(1)
+
+
+def neighbourly(errors: Tensor, order: Tensor, alike: bool) -> Tensor:
+    """The largest among results of like size; with `alike` among all."""
+    if errors.numel() < 2 or alike:
+        return errors if errors.numel() < 2 else errors.amax().expand_as(errors)
+    around = torch.nn.functional.max_pool1d(errors[order][None], 2 * NEIGHBOURS + 1, 1, NEIGHBOURS)[0]
+    return torch.empty_like(errors).index_copy_(0, order, around)
+
+
+def like(t: Tensor, value: Tensor) -> Tensor:
+    """The value as a Parameter where t is one."""
+    return torch.nn.Parameter(value.detach()) if isinstance(t, torch.nn.Parameter) else value
+
+
+def double(name: str, t: Tensor) -> Tensor:
+    """In float64."""
+    return like(t, t.detach().double())
+
+
+def moved(t: Tensor, name: str, k: int, eps: float, least: float = 0.0) -> Tensor:
+    """Each number moved by up to eps of itself, and each entry of a matrix by `least`, below which its square is 0."""
+    noise = rows(max(t.numel(), 1), 1, 100 * k + sum(map(ord, name)))[: t.numel()].view(t.shape)
+    return like(t, (t.detach().double() * (1.0 + eps * noise) + least * (t.dim() == 2) * noise).to(t.dtype))
