@@ -27,12 +27,14 @@ import sys
 import sysconfig
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -299,6 +301,7 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
         }
         if made := attempt("cpu", facts, lambda: compile_all(facts)):
             shutil.copy2(made, library)
+            facts["library"] = fingerprint(library)
         facts["seconds"] = round(time.perf_counter() - began, 1)
         (library.parent / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         report(facts)
@@ -312,6 +315,16 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
             for made in (built, built.with_name(FACTS)):
                 if made.exists():
                     shutil.copy2(made, in_source.parent / made.name)
+
+
+def fingerprint(path: Path) -> list[int]:
+    """The size of a file and a checksum of 64 samples of it; fastcl/backends/extension.py asks for the same before it opens one."""
+    size, check = path.stat().st_size, 0
+    with path.open("rb") as opened:
+        for k in range(64):
+            opened.seek(max(0, size - 4096) * k // 63)
+            check = zlib.crc32(opened.read(4096), check)
+    return [size, check]
 
 
 def import_torch() -> Any:
@@ -404,6 +417,20 @@ def write_if_new(path: Path, text: str) -> None:
         path.write_text(text)
 
 
+def setuptools_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", setuptools.__version__)[:2])
+
+
+def require_wheel() -> None:
+    """Stop with words where a setuptools before 70.1 would stop with "invalid command 'bdist_wheel'"."""
+    asked = {"bdist_wheel", "dist_info", "editable_wheel"} & set(sys.argv)
+    if asked and setuptools_version() < (70, 1) and importlib.util.find_spec("wheel") is None:
+        raise SystemExit(
+            f"fastcl: setuptools {setuptools.__version__} needs the package wheel to install anything without build isolation, and "
+            "it is not here. To mend it: pip install wheel ninja (or pip install --upgrade setuptools ninja), then install again"
+        )
+
+
 def report(facts: dict[str, Any]) -> None:
     made = f"built for {', '.join(facts['cpu_isas'])}" if facts["cpu_isas"] else "built no kernels"
     made += f" and for CUDA {', '.join(facts['cuda_archs'])}" if facts["cuda_archs"] else ""
@@ -413,6 +440,7 @@ def report(facts: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    require_wheel()
     # depends brings every source and header into the source distribution.
     sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
     setup(
@@ -421,4 +449,5 @@ if __name__ == "__main__":
         package_dir={"fastcl.triton_kernels": "triton_kernels"},
         ext_modules=[Extension("fastcl._C", sources=[], depends=sources, language="c++")],
         cmdclass={"build_ext": build_kernels},
+        **{"license_expression" if setuptools_version() >= (77, 0) else "license": "MIT"},
     )

@@ -10,6 +10,7 @@ import importlib
 import json
 import sysconfig
 import warnings
+import zlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,16 +25,32 @@ def facts() -> dict[str, Any] | None:
     """What the last build wrote: versions, instruction sets, CUDA architectures, what was left out and why.
 
     Returns:
-        The content of build_facts.json, or None where there was no build or the file cannot be read.
+        The content of build_facts.json, or None where there was no build, or the file cannot be read or says something else.
     """
     try:
         content = json.loads(FACTS.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        left_out = content["left_out"]
+        words = [why[word] for why in left_out.values() for word in ("reason", "remedy")]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if all(isinstance(word, str) for word in words) else None
 
 
-def misfit(built: dict[str, Any]) -> str | None:
+def fingerprint(path: Path) -> list[int]:
+    """The size of a file and a checksum of 64 samples of it, its end among them: what an interrupted copy gets wrong.
+
+    Opening a library that was cut short ends the process (SIGBUS); reading all of one with many CUDA kernels takes a while.
+    setup.py writes the same beside what it builds.
+    """
+    size, check = path.stat().st_size, 0
+    with path.open("rb") as opened:
+        for k in range(64):
+            opened.seek(max(0, size - 4096) * k // 63)
+            check = zlib.crc32(opened.read(4096), check)
+    return [size, check]
+
+
+def misfit(built: dict[str, Any], path: Path) -> str | None:
     """Why the library that these facts describe must not be opened by this process; None when it fits."""
     needs = [
         ("Python", "python", sysconfig.get_config_var("SOABI")),
@@ -43,7 +60,11 @@ def misfit(built: dict[str, Any]) -> str | None:
     for name, key, here in needs:
         if built.get(key) != here:
             return f"it was built for {name} {built.get(key)}, and this is {here}; rebuild it: {REBUILD}"
-    return None
+    try:
+        damaged = "library" in built and built["library"] != fingerprint(path)
+    except OSError as error:
+        return f"it cannot be read ({error}); rebuild it: {REBUILD}"
+    return f"{path.name} is not what was built (an interrupted copy?); rebuild it: {REBUILD}" if damaged else None
 
 
 def open_library() -> tuple[ModuleType | None, str | None]:
@@ -52,12 +73,17 @@ def open_library() -> tuple[ModuleType | None, str | None]:
     Returns:
         The module and None; or None and the reason, with what mends it.
     """
-    built = facts()
-    if built is None:
+    built, path = facts(), FACTS.with_name(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
+    if built is None and not path.exists():
         return None, f"the compiled extension was not built; build it: {REBUILD}"
-    if cause := built.get("left_out", {}).get("cpu"):
+    if built is None:
+        why: str | None = (
+            f"{FACTS.name}, which says what it was built for, is missing or damaged; rebuild it: {REBUILD}"
+        )
+    elif cause := built["left_out"].get("cpu"):
         return None, f"the compiled extension was left out: {cause['reason']}. To mend it: {cause['remedy']}"
-    why = misfit(built)
+    else:
+        why = misfit(built, path)
     if why is None:
         try:
             return importlib.import_module("fastcl._C"), None

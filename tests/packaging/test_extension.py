@@ -31,8 +31,10 @@ def package(tmp_path: Path) -> Path:
         "python": sysconfig.get_config_var("SOABI"),
         "left_out": {},
     }
+    library = tmp_path / "fastcl" / f"_C{SUFFIX}"
+    library.write_bytes(b"not a library")
+    facts["library"] = extension.fingerprint(library)
     (tmp_path / "fastcl" / "build_facts.json").write_text(json.dumps(facts))
-    (tmp_path / "fastcl" / f"_C{SUFFIX}").write_bytes(b"not a library")
     return tmp_path
 
 
@@ -66,13 +68,61 @@ def test_a_library_that_does_not_open(package: Path) -> None:
     assert len(warnings) == 1
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
-def test_without_facts_it_is_not_opened(package: Path, content: str | None) -> None:
+WRONG_FACTS = [
+    None,
+    "",
+    "{",
+    "[]",
+    "{}",
+    "null",
+    "3",
+    '"left_out"',
+    '{"left_out": []}',
+    '{"left_out": {"cpu": 1}}',
+    "\xff",
+]
+WRONG_FACTS += ['{"left_out": {"cpu": {"reason": 1, "remedy": null}}}', '{"left_out": {}, "torch": []}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", WRONG_FACTS, ids=lambda content: str(content)[:40])
+def test_with_damaged_facts_it_is_not_opened(
+    package: Path, content: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = package / "fastcl" / "build_facts.json"
-    path.unlink() if content is None else path.write_text(content)
-    report, _ = imported(package)
+    path.unlink() if content is None else path.write_text(content, encoding="latin-1")
+    monkeypatch.setattr(extension, "FACTS", path)
+    with pytest.warns(RuntimeWarning, match="pip install --no-build-isolation") as said:
+        library, reason = extension.open_library()
+    assert library is None
+    assert len(said) == 1
+    assert reason is not None
+
+
+def test_without_facts_and_library_nothing_is_said(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "FACTS", package / "build_facts.json")
+    library, reason = extension.open_library()
+    assert library is None
+    assert "was not built" in str(reason)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "zeros at its end", "empty", "gone"])
+def test_a_damaged_library_is_one_warning(package: Path, damage: str) -> None:
+    """As a whole process: opening what is cut short would end it."""
+    if extension.library is None:
+        pytest.skip(f"no compiled extension here: {extension.reason}")
+    built, path = Path(str(extension.library.__file__)), package / "fastcl" / f"_C{SUFFIX}"
+    content = built.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(
+        {"cut short": content[:half], "zeros at its end": content[:half] + bytes(len(content) - half)}.get(damage, b"")
+    )
+    if damage == "gone":
+        path.unlink()
+    shutil.copy2(extension.FACTS, package / "fastcl")
+    report, warnings = imported(package)
     assert report.startswith("LIBRARY None")
-    assert "pip install --no-build-isolation" in report
+    assert len(warnings) == 1
+    assert "pip install --no-build-isolation" in warnings[0]
 
 
 def test_the_library_and_the_file_beside_it_tell_the_same() -> None:
@@ -80,7 +130,7 @@ def test_the_library_and_the_file_beside_it_tell_the_same() -> None:
         pytest.skip(f"no compiled extension here: {extension.reason}")
     inside, beside = json.loads(extension.library.build_facts()), extension.facts()
     assert beside is not None
-    assert inside == {key: value for key, value in beside.items() if key != "seconds"}
+    assert inside == {key: value for key, value in beside.items() if key not in ("seconds", "library")}
 
 
 def test_instruction_sets() -> None:

@@ -1,0 +1,68 @@
+"""A pair function of the caller's own: pure PyTorch serves it, kernels that do not know it say so with what mends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import fastcl
+from fastcl.equation.intrinsics import exp
+from fastcl.pairs import PairFunction, Power
+
+
+@dataclass(frozen=True)
+class Bump(PairFunction, name="bump_of_a_test"):
+    """f(z) = e^{-w z^2}."""
+
+    w: float
+
+    @staticmethod
+    def value(z, w):
+        return exp(-w * z * z)
+
+    @staticmethod
+    def slope(z, w):
+        return -2.0 * w * z * exp(-w * z * z)
+
+
+X, Y = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).unbind()
+
+
+@pytest.mark.parametrize("backend", [None, "auto", "blocked", "reference"])
+def test_it_is_served_by_pure_pytorch(backend: str | None) -> None:
+    x = X.clone().requires_grad_()
+    fastcl.pair_total(x, Y, outer="sum", pair=Bump(0.5), reduce="sum", backend=backend).backward()
+    z = (right := X.double().requires_grad_()) @ Y.double().T
+    torch.exp(-0.5 * z.square()).sum().backward()
+    torch.testing.assert_close(x.grad.double(), right.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_do_not_know_it() -> None:
+    with pytest.raises(
+        fastcl.BackendUnavailableError,
+        match=r"it has no kernel for the pair function 'bump_of_a_test', which is not one of fastcl.pairs; use backend='blocked'",
+    ):
+        fastcl.pair_reduce(X, Y, pair=Bump(0.5), reduce="sum", backend="cpu")
+
+
+def test_it_takes_no_name_of_ours() -> None:
+    with pytest.raises(ValueError, match="name: expected one that no pair function of fastcl has, got 'exp'"):
+        type("Mine", (PairFunction,), {}, name="exp")
+    assert PairFunction.registry["exp"] is fastcl.pairs.Exp
+
+
+@pytest.mark.parametrize("p", [float("nan"), float("inf"), "0.5", True, None, 10**400, torch.tensor(1.0)])
+def test_constants_are_numbers(p: object) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^power: p: expected "):
+        Power(p=p, eps=1e-3)
+    with pytest.raises((ValueError, TypeError), match=r"^power: eps: expected "):
+        Power(p=1.0, eps=p if not isinstance(p, torch.Tensor) else 0.0)
+
+
+def test_constants_stay_what_they_are_in_the_rows_dtype() -> None:
+    """eps = 1e-60 is 0 in float32, and 0 to the power of -1 infinite."""
+    with pytest.raises(ValueError, match=r"^power: eps: expected a number within the range of float32"):
+        fastcl.pair_reduce(X, Y, pair=Power(-1.0, 1e-60), reduce="sum")
+    assert fastcl.pair_reduce(X.double(), Y.double(), pair=Power(-1.0, 1e-60), reduce="sum").isfinite().all()
