@@ -360,6 +360,7 @@ class DistributedLossWrapper(nn.Module):
             raise NotImplementedError(
                 "ref_emb: expected None with efficient=True, got references; pass efficient=False, or indices_tuple"
             )
+        assert isinstance(self.loss, _LabelLoss)
         return self.loss.loss(embeddings, own_labels, everyone, all_labels, True) * ranks.world_size()
 
     def _of_memory(
