@@ -5,6 +5,7 @@ Every contrastive loss is an alignment term plus one pairwise reduction; one fam
 
 from . import functional, losses, metrics, pairs
 from .backends.choice import BackendUnavailableError
+from .cached import cached_embeddings, cached_step
 from .equation.masks import Mask, across_groups, all_pairs, off_diagonal, within_groups
 from .equation.reductions import merge
 from .ops import pair_reduce, pair_total
@@ -16,6 +17,8 @@ __all__ = [
     "__version__",
     "across_groups",
     "all_pairs",
+    "cached_embeddings",
+    "cached_step",
     "functional",
     "losses",
     "merge",

@@ -314,7 +314,7 @@ class DistributedLossWrapper(nn.Module):
             )
         if self.memory and efficient:
             raise ValueError("efficient: expected False with CrossBatchMemory, as in the library, got True")
-        self.loss = loss
+        self.loss: Any = loss
         self.efficient = efficient
 
     def forward(

@@ -1,0 +1,106 @@
+"""One of several gloo processes: cached steps of wrapped encoders. Run by test_across_ranks.py.
+
+    python -m tests.steps.ranks RANK WORLD MEETING_FILE RESULT_FILE
+
+The result is {check: (error against one process with the whole batch, how often the ranks met for gradients)}.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+import fastcl
+from fastcl import losses
+
+from .towers import gradients, rows, tower
+
+SIZES = (7, 5)  # rows of each rank: 3 and 2 chunks of 3, and each rank waits once; 2 and 2 of 4
+
+
+def counted(module: nn.Module, met: list[int]) -> DistributedDataParallel:
+    """The module, its parameters in one bucket; every meeting for it is noted."""
+    wrapped = DistributedDataParallel(module)
+
+    def average(_, bucket):  # type: ignore[no-untyped-def]  # annotations that are texts are refused
+        met.append(1)
+        work = dist.all_reduce(bucket.buffer().div_(dist.get_world_size()), async_op=True)
+        return work.get_future().then(lambda done: done.value()[0])
+
+    wrapped.register_comm_hook(None, average)
+    return wrapped
+
+
+def batches(rank: int) -> list[Tensor]:
+    """Own rows of both sides."""
+    return [rows(sum(SIZES), seed).split(SIZES)[rank] for seed in (0, 1)]
+
+
+def truth(shared: bool) -> list[Tensor]:
+    """One process with everything: gradients of the encoders and of the loss."""
+    encoders, loss = [tower(0, 0.0), tower(1, 0.0)], losses.CLIPLoss()
+    if shared:
+        encoders[1] = encoders[0]
+    loss(*(e(rows(sum(SIZES), seed)) for seed, e in enumerate(encoders))).backward()
+    return gradients(*dict.fromkeys(encoders), loss)
+
+
+def step(kind: str, shared: bool, lazily: bool, rank: int) -> tuple[float, int]:
+    """The error of the gradients, and the meetings of one step."""
+    met: list[int] = []
+    towers = [tower(0, 0.0)] if shared else [tower(0, 0.0), tower(1, 0.0)]
+    if kind == "ddp" or kind == "function of ddp":
+        encoders: list[Any] = [counted(t, met) for t in towers]
+    else:
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        encoders = [fully_shard(t, mesh=mesh) for t in towers]
+    loss = losses.CLIPLoss(group=dist.group.WORLD)
+    wrapped = list(encoders)
+    settings: dict[str, Any] = {"chunk": 4 if kind == "fully_shard" else 3}
+    if kind == "function of ddp":
+        encoders, settings["ddp"] = [lambda x, e=e: e(x) for e in wrapped], wrapped
+    encoders = [encoders[0], encoders[-1]]
+    if lazily:
+        loss(*fastcl.cached_embeddings(encoders, batches(rank), **settings)).backward()
+    else:
+        fastcl.cached_step(encoders, batches(rank), loss, **settings)
+    found = [p.grad for t in towers for p in t.parameters()]
+    found = [g.full_tensor() if isinstance(g, DTensor) else g for g in found]
+    scale = loss.logit_scale.log.grad / dist.get_world_size()
+    dist.all_reduce(scale)
+    wanted = truth(shared)
+    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip([*found, scale], wanted, strict=True)]
+    return max(errors), len(met)
+
+
+CHECKS: dict[str, Callable[[int], tuple[float, int]]] = {
+    f"{kind}, {'shared' if shared else 'two'}, {'lazily' if lazily else 'step'}": (
+        lambda rank, kind=kind, shared=shared, lazily=lazily: step(kind, shared, lazily, rank)
+    )
+    for kind in ("ddp", "function of ddp", "fully_shard")
+    for shared in (False, True)
+    for lazily in (False, True)
+}
+
+
+def main(rank: int, world: int, meeting: str, result: str) -> None:
+    """Make every check, and write what came of it."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    torch.save({name: check(rank) for name, check in CHECKS.items()}, result)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5])

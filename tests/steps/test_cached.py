@@ -1,0 +1,206 @@
+"""cached_step and cached_embeddings against the step that keeps every graph, in one process."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastcl
+from fastcl import functional, losses
+
+from .towers import WIDTH, gradients, rows, step_with_every_graph, tower
+
+LOSSES: dict[str, Any] = {
+    "clip": losses.CLIPLoss,
+    "siglip": losses.SigLIPLoss,
+    "nt_xent": losses.NTXentLoss,
+    "f_micl": losses.FMICLLoss,
+    "kcl": losses.KCLLoss,
+    "spectral": losses.SpectralLoss,
+}
+
+
+def same(found: Any, wanted: Any, tolerance: float = 1e-12) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max()))
+
+
+def steps(
+    encoders: list[nn.Module], batches: list[Tensor], loss: nn.Module, chunk: int, **settings: Any
+) -> tuple[Any, Any]:
+    """Value, gradients and the random state afterwards: cached, and with every graph."""
+    found = []
+    for cached in (True, False):
+        torch.manual_seed(7)
+        if cached:
+            value = fastcl.cached_step(encoders, batches, loss, chunk=chunk, **settings)
+        else:
+            value = step_with_every_graph(encoders, batches, loss, chunk)
+        found.append([value, torch.rand(()), *gradients(*dict.fromkeys(encoders), loss)])
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("shared", [False, True])
+def test_any_loss_two_towers_or_one(name: str, shared: bool) -> None:
+    """Dropout repeats; 11 rows are uneven in chunks of 4."""
+    images = tower(0)
+    found, wanted = steps([images, images if shared else tower(1)], [rows(11, 0), rows(11, 1)], LOSSES[name](), 4)
+    same(found, wanted)
+    assert float(sum(g.abs().sum() for g in found[2:])) > 0
+
+
+def test_a_single_encoder_serves_every_batch_and_sizes_may_differ() -> None:
+    """More captions than images, chunks of their own."""
+    encoder, loss, batches = tower(0, dropout=0.0), losses.CLIPLoss(), [rows(5, 0), rows(9, 1)]
+    found = [fastcl.cached_step(encoder, batches, loss, chunk=(2, 100)), *gradients(encoder, loss)]
+    value = loss(*map(encoder, batches))
+    value.backward()
+    same(found, [value.detach(), *gradients(encoder, loss)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_scaler(dtype: torch.dtype) -> None:
+    """The autocast of the call holds in both passes, and gradients come scaled."""
+    encoders, loss = [tower(0).float(), tower(1).float()], losses.CLIPLoss()
+    batches, scaler = [rows(11, 0).float(), rows(11, 1).float()], torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    torch.manual_seed(3)
+    with torch.autocast("cpu", dtype=dtype):
+        value = fastcl.cached_step(encoders, batches, loss, chunk=4, scaler=scaler)
+    found = [value, *(g / 2**10 for g in gradients(*encoders, loss))]
+    torch.manual_seed(3)
+    with torch.autocast("cpu", dtype=dtype):
+        wanted = loss(*(torch.cat([e(part) for part in b.split(4)]) for e, b in zip(encoders, batches, strict=True)))
+    scaler.scale(wanted).backward()
+    same(found, [wanted.detach(), *(g / 2**10 for g in gradients(*encoders, loss))], torch.finfo(dtype).eps)
+
+
+def test_backward_of_cached_embeddings() -> None:
+    """As any graph: a sum with something else, and twice."""
+    encoders, loss, batches = [tower(0), tower(1)], losses.CLIPLoss(), [rows(11, 0), rows(11, 1)]
+    torch.manual_seed(7)
+    value = loss(*fastcl.cached_embeddings(encoders, batches, chunk=4)) * 3.0
+    value.backward(retain_graph=True)
+    once = gradients(*encoders, loss)
+    value.backward()
+    same(gradients(*encoders, loss), once)
+    torch.manual_seed(7)
+    wanted = 3.0 * step_with_every_graph(encoders, batches, loss, 4)
+    same([value.detach(), *once], [wanted, *(3.0 * g for g in gradients(*encoders, loss))])
+    with torch.no_grad():
+        assert not fastcl.cached_embeddings(encoders, batches, chunk=4)[0].requires_grad
+
+
+class Both(nn.Module):
+    """A model of both towers with its scale, as open_clip's and transformers' are."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.towers, self.named = nn.ModuleList([tower(0), tower(1)]), named
+        self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def forward(self, pixels: Tensor, tokens: Tensor, flag: bool = True) -> Any:
+        assert flag
+        found = (self.towers[0](pixels), self.towers[1](tokens), self.scale.exp())
+        return dict(zip(("x", "y", "logit_scale"), found, strict=True)) if self.named else found
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_model_of_both_towers_with_its_scale(named: bool) -> None:
+    """A batch of several tensors, by position or by name, and outputs likewise; the scale is one for all chunks."""
+    model, x, y = Both(named), rows(11, 0), rows(11, 1)
+    loss = functional.clip if named else lambda a, b, s: functional.clip(a, b, logit_scale=s)
+    torch.manual_seed(7)
+    batch = {"pixels": x, "tokens": y, "flag": True} if named else (x, y)
+    found = [fastcl.cached_step([model], [batch], loss, chunk=4), *gradients(model)]
+    torch.manual_seed(7)
+    parts = [(model.towers[0](a), model.towers[1](b)) for a, b in zip(x.split(4), y.split(4), strict=True)]
+    value = functional.clip(*map(torch.cat, zip(*parts, strict=True)), logit_scale=model.scale.exp())
+    value.backward()
+    same(found, [value.detach(), *gradients(model)])
+
+
+def test_lists_are_cut_too() -> None:
+    encoder = tower(0, dropout=0.0)
+    texts = [str(float(n)) for n in range(7)]
+    read = lambda chunk: encoder(torch.tensor([[float(text)] * 5 for text in chunk], dtype=torch.float64))  # noqa: E731
+    found = [
+        fastcl.cached_step([read, encoder], [texts, rows(7, 1)], losses.NTXentLoss(), chunk=3),
+        *gradients(encoder),
+    ]
+    value = losses.NTXentLoss()(read(texts), encoder(rows(7, 1)))
+    value.backward()
+    same(found, [value.detach(), *gradients(encoder)])
+
+
+def test_buffers_move_once() -> None:
+    batches, found = [rows(12, 0), rows(12, 1)], []
+    for cached in (True, False):
+        encoder = nn.Sequential(tower(0), nn.BatchNorm1d(WIDTH, dtype=torch.float64))
+        torch.manual_seed(7)
+        if cached:
+            fastcl.cached_step(encoder, batches, losses.NTXentLoss(), chunk=4)
+        else:
+            step_with_every_graph([encoder, encoder], batches, losses.NTXentLoss(), 4)
+        found.append([*encoder.buffers(), *gradients(encoder)])
+    assert found[0][2] == 6
+    same(*found)
+
+
+def test_activations_are_those_of_one_chunk() -> None:
+    """Of the graphs of seven chunks, none is alive when the next begins."""
+    alive: list[weakref.ref[Tensor]] = []
+    encoder = tower(0)
+
+    def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if torch.is_grad_enabled():
+            gc.collect()
+            assert sum(ref() is not None for ref in alive) == 0
+            alive.append(weakref.ref(output))
+
+    encoder[1].register_forward_hook(watch)
+    fastcl.cached_step(encoder, [rows(14, 0), rows(14, 1)], losses.NTXentLoss(), chunk=2)
+    assert len(alive) == 14
+
+
+def test_a_frozen_tower_gets_nothing() -> None:
+    images, texts = tower(0), tower(1).requires_grad_(False)
+    found, wanted = steps([images, texts], [rows(6, 0), rows(6, 1)], losses.CLIPLoss(), 4)
+    same(found, wanted)
+    assert all(p.grad is None for p in texts.parameters())
+
+
+def test_an_encoder_that_does_not_repeat_itself_is_told() -> None:
+    own = torch.Generator().manual_seed(0)
+    encoder = tower(0)
+    noisy = lambda x: encoder(x) + torch.rand(WIDTH, generator=own, dtype=torch.float64)  # noqa: E731
+    with pytest.raises(RuntimeError, match="expected the same rows in both passes"):
+        fastcl.cached_step([noisy, encoder], [rows(6, 0), rows(6, 1)], losses.NTXentLoss(), chunk=4)
+
+
+X, LOSS = rows(6, 0), losses.NTXentLoss()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda e: fastcl.cached_step([e], [X, X], LOSS, chunk=2), ValueError, "batches: expected one for each encoder, 1, got 2"),
+        (lambda e: fastcl.cached_step([], [], LOSS, chunk=2), ValueError, "batches: expected one for each encoder, 0, got 0"),
+        (lambda e: fastcl.cached_step(e, [X, X], LOSS, chunk=0), ValueError, "chunk: expected a number of rows >= 1, got 0"),
+        (lambda e: fastcl.cached_step(e, [X, X], LOSS, chunk=True), ValueError, "chunk: expected a number of rows >= 1, got True"),
+        (lambda e: fastcl.cached_step(e, [X, X], LOSS, chunk=(2,)), ValueError, "chunk: expected a number, or one for each enc"),
+        (lambda e: fastcl.cached_step(e, [(X, X[:2])], LOSS, chunk=2), ValueError, r"batches\[0\]: .* got \[2, 6\] rows"),
+        (lambda e: fastcl.cached_step(e, [3.0], LOSS, chunk=2), ValueError, r"batches\[0\]: .* got float without any"),
+        (lambda e: fastcl.cached_step(lambda x: None, [X], LOSS, chunk=2), TypeError, r"encoders\[0\]: .* got NoneType"),
+        (lambda e: fastcl.cached_step(lambda x: e(x)[:1], [X], LOSS, chunk=2), ValueError, r"expected 2 rows .* shape \(1, 6\)"),
+        (lambda e: fastcl.cached_step(e, [X, X], torch.add, chunk=2), ValueError, r"loss: expected a tensor .* shape \(6, 6\)"),
+    ],
+)  # fmt: skip
+def test_errors(call: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        call(tower(0))
