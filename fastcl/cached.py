@@ -184,7 +184,6 @@ class Replay:
                 self._check_rows(job, found)
                 parts[job.encoder].append(found)
                 shown.update(1)
-        torch.clear_autocast_cache()  # weights that were cast without a graph would be taken again in the second pass
         self.buffers = [(b, b.clone()) for m in self.modules if m.training for b in m.buffers()]
         self.leaves = [
             torch.cat(chunks) if are_rows else chunks[0].clone()

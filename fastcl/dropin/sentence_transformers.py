@@ -1,6 +1,6 @@
-"""MultipleNegativesRankingLoss as in sentence-transformers 6 (sentence_transformer/losses/multiple_negatives_ranking.py).
+"""MultipleNegativesRankingLoss as in sentence-transformers 6, its symmetric form, and the cached forms of both.
 
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
     ->  from fastcl.dropin.sentence_transformers import MultipleNegativesRankingLoss
 
 Queries q_i, their documents d_i, and any number of hard negatives for each, whose rows are documents of the same query.
@@ -28,7 +28,18 @@ from .contrast import cross_entropy, positives, symmetric_cross_entropy
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 PARTITION_MODES = ("joint", "per_direction")
 HARDNESS_MODES = (None, "in_batch_negatives", "hard_negatives", "all_negatives")
+BOTH_WAYS = ("query_to_doc", "doc_to_query")
+CACHED = ("CachedMultipleNegativesRankingLoss", "CachedMultipleNegativesSymmetricRankingLoss")
 LOG_2 = math.log(2.0)
+
+
+def __getattr__(name: str) -> Any:
+    """The cached classes stand on the library's own caching, and import it when they are first asked for."""
+    if name not in CACHED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import sentence_transformers_cached
+
+    return getattr(sentence_transformers_cached, name)
 
 
 class MultipleNegativesRankingLoss(nn.Module):
@@ -203,6 +214,44 @@ class MultipleNegativesRankingLoss(nn.Module):
     def temperature(self) -> float | Tensor:
         """1 / scale."""
         return 1.0 / self.scale
+
+    @property
+    def citation(self) -> str:
+        """For model cards: the paper of the directions and the partition."""
+        if set(self.directions) == set(DIRECTIONS) and self.partition_mode == "joint":
+            return _citation(
+                "Towards General Text Embeddings with Multi-stage Contrastive Learning",
+                "Li, Zehan and others",
+                "2308.03281",
+            )
+        if set(self.directions) == set(BOTH_WAYS) and self.partition_mode == "per_direction":
+            title = "Jina Embeddings 2: 8192-Token General-Purpose Text Embeddings for Long Documents"
+            return _citation(title, "Günther, Michael and others", "2310.19923")
+        title = "Representation Learning with Contrastive Predictive Coding"
+        return _citation(title, "van den Oord, Aaron and Li, Yazhe and Vinyals, Oriol", "1807.03748")
+
+
+class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):
+    """MultipleNegativesRankingLoss in both directions, each with a softmax of its own.
+
+    Args:
+        model, scale, similarity_fct, gather_across_devices: see MultipleNegativesRankingLoss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scale: float = 20.0,
+        similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__(model, scale, similarity_fct, gather_across_devices, BOTH_WAYS, "per_direction")
+
+
+def _citation(title: str, author: str, arxiv: str) -> str:
+    key = f"{author.split(',')[0].split()[-1].lower()}{2000 + int(arxiv[:2])}"
+    fields = {"title": title, "author": author, "eprint": arxiv, "archivePrefix": "arXiv"}
+    return "\n@misc{%s,\n%s\n}\n" % (key, ",\n".join(f"    {name}={{{value}}}" for name, value in fields.items()))  # noqa: UP031
 
 
 @dataclass
