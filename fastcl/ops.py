@@ -244,7 +244,8 @@ def pair_reduce(
         ValueError: for shapes, names or values that do not fit.
         TypeError: for unsupported or mixed dtypes.
         BackendUnavailableError: when the backend asked for cannot serve the device and dtype.
-        RuntimeError: from backward with create_graph=True, except on backend "reference".
+        RuntimeError: from backward with create_graph=True, and for a derivative of a gradient under torch.func, except on backend
+            "reference". Forward mode (one more sweep), grad, vjp, jacrev and vmap (entry by entry) are served by every backend.
     """
     p = problem(
         x, y, operand=operand, pair=pair, reduce=reduce, mask=mask, scale=scale, shift=shift, bias_x=bias_x, bias_y=bias_y,

@@ -7,10 +7,12 @@ which is quick and saves little, and in plain PyTorch, which every transform kno
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 _BATCHED_GRADIENTS = "VmapMode"  # a dispatch key
@@ -39,13 +41,19 @@ def values_are_here() -> bool:
     )
 
 
-def refuse(what: str, tensors: Iterable[Any]) -> None:
-    """An error where a transform of torch.func is at work, or one of the tensors is a dual number."""
+def set_aside() -> AbstractContextManager[Any]:
+    """No transform of torch.func within, for tensors that none of them has seen: it would wrap each that is made."""
+    return temporarily_clear_interpreter_stack() if torch._C._are_functorch_transforms_active() else nullcontext()
+
+
+def refusal(what: str, tensors: Iterable[Any]) -> RuntimeError | None:
+    """The error of something that no transform passes, where one is at work or a tensor is a dual number."""
     dual = forward_ad._current_level >= 0 and any(
         isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     )
-    if dual or of_gradients():
-        raise RuntimeError(
-            f"fastcl: {what} works with .backward() and torch.autograd.grad, not under forward mode (dual numbers, jvp, jacfwd), "
-            "torch.func (grad, vjp, vmap) or batched gradients; take the transform of the loss without group="
-        )
+    if not (dual or of_gradients()):
+        return None
+    return RuntimeError(
+        f"fastcl: {what} works with .backward() and torch.autograd.grad, not in forward mode (dual numbers, jvp, jacfwd) or under "
+        "torch.func (grad, vjp, vmap); leave group= out, or take the gradient by .backward()"
+    )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .. import batch
+from .. import batch, transforms
 from ..backends import choice
 from ..equation import checks
 from ..equation.problem import accumulation_dtype
@@ -66,6 +66,7 @@ class Call:
         self.arguments: dict[str, Any] = {}
         self.rows: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.refusal: RuntimeError | None = None
         try:
             self.arguments = bound(function, args, kwargs)
         except TypeError as error:
@@ -73,6 +74,7 @@ class Call:
             return
         self.settings |= {name: self.arguments.pop(name) for name in SETTINGS if name in self.arguments}
         self.arguments.pop("group", None)
+        self.refusal = transforms.refusal("group=", self.arguments.values())
         values = dict(_leaves(self.arguments | self.settings))
         self.rows = {name: t for name, t in values.items() if isinstance(t, Tensor) and _are_rows(t)}
         self.counts = {name: n for name, n in values.items() if name in COUNTS and _is_size(n)}
@@ -101,6 +103,8 @@ class Call:
         """
         if self.unlike is not None:
             return self.unlike
+        if self.refusal is not None:
+            return self.refusal
         small, devices = self._pattern(), sorted({str(t.device) for t in self.rows.values()})
         pattern = tuple(small[n] for n in self._sizes())
         key = (repr(self.words), pattern, tuple(devices))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .. import batch, loss_scaling
+from .. import batch, loss_scaling, transforms
 from ..equation.arguments import declared
 from .agreement import Call, agree, check_settings
 from .shards import Shards
@@ -50,7 +50,8 @@ def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
         check_settings(kwargs)
         return loss_scaling.scaled(function, args, kwargs)
     call = Call(function, args, kwargs)
-    layouts = agree(wire, call)
+    with transforms.set_aside():
+        layouts = agree(wire, call)
     shards = Shards(wire, layouts, call.settings["strategy"])
     rows = max((sum(layout) for layout in layouts), default=0)
     with batch.over(shards):

@@ -169,11 +169,20 @@ def _debiased(
 def _log_corrected(log_mean: Tensor, log_floor: Tensor, tau_plus: float) -> Tensor:
     """log max( (e^log_mean - tau_plus) / (1 - tau_plus), e^log_floor ), with a gradient to the larger alone."""
     if tau_plus > 0.0:
-        t = math.log(tau_plus) - log_mean
+        log_prior, log_rest = _log_of_both(tau_plus, log_mean)
+        t = log_prior - log_mean
         positive = t < 0
-        log_mean = log_mean + _log1mexp(torch.where(positive, t, -1.0)) - math.log1p(-tau_plus)
+        log_mean = log_mean + _log1mexp(torch.where(positive, t, -1.0)) - log_rest
         log_mean = torch.where(positive, log_mean, float("-inf"))
     return torch.where(log_mean > log_floor, log_mean, log_floor)
+
+
+def _log_of_both(tau_plus: float, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """log tau_plus and log(1 - tau_plus); compiled as tensors, since math.log of a number that changes makes a graph for each."""
+    if not torch.compiler.is_compiling():
+        return math.log(tau_plus), math.log1p(-tau_plus)
+    prior = torch.ones((), dtype=torch.float64, device=like.device) * tau_plus
+    return prior.log(), torch.log1p(-prior)
 
 
 def _log1mexp(t: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def f_micl(
             raise ValueError(
                 f"{name}: expected its default 1.0 with similarity='cosine', which has no {name}; leave it out"
             )
-    scale, shift = (-checks.positive_number("beta", beta), _log("mu", mu)) if gaussian else (1.0, 0.0)
+    scale, shift = (-checks.positive_number("beta", beta), _log("mu", mu, x)) if gaussian else (1.0, 0.0)
     d = gaussian_divergence(divergence, q) if gaussian else cosine_divergence(divergence, q)
     checks.pair_of_matrices("x", x, "y", y, same_rows=True)
     dtype = accumulation_dtype(x.dtype)
@@ -263,8 +263,9 @@ def _check_order(divergence: str, q: float | None) -> None:
         raise ValueError("q: expected a number > 0 and not 1, got 1.0; its limit is divergence='kl'")
 
 
-def _log(name: str, value: float | Tensor) -> float | Tensor:
+def _log(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
     value = checks.positive_number(name, value)
-    if isinstance(value, Tensor):
-        return value.log()
-    return math.log(value)
+    # math.log of a number that changes would make a graph for each.
+    if torch.compiler.is_compiling() and not isinstance(value, Tensor):
+        return torch.ones((), dtype=torch.float64, device=x.device).mul(value).log()
+    return value.log() if isinstance(value, Tensor) else math.log(value)

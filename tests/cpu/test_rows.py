@@ -75,3 +75,30 @@ def test_gradients_that_overflow_are_infinite_with_their_sign(size: float) -> No
     for of in (normalize_rows, lambda x: clip_norms(x, torch.tensor(0.001))):
         (got,) = torch.autograd.grad(of(x), x, g)
         assert not got.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_short_rows_keep_the_documented_clamp(dtype: torch.dtype) -> None:
+    """x / max(|x|, 1e-12), on both sides of the bound and of 2^-60, where one pass ends: alone and among ordinary rows."""
+    for norm in (1e-30, 2.0**-61, 2.0**-59, 1e-15, 0.9e-12, 1.1e-12, 1e-9):
+        short = torch.nn.functional.normalize(rows(1, 8).double()) * norm
+        for x in (short, torch.cat([rows(3, 8).double(), short])):
+            x = x.to(dtype).requires_grad_()
+            wide = x.detach().double().requires_grad_()
+            got, want = normalize_rows(x), wide / wide.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            g = rows(len(x), 8, 1).double()
+            pairs = [
+                (got, want),
+                *zip(
+                    torch.autograd.grad(got, x, g.to(dtype)),
+                    torch.autograd.grad(want, wide, g.to(dtype).double()),
+                    strict=True,
+                ),
+            ]
+            for a, b in pairs:
+                torch.testing.assert_close(
+                    a[-1].double(),
+                    b[-1],
+                    rtol=4 * torch.finfo(dtype).eps,
+                    atol=float(b[-1].abs().max()) * torch.finfo(dtype).eps * 2,
+                )

@@ -61,6 +61,12 @@ def mistakes(rank: int, world: int) -> float:
         "x: expected the same on every rank, got float64 (rows, 6) on cpu on rank 0 and float64 (rows, 6) on meta": (
             lambda: functional.info_nce(*((x.to("meta"), y.to("meta")) if odd else (x, y)), group=group)
         ),
+        "fastcl: group= works with .backward()": lambda: torch.func.jvp(
+            lambda a: functional.info_nce(a, y, group=group), (x,), (y,)
+        ),
+        "group= works with .backward()": lambda: (torch.func.grad if odd else lambda f: f)(
+            lambda a: functional.info_nce(a, y, group=group)
+        )(x),
         "strategy: expected one of": lambda: functional.info_nce(x, y, strategy="rign", group=group),
         "u: expected the same on every rank, got float64 (rows, 6)": lambda: losses.MINCLoss(D)(
             *((x[:, :4], y[:, :4]) if odd else (x, y))
@@ -88,7 +94,7 @@ def mistakes(rank: int, world: int) -> float:
 
 
 def says(part: str, call: Callable[[], Any]) -> str:
-    with pytest.raises((ValueError, TypeError), match=re.escape(part)) as error:
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=re.escape(part)) as error:
         call()
     return f"{error.type.__name__}: {error.value}"
 

@@ -1,6 +1,8 @@
 """The op as PyTorch sees it: registrations, autograd, autocast, torch.compile, threads and processes."""
 
 import copy
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import fastcl
-from fastcl import ops
+from fastcl import functional, ops
 from fastcl.equation import problem
 
 
@@ -213,3 +215,68 @@ def test_masks_and_pair_functions_copy() -> None:
 def test_meta_tensors_give_shapes() -> None:
     r, c = fastcl.pair_reduce(torch.empty(7, 3, device="meta"), torch.empty(5, 3, device="meta"), columns=True)
     assert (r.shape, c.shape, r.device.type) == ((7,), (5,), "meta")
+
+
+FLOPS = {
+    # In units of n^2 d: forward, and gradients of x and y.
+    "clip": (lambda x, y: functional.clip(x, y, logit_scale=10.0), 6),
+    "siglip": (lambda x, y: functional.siglip(x, y, logit_scale=1.0, logit_bias=0.0), 6),
+    "nt_xent": (functional.nt_xent, 24),  # 2n rows with themselves
+    "info_nce of x alone": (lambda x, y: functional.info_nce(x, y.detach()), 4),
+    "no gradient": (lambda x, y: fastcl.pair_reduce(x.detach(), y.detach()).sum().requires_grad_(), 2),
+    "sums": (lambda x, y: fastcl.pair_reduce(x, y, pair="identity", reduce="sum").sum(), 0),
+    "Gram": (functional.spectral, 2),  # 8 n d^2, n = 4d
+    "Gram, rows": (
+        lambda x, y: functional.spectral(x, y, reduction="none").sum(),
+        3,
+    ),  # both Gram matrices on either way
+}
+
+
+@pytest.mark.parametrize("name", FLOPS)
+def test_flops_are_counted(name: str) -> None:
+    """Those of the dense formula's products (flops.py), by torch's own counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    f, want = FLOPS[name]
+    n, d = 64, 16
+    x, y = torch.randn(n, d, requires_grad=True), torch.randn(n, d, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        f(x, y).backward()
+    assert counter.get_total_flops() == want * n * n * d
+
+
+def test_a_counter_that_is_older_than_the_first_call_counts_it_too() -> None:
+    program = """
+import fastcl, torch
+from torch.utils.flop_counter import FlopCounterMode
+counter = FlopCounterMode(display=False)
+with counter:
+    fastcl.pair_reduce(torch.ones(8, 4), torch.ones(6, 4))
+assert counter.get_total_flops() == 2 * 8 * 6 * 4, counter.get_total_flops()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+
+
+NUMBERS = {
+    "scale and shift": lambda x, y, t: fastcl.pair_reduce(x, y, scale=t, shift=-t).sum(),
+    "temperature": lambda x, y, t: functional.info_nce(x, y, temperature=t),
+    "logit_scale": lambda x, y, t: functional.clip(x, y, logit_scale=t),
+    "tau_plus": lambda x, y, t: functional.debiased(x, y, tau_plus=t),
+    "sigma": lambda x, y, t: functional.dcl(x, y, sigma=t),
+    "mu": lambda x, y, t: functional.f_micl(x, y, mu=t),
+    "mu of spectral": lambda x, y, t: functional.spectral(x, y, mu=t),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_changes_compiles_twice(name: str) -> None:
+    """Once for its first value, then for any, as a formula of PyTorch does: a schedule meets no recompile limit."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    x, y = torch.randn(8, 4), torch.randn(8, 4)
+    compiled = torch.compile(lambda t: NUMBERS[name](x, y, t), backend=counter, fullgraph=True)
+    for t in (0.05, 0.06, 0.075, 0.09):
+        torch.testing.assert_close(compiled(t), NUMBERS[name](x, y, t), rtol=1e-5, atol=1e-5)
+    assert counter.frame_count <= 2

@@ -1,0 +1,141 @@
+"""No matrix product of the library runs in a lower dtype because autocast is on: looked at one by one, as they are dispatched."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastcl
+from fastcl import functional, metrics, ops
+from fastcl.dropin import lightly, open_clip
+from fastcl.dropin.pytorch_metric_learning import NTXentLoss
+from fastcl.dropin.sentence_transformers import MultipleNegativesRankingLoss
+from fastcl.precision import product
+
+from .cases import CASES, Case
+from .witnesses import close, gradients, library, name_of
+
+N, D = 24, 6
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "matmul", "linalg_vecdot"}
+INSIDE = {
+    "pair_reduce": ops._pair_reduce,
+    "pair_reduce_backward": ops._pair_reduce_backward,
+    "pair_total": ops._pair_total,
+}
+
+
+class Watch(TorchDispatchMode):
+    """Keeps the name and dtypes of each product, within the op too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = op._schema.name.rpartition("::")[2]
+        dtypes = {a.dtype for a in args if isinstance(a, Tensor)}
+        if name in PRODUCTS and dtypes & {torch.bfloat16, torch.float16}:
+            self.low.append(f"{op} {dtypes}")
+        inside = INSIDE.get(name) if op.namespace == "fastcl" else None
+        if inside is None:
+            return op(*args, **(kwargs or {}))
+        with self:
+            return inside(*args)
+
+
+@contextmanager
+def watched(dtype: torch.dtype) -> Iterator[None]:
+    with torch.autocast("cpu", dtype), Watch() as watch:
+        yield
+    assert not watch.low
+
+
+LOWER = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@LOWER
+@pytest.mark.parametrize("backend", ["blocked", "reference", None])
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_objectives(case: Case, backend: str | None, dtype: torch.dtype) -> None:
+    """Forward and backward, both inside autocast."""
+    for reduction in ("mean", "none") if case.rows else ("mean",):
+        rows = case.rows_of(N, D, torch.float32)
+        arguments = case.arguments(0, N, D, rows[0]) | ({"reduction": reduction} if case.rows else {})
+        with watched(dtype):
+            gradients(library(case, rows, backend, **arguments).sum(), rows)
+
+
+@LOWER
+def test_metrics_are_those_without_autocast(dtype: torch.dtype) -> None:
+    x, y = torch.randn(64, 16), torch.randn(64, 16)
+    y += x
+    calls: dict[str, Callable[[], Any]] = {
+        "retrieval": lambda: metrics.retrieval_accuracy(x, y, k=(1, 3)),
+        "wasserstein": lambda: metrics.wasserstein_uniformity(x),
+        "effective rank": lambda: metrics.effective_rank(x),
+        "rank": lambda: metrics.rank(x),
+        "alignment": lambda: metrics.alignment(x, y),
+    }
+    for call in calls.values():
+        plain = call()
+        with watched(dtype):
+            assert call() == plain
+
+
+@LOWER
+def test_dropins(dtype: torch.dtype) -> None:
+    labels = torch.arange(N) // 2
+    calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "open_clip": lambda x, y: open_clip.ClipLoss()(x, y, torch.tensor(5.0)),
+        "siglip": lambda x, y: open_clip.SigLipLoss()(x, y, torch.tensor(5.0), torch.tensor(-1.0)),
+        "lightly": lambda x, y: lightly.NTXentLoss()(x, y),
+        "metric learning": lambda x, y: NTXentLoss()(torch.cat([x, y]), labels.repeat(2)),
+        "mined": lambda x, y: NTXentLoss()(x, labels, (labels, labels, labels, labels.flip(0))),
+        "ranking": lambda x, y: MultipleNegativesRankingLoss(torch.nn.Identity()).compute_loss_from_embeddings([x, y]),
+    }
+    for call in calls.values():
+        x, y = torch.randn(N, D, requires_grad=True), torch.randn(N, D, requires_grad=True)
+        with watched(dtype):
+            gradients(call(x, y), [x, y])
+
+
+SQUARES = {
+    "square": lambda x, y, **k: fastcl.pair_reduce(x, y, pair="square", reduce="sum", **k).mean(),
+    "identity": lambda x, y, **k: fastcl.pair_reduce(x, y, pair="identity", reduce="sum", **k).mean(),
+    "spectral": functional.spectral,
+    "spectral, rows": lambda x, y, **k: functional.spectral(x, y, reduction="none", **k).mean(),
+    "clip": lambda x, y, **k: functional.clip(x, y, logit_scale=10.0, **k),
+}
+
+
+@pytest.mark.parametrize("backend", ["blocked", "reference", None])
+@pytest.mark.parametrize("name", SQUARES)
+def test_a_backward_inside_autocast_is_the_one_outside(name: str, backend: str | None) -> None:
+    """To the bit, whether the forward was inside or not; autocast nested and switched off again included."""
+    x, y = torch.randn(96, 16, requires_grad=True), torch.randn(96, 16)
+    for cast in (False, True):
+        found = []
+        for inside in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                loss = SQUARES[name](x, y, backend=backend)
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+                found += torch.autograd.grad(loss, x)
+        assert torch.equal(*found)
+    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
+        (nested,) = torch.autograd.grad(SQUARES[name](x, y, backend=backend), x)
+    (plain,) = torch.autograd.grad(SQUARES[name](x, y, backend=backend), x)
+    assert torch.equal(nested, plain)
+
+
+def test_the_library_s_product_ignores_autocast() -> None:
+    a, b = torch.randn(5, 4, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    want = [a @ b, *torch.autograd.grad((a @ b).square().sum(), (a, b))]
+    with watched(torch.bfloat16):
+        value = product(a, b)
+        got = [value, *torch.autograd.grad(value.square().sum(), (a, b))]
+    for g, w in zip(got, want, strict=True):
+        close(g, w, rtol=1e-6)
