@@ -10,7 +10,8 @@ What cannot be built is left out, and the package installs all the same on pure 
 into fastcl/build_facts.json, which `fastcl doctor` reads. A source that does not compile is an error.
 
 Environment: FASTCL_BUILD_CPU, FASTCL_BUILD_CUDA, FASTCL_BUILD_AVX2, FASTCL_BUILD_AVX512 and FASTCL_BUILD_AMX (auto; 0
-leaves it out; 1 fails where it cannot be built), CXX, CXXFLAGS, LDFLAGS, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
+leaves it out; 1 fails where it cannot be built), FASTCL_BUILD_MODELS (1: AVX-512's and AMX's kernels once more over plain
+loops, to be tested on any processor with AVX2), CXX, CXXFLAGS, LDFLAGS, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ AVX512_FLAGS = (
 AMX_FLAGS = (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 ISAS = {"baseline": Isa((), "DEFAULT")}
 if platform.machine().lower() in ("x86_64", "amd64"):
+    if os.environ.get("FASTCL_BUILD_MODELS") == "1":  # before the processor's own sets, of which the last is the default
+        model = (*AVX2_FLAGS, "-Wno-psabi", "-include", str(ROOT / "tests" / "cpu" / "model.h"))
+        ISAS |= {"avx512_model": Isa(model, "AVX2"), "amx_model": Isa((*model, "-DFASTCL_MODEL_AMX"), "AVX2")}
     ISAS |= {"avx2": Isa(AVX2_FLAGS, "AVX2"), "avx512": Isa(AVX512_FLAGS, "AVX512"), "amx": Isa(AMX_FLAGS, "AVX512")}
 
 

@@ -108,7 +108,7 @@ double fma_flops(int64_t rounds) {
   FASTCL_UNROLL for (int i = 0; i < chains; i++) c[i] = Simd<T>(T(i)).v;
   for (int64_t k = 0; k < rounds; k++) {
     FASTCL_UNROLL for (int i = 0; i < chains; i++) c[i] = c[i] * a + b;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FASTCL_MODEL)
     FASTCL_UNROLL for (int i = 0; i < chains; i++) asm volatile("" : "+x"(c[i]));
 #endif
   }
