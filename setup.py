@@ -76,7 +76,9 @@ AVX512_FLAGS = (
 AMX_FLAGS = (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 ISAS = {"baseline": Isa((), "DEFAULT")}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    if os.environ.get("FASTCL_BUILD_MODELS") == "1":  # before the processor's own sets, of which the last is the default
+    if (
+        os.environ.get("FASTCL_BUILD_MODELS") == "1"
+    ):  # before the processor's own sets, of which the last is the default
         model = (*AVX2_FLAGS, "-Wno-psabi", "-include", str(ROOT / "tests" / "cpu" / "model.h"))
         ISAS |= {"avx512_model": Isa(model, "AVX2"), "amx_model": Isa((*model, "-DFASTCL_MODEL_AMX"), "AVX2")}
     ISAS |= {"avx2": Isa(AVX2_FLAGS, "AVX2"), "avx512": Isa(AVX512_FLAGS, "AVX512"), "amx": Isa(AMX_FLAGS, "AVX512")}
@@ -356,8 +358,7 @@ def compile_all(facts: dict[str, Any]) -> Path:
         facts |= {"nvcc": cuda.version, "cuda_archs": cuda.archs}
     isas = {"baseline": ISAS["baseline"]}
     for name in list(ISAS)[1:]:
-        # AMX falls back on AVX-512 for the rows that it cannot hold.
-        if (name != "amx" or "avx512" in isas) and (isa := attempt(name, facts, partial(compiler.check, ISAS[name]))):
+        if isa := attempt(name, facts, partial(compiler.check, ISAS[name])):
             isas[name] = isa
     facts["cpu_isas"] = list(isas)
     folder = ROOT / "build" / f"native-{torch.__version__}-{facts['python']}"

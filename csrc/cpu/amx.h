@@ -6,6 +6,22 @@
 
 namespace fastcl::cpu::FASTCL_ISA {
 
+inline void rows_beyond(const Side<float>& side, int64_t d, int32_t* beyond, const Host& host) {
+  const int chunks = int(smaller_of(host.threads, larger_of(1, side.count * d >> 15)));
+  parallel(host, chunks, [&](int chunk) {
+    for (int64_t i = side.count * chunk / chunks; i < side.count * (chunk + 1) / chunks; i++) {
+      Largest largest;
+      for (int64_t k = 0; k < d; k += 16) largest.see(load_first(side.rows + i * side.row_stride + k, d - k));
+      beyond[i + 1] = !largest.is_zero_or_within(amx_least_row, amx_largest_row);
+    }
+  });
+  for (int64_t i = 0; i < side.count; i++) beyond[i + 1] += beyond[i];
+}
+
+FASTCL_INLINE bool are_held(const Side<float>& side, int64_t begin, int64_t count) {
+  return side.beyond[smaller_of(begin + count, side.count)] == side.beyond[begin];
+}
+
 // The parts of x as left and of y as right operands: 6 bytes for each float.
 template <>
 class PackedOperands<float> {
@@ -23,11 +39,27 @@ class PackedOperands<float> {
 
   // u of a block: rows i.. and columns j... Between products visit(panes) is called, in all for as many panes as a block has or more.
   template <class Op, class Visit>
+  //
+  // In x with itself, u_ij and u_ji must be one number: one of them is in r_j, and the other's weight takes r_j off. The products of
+  // parts come in another order for (j, i), so that what lies below the diagonal is taken from above it.
   FASTCL_INLINE void operands(int64_t i, int64_t j, float* u, const Visit& visit) const {
-    const int parts = task_.x.parts;
-    const int64_t panes = parts_of(G::rows / G::pane_rows, products_of(parts, parts) * depths_);
-    multiply_block(parts, parts, {x_ + i / tile_rows * group_, group_}, {y_ + j / tile_rows * group_, group_}, depths_, u,
-                   [&] { visit(panes); });
+    const bool below = task_.self && i > j;
+    const int64_t upper = below ? j : i, right = below ? i : j;
+    if (are_held(task_.x, upper, G::rows) && are_held(task_.y, right, G::cols)) {
+      const int parts = task_.x.parts;
+      const int64_t panes = parts_of(G::rows / G::pane_rows, larger_of(1, products_of(parts, parts) * depths_));
+      multiply_block(parts, parts, {x_ + upper / tile_rows * group_, group_}, {y_ + right / tile_rows * group_, group_}, depths_, u,
+                     [&] { visit(panes); });
+    } else {
+      dot_products(upper, right, u);
+    }
+    add_norms<Op>(upper, right, u);
+    if (task_.self && i >= j) mirror(u, below);
+  }
+
+ private:
+  template <class Op>
+  FASTCL_INLINE void add_norms(int64_t i, int64_t j, float* u) const {
     if constexpr (Op::kind == Operand::sqdist)
       for (int64_t r = 0; r < G::rows; r++) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
         float* at = u + r * G::cols + v * G::lanes;
@@ -36,7 +68,29 @@ class PackedOperands<float> {
       }
   }
 
- private:
+  // In float arithmetic, for rows that AMX cannot hold.
+  __attribute__((noinline)) void dot_products(int64_t i, int64_t j, float* u) const {
+    const Side<float>&x = task_.x, &y = task_.y;
+    for (int64_t r = 0; r < G::rows; r++)
+      for (int64_t c = 0; c < G::cols; c++)
+        u[r * G::cols + c] = i + r < x.count && j + c < y.count ? dot(x.rows + (i + r) * x.row_stride, y.rows + (j + c) * y.row_stride) : 0;
+  }
+  float dot(const float* x, const float* y) const {
+    Simd<float> sums = 0.0f;
+    for (int64_t k = 0; k < task_.d; k += 16) sums += Simd<float>(load_first(x + k, task_.d - k)) * Simd<float>(load_first(y + k, task_.d - k));
+    return float(sum_of_lanes(sums));
+  }
+
+  // Of a block on the diagonal the upper half to the lower one; else the transpose.
+  static void mirror(float* u, bool exchange) {
+    for (int64_t r = 0; r < G::rows; r++)
+      for (int64_t c = r + 1; c < G::cols; c++) {
+        const float upper = u[r * G::cols + c];
+        if (exchange) u[r * G::cols + c] = u[c * G::cols + r];
+        u[c * G::cols + r] = upper;
+      }
+  }
+
   Part* pack(const Side<float>& side, const Host& host, bool right) {
     const int64_t groups = parts_of(side.count, G::rows) * (G::rows / tile_rows);
     Part* packed = allocate<Part>(host, groups * group_);
@@ -56,14 +110,6 @@ class PackedOperands<float> {
     return packed;
   }
 };
-
-// Magnitudes whose parts, and the products of them, AMX neither flushes to zero nor lets overflow.
-inline constexpr float least_weight = 0x1p-100f, most_weight = 0x1p100f;
-
-FASTCL_INLINE bool in_range(const Largest& largest) {
-  const float most = largest.value();
-  return most == 0 || (most >= least_weight && most <= most_weight);
-}
 
 // A block of 32 x 32 on its way into out, a few rows at a time; height and width say how much of it exists.
 class AddedBlock {
@@ -106,14 +152,7 @@ bool pack_weights(const Weights<float>& w, int64_t groups, int64_t depths, Part*
       pack_left<parts>(at, w.row, tile_rows, tile_depth, tile, largest);
     }
   }
-  return in_range(largest);
-}
-
-// What a factor of rows may be for their products to stay in range.
-FASTCL_INLINE bool factors_hold(const float* factor, int64_t count) {
-  Largest largest;
-  for (int64_t k = 0; k < count; k += 16) largest.see(load_first(factor + k, count - k));
-  return largest.value() <= 0x1p60f;
+  return largest.is_zero_or_within(amx_least_weight, amx_largest_weight);
 }
 
 // Columns [offset, offset + columns) of `count` rows from row `begin` on as right operands, each row times its factor where
@@ -146,7 +185,7 @@ inline void add_product(float* out, int64_t height, Weights<float> w, const Side
   Part *weights = reinterpret_cast<Part*>(scratch), *panels = weights + 3 * G::tile * G::tile;
   float *first = reinterpret_cast<float*>(panels + 3 * G::tile * panel_columns), *sums = first;  // two blocks, in turns
   const bool held = w_parts == 3 ? pack_weights<3>(w, groups, depths, weights) : pack_weights<2>(w, groups, depths, weights);
-  if (!held || (w.factor && !factors_hold(w.factor, count))) return add_product<float>(out, height, w, side, begin, count, d, scratch);
+  if (!held || !are_held(side, begin, count)) return add_product<float>(out, height, w, side, begin, count, d, scratch);
   const int64_t rows_between = parts_of(block, products_of(w_parts, row_parts) * depths);
   AddedBlock last;
   for (int64_t c0 = 0; c0 < d; c0 += panel_columns) {

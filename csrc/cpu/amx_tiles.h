@@ -176,6 +176,10 @@ struct Largest {
     for (int l = 0; l < 16; l++) largest = largest < ((const uint32_t*)&bits)[l] ? ((const uint32_t*)&bits)[l] : largest;
     return __builtin_bit_cast(float, largest >> 1);
   }
+  FASTCL_INLINE bool is_zero_or_within(float least, float most) const {
+    const float v = value();
+    return v == 0 || (v >= least && v <= most);
+  }
 };
 
 // One tile of each part, from 16 rows of 32 floats: `height` and `width` say how much there is, zeros are the rest.

@@ -134,11 +134,11 @@ void both(const Pane<T>& pane, const Task<T>& task) {
 
 // The running maximum and the sum of exponentials against it, after N more values.
 template <int N, class T>
-FASTCL_INLINE void push_against_maximum(Simd<T>& maximum, Simd<T>& sum, const Simd<T> (&z)[N]) {
+FASTCL_INLINE void push_against_maximum(Simd<T>& maximum, Simd<T>& sum, const Simd<T> (&z)[N], Simd<T> unit) {
   Simd<T> next = maximum;
   FASTCL_UNROLL for (int i = 0; i < N; i++) next = larger(next, z[i]);
-  sum = sum * exp2_of_difference(maximum, next);
-  FASTCL_UNROLL for (int i = 0; i < N; i++) sum += exp2_of_difference(z[i], next);
+  sum = sum * exp2_of_difference(maximum, next, unit);
+  FASTCL_UNROLL for (int i = 0; i < N; i++) sum += exp2_of_difference(z[i], next, unit);
   maximum = next;
 }
 
@@ -147,7 +147,7 @@ template <class T, bool masked>
 void push_maxima(const Pane<T>& pane, const Task<T>& task) {
   const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
   using G = Geometry<T>;
-  const Simd<T> scale = task.scale, nothing = -Constants<T>::infinity, largest = -Constants<T>::lowest;
+  const Simd<T> scale = task.scale, unit = task.unit, nothing = -Constants<T>::infinity, largest = -Constants<T>::lowest;
   Simd<T> z[G::pane_rows][G::vectors];
   FASTCL_UNROLL for (int r = 0; r < G::pane_rows; r++) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
     // An infinite maximum would make inf - inf of it; the largest finite number stands for it until the end.
@@ -157,12 +157,12 @@ void push_maxima(const Pane<T>& pane, const Task<T>& task) {
       z[r][v] = Simd<T>(*reinterpret_cast<const typename Simd<T>::LooseInt*>(keep) ? z[r][v].v : nothing.v);
     }
   }
-  for (int r = 0; r < G::pane_rows; r++) push_against_maximum(p.row_maximum[r], p.row_value[r], z[r]);
+  for (int r = 0; r < G::pane_rows; r++) push_against_maximum(p.row_maximum[r], p.row_value[r], z[r], unit);
   FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
     Simd<T> column[G::pane_rows];
     FASTCL_UNROLL for (int r = 0; r < G::pane_rows; r++) column[r] = z[r][v];
     Simd<T> maximum = Simd<T>::load(p.col_maximum + v * G::lanes), sum = Simd<T>::load(p.col_value + v * G::lanes);
-    push_against_maximum(maximum, sum, column);
+    push_against_maximum(maximum, sum, column, unit);
     maximum.store(p.col_maximum + v * G::lanes);
     sum.store(p.col_value + v * G::lanes);
   }
@@ -172,14 +172,14 @@ template <class T, bool masked>
 void weigh_split(const Pane<T>& pane, const Task<T>& task) {
   const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
   using G = Geometry<T>;
-  const Simd<T> scale = task.scale;
+  const Simd<T> scale = task.scale, unit = task.unit, largest = -Constants<T>::lowest;
   ColumnSums<T> cols(p.col_weight_sum);
   for (int r = 0; r < G::pane_rows; r++) {
     Simd<T> row = p.row_weight_sum[r];
     FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
-      const Simd<T> z = z_of(p, scale, r, v), h = Simd<T>::load(p.col_weight + v * G::lanes);
-      const Simd<T> e = exp2_of_difference(z, Simd<T>(p.row_reference[r]));
-      const Simd<T> k = exp2_of_difference(z, Simd<T>::load(p.col_reference + v * G::lanes));
+      const Simd<T> z = smaller(largest, z_of(p, scale, r, v)), h = Simd<T>::load(p.col_weight + v * G::lanes);
+      const Simd<T> e = exp2_of_difference(z, Simd<T>(p.row_reference[r]), unit);
+      const Simd<T> k = exp2_of_difference(z, Simd<T>::load(p.col_reference + v * G::lanes), unit);
       const Simd<T> w = visited<masked>(p, e * Simd<T>(p.row_weight[r]) + k * h, r, v);
       w.store(p.w + r * G::w_stride + v * G::lanes);
       row += w;

@@ -42,14 +42,4 @@ const Kernels<double>& kernels<double>() {
   return kernels;
 }
 
-template <>
-const Kernels<float>& kernels_of_any_norm<float>() {
-  static const Kernels<float>& kernels = chosen()->kernels_float.least_norm > 0 ? chosen()[-1].kernels_float : chosen()->kernels_float;
-  return kernels;
-}
-template <>
-const Kernels<double>& kernels_of_any_norm<double>() {
-  return kernels<double>();
-}
-
 }  // namespace fastcl::cpu

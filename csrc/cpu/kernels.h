@@ -8,8 +8,4 @@ namespace fastcl::cpu {
 template <class T>
 const Kernels<T>& kernels();  // T is float or double
 
-// Those for rows of any norm: the same, or of the set before it.
-template <class T>
-const Kernels<T>& kernels_of_any_norm();
-
 }  // namespace fastcl::cpu

@@ -52,7 +52,7 @@ Prepared<T>::Prepared(const Arguments& a) {
   y = task.self ? x : readable<T>(*a.y);
   if (task.operand == Operand::sqdist && y.size(0) > 0) {
     // |x|^2 + |y|^2 - 2 <x, y> cancels for a cloud far from the origin; about a point in its midst it does not.
-    const Tensor centre = y.mean(0);
+    const Tensor centre = y.mean(0, false, at::kDouble).to(y.scalar_type());
     x = x - centre;
     y = task.self ? x : y - centre;
   }
@@ -60,17 +60,10 @@ Prepared<T>::Prepared(const Arguments& a) {
   const auto given = a.x.scalar_type();
   const int parts = task.operand == Operand::sqdist ? 3 : given == at::kBFloat16 ? 1 : given == at::kHalf ? 2 : 3;
   task.x.parts = task.y.parts = parts;
-  // For a log-sum-exp z is in units of log 2.
-  const double unit = task.reduce == Reduction::logsumexp ? log2_e : 1;
   scale = a.scale.item<T>();
-  task.scale = T(scale * unit);
-  prepare_side(task.x, x, a.bias_x, a.shift.item<T>(), unit);
-  if (task.self) {
-    task.y = task.x;
-    task.y.term = memory.vector<T>(task.y.count);  // the shift counts once
-  } else {
-    prepare_side(task.y, y, a.bias_y, 0, unit);
-  }
+  prepare_sides();
+  if (largest_u() > Range<T>::largest_u) shorten();
+  set_units(a);
   if (task.mask == MaskKind::across_groups || task.mask == MaskKind::within_groups) {
     auto groups_of = [&](const Tensor& group) {
       auto* groups = memory.vector<int64_t>(group.size(0));
@@ -81,61 +74,109 @@ Prepared<T>::Prepared(const Arguments& a) {
     task.x.group = groups_of(*a.group_x);
     task.y.group = a.group_y ? groups_of(*a.group_y) : task.x.group;
   }
-  if (!norms_are_held(task.x) || !norms_are_held(task.y)) kernels_ = &kernels_of_any_norm<T>();
-  if (task.reduce == Reduction::logsumexp) bound_z();
 }
 
 template <class T>
-bool Prepared<T>::norms_are_held(const Side<T>& side) const {
-  const double least = kernels_->least_norm * kernels_->least_norm, most = kernels_->most_norm * kernels_->most_norm;
-  return least == 0 || std::all_of(side.norm, side.norm + side.count, [&](T norm) { return norm == 0 || (norm >= least && norm <= most); });
+void Prepared<T>::prepare_sides() {
+  auto longest = [](const Side<T>& side) {
+    double norm = 0;
+    // NaN stays: it makes every bound NaN, and the careful forms, which need none, hand it on.
+    for (int64_t i = 0; i < side.count; i++) norm = std::isnan(norm) || side.norm[i] <= norm ? norm : double(side.norm[i]);
+    return std::sqrt(norm);
+  };
+  prepare_side(task.x, x);
+  if (task.self) task.y = task.x;
+  else prepare_side(task.y, y);
+  longest_x_ = longest(task.x), longest_y_ = longest(task.y);
 }
 
 template <class T>
-void Prepared<T>::prepare_side(Side<T>& side, const Tensor& rows, const std::optional<Tensor>& bias, double shift, double unit) {
+void Prepared<T>::prepare_side(Side<T>& side, const Tensor& rows) {
   side.rows = rows.const_data_ptr<T>();
   side.row_stride = rows.stride(0);
   side.count = rows.size(0);
-  T* term = memory.vector<T>(side.count);
-  const Tensor contiguous = bias ? bias->contiguous() : Tensor();
-  const T* b = bias ? contiguous.const_data_ptr<T>() : nullptr;
-  for (int64_t i = 0; i < side.count; i++) term[i] = T((shift + (b ? double(b[i]) : 0.0)) * unit);
-  side.term = term;
   // Nothing weighs: 0 times an exponential that is 0 for every z.
   side.weight = memory.vector<T>(side.count);
   T* reference = memory.vector<T>(side.count);
   std::fill_n(reference, side.count + slack, std::numeric_limits<T>::max());
   side.reference = reference;
   T* norm = memory.vector<T>(side.count);
-  if (task.operand == Operand::sqdist || task.reduce == Reduction::logsumexp || kernels_->least_norm > 0)
-    kernels<T>().squared_norms(side, task.d, norm, memory.host());
+  kernels_->squared_norms(side, task.d, norm, memory.host());
   side.norm = norm;
+  if (!kernels_->rows_beyond) return;
+  int32_t* beyond = memory.vector<int32_t>(side.count + 1);
+  kernels_->rows_beyond(side, task.d, beyond, memory.host());
+  side.beyond = beyond;
 }
 
-// The largest z that there can be, by Cauchy and Schwarz.
+// The largest |u| that there can be, by Cauchy and Schwarz.
 template <class T>
-void Prepared<T>::bound_z() {
-  double norm_x = 0, norm_y = 0, term_x = -INFINITY, term_y = -INFINITY;
-  auto maxima = [](const Side<T>& side, double& norm, double& term) {
-    for (int64_t i = 0; i < side.count; i++) {
-      // NaN must not lose the comparison: it makes the bound NaN, and the running maxima hand it on.
-      norm = side.norm[i] <= norm ? norm : double(side.norm[i]);
-      term = side.term[i] <= term ? term : double(side.term[i]);
-    }
+double Prepared<T>::largest_u() const {
+  const double sum = longest_x_ + longest_y_;
+  return task.operand == Operand::sqdist ? sum * sum : longest_x_ * longest_y_;
+}
+
+// Divides the rows by powers of two so that u does not overflow. The scale takes them back, as far as it can: beyond, z overflows.
+template <class T>
+void Prepared<T>::shorten() {
+  auto length = [&](const Tensor& rows) { return rows.numel() ? rows.abs().amax().template item<double>() * std::sqrt(double(task.d)) : 0.0; };
+  longest_x_ = length(x), longest_y_ = task.self ? longest_x_ : length(y);
+  const double excess = std::ceil(std::log2(largest_u() / Range<T>::largest_u));
+  const double room = std::floor(std::log2(Range<T>::largest_z / std::abs(scale)));
+  if (const double power = std::fmin(excess, room); std::isfinite(excess) && power > 0) {
+    const bool alike = task.self || task.operand == Operand::sqdist;
+    x_unit = std::exp2(std::ceil(power / 2)), y_unit = alike ? x_unit : std::exp2(std::floor(power / 2));
+    x = x * (1 / x_unit), y = task.self ? x : y * (1 / y_unit);
+  }
+  prepare_sides();
+}
+
+// What each row brings to z, in the given unit; the largest of them, infinite ones left out: they are padding.
+template <class T>
+double Prepared<T>::set_terms(Side<T>& side, const std::optional<Tensor>& bias, double shift, double unit) {
+  T* term = memory.vector<T>(side.count);
+  const Tensor contiguous = bias ? bias->contiguous() : Tensor();
+  const T* b = bias ? contiguous.const_data_ptr<T>() : nullptr;
+  double largest = 0;
+  for (int64_t i = 0; i < side.count; i++) {
+    const double exact = (shift + (b ? double(b[i]) : 0.0)) * unit;
+    term[i] = T(exact);
+    if (std::isfinite(exact)) largest = std::fmax(largest, std::abs(exact));
+  }
+  side.term = term;
+  return largest;
+}
+
+// z's unit, and the largest z that there can be.
+template <class T>
+void Prepared<T>::set_units(const Arguments& a) {
+  const double shift = a.shift.item<T>(), u = largest_u(), whole_scale = scale * x_unit * y_unit;
+  const bool logarithmic = task.reduce == Reduction::logsumexp;
+  auto set = [&](double unit) {
+    task.scale = T(whole_scale * unit);
+    const double x_terms = set_terms(task.x, a.bias_x, shift, unit);
+    return x_terms + set_terms(task.y, task.self ? std::nullopt : a.bias_y, 0, unit);  // in x with itself the shift counts once
   };
-  maxima(task.x, norm_x, term_x);
-  maxima(task.y, norm_y, term_y);
-  const double a = task.scale;
-  double u = std::sqrt(norm_x) * std::sqrt(norm_y);
-  if (task.operand == Operand::sqdist) u = a > 0 ? norm_x + norm_y + 2 * u : 0;
-  bound_ = std::abs(a) * u * (1 + 1e-5) + term_x + term_y;
-  largest_row_ = std::sqrt(std::fmax(norm_x, norm_y));
+  const double terms = set(logarithmic ? log2_e : 1);
+  if (!logarithmic) return;
+  const double reach = std::abs(whole_scale) * log2_e * u;
+  if (!(reach + terms < Range<T>::largest_z && std::abs(whole_scale) * log2_e < Range<T>::largest_z)) {
+    task.unit = T(coarse_unit);
+    set(log2_e / coarse_unit);
+  }
+  auto highest = [](const Side<T>& side) {
+    double term = -INFINITY;
+    for (int64_t i = 0; i < side.count; i++) term = std::isnan(term) || side.term[i] <= term ? term : double(side.term[i]);
+    return term;
+  };
+  bound_ = (task.operand == Operand::sqdist && scale <= 0 ? 0 : reach * (1 + 1e-5)) + highest(task.x) + highest(task.y);
 }
 
 template <class T>
 bool Prepared<T>::share(bool of_products) {
-  constexpr double exact_integers = 1 << 20;
-  if (!(std::abs(bound_) < exact_integers) || (of_products && largest_row_ > Range<T>::largest_norm)) return false;
+  if (task.unit != 1 || !(std::abs(bound_) < Range<T>::shared_bound)) return false;
+  auto multiplies = [](double longest) { return longest >= Range<T>::least_row && longest <= Range<T>::largest_row; };
+  if (of_products && !(multiplies(longest_x_) && multiplies(longest_y_))) return false;
   task.reference = T(std::ceil(bound_) - (of_products ? Range<T>::headroom_of_product : Range<T>::headroom));
   return true;
 }

@@ -5,6 +5,7 @@
 
 #include "../arguments.h"
 #include "kernels.h"
+#include "range.h"
 
 namespace fastcl::cpu {
 
@@ -24,28 +25,6 @@ class TorchHost {
   }
 };
 
-// A log-sum-exp's numbers: what T can hold and how exactly.
-template <class T>
-struct Range;
-template <>
-struct Range<float> {
-  static constexpr double headroom = 90;           // the shared reference lies this far below the bound of z, in log 2
-  static constexpr double headroom_of_product = 60;  // so far where E Y is summed before it is normalised
-  static constexpr double largest_norm = 0x1p50;     // of a row in E Y
-  static constexpr double smallest = 0x1p-100;     // sums below this, times the number of terms, may have lost a bit
-  static constexpr double shared_spread = 120;     // of r and c, in log 2, for one reference in the gradients
-  static constexpr double exact_r = 256;           // beyond, r's own rounding would show in exp(z - r)
-};
-template <>
-struct Range<double> {
-  static constexpr double headroom = 900;
-  static constexpr double headroom_of_product = 500;
-  static constexpr double largest_norm = 0x1p480;
-  static constexpr double smallest = 0x1p-960;
-  static constexpr double shared_spread = 900;
-  static constexpr double exact_r = 1 << 20;
-};
-
 // Both sides in T, with everything that z needs; sums and gradients are asked for on top.
 template <class T>
 class Prepared {
@@ -54,11 +33,14 @@ class Prepared {
 
   Task<T> task;
   TorchHost memory;
-  Tensor x, y;      // rows as the kernels read them: in T, centred for sqdist
+  Tensor x, y;      // rows as the kernels read them: in T, centred for sqdist, times a power of two where they are very long
   double scale;     // a
+  double x_unit = 1, y_unit = 1;  // what the rows were divided by
 
   // Sets the shared reference, if there can be one: below every z's bound by what T's range allows.
   bool share(bool of_products);
+  // The least that a sum of this many exponentials may be to have been exact.
+  static double least_sum(bool of_products, double terms) { return (of_products ? Range<T>::smallest_of_product : Range<T>::smallest) * terms; }
 
   // Sides' results, zeroed and hooked up.
   void want_values(bool of_y);
@@ -71,11 +53,15 @@ class Prepared {
   Tensor x_product, y_product;
 
  private:
-  void prepare_side(Side<T>& side, const Tensor& rows, const std::optional<Tensor>& bias, double shift, double unit);
-  void bound_z();
-  bool norms_are_held(const Side<T>& side) const;
+  void prepare_sides();
+  void prepare_side(Side<T>& side, const Tensor& rows);
+  void shorten();
+  double largest_u() const;
+  double set_terms(Side<T>& side, const std::optional<Tensor>& bias, double shift, double unit);
+  void set_units(const Arguments& a);
   const Kernels<T>* kernels_ = &kernels<T>();
-  double bound_ = 0, largest_row_ = 0;
+  double bound_ = 0;
+  double longest_x_ = 0, longest_y_ = 0;  // the largest norms
 };
 
 extern template class Prepared<float>;

@@ -7,10 +7,10 @@
 namespace fastcl::cpu {
 namespace {
 
-// Each term below 2^-126 was lost; `terms` of them must not show beside the sum.
 template <class T>
 bool exact(const Side<T>& side, int64_t terms) {
-  return std::all_of(side.value, side.value + side.count, [&](double v) { return v >= Range<T>::smallest * double(terms); });
+  const double least = Prepared<T>::least_sum(false, double(terms));
+  return std::all_of(side.value, side.value + side.count, [&](double v) { return v >= least; });
 }
 
 // sum_ik x_ik product_ik, in double, block by block so that it does not depend on the number of threads.
@@ -43,11 +43,22 @@ Tensor tensor_of(const double* v, int64_t count, double factor) {
   return out;
 }
 
+// dx = a W Y, or -2a (W Y - diag(W 1) X); in double, so that no factor leaves the range on its way.
 template <class T>
-Tensor gradient_of(const Prepared<T>& p, const Side<T>& side, const Tensor& rows, Tensor product, double factor, at::ScalarType dtype) {
-  if (p.task.operand == Operand::dot) return product.mul_(factor * p.scale).to(dtype);
-  const Tensor weight_sum = tensor_of<T>(side.weight_sum, side.count, 1);
-  return product.addcmul_(weight_sum.unsqueeze(1), rows, -1).mul_(-2 * factor * p.scale).to(dtype);
+Tensor gradient_of(const Prepared<T>& p, const Side<T>& side, Tensor& product, double factor, at::ScalarType dtype) {
+  const bool sqdist = p.task.operand == Operand::sqdist;
+  const int64_t d = p.task.d;
+  const double slope = sqdist ? -2 * factor * p.scale : factor * p.scale;
+  T* out = product.mutable_data_ptr<T>();
+  at::parallel_for(0, side.count, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, d)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      T* o = out + i * d;
+      const T* row = side.rows + i * side.row_stride;
+      if (sqdist) for (int64_t k = 0; k < d; k++) o[k] = T(slope * (double(o[k]) - side.weight_sum[i] * double(row[k])));
+      else for (int64_t k = 0; k < d; k++) o[k] = T(slope * double(o[k]));
+    }
+  });
+  return product.to(dtype);
 }
 
 }  // namespace
@@ -67,21 +78,61 @@ void reduce_all(Prepared<T>& p, bool of_y, bool may_share) {
 }
 
 template <class T>
-void weights_from_values(Prepared<T>& p, Side<T>& side, const double* g) {
-  T* weight = p.memory.template vector<T>(side.count);
-  for (int64_t i = 0; i < side.count; i++) weight[i] = side.value[i] == 0 ? T(0) : T(g[i] / side.value[i]);
-  side.weight = weight;
-  if (!side.maximum) return;
-  T* reference = p.memory.template vector<T>(side.count);
-  std::copy_n(side.maximum, side.count, reference);
-  side.reference = reference;
+Normalisers normalisers_of(const Prepared<T>& p, const Side<T>& side) {
+  Normalisers all(side.count);
+  for (int64_t i = 0; i < side.count; i++) {
+    const double value = side.value[i];
+    if (value == 0) all[i] = {0, 0};
+    else if (side.maximum) all[i] = {double(p.task.unit) * double(side.maximum[i]), 1 / value};
+    else {
+      const double exponent = std::floor(std::log2(value));
+      all[i] = {p.task.reference + exponent, std::exp2(exponent) / value};
+    }
+  }
+  return all;
+}
+
+template <class T>
+Step set_weights(Prepared<T>& p, const Normalisers& x, const double* g, const Normalisers& y, const double* h) {
+  using R = Range<T>;
+  double lowest = INFINITY, highest = -INFINITY;
+  for (const Normalisers* side : {&x, &y})
+    for (const Normaliser& n : *side) {
+      if (n.factor == 0) continue;
+      lowest = std::fmin(lowest, n.reference);
+      highest = std::fmax(highest, n.reference);
+    }
+  const double middle = highest >= lowest ? std::nearbyint(lowest + (highest - lowest) / 2) : 0;
+  bool shared = p.task.unit == 1 && !p.task.x.maximum && !(highest - lowest > R::shared_spread);
+  auto weight = [&](const Normaliser& n, double g) { return n.factor == 0 ? 0 : g * n.factor * (shared ? std::exp2(middle - n.reference) : 1); };
+  auto keeps_digits = [&](const Normalisers& side, const double* g) {
+    for (size_t i = 0; i < side.size(); i++)
+      if (const double w = std::abs(weight(side[i], g[i])); w != 0 && !(w >= R::least_weight && w <= R::largest_weight)) return false;
+    return true;
+  };
+  shared = shared && keeps_digits(x, g) && keeps_digits(y, h);
+  p.task.reference = T(middle);
+  auto set = [&](Side<T>& side, const Normalisers& normalisers, const double* g) {
+    T* weights = p.memory.template vector<T>(side.count);
+    T* references = p.memory.template vector<T>(side.count);
+    std::copy_n(side.reference, side.count, references);
+    for (size_t i = 0; i < normalisers.size(); i++) {
+      weights[i] = T(weight(normalisers[i], g[i]));
+      if (normalisers[i].factor != 0) references[i] = T(normalisers[i].reference / double(p.task.unit));
+    }
+    side.weight = weights;
+    side.reference = references;
+  };
+  set(p.task.x, x, g);
+  if (p.task.self) p.task.y.weight = p.task.x.weight, p.task.y.reference = p.task.x.reference;
+  else if (!y.empty()) set(p.task.y, y, h);
+  return shared ? Step::weigh : Step::weigh_split;
 }
 
 template <class T>
 std::array<Tensor, 6> finish(Prepared<T>& p, const Wanted& wanted, double factor, at::ScalarType dtype) {
   const Side<T>&x = p.task.x, &y = p.task.y;
-  const auto options = p.x.options();
-  const Tensor absent = at::empty({0}, options);
+  const Tensor absent = at::empty({0}, p.x.options());
   // In x with itself w_ij holds both orders of a pair, and each pair comes twice.
   const double once = p.task.self ? 0.5 * factor : factor;
   std::array<Tensor, 6> out;
@@ -92,13 +143,13 @@ std::array<Tensor, 6> finish(Prepared<T>& p, const Wanted& wanted, double factor
     double u = none ? 0 : x.product ? inner(x, x.product, p.task.d) : inner(y, y.product, p.task.d);
     if (p.task.operand == Operand::sqdist)
       u = sum_of(x.weight_sum, x.norm, x.count) + sum_of(y.weight_sum, y.norm, y.count) - 2 * u;
-    out[2] = at::full({}, once * u, options);
+    out[2] = scalar<T>(once * u * p.x_unit * p.y_unit);
   }
-  if (wanted.shift) out[3] = at::full({}, once * sum_of<T>(x.weight_sum, nullptr, x.count), options);
+  if (wanted.shift) out[3] = scalar<T>(once * sum_of<T>(x.weight_sum, nullptr, x.count));
   if (wanted.bias_x) out[4] = tensor_of<T>(x.weight_sum, x.count, factor);
   if (wanted.bias_y) out[5] = tensor_of<T>(y.weight_sum, y.count, factor);
-  if (wanted.x) out[0] = gradient_of(p, x, p.x, p.x_product, factor, dtype);
-  if (wanted.y) out[1] = gradient_of(p, y, p.y, p.y_product, factor, dtype);
+  if (wanted.x) out[0] = gradient_of(p, x, p.x_product, factor * p.y_unit, dtype);
+  if (wanted.y) out[1] = gradient_of(p, y, p.y_product, factor * p.x_unit, dtype);
   return out;
 }
 
@@ -116,39 +167,34 @@ std::tuple<Tensor, Tensor> rows_of(const Arguments& a) {
   return {results(p.task.x, p.task.x.count), results(p.task.y, a.columns ? p.task.y.count : 0)};
 }
 
-// Where r and c say how large the exponentials are, and exactly enough: their weights against one shared reference
-// if their spread allows, else one for each row and column. False: r is so large that its rounding would show.
+// Whether exp(z - r) can be formed of r itself: beyond, its rounding would show.
 template <class T>
-bool weights_from_r(Prepared<T>& p, const Tensor& r, const Tensor& c, const Tensor& g, const Tensor& h, bool& split) {
-  double lowest = INFINITY, highest = -INFINITY;
-  for (const Tensor* t : {&r, &c}) {
-    const T* v = t->const_data_ptr<T>();
-    for (int64_t i = 0; i < t->numel(); i++) {
-      if (v[i] == -INFINITY) continue;
-      if (!(std::abs(v[i]) <= Range<T>::exact_r)) return false;
-      lowest = std::min(lowest, v[i] * log2_e);
-      highest = std::max(highest, v[i] * log2_e);
-    }
+bool is_exact(const Tensor& r) {
+  const T* v = r.const_data_ptr<T>();
+  return std::all_of(v, v + r.numel(), [](T ri) { return ri == -INFINITY || std::abs(ri) <= Range<T>::exact_r; });
+}
+
+template <class T>
+Normalisers normalisers_of(const Tensor& r) {
+  Normalisers all(r.numel());
+  for (size_t i = 0; i < all.size(); i++) {
+    const double log2_r = double(r.const_data_ptr<T>()[i]) * log2_e, reference = std::floor(log2_r);
+    all[i] = log2_r == -INFINITY ? Normaliser{0, 0} : Normaliser{reference, std::exp2(reference - log2_r)};
   }
-  split = highest - lowest > Range<T>::shared_spread;
-  if (highest >= lowest) p.task.reference = T(std::nearbyint((lowest + highest) / 2));
-  auto set = [&](Side<T>& side, const Tensor& r, const Tensor& g) {
-    T* weight = p.memory.template vector<T>(side.count);
-    T* reference = p.memory.template vector<T>(side.count);
-    std::copy_n(side.reference, side.count, reference);
-    for (int64_t i = 0; i < r.numel(); i++) {
-      const T ri = r.const_data_ptr<T>()[i];
-      if (ri == -INFINITY) continue;
-      reference[i] = split ? T(std::nearbyint(ri * log2_e)) : p.task.reference;
-      weight[i] = T(g.const_data_ptr<T>()[i] * std::exp2(reference[i] - ri * log2_e));
-    }
-    side.weight = weight;
-    side.reference = reference;
-  };
-  set(p.task.x, r, g);
-  if (p.task.self) p.task.y.weight = p.task.x.weight, p.task.y.reference = p.task.x.reference;
-  else if (c.numel()) set(p.task.y, c, h);
-  return true;
+  return all;
+}
+
+// From the values of these pairs alone, which may be few of those in r: exp(z - r) = exp(z - own) exp(own - r). What r's rounding
+// explains of own - r is no difference.
+template <class T>
+Normalisers normalisers_of(const Prepared<T>& p, const Side<T>& side, const Tensor& r) {
+  Normalisers all = normalisers_of(p, side);
+  for (size_t i = 0; i < all.size(); i++) {
+    const T ri = r.const_data_ptr<T>()[i];
+    const double own = reduced(p, side, i), difference = own - double(ri);
+    if (all[i].factor != 0 && T(own) != ri && !(std::abs(difference) <= Range<T>::epsilon * std::abs(double(ri)))) all[i].factor *= std::exp(difference);
+  }
+  return all;
 }
 
 template <class T>
@@ -171,16 +217,17 @@ std::array<Tensor, 6> gradients_of(const Arguments& a, const Tensor& r_, const T
     set(p.task.x, g);
     if (p.task.self) p.task.y.weight = p.task.x.weight;
     else if (m) set(p.task.y, h);
-  } else if (bool split; weights_from_r(p, r, c, g, h, split)) {
-    step = split ? Step::weigh_split : Step::weigh;
   } else {
-    reduce_all(p, a.columns, false);
     const Tensor exact_g = g.to(at::kDouble), exact_h = h.to(at::kDouble);
-    weights_from_values(p, p.task.x, exact_g.const_data_ptr<double>());
-    if (p.task.self) p.task.y.weight = p.task.x.weight, p.task.y.reference = p.task.x.reference;
-    else if (m) weights_from_values(p, p.task.y, exact_h.const_data_ptr<double>());
-    step = weighing(p);
-    p.forget_values();
+    const double *gs = exact_g.const_data_ptr<double>(), *hs = exact_h.const_data_ptr<double>();
+    if (is_exact<T>(r) && is_exact<T>(c)) {
+      step = set_weights(p, normalisers_of<T>(r), gs, normalisers_of<T>(c), hs);
+    } else {
+      reduce_all(p, a.columns, false);
+      const Normalisers of_x = normalisers_of(p, p.task.x, r);
+      step = set_weights(p, of_x, gs, m ? normalisers_of(p, p.task.y, c) : Normalisers(), hs);
+      p.forget_values();
+    }
   }
   p.want_gradients(wanted, needs_weight_sums(wanted, p.task.operand));
   if (wanted.any()) p.sweep(step);
@@ -198,8 +245,9 @@ std::array<Tensor, 6> kernel_gradients(const Arguments& a, const Tensor& r, cons
 }
 
 #define FASTCL_INSTANTIATE(T)                                                  \
-  template void reduce_all<T>(Prepared<T>&, bool, bool);                           \
-  template void weights_from_values<T>(Prepared<T>&, Side<T>&, const double*); \
+  template void reduce_all<T>(Prepared<T>&, bool, bool);                                                                     \
+  template Normalisers normalisers_of<T>(const Prepared<T>&, const Side<T>&);                                                \
+  template Step set_weights<T>(Prepared<T>&, const Normalisers&, const double*, const Normalisers&, const double*);          \
   template std::array<Tensor, 6> finish<T>(Prepared<T>&, const Wanted&, double, at::ScalarType);
 FASTCL_INSTANTIATE(float)
 FASTCL_INSTANTIATE(double)

@@ -19,7 +19,8 @@ template <class T>
 double log2_of(const Prepared<T>& p, const Side<T>& side, int64_t i) {
   if (side.value[i] == 0) return -INFINITY;
   const T reference = side.maximum ? side.maximum[i] : p.task.reference;
-  return reference == std::numeric_limits<T>::max() && side.value[i] > 0 ? INFINITY : reference + std::log2(side.value[i]);
+  if (reference == std::numeric_limits<T>::max() && side.value[i] > 0) return INFINITY;
+  return double(p.task.unit) * double(reference) + std::log2(side.value[i]);
 }
 
 // r_i
@@ -28,17 +29,30 @@ double reduced(const Prepared<T>& p, const Side<T>& side, int64_t i) {
   return p.task.reduce == Reduction::sum ? side.value[i] : ln_2 * log2_of(p, side, i);
 }
 
-// Weights so that w_ij = g_i exp(z_ij - r_i), from the values of reduce_all, which are exact where r is rounded.
-template <class T>
-void weights_from_values(Prepared<T>& p, Side<T>& side, const double* g);
+// exp(z_ij - r_i) = factor exp2(z_ij - reference), z and the reference in units of log 2; factor is 0 where nothing was left.
+struct Normaliser {
+  double reference, factor;
+};
+using Normalisers = std::vector<Normaliser>;
 
-// The step that goes with them.
+// From the values of reduce_all, which are exact where r is rounded.
 template <class T>
-Step weighing(const Prepared<T>& p) {
-  return p.task.reduce == Reduction::logsumexp && p.task.x.maximum ? Step::weigh_split : Step::weigh;
+Normalisers normalisers_of(const Prepared<T>& p, const Side<T>& side);
+
+// The sides' weights, so that w_ij = g_i exp(z_ij - r_i) + h_j exp(z_ij - c_j), and the step that goes with them. Without `y` the
+// second term is 0; in x with itself it is the other order of the pair.
+template <class T>
+Step set_weights(Prepared<T>& p, const Normalisers& x, const double* g, const Normalisers& y = {}, const double* h = nullptr);
+
+// A number as a tensor; infinite beyond T.
+template <class T>
+Tensor scalar(double value) {
+  Tensor out = at::empty({}, c10::CppTypeToScalarType<T>::value);
+  *out.mutable_data_ptr<T>() = T(value);
+  return out;
 }
 
-// The six gradients from the four sums, times a factor; the matrices in the given dtype.
+// The six gradients from the four sums, times a factor; the matrices in the given dtype. What is beyond it is infinite.
 template <class T>
 std::array<Tensor, 6> finish(Prepared<T>& p, const Wanted& wanted, double factor, at::ScalarType dtype);
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "microkernel.h"
+#include "range.h"
 #include "task.h"
 
 namespace fastcl::cpu::FASTCL_ISA {

@@ -76,10 +76,10 @@ FASTCL_INLINE Simd<T> exp2_below(Simd<T> z, Simd<T> M) {
 #endif
 }
 
-// 2^(z - reference) for any reference at or above z, give or take rounding.
+// 2^(unit (z - reference)) for any reference at or above z, give or take rounding.
 template <class T>
-FASTCL_INLINE Simd<T> exp2_of_difference(Simd<T> z, Simd<T> reference) {
-  return exp2_below(z - reference, Simd<T>(T(0)));
+FASTCL_INLINE Simd<T> exp2_of_difference(Simd<T> z, Simd<T> reference, Simd<T> unit) {
+  return exp2_below((z - reference) * unit, Simd<T>(T(0)));
 }
 
 template <class T>

@@ -2,6 +2,8 @@
 //
 // A strip of rows keeps its exponentials E until its rows are complete and rho_i = d total / d (sum_j E_ij) is known:
 //     W = diag(rho) E,   W Y = diag(rho) (E Y),   W^T X = E^T (diag(rho) X)
+//
+// Where rho x would be too small for a row that counts, E is turned into W instead (range.h).
 // Threads own columns, so that y's sums need no copies; x's are added up over threads, strip by strip.
 #pragma once
 
@@ -24,7 +26,6 @@ class Strip {
   TileWorker<T>* workers_;
   T *exponentials_, *products_, *rho_;
   double *row_values_, *values_, *exact_rho_;
-  double lift_;  // a power of two by which rho x is kept from underflow; E makes up for rho only in the product
 
  public:
   Strip(const Task<T>& task, const RowWeights& weights, const Host& host)
@@ -43,10 +44,6 @@ class Strip {
     values_ = allocate<double>(host, height_);
     exact_rho_ = allocate<double>(host, height_);
     rho_ = allocate<T>(host, height_ + slack);
-    double largest = 0;
-    for (int64_t i = 0; i < task.x.count; i++) largest = largest > task.x.norm[i] ? largest : double(task.x.norm[i]);
-    lift_ = 0x1p60;
-    while (lift_ > 1 && largest * lift_ * lift_ > 0x1p80) lift_ /= 2;
   }
 
   bool run() {
@@ -59,16 +56,41 @@ class Strip {
       }
       if (!weights_.of(weights_.self, i0, i1, values_, exact_rho_)) return false;
       for (int64_t r = 0; r < height; r++) {
-        rho_[r] = T(exact_rho_[r] * lift_);
+        rho_[r] = T(exact_rho_[r]);
         if (task_.x.weight_sum) task_.x.weight_sum[i0 + r] += exact_rho_[r] * values_[r];
       }
-      parallel_products<T>(host_, threads_, [&](int t) { gradients(t, i0, i1); });
+      const bool finished = !weighs_rows(i0, i1);
+      parallel_products<T>(host_, threads_, [&](int t) { gradients(t, i0, i1, finished); });
     }
-    parallel(host_, threads_, [&](int t) { finish(t); });
     return true;
   }
 
  private:
+  // Whether rho x keeps its digits.
+  bool weighs_rows(int64_t i0, int64_t i1) const {
+    constexpr double least = Range<T>::least_weighted_row * Range<T>::least_weighted_row;
+    for (int64_t i = i0; i < i1; i++) {
+      const double rho = exact_rho_[i - i0];
+      if (!(rho == 0 || rho * rho * double(task_.x.norm[i]) >= least)) return false;
+    }
+    return true;
+  }
+
+  // E becomes W: its row times rho, whose power of two comes last, since E may be as large as rho is small.
+  void finish_weights(T* e, int64_t height, int64_t width) const {
+    constexpr int least = Constants<T>::min_exponent - Bits<T>::mantissa;
+    for (int64_t r = 0; r < height; r++) {
+      int exponent = 0;
+      double mantissa = __builtin_frexp(exact_rho_[r], &exponent);
+      if (exponent < least) mantissa = __builtin_ldexp(mantissa, exponent - least), exponent = least;
+      const Simd<T> first = T(mantissa), second = T(__builtin_ldexp(1.0, exponent));
+      for (int64_t c = 0; c < width; c += G::lanes) {
+        T* at = e + r * G::w_stride + c;
+        (Simd<T>::load(at) * first * second).store(at);
+      }
+    }
+  }
+
   // Calls visit(tile's number, j0, j1) for the thread's columns.
   template <class Visit>
   void for_each_tile(int t, const Visit& visit) const {
@@ -92,14 +114,16 @@ class Strip {
     for (int64_t r = 0; r < i1 - i0; r++) row_values_[t * height_ + r] = worker.row_value(r);
   }
 
-  void gradients(int t, int64_t i0, int64_t i1) {
+  void gradients(int t, int64_t i0, int64_t i1, bool finished) {
     const int64_t height = i1 - i0, d = task_.d;
     if (keeps_)
       for_each_tile(t, [&](int64_t number, int64_t j0, int64_t j1) {
-        const T* e = tile(t, number);
+        T* e = tile(t, number);
+        const T* rho = finished ? nullptr : rho_;
+        if (finished) finish_weights(e, height, j1 - j0);
         if (task_.y.product)
-          add_product(task_.y.product + j0 * d, j1 - j0, Weights<T>::transposed(e, rho_), task_.x, i0, height, d, workers_[t].panel());
-        if (task_.y.weight_sum) add_weight_sums(e, height, j0, j1);
+          add_product(task_.y.product + j0 * d, j1 - j0, Weights<T>::transposed(e, rho), task_.x, i0, height, d, workers_[t].panel());
+        if (task_.y.weight_sum) add_weight_sums(e, rho, height, j0, j1);
       });
     if (task_.x.product)
       for (int64_t r = height * t / threads_; r < height * (t + 1) / threads_; r++) {
@@ -107,24 +131,17 @@ class Strip {
         for (int64_t k = 0; k < d; k++) {
           T sum = 0;
           for (int s = 0; s < threads_; s++) sum += products_[(s * height_ + r) * d + k];
-          out[k] += T(exact_rho_[r]) * sum;
+          out[k] += T(exact_rho_[r] * double(sum));
         }
       }
   }
 
-  void add_weight_sums(const T* e, int64_t height, int64_t j0, int64_t j1) {
+  void add_weight_sums(const T* e, const T* rho, int64_t height, int64_t j0, int64_t j1) {
     for (int64_t c = 0; c < j1 - j0; c += G::lanes) {
       Simd<T> sum = T(0);
-      for (int64_t r = 0; r < height; r++) sum += Simd<T>::load(e + r * G::w_stride + c) * Simd<T>(rho_[r]);
-      for (int l = 0; l < G::lanes && c + l < j1 - j0; l++) task_.y.weight_sum[j0 + c + l] += sum.v[l] / lift_;
+      for (int64_t r = 0; r < height; r++) sum += Simd<T>::load(e + r * G::w_stride + c) * Simd<T>(rho ? rho[r] : T(1));
+      for (int l = 0; l < G::lanes && c + l < j1 - j0; l++) task_.y.weight_sum[j0 + c + l] += sum.v[l];
     }
-  }
-
-  void finish(int t) {
-    if (!task_.y.product || lift_ == 1) return;
-    const int64_t m = task_.y.count, d = task_.d;
-    const T drop = T(1 / lift_);
-    for (int64_t k = m * t / threads_ * d; k < m * (t + 1) / threads_ * d; k++) task_.y.product[k] *= drop;
   }
 };
 

@@ -21,6 +21,7 @@ struct Side {
   int parts = 3;                   // bfloat16 numbers whose sum each element is, exactly
   const T* term = nullptr;         // (count,) added to z: b + bx for x, by for y
   const T* norm = nullptr;         // (count,) |row|^2, for sqdist
+  const int32_t* beyond = nullptr;  // (count + 1,) how many rows before each one AMX cannot hold (range.h)
   const int64_t* group = nullptr;  // (count,) for the masks by groups
   const T* weight = nullptr;       // (count,) g or h; for logsumexp the factor of exp2(z - reference)
   const T* reference = nullptr;    // (count,) for weights in split form
@@ -31,7 +32,7 @@ struct Side {
   T* product = nullptr;          // (count, d) W Y; added to; null: not wanted
 };
 
-// One pairwise reduction. For a log-sum-exp, scale and terms are in units of log 2, so that exp2 serves.
+// One pairwise reduction. For a log-sum-exp, scale and terms are in units of `unit` log 2, so that exp2 serves.
 template <class T>
 struct Task {
   Side<T> x, y;  // x with itself: y is a copy of x, and only the pairs of one triangle of tiles are visited
@@ -44,6 +45,7 @@ struct Task {
   int pair = 0;  // index into pair_entries, for Reduction::sum
   T constants[2] = {};
   T scale = 1;
+  T unit = 1;       // above 1 only where steps are push_maxima and weigh_split
   T reference = 0;  // the integer M of the shared form: e_ij = exp2(z_ij - M)
 };
 
@@ -75,8 +77,6 @@ struct RowWeights {
 // The kernels of one instruction set.
 template <class T>
 struct Kernels {
-  // Rows whose norms are 0 or within these it multiplies as exactly as float arithmetic does.
-  double least_norm, most_norm;
   // One sweep over all pairs. It adds to what the sides point to.
   void (*sweep)(const Task<T>&, Step, const Host&);
   // value and gradients with one exponential for each pair, where y's gradient needs the rows' values: a strip
@@ -84,6 +84,7 @@ struct Kernels {
   bool (*strip)(const Task<T>&, const RowWeights&, const Host&);
   void (*squared_norms)(const Side<T>&, int64_t d, T* norms, const Host&);
   double (*fma_flops)(int64_t rounds);  // runs that many rounds in registers, and returns their flops
+  void (*rows_beyond)(const Side<T>&, int64_t d, int32_t* beyond, const Host&);  // null: any row can be held
 };
 
 }  // namespace fastcl::cpu

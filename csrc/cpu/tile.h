@@ -147,13 +147,16 @@ class TileWorker {
     (set_keep(i, j) ? epilogue_.masked : epilogue_.plain)(pane, task_);
   }
 
-  static void merge(const Side<T>& side, int64_t i, T maximum, T sum) {
+  void merge(const Side<T>& side, int64_t i, T maximum, T sum) const {
     T& kept = side.maximum[i];
+    const double difference = task_.unit * (double(kept) - double(maximum));
     if (maximum > kept) {
-      side.value[i] *= __builtin_exp2(double(kept) - double(maximum));
+      side.value[i] *= __builtin_exp2(difference);
+      side.value[i] += sum;
       kept = maximum;
+    } else {
+      side.value[i] += sum * __builtin_exp2(-difference);
     }
-    side.value[i] += sum * __builtin_exp2(double(maximum) - double(kept));
   }
 
   // Writes the mask of the pane at (i, j), if it needs one.

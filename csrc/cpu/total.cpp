@@ -63,7 +63,7 @@ class Total {
 
   std::array<Tensor, 8> results(double value, double factor) {
     const auto g = finish(p_, wanted_, factor, p_.x.scalar_type());
-    return {at::full({}, value, p_.x.options()), g[0], g[1], g[2], g[3], g[4], g[5], dpositive_};
+    return {scalar<T>(value), g[0], g[1], g[2], g[3], g[4], g[5], dpositive_};
   }
 
   double sum_of_values() const {
@@ -108,7 +108,7 @@ class Total {
       p_.sweep(Step::both);
       const double sum = sum_of_values();
       const double terms = double(p_.task.x.count) * double(p_.task.y.count);
-      if (sum >= Range<T>::smallest * terms && sum > 0) return results(ln_2 * (p_.task.reference + std::log2(sum)), both_orders() / sum);
+      if (sum >= Prepared<T>::least_sum(true, terms) && sum > 0) return results(ln_2 * (p_.task.reference + std::log2(sum)), both_orders() / sum);
     }
     // g_i = exp(r_i - total), so that g_i exp(z_ij - r_i) = exp(z_ij - total).
     drop_gradients();
@@ -137,7 +137,7 @@ class Total {
   }
 
   bool row_weights(int64_t begin, int64_t end, const double* values, double* rho) {
-    const double smallest = Range<T>::smallest * double(p_.task.y.count);
+    const double smallest = Prepared<T>::least_sum(true, double(p_.task.y.count));
     for (int64_t i = begin; i < end; i++) {
       const double value = values[i - begin];
       if (!(value >= smallest)) return false;
@@ -147,9 +147,7 @@ class Total {
   }
 
   std::array<Tensor, 8> gradients_by_rows(const std::vector<double>& g, double value) {
-    weights_from_values(p_, p_.task.x, g.data());
-    if (p_.task.self) p_.task.y.weight = p_.task.x.weight, p_.task.y.reference = p_.task.x.reference;
-    const Step step = weighing(p_);
+    const Step step = set_weights(p_, normalisers_of(p_, p_.task.x), g.data());
     p_.forget_values();
     want_gradients();
     p_.sweep(step);

@@ -169,6 +169,10 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
                 assert c is not None
                 columns = blocks.exponentials(w, (c[there] - blocks.shift)[None, :]).mul_(h[None, there])
             w = blocks.exponentials(w, (r[here] - blocks.shift)[:, None], in_place=True).mul_(g[here, None])
+            if p.y is None:
+                # z_ij and z_ji round apart, and r_j was reduced from z_ji: what takes r_j off must be z_ji too.
+                own = slice(0, block.stop - block.start)
+                columns[:, own] = w[:, own].T
             if columns is not None:
                 w += columns
         sums.add(block, w)

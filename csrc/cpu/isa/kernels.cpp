@@ -3,10 +3,11 @@
 
 namespace fastcl::cpu::FASTCL_ISA {
 
-// AMX flushes what is below 2^-126 to zero, parts of parts among it; the other sets take any row.
-inline constexpr double least_norm = has_amx ? 0x1p-40 : 0, most_norm = has_amx ? 0x1p40 : __builtin_inf();
+#if !defined(__AMX_BF16__)
+inline constexpr std::nullptr_t rows_beyond = nullptr;
+#endif
 
-extern const Kernels<float> kernels_float{least_norm, most_norm, sweep<float>, strip<float>, squared_norms<float>, fma_flops<float>};
-extern const Kernels<double> kernels_double{0, __builtin_inf(), sweep<double>, strip<double>, squared_norms<double>, fma_flops<double>};
+extern const Kernels<float> kernels_float{sweep<float>, strip<float>, squared_norms<float>, fma_flops<float>, rows_beyond};
+extern const Kernels<double> kernels_double{sweep<double>, strip<double>, squared_norms<double>, fma_flops<double>, nullptr};
 
 }  // namespace fastcl::cpu::FASTCL_ISA

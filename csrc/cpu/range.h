@@ -1,0 +1,61 @@
+// What numbers may be: the bound of every intermediate of the CPU kernels, derived here once. Past a bound the careful form is
+// taken, for the rows, the tile or the call concerned, as said beside it; nothing is left to overflow on its way to a finite result.
+//
+// A float holds 2^-126 to 2^128 (what is smaller loses digits), a double 2^-1022 to 2^1024. Exponents are to base 2.
+#pragma once
+
+#include <cstdint>
+
+namespace fastcl::cpu {
+
+template <class T>
+struct Range;
+
+template <>
+struct Range<float> {
+  static constexpr double epsilon = 0x1p-23;
+  // u = <x, y> in rows as they are, while the largest |x| |y| is below; else both sides are scaled down by powers of two, which the
+  // scale takes back. Sums of u, and 4 |x| |y| for sqdist, have the rest of the range.
+  static constexpr double largest_u = 0x1p120;
+  // z in units of log 2 while |z| is below, in units of 16 log 2 beyond: 1.44 z in the other unit would overflow where z does not.
+  static constexpr double largest_z = 0x1p126;
+  // exp2(z - M), z <= bound, M an integer (which float arithmetic leaves exact) so far below the bound: 2^90 leaves 2^37 terms of
+  // one lane's sum. Terms below 2^-126 are lost: `terms` of them are 2^-26 of a sum of 2^-100 terms.
+  static constexpr double shared_bound = 1 << 20, headroom = 90, smallest = 0x1p-100;
+  // So also where E Y is summed before it is normalised: 2^70 times a row of 2^30 leaves 2^27 columns; 2^-90 times one of 2^-6 is
+  // 2^-96, whose digits are there. A side whose largest row is beyond these takes two sweeps, the second one with finished weights.
+  static constexpr double headroom_of_product = 70, smallest_of_product = 0x1p-90, least_row = 0x1p-6, largest_row = 0x1p30;
+  // W = diag(rho) E multiplies X as E and rho x. rho = g / value is 2^90 g at most, so that rho x does not overflow, and 2^-70 g / m
+  // at least: where rho |x| is less than this for a row that counts, the strip's E becomes W in memory.
+  static constexpr double least_weighted_row = 0x1p-100;
+  // One reference M for all rows' and columns' weights g exp2(M - r), in the middle of the r's, whose spread is at most this: exp2(z - M)
+  // is then 2^61 at most, and 2^-126 is 2^-66 of a row's largest. Beyond, or where a weight leaves the range below, each row has its own.
+  static constexpr double shared_spread = 120, least_weight = 0x1p-100, largest_weight = 0x1p126;
+  // exp(z - r) from r itself: beyond, its rounding (2^-24 |r|) would show, and z's sums are formed anew to mend it.
+  static constexpr double exact_r = 256;
+};
+
+template <>
+struct Range<double> {
+  static constexpr double epsilon = 0x1p-52;
+  static constexpr double largest_u = 0x1p1000;
+  static constexpr double largest_z = 0x1p1020;
+  static constexpr double shared_bound = 1 << 20, headroom = 900, smallest = 0x1p-960;
+  static constexpr double headroom_of_product = 500, smallest_of_product = 0x1p-900, least_row = 0x1p-60, largest_row = 0x1p480;
+  static constexpr double least_weighted_row = 0x1p-980;
+  static constexpr double shared_spread = 900, least_weight = 0x1p-900, largest_weight = 0x1p1022;
+  static constexpr double exact_r = 1 << 20;
+};
+
+// z is in units of this times log 2 where it is beyond largest_z: 3 terms of up to 2^128 / ln 2 are below 2^127 of it.
+inline constexpr double coarse_unit = 16;
+
+// AMX multiplies bfloat16 parts (2^0, 2^-9 and 2^-18 of a float), takes and gives 0 for what is below 2^-126, and makes NaN of
+// infinities of either sign. Rows whose largest element is within these, or which are 0, it holds: of the smallest products, 2^-80,
+// what is lost is 2^-46, and the largest leave room for sums. Blocks with other rows take float arithmetic.
+inline constexpr float amx_least_row = 0x1p-40f, amx_largest_row = 0x1p40f;
+// A tile of weights whose largest is within these, for products with such rows: 2^-60 2^-40 is 2^26 times what is lost, and 2^75 2^40
+// leaves room for sums. Exponentials of a strip are 2^70 at most. Tiles with other weights take float arithmetic.
+inline constexpr float amx_least_weight = 0x1p-60f, amx_largest_weight = 0x1p75f;
+
+}  // namespace fastcl::cpu
