@@ -21,7 +21,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test fuzz demo bench docs sanitize test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test fuzz demo bench docs sanitize test-models test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -104,6 +104,14 @@ sanitize: setup
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q tests/cpu \
 	    --ignore tests/cpu/test_other_processors.py --deselect tests/cpu/test_process.py::test_memory_of_forward_and_backward $(ARGS)
+
+# AVX-512's and AMX's kernels on a processor without them: over plain loops, by tests/cpu/model.h, in a copy of the tree.
+test-models: setup
+	mkdir -p build/models
+	cp -r fastcl csrc triton_kernels tests tools setup.py pyproject.toml LICENSE README.md build/models/
+	cd build/models && FASTCL_BUILD_MODELS=1 FASTCL_BUILD_CUDA=0 ../../$(BIN)/python setup.py -q build_ext --inplace
+	cd build/models && for isa in avx512_model amx_model; do FASTCL_CPU_ISA=$$isa OMP_NUM_THREADS=1 ../../$(BIN)/python -m pytest -q \
+	    -n $(JOBS) tests/cpu/test_range.py tests/cpu/test_amx.py tests/cpu/test_extremes.py -k "not every_instruction_set" $(ARGS); done
 
 clean:
 	rm -rf $(STAMPS)/package build dist *.egg-info fastcl/_C.*.so fastcl/build_facts.json .pytest_cache .mypy_cache .ruff_cache

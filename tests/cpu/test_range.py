@@ -48,16 +48,22 @@ def answers(x: Tensor, y: Tensor | None, backend: str, form: str, **more: object
 def assert_right(x: Tensor, y: Tensor | None, form: str, reach: float, backend: str = "cpu", **more: object) -> None:
     """Each result within float32's rounding of z, whose largest magnitude is `reach`, relative to its largest element.
 
+    What is beyond the dtype is infinite with its sign.
     A gradient to scale is a sum over pairs of either sign: it is compared with at most what their magnitudes sum to.
     """
     want, got = answers(x, y, "reference", form, **more), answers(x, y, backend, form, **more)
     for name, truth in want.items():
+        rounded = truth.to(got[name].dtype)
+        assert torch.equal(got[name].isinf(), rounded.isinf()) and torch.equal(
+            got[name][rounded.isinf()], rounded[rounded.isinf()]
+        )
+        truth = torch.where(rounded.isinf(), 0.0, truth)
         size = truth.abs().max()
         if name == "scale":
             size = reach / abs(float(more.get("scale", 1.0))) * want["shift"].abs()
         eps = torch.finfo(got[name].dtype).eps
         tolerance = (3e-6 + 2 * eps + 3e-7 * reach) * size + torch.finfo(torch.float32).tiny
-        error = (got[name].double() - truth).abs().max()
+        error = (torch.where(rounded.isinf(), 0.0, got[name].double()) - truth).abs().max()
         assert error <= tolerance, f"{form} {name}: {error:.3g} off, of {size:.3g} (allowed {tolerance:.3g})"
 
 
@@ -160,8 +166,8 @@ def test_norms_of_any_size(norm: float, which: str, dtype: torch.dtype) -> None:
     for form in ("both", "sum"):
         assert_right(x, y, form, 25.0, scale=scale)
         assert_right(y, x, form, 25.0, scale=scale)
-    if dtype == torch.float32 and float(norms.max()) < 1e18:
-        assert_right(x, None, "rows", 25.0, scale=scale / max(float(norms.max()), 1e-18), mask="off_diagonal")
+    if dtype == torch.float32 and 1e-18 < float(norms.max()) < 1e18:
+        assert_right(x, None, "rows", 25.0, scale=scale / float(norms.max()), mask="off_diagonal")
 
 
 @pytest.mark.parametrize("norm", [1e15, 2.0**59, 2.0**61, 1e19, 1e20])
@@ -183,6 +189,7 @@ def test_products_beyond_the_range_of_z(norm: float, operand: str) -> None:
 @pytest.mark.parametrize("operand", ["dot", "sqdist"])
 def test_backward_uses_the_r_and_c_that_it_is_given(operand: str, scale: float, dtype: torch.dtype) -> None:
     """Those of a larger batch: x against two parts of y, one after the other, as ranks do it."""
+    scale = min(scale, 1e4) if dtype == torch.float16 else scale  # whose gradients it holds
     x, y = rows(20, 8).to(dtype), rows(60, 8, 1).to(dtype)
     x[3] = 0.01 * x[3]
     truth = [t.double().requires_grad_() for t in (x, y)]
@@ -207,7 +214,7 @@ def test_backward_uses_the_r_and_c_that_it_is_given(operand: str, scale: float, 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_totals_beyond_float32_are_infinite_with_their_sign(sign: int) -> None:
-    x = torch.full((50, 4), 1e18)
+    x = torch.full((50, 4), 2e18)
     for y, more in ((x, {}), (x, {"outer": "sum"}), (None, {"outer": "sum"})):
         scale, shift = torch.tensor(sign * 1e1, requires_grad=True), torch.tensor(0.0, requires_grad=True)
         arguments = {"scale": scale, "shift": shift, "backend": "cpu", **more}
@@ -250,8 +257,11 @@ def test_rows_with_themselves_at_large_logits(logits: float, backend: str) -> No
     """A weight exp(z_ij - r_j) takes off r_j, in which the same rounding of z_ij is."""
     for seed in range(4):
         x = rows(90, 16, seed, math.sqrt(logits))
-        want, got = (answers(x, None, b, "rows", mask="off_diagonal", scale=1.1)["x"] for b in ("reference", backend))
-        assert (got.double() - want).norm() <= 1e-6 * want.norm()
+        want, got = (answers(x, None, b, "rows", mask="off_diagonal")["x"] for b in ("reference", backend))
+        leaf = x.clone().requires_grad_()
+        z = (leaf @ leaf.T).masked_fill(torch.eye(90, dtype=torch.bool), -math.inf)
+        (torchs,) = torch.autograd.grad(z.logsumexp(1).sum(), leaf)
+        assert (got.double() - want).norm() <= 3 * (torchs.double() - want).norm() + 1e-6 * want.norm()
 
 
 @pytest.mark.parametrize("isa", OTHERS)
