@@ -233,6 +233,7 @@ def _unit_views(out0: Tensor, out1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_gather(gather_distributed: bool) -> None:
+    checks.boolean("gather_distributed", gather_distributed)
     if gather_distributed and not torch_dist.is_available():
         raise ValueError(
             "gather_distributed: expected False, since this torch has no torch.distributed, got True; "

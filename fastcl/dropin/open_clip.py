@@ -55,6 +55,8 @@ class ClipLoss(nn.Module):
                 "use_horovod: expected False, got True; Horovod is not supported, use torch.distributed or open_clip's own class"
             )
         _check_rank(rank, world_size)
+        for name, value in (("local_loss", local_loss), ("gather_with_grad", gather_with_grad)):
+            checks.boolean(name, value)
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels

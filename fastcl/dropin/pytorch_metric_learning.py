@@ -315,7 +315,7 @@ class DistributedLossWrapper(nn.Module):
         if self.memory and efficient:
             raise ValueError("efficient: expected False with CrossBatchMemory, as in the library, got True")
         self.loss: Any = loss
-        self.efficient = efficient
+        self.efficient = checks.boolean("efficient", efficient)
 
     def forward(
         self,

@@ -15,6 +15,7 @@ import torch
 import fastcl
 import fastcl.functional as F
 from fastcl import losses, metrics
+from fastcl.dropin import lightly, open_clip, pytorch_metric_learning
 
 from .cases import CASES
 
@@ -225,3 +226,16 @@ def test_numbers_in_narrow_tensors_are_widened_first(dtype: torch.dtype, rows: t
         right = function(*given, **{name: number.double()}, **more)
         assert found.dtype == right.dtype
         assert abs(found - right) <= 4.0 * eps * (1.0 + abs(right)), function.__name__
+
+
+@pytest.mark.parametrize("value", NO_BOOLEAN, ids=repr)
+def test_booleans_of_the_dropins(value: Any) -> None:
+    for make in (
+        lambda: lightly.NTXentLoss(gather_distributed=value),
+        lambda: lightly.DCLLoss(gather_distributed=value),
+        lambda: open_clip.ClipLoss(local_loss=value),
+        lambda: open_clip.ClipLoss(gather_with_grad=value),
+        lambda: pytorch_metric_learning.DistributedLossWrapper(pytorch_metric_learning.SupConLoss(), efficient=value),
+    ):
+        with pytest.raises(TypeError, match="expected True or False, got"):
+            make()
