@@ -126,11 +126,8 @@ def over_ranks(draw: Draw, world: int) -> Case:
         for name in (*case.positional, *case.keywords.values())
         if name in tensors and tensors[name].dim() and name not in whole
     ]
-    sharded = tuple(
-        name
-        for name in named
-        if (name not in (case.settings or {}) and tensors[name].numel() != 1) or tensors[name].dim() == 2
-    )
+    # Rows and groups are cut; a number in a tensor is everybody's.
+    sharded = tuple(name for name in named if tensors[name].dim() == 2 or not tensors[name].is_floating_point())
     halves = [name for name in case.wants if name not in sharded and torch.finfo(tensors[name].dtype).bits == 16]
     if halves or any(
         len(tensors[name]) != n for name in sharded

@@ -35,6 +35,8 @@ def judge(case: Case, evaluate: Callable[[Case], Any] = run) -> bool:
         truth = Truth(case)
     except INVALID:
         return False
+    except Exception as error:
+        raise WrongError(case, f"reference: {type(error).__name__}: {error}".splitlines()[0]) from error
     try:
         found = evaluate(case)
     except Exception as error:

@@ -87,7 +87,8 @@ class Plain:
         if self.units and (self.dot or p.operand == "sqdist"):
             noise = rows(p.n, p.m, self.seed).to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
             noise = torch.triu(noise) + torch.triu(noise, 1).T if p.y is None else noise
-            error = noise * size
+            # Beside the rounding of C stands the floor at which a kernel clamps |x - y|^2, 4 eps of the dtype.
+            error = noise * (size if self.dot else size + 4.0)
             u = (u + error).clamp(min=0.0 if p.operand == "sqdist" else float("-inf"))
         # The gradient of the scale comes from the same terms as u, and is as far off, also where u is clamped.
         z = p.scale * u + p.shift + (p.scale - p.scale.detach()) * error.detach()
