@@ -22,6 +22,7 @@ from .rows import (
     reduced,
     row_dot,
     softplus,
+    stacked,
     times,
 )
 
@@ -143,7 +144,7 @@ def _debiased(
     if not 0.0 <= plain_number("tau_plus", tau_plus) < 1.0:
         raise ValueError(f"tau_plus: expected a probability in [0, 1), got {tau_plus}")
     checks.pair_of_matrices("u", u, "v", v, same_rows=True)
-    z = torch.cat([u, v])
+    z = stacked(u, v)
     if normalize:
         z = normalize_rows(z)
     n = u.shape[0]

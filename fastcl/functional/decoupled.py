@@ -11,7 +11,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import Mask, across_groups
-from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, row_dot, times, views
+from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, row_dot, stacked, times, views
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
 
@@ -75,7 +75,7 @@ def dcl(
         z = times(1.0 / sigma, aligned)
         weight = 2.0 - batch.count(u) * torch.exp(z - batch.log_total(z))
         p = (weight.detach() if detach_weight else weight) * p
-    z = torch.cat([u, v])
+    z = stacked(u, v)
     mask = own_pairs_left_out(groups, z, views=2)
     if symmetric:
         return 0.5 * _free_energies(z, None, a, mask, reduction, 2, backend) - reduced(p, reduction, "dcl")

@@ -208,6 +208,12 @@ def softplus(z: Tensor) -> Tensor:
     return F.softplus(z, threshold=40.0)
 
 
+def stacked(u: Tensor, v: Tensor) -> Tensor:
+    """[u; v]. Autocast's own cat refuses rows of the half precision that it does not cast to."""
+    with full_precision(u.device):
+        return torch.cat([u, v])
+
+
 def own_pairs_left_out(groups: Tensor | None, rows: Tensor, views: int = 1) -> Mask:
     """The mask of the negatives: other rows, or rows of other groups; with several stacked views, `groups` is repeated.
 

@@ -25,6 +25,7 @@ from .rows import (
     reduced_total,
     row_dot,
     softplus,
+    stacked,
     times,
     views,
 )
@@ -194,7 +195,7 @@ def nt_xent(
     check_reduction(reduction)
     a = inverse("temperature", temperature)
     checks.pair_of_matrices("u", u, "v", v, same_rows=True)
-    z = torch.cat([u, v])
+    z = stacked(u, v)
     if normalize:
         z = normalize_rows(z)
     n = u.shape[0]

@@ -30,6 +30,7 @@ from .rows import (
     plain_tangent,
     reduced,
     row_dot,
+    stacked,
     tangent,
     unit_rows,
     views,
@@ -278,7 +279,7 @@ def second_moment(
     at_least(1, u, "minc")
     if normalize:
         u, v = normalize_rows(u), normalize_rows(v)
-    z, n = torch.cat([u, v]).to(accumulation_dtype(u.dtype)), batch.count(u)
+    z, n = stacked(u, v).to(accumulation_dtype(u.dtype)), batch.count(u)
     return Moment(batch.summed(product(z.T, z)) / (2 * n), batch.total(row_dot(u, v)) / n)
 
 

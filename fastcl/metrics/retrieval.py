@@ -76,7 +76,7 @@ def retrieval_accuracy(
     if not (all_finite(x) and all_finite(y)):
         nothing = dict.fromkeys(k, math.nan)
         return RetrievalAccuracy(nothing, dict(nothing))
-    tie = math.sqrt(x.shape[1]) * torch.finfo(x.dtype).eps
+    tie = math.sqrt(max(x.shape[1], 1)) * torch.finfo(x.dtype).eps
     matched = owner >= 0
     own = torch.where(matched, row_dot(x[owner.clamp(min=0)], y), -math.inf)  # of each row of y with its match
     best = own.new_full((n,), -math.inf).scatter_reduce(0, owner.clamp(min=0), own, "amax")
@@ -133,6 +133,8 @@ def _count_greater(s: Tensor, threshold: Tensor, dim: int) -> Tensor:
 def _at_most_one(rows: Tensor) -> Tensor:
     """Rows over the length of the longest: no similarity changes its rank."""
     rows = rows.detach().to(accumulation_dtype(rows.dtype))
+    if not rows.numel():
+        return rows
     largest = rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)
     rows = rows / largest
     return rows / torch.linalg.vector_norm(rows, dim=1).max().clamp(min=torch.finfo(rows.dtype).tiny)

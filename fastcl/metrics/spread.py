@@ -15,6 +15,7 @@ from ..equation.problem import accumulation_dtype
 from ..equation.reductions import merge
 from ..functional.rows import row_sqdist
 from ..ops import pair_reduce, pair_total
+from ..precision import full_precision
 from .sweep import at_least, bar, blocks, detached, pairs_of_block, positive, ranges
 
 
@@ -75,7 +76,7 @@ def uniformity(
     x = detached(x, normalize)
     total = x.new_full((), -math.inf, dtype=torch.float64)
     arguments: dict[str, Any] = {"outer": "pooled", "operand": "sqdist", "scale": -t, "backend": backend}
-    with torch.no_grad(), bar("uniformity", n * (n - 1) // 2, "pair", progress) as shown:
+    with torch.no_grad(), full_precision(x.device), bar("uniformity", n * (n - 1) // 2, "pair", progress) as shown:
         for own, later in blocks(x):
             twice = pair_total(own, mask="off_diagonal", **arguments).double()
             total = merge(total, twice - math.log(2.0))
@@ -127,7 +128,7 @@ def mean_log_sum_exp(
     way: dict[str, Any] = {"scale": 1.0 / positive("temperature", temperature), "backend": backend}
     x = detached(x, normalize)
     pairs = n * m if y is not None else n * (n - 1) // 2
-    with torch.no_grad(), bar("mean log-sum-exp", pairs, "pair", progress) as shown:
+    with torch.no_grad(), full_precision(x.device), bar("mean log-sum-exp", pairs, "pair", progress) as shown:
         r = _own_log_sum_exp(x, way, shown) if y is None else _log_sum_exp(x, y_rows, way, shown)
     return float(r.double().mean())
 

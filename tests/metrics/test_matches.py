@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -68,13 +69,23 @@ def test_collapsed_rows() -> None:
     assert got.x_to_y == {1: 1.0}
 
 
-def test_autocast_leaves_similarities_as_they_are() -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in metrics.__all__ if callable(getattr(metrics, name)) and name[0].islower()]
+)
+def test_autocast_leaves_products_as_they_are(name: str) -> None:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(200, 64, generator=g)
     y = x + 2.0 * torch.randn(200, 64, generator=g)
+    metric = getattr(metrics, name)
+    rows = (x, y)[: 2 if "y" in inspect.signature(metric).parameters else 1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = metrics.retrieval_accuracy(x, y)
-    assert inside == metrics.retrieval_accuracy(x, y)
+        inside = metric(*rows)
+    assert inside == metric(*rows)
+
+
+def test_rows_of_no_width_all_tie() -> None:
+    x = torch.zeros(4, 0)
+    assert metrics.retrieval_accuracy(x, x, k=(1,), normalize=False) == ({1: 0.25}, {1: 0.25})
 
 
 def test_nan_anywhere_gives_nan() -> None:

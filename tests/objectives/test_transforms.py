@@ -49,6 +49,15 @@ def test_autocast_rounds_rows_and_nothing_else(case: Case) -> None:
             )
 
 
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_rows_of_the_other_half_precision_under_autocast(case: Case) -> None:
+    rows, arguments = of_size(case, N, torch.float16)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = library(case, rows, None, **arguments)
+    assert value.dtype == SINGLE
+    assert all(torch.isfinite(g).all() for g in gradients(value, rows))
+
+
 # Of the Function that torch.compile traces, and of the torch.jit that it loads, torch itself warns.
 compiling = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
