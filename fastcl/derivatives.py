@@ -41,8 +41,13 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def _level_open() -> bool:
+    """Whether there may be dual numbers; a compiled graph of torch.func opens its level without forward_ad's knowledge."""
+    return forward_ad._current_level >= 0 or _transformed()
+
+
 def _forward_mode() -> bool:
-    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+    return _level_open() and torch._C._is_fwd_grad_enabled()
 
 
 def _differentiated(arguments: tuple[Any, ...]) -> bool:
@@ -116,7 +121,9 @@ class _Rows(_Rule):
         # PyTorch runs this with forward mode switched off, at the levels around this one too, whose tangents must go on.
         with forward_ad._set_fwd_grad_enabled(True):
             arguments, (r, c) = _restore(ctx)
-            p = unpack(tuple(forward_ad.unpack_dual(a).primal if isinstance(a, Tensor) else a for a in arguments))
+            p = unpack(
+                tuple(forward_ad.unpack_dual(a, level=0).primal if isinstance(a, Tensor) else a for a in arguments)
+            )
             found = tangents.rows(p, c if p.columns else None, directions[1 : 1 + DIFFERENTIABLE])
             return present(found, r)
 
@@ -205,7 +212,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.present = [t is not None for t in tensors]
     ctx.rest = inputs[8:]
     ctx.save_for_backward(*(t for t in tensors if t is not None), *output)
-    if forward_ad._current_level >= 0:  # a forward runs with forward mode switched off
+    if _level_open():  # a forward runs with forward mode switched off
         ctx.save_for_forward(*(t for t in tensors if t is not None), *output)
 
 
