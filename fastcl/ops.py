@@ -247,6 +247,8 @@ def pair_reduce(
         RuntimeError: from backward with create_graph=True, and for a derivative of a gradient under torch.func, except on backend
             "reference". Forward mode (one more sweep), grad, vjp, jacrev and vmap (entry by entry) are served by every backend.
     """
+    if any(map(checks.is_dtensor, (x, y, scale, shift, bias_x, bias_y))):
+        return _of_dtensors("pair_reduce", pair_reduce, locals())
     p = problem(
         x, y, operand=operand, pair=pair, reduce=reduce, mask=mask, scale=scale, shift=shift, bias_x=bias_x, bias_y=bias_y,
         columns=columns,
@@ -286,6 +288,8 @@ def pair_total(
     Raises:
         ValueError, TypeError, BackendUnavailableError, RuntimeError: as in pair_reduce.
     """
+    if any(map(checks.is_dtensor, (x, y, scale, shift, bias_x, bias_y, positive))):
+        return _of_dtensors("pair_total", pair_total, locals())
     p = problem(
         x, y, operand=operand, pair=pair, reduce=reduce, mask=mask, scale=scale, shift=shift, bias_x=bias_x, bias_y=bias_y,
         columns=False,
@@ -298,6 +302,12 @@ def pair_total(
     wanted = [recording and t is not None and t.requires_grad for t in arguments[:DIFFERENTIABLE]]
     value: Tensor = torch.ops.fastcl.pair_total(*arguments, positive, outer, wanted, _backend(backend))[0]
     return value
+
+
+def _of_dtensors(form: str, op: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    from .distributed import dtensors  # which itself needs the ops
+
+    return dtensors.pairs(form, op, arguments)
 
 
 def _backend(backend: str | None) -> str:

@@ -13,7 +13,9 @@ from torch import distributed as dist
 
 from .. import batch, loss_scaling, transforms
 from ..equation.arguments import declared
-from .agreement import Call, agree, check_settings
+from ..equation.checks import is_dtensor
+from . import dtensors
+from .agreement import Call, agree, bound, check_settings
 from .shards import Shards
 from .wire import Wire
 
@@ -35,6 +37,8 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if any(map(is_dtensor, args)) or any(map(is_dtensor, kwargs.values())):
+            return dtensors.over_placement(call, bound(function, args, kwargs))
         if kwargs.get("group") is None:
             check_settings(kwargs)
             return loss_scaling.scaled(checked, args, kwargs)
@@ -56,13 +60,13 @@ def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     rows = max((sum(layout) for layout in layouts), default=0)
     with batch.over(shards):
         answer = loss_scaling.scaled(function, (), call.arguments, rows, shards.largest)
-    return answer if call.settings["gradient"] == "ddp" else _shared(answer, wire.world)
+    return answer if call.settings["gradient"] == "ddp" else shared(answer, wire.world)
 
 
-def _shared(answer: Any, world: int) -> Any:
+def shared(answer: Any, world: int) -> Any:
     """Whatever all ranks hold alike (numbers, not rows) with its gradient over world."""
     if isinstance(answer, tuple):
-        return type(answer)(*(_shared(part, world) for part in answer))
+        return type(answer)(*(shared(part, world) for part in answer))
     return _Share.apply(answer, world) if answer.dim() == 0 else answer
 
 

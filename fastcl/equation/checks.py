@@ -15,11 +15,22 @@ from .masks import KINDS, Mask
 from .pairs import PairFunction, pair_function
 from .problem import OPERANDS, OUTERS, REDUCTIONS, accumulation_dtype
 
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_dtensor(value: Any) -> bool:
+    """Whether this is a torch.distributed.tensor.DTensor, which takes long to import and may not be there."""
+    return isinstance(value, Tensor) and type(value) not in PLAIN and hasattr(value, "device_mesh")
+
 
 def matrix(name: str, x: Any) -> Tensor:
     """A (rows, d) tensor of a supported floating dtype."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {kind_of(x)}{as_tensor(name, x)}")
+    if is_dtensor(x):
+        raise TypeError(
+            f"{name}: expected a plain tensor, got a DTensor; pass {name}.full_tensor(), or own rows by {name}.to_local()"
+        )
     dense(name, x)
     if x.dtype not in DTYPES:
         raise TypeError(

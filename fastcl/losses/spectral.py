@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from .. import functional
 from ..equation.arguments import integer
+from ..equation.checks import is_dtensor
 from ..functional.spectral import second_moment
 from .objective import Objective
 
@@ -82,8 +83,11 @@ class MINCLoss(Objective, function=functional.minc):
     def _take_in(self, *rows: Any, **data: Any) -> None:
         """Write the value, in training with the statistic moved first."""
         everybody = self.training and dist.is_available() and dist.is_initialized()
-        group = dist.group.WORLD if self.group is None and everybody else self.group
+        placed = any(map(is_dtensor, (*rows, *data.values())))  # which bring their ranks with them
+        group = dist.group.WORLD if self.group is None and everybody and not placed else self.group
         moment, aligned = second_moment(*rows, **data, width=self.d, normalize=self.normalize, group=group)
+        if placed:
+            moment, aligned = (t.full_tensor() for t in (moment, aligned))  # type: ignore[attr-defined]
         if self.training:
             kept = torch.where(self.updates == 0, 0.0, self.ema)
             self.statistic.lerp_(moment.to(self.statistic.dtype), (1.0 - kept).to(self.statistic.dtype))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from . import backends, behaviour, costs, losses, matches, mistakes, primitive
+from . import backends, behaviour, costs, dtensors, losses, matches, mistakes, primitive
 
 # Two processes meet each pair once, three go round, four have a half-way: the first two share the checks of the primitive.
 SHARES = {1: (0, 8), 2: (0, 2), 3: (1, 2), 4: (0, 1)}
@@ -33,6 +33,7 @@ def checks(world: int) -> dict[str, Callable[[int, int], float]]:
             *matches.CHECKS.items(),
             *behaviour.CHECKS.items(),
             *backends.CHECKS.items(),
+            *dtensors.CHECKS.items(),
             *mistakes.CHECKS.items(),
             *costs.CHECKS.items(),
         ]
