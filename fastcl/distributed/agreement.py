@@ -262,13 +262,13 @@ def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     return dict(arguments.arguments)
 
 
-def agreed(check: Callable[..., None], across: Callable[[Any], dict[str, Any] | None], even: bool = False) -> Any:
+def agreed(check: Callable[..., None], across: Callable[[Any], dict[str, Any] | None], even: tuple[str, ...] = ()) -> Any:
     """Decorate a method that talks to all ranks, so that they agree on its call first, as objectives with group= do.
 
     Args:
         check: takes what the method takes, and makes all checks of it; the method makes them again.
         across: of the module; the settings that all ranks must share, or None where the call stays within this process.
-        even: whether every rank must have as many rows.
+        even: arguments of which every rank must have as many rows.
     """
 
     def decorated(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -276,7 +276,9 @@ def agreed(check: Callable[..., None], across: Callable[[Any], dict[str, Any] | 
         def agree_on(module: Any, settings: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = Call(MethodType(check, module), args, kwargs, settings, method.__qualname__)
             layouts = agree(Wire(dist.group.WORLD), call)
-            for name, layout in zip(call.rows, layouts, strict=False) if even else ():
+            for name, layout in zip(call.rows, layouts, strict=False):
+                if name.split("[")[0] not in even:
+                    continue
                 odd = next((k for k, n in enumerate(layout) if n != layout[0]), None)
                 if odd is not None:
                     raise ValueError(

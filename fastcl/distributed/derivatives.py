@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 SECOND = (
-    "fastcl: create_graph=True asks for second derivatives, which an objective with group= does not have on any backend (messages "
-    "between ranks are outside autograd, so that they would be wrong); for these, gather the rows first and leave group= out, with "
-    "backend='reference'"
+    "fastcl: create_graph=True asks for second derivatives, which an objective over several ranks does not have on any backend "
+    "(messages between ranks are outside autograd, so that they would be wrong); for these, gather the rows first and leave "
+    "group= out, with backend='reference'"
 )
 BATCHED = (
-    "fastcl: is_grads_batched=True, or vmap, asks for several gradients at once, which an objective with group= does not have; "
-    "ask for one after the other, with retain_graph=True"
+    "fastcl: is_grads_batched=True, or vmap, asks for several gradients at once, which an objective over several ranks does not "
+    "have; ask for one after the other, with retain_graph=True"
 )
 
 

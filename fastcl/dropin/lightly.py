@@ -18,11 +18,25 @@ from torch import Tensor, nn
 from torch import distributed as torch_dist
 from torch.nn import functional as F
 
+from ..distributed import agreed
 from ..equation import checks
 from ..equation.masks import Mask, across_groups
 from ..functional.rows import normalize_rows, row_dot
 from ..ops import pair_total
 from . import ranks
+
+
+def _check_views(module: nn.Module, out0: Tensor, out1: Tensor) -> None:
+    checks.pair_of_matrices("out0", out0, "out1", out1, same_rows=True)
+    if out0.shape[0] == 0:
+        raise ValueError("out0: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+
+
+def _gathers(module: nn.Module) -> dict[str, object] | None:
+    """What all ranks must share, where rows of all are taken in."""
+    bank = getattr(module, "memory_bank", None)
+    shared = {"temperature": module.temperature, "memory_bank_size": None if bank is None else bank.size}
+    return shared if module.gather_distributed else None
 
 
 class MemoryBank(nn.Module):
@@ -91,6 +105,7 @@ class NTXentLoss(nn.Module):
         self.memory_bank = MemoryBank(memory_bank_size, gather_distributed)
         self.gather_distributed = gather_distributed
 
+    @agreed(_check_views, _gathers, even=("out0",))
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The loss of one batch; with a bank, out1 enters it afterwards if out0 wants gradients.
 
@@ -105,7 +120,8 @@ class NTXentLoss(nn.Module):
             ValueError: for shapes that do not fit, or no rows.
             TypeError: for unsupported or mixed dtypes.
         """
-        unit0, unit1 = _unit_views(out0, out1)
+        _check_views(self, out0, out1)
+        unit0, unit1 = normalize_rows(out0), normalize_rows(out1)
         if self.memory_bank.size[0] > 0:
             return self._against_bank(unit0, unit1)
         views = _Views.of(unit0, unit1, self.gather_distributed)
@@ -154,6 +170,7 @@ class DCLLoss(nn.Module):
         self.weight_fn = weight_fn
         self.gather_distributed = gather_distributed
 
+    @agreed(_check_views, _gathers, even=("out0",))
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The loss of one batch.
 
@@ -168,7 +185,8 @@ class DCLLoss(nn.Module):
             ValueError: for shapes that do not fit, or no rows.
             TypeError: for unsupported or mixed dtypes.
         """
-        unit0, unit1 = _unit_views(out0, out1)
+        _check_views(self, out0, out1)
+        unit0, unit1 = normalize_rows(out0), normalize_rows(out1)
         views = _Views.of(unit0, unit1, self.gather_distributed)
         p = row_dot(views.rows, views.partners) / self.temperature
         if self.weight_fn is not None:
@@ -223,13 +241,6 @@ class _Views(NamedTuple):
         groups = torch.arange(all0.shape[0], device=rows.device)
         mask = across_groups(groups[own].repeat(2), groups.repeat(2))
         return cls(rows, torch.cat([all0, all1]), torch.cat([all1[own], all0[own]]), mask)
-
-
-def _unit_views(out0: Tensor, out1: Tensor) -> tuple[Tensor, Tensor]:
-    checks.pair_of_matrices("out0", out0, "out1", out1, same_rows=True)
-    if out0.shape[0] == 0:
-        raise ValueError("out0: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
-    return normalize_rows(out0), normalize_rows(out1)
 
 
 def _check_gather(gather_distributed: bool) -> None:

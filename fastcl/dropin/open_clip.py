@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..distributed import agreed
 from ..equation import checks
 from ..functional.rows import leading
 from ..functional.sigmoid import siglip
@@ -64,6 +65,25 @@ class ClipLoss(nn.Module):
         self.world_size = world_size
         self.use_horovod = use_horovod
 
+    def _check(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+    ) -> None:
+        checks.pair_of_matrices("image_features", image_features, "text_features", text_features)
+        checks.positive_number("logit_scale", logit_scale)
+        if logit_bias is not None:
+            checks.number("logit_bias", logit_bias)
+
+    def _across(self) -> dict[str, object] | None:
+        """What all ranks must share, where rows of all are taken in."""
+        shared: dict[str, object] = {"local_loss": self.local_loss, "gather_with_grad": self.gather_with_grad}
+        return None if self.world_size == 1 else shared
+
+    @agreed(_check, _across, even=("image_features", "text_features"))
     def forward(
         self,
         image_features: Tensor,
@@ -148,6 +168,26 @@ class SigLipLoss(nn.Module):
         self.world_size = world_size
         self.dist_impl = checks.one_of("dist_impl", dist_impl or "bidir", DIST_IMPLS)
 
+    def _check(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None,
+        output_dict: bool = False,
+    ) -> None:
+        checks.pair_of_matrices("image_features", image_features, "text_features", text_features, same_rows=True)
+        if image_features.shape[0] == 0:
+            raise ValueError("image_features: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+        checks.positive_number("logit_scale", logit_scale)
+        if logit_bias is not None:
+            checks.number("logit_bias", logit_bias)
+
+    def _across(self) -> dict[str, object] | None:
+        """What all ranks must share, where texts of all are taken in."""
+        return None if self.world_size == 1 else {"dist_impl": self.dist_impl}
+
+    @agreed(_check, _across, even=("image_features", "text_features"))
     def forward(
         self,
         image_features: Tensor,
@@ -172,9 +212,7 @@ class SigLipLoss(nn.Module):
             ValueError: for shapes or values that do not fit, no rows, or another world than the one that runs.
             TypeError: for unsupported or mixed dtypes.
         """
-        checks.pair_of_matrices("image_features", image_features, "text_features", text_features, same_rows=True)
-        if image_features.shape[0] == 0:
-            raise ValueError("image_features: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+        self._check(image_features, text_features, logit_scale, logit_bias)
         bias = 0.0 if logit_bias is None else logit_bias
         terms = [
             siglip(image_features, texts, logit_scale=logit_scale, logit_bias=bias, normalize=False, reduction="sum")

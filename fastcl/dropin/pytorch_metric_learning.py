@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed import agreed
 from ..equation import checks
 from ..equation.masks import Mask, across_groups, off_diagonal, within_groups
 from ..equation.problem import accumulation_dtype
@@ -317,6 +318,28 @@ class DistributedLossWrapper(nn.Module):
         self.loss: Any = loss
         self.efficient = checks.boolean("efficient", efficient)
 
+    def _check(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Any = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        enqueue_mask: Any = None,
+    ) -> None:
+        checks.matrix("embeddings", embeddings)
+        if labels is not None or indices_tuple is None:
+            _labels("labels", labels, embeddings, "embeddings")
+        if ref_emb is not None:
+            checks.pair_of_matrices("embeddings", embeddings, "ref_emb", ref_emb)
+            if ref_labels is not None or indices_tuple is None:
+                _labels("ref_labels", ref_labels, ref_emb, "ref_emb")
+
+    def _across(self) -> dict[str, Any] | None:
+        """What all ranks must share."""
+        return {"efficient": self.efficient, "loss": repr(self.loss)}
+
+    @agreed(_check, _across, even=("embeddings", "ref_emb"))
     def forward(
         self,
         embeddings: Tensor,

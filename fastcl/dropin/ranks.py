@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ..distributed.derivatives import first_derivatives
+
 
 def initialised() -> bool:
     """Whether torch.distributed runs."""
@@ -79,6 +81,7 @@ class _Gather(torch.autograd.Function):
         return tuple(_all_gather(rows))
 
     @staticmethod
+    @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         total = torch.stack(upstream)
         dist.all_reduce(total)
@@ -95,8 +98,11 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
+    @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        return _Sum.forward(ctx, upstream[0])
+        total = upstream[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 class _Shift(torch.autograd.Function):
@@ -108,6 +114,7 @@ class _Shift(torch.autograd.Function):
         return _shift(rows, step)
 
     @staticmethod
+    @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         return _shift(upstream[0], -ctx.step), None
 

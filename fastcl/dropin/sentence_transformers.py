@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import transforms
+from ..distributed import agreed
 from ..equation import checks
 from ..equation.masks import Mask, across_groups, off_diagonal
 from ..equation.reductions import merge
@@ -123,6 +124,21 @@ class MultipleNegativesRankingLoss(nn.Module):
         embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
         return self.compute_loss_from_embeddings(embeddings, labels)
 
+    def _check(self, embeddings: Sequence[Tensor], labels: Tensor | None = None) -> None:
+        if len(embeddings) < 2:
+            raise ValueError(
+                f"embeddings: expected queries and documents, got {len(embeddings)} columns; pass 2 or more"
+            )
+        for i, column in enumerate(embeddings[1:], 1):
+            checks.pair_of_matrices("embeddings[0]", embeddings[0], f"embeddings[{i}]", column, same_rows=True)
+        if embeddings[0].shape[0] == 0:
+            raise ValueError("embeddings: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+
+    def _across(self) -> dict[str, Any] | None:
+        """What all ranks must share, where rows of all are taken in."""
+        return self.get_config_dict() if self.gather_across_devices else None
+
+    @agreed(_check, _across, even=("embeddings",))
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         """The loss of columns that are embedded already.
 
@@ -137,14 +153,7 @@ class MultipleNegativesRankingLoss(nn.Module):
             ValueError: for fewer than 2 columns, shapes that do not fit, or no rows.
             TypeError: for unsupported or mixed dtypes.
         """
-        if len(embeddings) < 2:
-            raise ValueError(
-                f"embeddings: expected queries and documents, got {len(embeddings)} columns; pass 2 or more"
-            )
-        for i, column in enumerate(embeddings[1:], 1):
-            checks.pair_of_matrices("embeddings[0]", embeddings[0], f"embeddings[{i}]", column, same_rows=True)
-        if embeddings[0].shape[0] == 0:
-            raise ValueError("embeddings: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+        self._check(embeddings)
         columns = [normalize_rows(column) if self.normalize else column for column in embeddings]
         batch = _Batch.of(columns, self.gather_across_devices)
         if self.hardness_mode is None or self.hardness_strength == 0.0:

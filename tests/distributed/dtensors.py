@@ -61,7 +61,7 @@ def objectives(reduction: str, rank: int, world: int) -> float:
             numbers = {name: torch.tensor(float(arguments.get(name, v))).double() for name, v in case.scalars.items()}
             answers = []
             for placed in (False, True):
-                put = (lambda t: distribute_tensor(t, mesh, placements)) if placed else (lambda t: t.clone())
+                put = partial(distribute_tensor, device_mesh=mesh, placements=placements) if placed else torch.clone
                 rows = [
                     t.clone() if case.name == "moco" and i == 2 else put(t).requires_grad_()
                     for i, t in enumerate(plain)
@@ -113,7 +113,7 @@ def primitive(rank: int, world: int) -> float:
                     continue
                 answers = []
                 for placed in (False, True):
-                    put = (lambda t: distribute_tensor(t, mesh, placements)) if placed else (lambda t: t.clone())
+                    put = partial(distribute_tensor, device_mesh=mesh, placements=placements) if placed else torch.clone
                     given = {k: put(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
                     if callable(given.get("mask")):
                         given["mask"] = given["mask"](put(groups))
