@@ -262,7 +262,9 @@ def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     return dict(arguments.arguments)
 
 
-def agreed(check: Callable[..., None], across: Callable[[Any], dict[str, Any] | None], even: tuple[str, ...] = ()) -> Any:
+def agreed(
+    check: Callable[..., None], across: Callable[[Any], dict[str, Any] | None], even: tuple[str, ...] = ()
+) -> Any:
     """Decorate a method that talks to all ranks, so that they agree on its call first, as objectives with group= do.
 
     Args:

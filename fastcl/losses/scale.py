@@ -109,6 +109,6 @@ def number(t: Tensor) -> str:
     try:
         if type(t) in (Tensor, nn.Parameter) and not t.is_meta:  # a DTensor would ask other ranks
             return f"{t.item():.4g}"
-    except RuntimeError:  # a graph is captured, or every tensor is taken for a fake one
+    except (RuntimeError, AssertionError):  # a graph is captured, or every tensor is taken for a fake one
         pass
     return f"{str(t.dtype).removeprefix('torch.')} on {t.device.type}"
