@@ -107,6 +107,8 @@ class Objective(_Declared):
         """Raise what our own functions raise of settings that do not go together: they check these before they ask for rows."""
         if not self.settings or not self.function.__module__.startswith("fastcl.functional."):
             return
+        if not all(hasattr(self, name) for name in self.settings):
+            return  # a subclass computes one of what is not there yet
         given = {name: getattr(self, name) for name in self.settings if name not in ACROSS_RANKS}
         given = {name: 1.0 if isinstance(value, nn.Module) else value for name, value in given.items()}
         rows = [p for p in signature(self.function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -60,7 +60,10 @@ class LogitScale(nn.Module):
 
 
 class _AtMost(torch.autograd.Function):
-    """min(value, bound), whose gradient beyond the bound is 0 in the one direction and passes in the other."""
+    """min(value, bound), whose gradient beyond the bound is 0 in the one direction and passes in the other.
+
+    It has no jvp: torch.compile takes no Function that has one.
+    """
 
     generate_vmap_rule = True
 
@@ -72,17 +75,11 @@ class _AtMost(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         value, ctx.bound = inputs
         ctx.save_for_backward(value)
-        ctx.save_for_forward(value)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         (value,), (g,) = ctx.saved_tensors, upstream
         return torch.where((value > ctx.bound) & (g < 0), 0.0, g), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        (value,) = ctx.saved_tensors
-        return torch.where(value > ctx.bound, 0.0, tangents[0])
 
 
 def learnable_or_fixed(module: nn.Module, name: str, value: float, learnable: bool) -> Tensor:
