@@ -9,11 +9,13 @@ from .cached import cached_embeddings, cached_step
 from .equation.masks import Mask, across_groups, all_pairs, off_diagonal, within_groups
 from .equation.reductions import merge
 from .ops import pair_reduce, pair_total
+from .patching import Patch, patch
 from .version import __version__
 
 __all__ = [
     "BackendUnavailableError",
     "Mask",
+    "Patch",
     "__version__",
     "across_groups",
     "all_pairs",
@@ -27,5 +29,6 @@ __all__ = [
     "pair_reduce",
     "pair_total",
     "pairs",
+    "patch",
     "within_groups",
 ]

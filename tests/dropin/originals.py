@@ -93,3 +93,42 @@ def sentence_transformers() -> ModuleType:
     with _imports():
         importlib.import_module("sentence_transformers.sentence_transformer.losses")
         return importlib.import_module("sentence_transformers")
+
+
+class _Empty(type):
+    """A class whose every attribute is None."""
+
+    def __getattr__(cls, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Anything(ModuleType):
+    """A module that has every name, each such a class."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Empty(name, (), {})
+
+
+@cache
+def whole_open_clip() -> ModuleType:
+    """open_clip itself, with its factory and its models; what cleans texts and transforms images comes from empty classes."""
+    importlib.import_module("transformers").PreTrainedModel  # noqa: B018  # before torchvision seems to be there
+    names = (
+        "torchvision",
+        "torchvision.transforms",
+        "torchvision.transforms.functional",
+        "torchvision.ops",
+        "torchvision.ops.misc",
+        "ftfy",
+    )
+    made = {name: _Anything(name) for name in names}
+    for name, module in made.items():
+        module.__path__ = []  # type: ignore[attr-defined]
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(made[parent], child, module)
+    with _imports(stand_ins=made):
+        return importlib.import_module("open_clip")

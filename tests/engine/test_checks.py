@@ -117,7 +117,11 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         ValueError,
         "bias_y: expected shape (5,), one value for each row of y, got (4,)",
     ),
-    (reduce(X, Y, bias_x=G4), TypeError, "bias_x: expected a floating-point tensor, got int64; convert it with .float()"),
+    (
+        reduce(X, Y, bias_x=G4),
+        TypeError,
+        "bias_x: expected a floating-point tensor, got int64; convert it with .float()",
+    ),
     (reduce(X, Y, scale=float("nan")), ValueError, "scale: expected a finite number, got nan"),
     (reduce(X, Y, scale="1"), TypeError, "scale: expected a number or a tensor with one element, got str"),
     (
