@@ -1,15 +1,14 @@
-"""The fused form: no workspace beyond O(n + m), and by default the same bits in every run.
+"""The fused form: no workspace beyond O(n + m), and the same bits in every run.
 
     fused_rows                                   r and c: 1 product of 2 n m d flops, half with x itself
     fused_gradient x against y                   W Y:     2
-    fused_gradient y against x                   W^T X:   2 (atomic: 1, within the sweep before)
+    fused_gradient y against x                   W^T X:   2
 
 so that rows and columns take 5 products where the strip form takes 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 from ..backends.reference import outer_form
 from ..equation.problem import Gradients, Problem, Wanted
-from . import autotune, tuning
+from . import tuning
 from .fused_kernels import fused_gradient, fused_rows, merge_columns
 from .launching import FUSED_OPTIONS, pair_slope, pair_value, present, vectors
 from .reductions import FAINT
@@ -48,22 +47,13 @@ class Fused:
         r = State(p, s.n)
         c = r if s.symmetric else State(p, s.m) if p.columns else None
         far = s.far() if r.lse else None
-        tile = autotune.choose(
-            self._key("rows", c is not None),
-            tuning.rows_tiles(self.arch, self.kind, self.d),
-            lambda tile: self._reduce(r, c, tile, shared=r.lse, far=far),
-        )
+        tile = tuning.rows_tiles(self.arch, self.kind, self.d)[0]
         self._reduce(r, c, tile, shared=r.lse, far=far)
         if r.lse:
             # Whether that lost a row or a column says the device alone: the second launch returns at once where it did not.
             redo = faint(p, r.sum if c is None or c is r else torch.cat((r.sum, c.sum)))
             self._reduce(r, c, tile, shared=False, redo=redo)
         return r.result(), c.result() if p.columns and c is not None else None
-
-    def _key(self, *what: Hashable) -> Hashable:
-        s = self.sides
-        sizes = (self.d, autotune.size_class(s.n), autotune.size_class(s.m))
-        return (*what, self.arch, self.kind, *sizes, s.symmetric, s.p.operand, s.p.pair.name, s.p.reduce, s.p.mask.kind)
 
     def _reduce(
         self, r: State, c: State | None, tile: tuning.RowsTile, *, shared: bool, far: Tensor | None = None,
@@ -91,36 +81,28 @@ class Fused:
                 **FUSED_OPTIONS,
             )  # fmt: skip
 
-    def sweep(self, weights: Weighting, sums: Sums, swapped: bool, atomic: bool, values: Tensor | None) -> None:
-        """One sweep of fused_gradient: x against y, or (swapped) y against x."""
+    def sweep(self, weights: Weighting, sums: Sums, swapped: bool, values: Tensor | None = None) -> None:
+        """One sweep of fused_gradient: x against y, or (swapped) y against x; `values` (n,) receives the row sums of f."""
         p, s = self.p, self.sides
         x, y, n, m, diff = self.x, self.y, s.n, s.m, s.diff
-        wy, w_rows, wtx, w_cols = sums.wy, sums.w_rows, sums.wtx, sums.w_cols
+        wy, w_rows = sums.wy, sums.w_rows
         if swapped:
             x, y, n, m, diff, weights = y, x, m, n, -diff, weights.swapped()
-            wy, w_rows, wtx, w_cols = wtx, w_cols, wy, w_rows
+            wy, w_rows = sums.wtx, sums.w_cols
         wy = p.scale.new_empty(n, self.d) if wy is None else wy
-        absent = p.scale
-
-        def run(tile: tuning.GradientTile) -> None:
-            # Which of the two says the device alone: both are launched, and one returns at once.
-            for close in (True, False) if weights.reference is not None else (True,):
-                served = tile if close else tuning.TWO_EXPONENTIALS.get((self.arch, tile), tile)
-                config = served._asdict() | FUSED_OPTIONS
-                grid = (triton.cdiv(n, config["BM"]), triton.cdiv(self.d, config["PART"]))
-                even = self.d % config["PART"] == 0 and self.d % config["BD"] == 0
-                fused_gradient[grid](
-                    X=x, Y=y, WY=wy, W_ROWS=present(w_rows, absent), VALUES=present(values, absent),
-                    WTX=present(wtx, absent), W_COLS=present(w_cols, absent), n=n, m=m, d=self.d, diff=diff,
-                    sx=x.stride(0), sy=y.stride(0), swx=self.d, swy=self.d, EVEN=even, PAIR=pair_value(s),
-                    SLOPE=pair_slope(s), ROW_SUMS=w_rows is not None, VALUE=values is not None,
-                    ATOMIC=atomic and wtx is not None, COL_SUMS=atomic and w_cols is not None, CLOSE=close,
-                    PRECISION=self.precision, **weights.arguments(absent), **vectors(s, swapped), **config,
-                )  # fmt: skip
-
-        tiles = tuning.gradient_tiles(self.arch, self.kind, p.reduce, self.d)
-        # Atomics add to what is there: a run that is repeated would count twice.
-        run(tiles[0] if atomic else autotune.choose(self._key("gradient", swapped, values is None), tiles, run))
+        tile = tuning.gradient_tiles(self.arch, self.kind, p.reduce, self.d)[0]
+        # Which of the two says the device alone: both are launched, and one returns at once.
+        for close in (True, False) if weights.reference is not None else (True,):
+            served = tile if close else tuning.TWO_EXPONENTIALS.get((self.arch, tile), tile)
+            config = served._asdict() | FUSED_OPTIONS
+            grid = (triton.cdiv(n, config["BM"]), triton.cdiv(self.d, config["PART"]))
+            even = self.d % config["PART"] == 0 and self.d % config["BD"] == 0
+            fused_gradient[grid](
+                X=x, Y=y, WY=wy, W_ROWS=present(w_rows, p.scale), VALUES=present(values, p.scale), n=n, m=m, d=self.d,
+                diff=diff, sx=x.stride(0), sy=y.stride(0), swy=self.d, EVEN=even, PAIR=pair_value(s), SLOPE=pair_slope(s),
+                ROW_SUMS=w_rows is not None, VALUE=values is not None, CLOSE=close, PRECISION=self.precision,
+                **weights.arguments(p.scale), **vectors(s, swapped), **config,
+            )  # fmt: skip
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
@@ -130,45 +112,45 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     return Fused(p).rows()
 
 
-def gradients(
-    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, atomic: bool
-) -> Gradients:
-    """The gradients of <g, r> + <h, c>: a sweep for each side, or one that adds the other side's by atomics."""
-    return _gradients(p, r, c, g, h, wanted, atomic, p.x.dtype, None)
+def holds_gradients(p: Problem) -> bool:
+    """Whether weights can be stored in 16 bits before the tile's largest is known: those of a float16 sum cannot."""
+    return p.x.dtype != torch.float16 or p.reduce == "logsumexp"
+
+
+def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+    """The gradients of <g, r> + <h, c>: a sweep for each side."""
+    return _gradients(p, r, c, g, h, wanted, p.x.dtype, None)
 
 
 def _gradients(
-    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, atomic: bool,
-    dtype: torch.dtype, values: Tensor | None,
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype,
+    values: Tensor | None,
 ) -> Gradients:  # fmt: skip
     """The same; `values` (n,) receives the row sums of f on the way."""
     if p.n == 0 or p.m == 0:
         return Sums(Sides(p), wanted).gradients(dtype)
     fused = Fused(p)
     sums = Sums(fused.sides, wanted, width=fused.d)
-    unit = weight_unit(p, fused.sides, g, h if p.y is not None else g)
+    unit = weight_unit(p, g, h if p.y is not None else g)
     weights = weighting(p, r, c, g, h, unit)
-    both = atomic and p.y is not None
-    if sums.wy is not None or sums.w_rows is not None or both or values is not None:
-        fused.sweep(weights, sums, swapped=False, atomic=both, values=values)
-    if not both and (sums.wtx is not None or sums.w_cols is not None):
-        fused.sweep(weights, sums, swapped=True, atomic=False, values=None)
+    if sums.wy is not None or sums.w_rows is not None or values is not None:
+        fused.sweep(weights, sums, swapped=False, values=values)
+    if sums.wtx is not None or sums.w_cols is not None:
+        fused.sweep(weights, sums, swapped=True)
     return sums.gradients(dtype, unit)
 
 
-def total(
-    p: Problem, positive: Tensor | None, outer: str, wanted: Wanted, atomic: bool
-) -> tuple[Tensor, Gradients, Tensor | None]:
+def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """Value and gradients of the total form; a sum takes its value from the gradient's own sweep."""
     if p.reduce == "sum" and outer == "sum" and any(wanted):
         r, ones = p.scale.new_zeros(p.n), p.scale.new_ones(p.n)
-        grads = _gradients(p, r, None, ones, None, wanted, atomic, p.dtype, r)
+        grads = _gradients(p, r, None, ones, None, wanted, p.dtype, r)
         return r.sum(dtype=torch.float64).to(p.dtype), grads, None
     r, _ = rows(p)
     value, g, dpositive = outer_form(outer, r.double(), None if positive is None else positive.double())
     grads = Gradients()
     if any(wanted):
-        grads = _gradients(p, r, None, g.to(p.dtype), None, wanted, atomic, p.dtype, None)
+        grads = _gradients(p, r, None, g.to(p.dtype), None, wanted, p.dtype, None)
     return value.to(p.dtype), grads, None if dpositive is None else dpositive.to(p.dtype)
 
 

@@ -141,19 +141,17 @@ def fused_rows(
 
 @triton.jit(do_not_specialize=_SIZES)
 def fused_gradient(
-    X, Y, NX, NY, BX, BY, GX, GY, A, B, R, C, G, H, REFERENCE, WY, W_ROWS, VALUES, WTX, W_COLS, n, m, d, diff, sx, sy, swx, swy,
-    k0, k1,
+    X, Y, NX, NY, BX, BY, GX, GY, A, B, R, C, G, H, REFERENCE, WY, W_ROWS, VALUES, n, m, d, diff, sx, sy, swy, k0, k1,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, PART: tl.constexpr, KEEP: tl.constexpr, EVEN: tl.constexpr,
     SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr,
     SLOPE: tl.constexpr, LSE: tl.constexpr, HAS_G: tl.constexpr, HAS_H: tl.constexpr, ROW_SUMS: tl.constexpr,
-    VALUE: tl.constexpr, ATOMIC: tl.constexpr, COL_SUMS: tl.constexpr, CLOSE: tl.constexpr, PRECISION: tl.constexpr,
+    VALUE: tl.constexpr, CLOSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """WY[rows of this block, columns of this part] = W Y, and from the first part W 1 and the row sums of f.
 
     A part is PART columns of d, and KEEP says that one part is all of it: each tile of Y then serves both products. Every
-    part of a wider d forms z again. ATOMIC adds W^T X to WTX on the way (COL_SUMS: and W^T 1 to W_COLS), in an order that
-    no two runs share. Under log-sum-exp with g and h the launch whose CLOSE is not what REFERENCE says returns at once: in
-    one kernel the branch would cost the inner loop 40 registers.
+    part of a wider d forms z again. Under log-sum-exp with g and h the launch whose CLOSE is not what REFERENCE says returns
+    at once: in one kernel the branch would cost the inner loop 40 registers.
     """
     rho = load_side(REFERENCE, 0, 1, 0.0, LSE and HAS_G and HAS_H)
     if LSE and HAS_G and HAS_H:  # noqa: SIM102  decided at compile time, and what follows on the device
@@ -172,7 +170,7 @@ def fused_gradient(
     gx = load_side(GX, i, n, 0, grouped)
     g = load_side(G, i, n, 0.0, HAS_G)
     r = load_normaliser(R, i, n, LSE and HAS_G)
-    if KEEP or ATOMIC:
+    if KEEP:
         x = _load_rows(X, i, n, sx, k, d, EVEN)
     wy = tl.zeros((BM, PART), tl.float32)
     row_sums = tl.zeros((BM,), tl.float32)
@@ -202,15 +200,7 @@ def fused_gradient(
         if ROW_SUMS:
             # diag(W 1) X - W Y cancels: both terms take the same rounded weights.
             row_sums += tl.sum(rounded.to(tl.float32) if SQDIST else w, 1)
-        if COL_SUMS:
-            col_sums = tl.sum(rounded.to(tl.float32) if SQDIST else w, 0)
-            if part == 0:
-                tl.atomic_add(W_COLS + j, col_sums, mask=j < m, sem="relaxed")
         wy = tl.dot(rounded, y, wy, input_precision=PRECISION)
-        if ATOMIC:
-            wtx = tl.dot(tl.trans(rounded), x, input_precision=PRECISION)
-            at = WTX + j.to(tl.int64)[:, None] * swx + k[None, :]
-            tl.atomic_add(at, wtx, mask=(j < m)[:, None] & (k < d)[None, :], sem="relaxed")
     at = WY + i.to(tl.int64)[:, None] * swy + k[None, :]
     tl.store(at, wy, mask=(i < n)[:, None] & (k < d)[None, :])
     if part == 0:

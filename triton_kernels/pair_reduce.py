@@ -1,8 +1,7 @@
 """The backend's three functions: which form serves this problem, and the guards that both forms need.
 
-FASTCL_TRITON (read at each call) picks the form: strip (the default), fused (deterministic), fused-atomic (dY by
-floating-point atomics: one product less, not repeatable), or auto (the predictions of tuning.py).
-FASTCL_TRITON_WORKSPACE_MB bounds the workspace of the strip form, 64 unless told. FASTCL_TRITON_AUTOTUNE=1: autotune.py.
+FASTCL_TRITON (read at each call) picks the form: strip, fused, or auto (the default: the predictions of tuning.py).
+FASTCL_TRITON_WORKSPACE_MB bounds the workspace of the strip form; strip.default_workspace says what it is unless told.
 
 torch.compile sees one opaque op for each direction, whole and without a new graph for another batch size (tested). The
 kernels are not wrapped by torch.library.wrap_triton, since that would give nothing and take something: there is nothing to
@@ -26,56 +25,59 @@ from .launching import on_device
 
 FORM_VARIABLE = "FASTCL_TRITON"
 WORKSPACE_VARIABLE = "FASTCL_TRITON_WORKSPACE_MB"
-FORMS = ("strip", "fused", "fused-atomic", "auto")
-WORKSPACE_MB = 64
+FORMS = ("strip", "fused", "auto")
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r (n,), and c (m,) when p.columns."""
     with _plain(p):
-        return fused.rows(p) if form(p) != "strip" else strip.rows(p, workspace_bytes())
+        return fused.rows(p) if form(p, gradients=False) == "fused" else strip.rows(p, workspace_bytes(p))
 
 
 def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
     """The gradients of <g, r> + <h, c>; dx and dy in the dtype of x."""
     with _plain(p):
-        if form(p) == "strip":
-            return strip.gradients(p, r, c, g, h, wanted, workspace_bytes())
-        return fused.gradients(p, r, c, g, h, wanted, atomic=form(p) == "fused-atomic")
+        if form(p, gradients=True) == "fused":
+            return fused.gradients(p, r, c, g, h, wanted)
+        return strip.gradients(p, r, c, g, h, wanted, workspace_bytes(p))
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients, all in the accumulation dtype."""
     with _plain(p):
-        if form(p) == "strip":
-            return strip.total(p, positive, outer, wanted, workspace_bytes())
-        return fused.total(p, positive, outer, wanted, atomic=form(p) == "fused-atomic")
+        if form(p, gradients=any(wanted)) == "fused":
+            return fused.total(p, positive, outer, wanted)
+        return strip.total(p, positive, outer, wanted, workspace_bytes(p))
 
 
-def form(p: Problem) -> str:
-    """The form that serves this problem: strip, fused or fused-atomic.
+def form(p: Problem, gradients: bool) -> str:
+    """The form that serves the rows of this problem, or its gradients: strip or fused.
 
     Raises:
         ValueError: if FASTCL_TRITON names none of them.
     """
-    name = os.environ.get(FORM_VARIABLE) or "strip"
+    name = os.environ.get(FORM_VARIABLE) or "auto"
     if name not in FORMS:
         raise ValueError(f"{FORM_VARIABLE}: expected one of {', '.join(FORMS)}, got {name!r}")
+    if gradients and not fused.holds_gradients(p):
+        return "strip"
     return tuning.predicted_form(p, fused.dot_precision(p.x)) if name == "auto" else name
 
 
-def workspace_bytes() -> int:
+def workspace_bytes(p: Problem) -> int:
     """The bound on the strip form's workspace.
 
     Raises:
         ValueError: if FASTCL_TRITON_WORKSPACE_MB is not a positive number.
     """
-    text = os.environ.get(WORKSPACE_VARIABLE) or str(WORKSPACE_MB)
+    text = os.environ.get(WORKSPACE_VARIABLE)
+    if not text:
+        return strip.default_workspace(p)
     try:
         megabytes = float(text)
     except ValueError:
         megabytes = 0.0
-    if not megabytes > 0.0:
+    if not 0.0 < megabytes < 1e9:
         raise ValueError(f"{WORKSPACE_VARIABLE}: expected a positive number of megabytes, got {text!r}")
     return int(megabytes * (1 << 20))
 

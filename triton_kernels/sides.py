@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..equation.pairs import LOG_2
 from ..equation.problem import Gradients, Problem, Wanted
 
 # Weights are stored as float16 with their largest near 2^12: four bits of room above it for the sum of two roles and for
@@ -145,32 +144,13 @@ def contiguous_rows(t: Tensor) -> Tensor:
     return t if 1 in t.stride() else t.contiguous()
 
 
-def weight_unit(p: Problem, sides: Sides, g: Tensor, h: Tensor | None) -> Tensor | None:
-    """What float16 weights are divided by, so that they neither overflow nor vanish; None for the other dtypes.
+def weight_unit(p: Problem, g: Tensor, h: Tensor | None) -> Tensor | None:
+    """What the float16 weights of a log-sum-exp are divided by, so that they neither overflow nor vanish; None for others.
 
-    A weight is at most sup |f'| (max |g| + max |h|). Under log-sum-exp the first factor is 1; for a sum it is taken over
-    the z that Cauchy and Schwarz allow, at whose ends (or at a constant of f) every f' of the catalogue is largest.
+    Such a weight is at most max |g| + max |h|: no softmax passes 1. No bound serves a sum, whose slope may be of any size far
+    from every pair; its unit is the largest weight of each tile (strip.py).
     """
-    if p.x.dtype != torch.float16 or sides.n == 0 or sides.m == 0:
+    if p.x.dtype != torch.float16 or p.reduce == "sum" or p.n == 0 or p.m == 0:
         return None
     top = g.abs().amax() + (h.abs().amax() if h is not None else 0.0)
-    if p.reduce == "sum":
-        top = top * _slope_bound(p, sides)
     return (top * _FLOAT16_TOP).clamp(1e-30, 1e30).nan_to_num(1.0)
-
-
-def _slope_bound(p: Problem, sides: Sides) -> Tensor:
-    far_x, far_y = (_largest_norm(t, squared) for t, squared in ((sides.x, sides.norm_x), (sides.y, sides.norm_y)))
-    low, high = (-far_x * far_y, far_x * far_y)
-    if p.operand == "sqdist":
-        low, high = torch.zeros_like(low), (far_x + far_y).square()
-    ends = torch.stack((low, high)) * p.scale + p.shift
-    for bias in (p.bias_x, p.bias_y):
-        if bias is not None:
-            ends = ends + torch.stack((bias.amin(), bias.amax()))
-    low, high = ends.amin(), ends.amax()
-    just_under = 1.0 - 1e-6
-    inner = [k for c in p.pair.constants for k in (c, (LOG_2 - c) * just_under)] + [LOG_2]
-    # torch.full_like and not torch.tensor: a copy from the host would end a CUDA graph's capture.
-    at = torch.stack([low, high, *(torch.full_like(low, z).clamp(low, high) for z in inner)])
-    return p.pair.df(at).abs().nan_to_num(0.0, posinf=0.0).amax()

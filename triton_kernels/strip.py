@@ -25,10 +25,11 @@ from .launching import STRIP_OPTIONS, pair_slope, pair_value, present, softmax_r
 from .sides import Sides, Sums, contiguous_rows, weight_unit
 from .strip_kernels import merge_partials, strip_reduce, strip_weights
 
-# A tile of 2048 x 2048 float32 logits and its weights, 25 MB, stay in the L2 cache of an A100 and an H100.
-TILE_ELEMENTS = 2048 * 2048
-# Under this many rows the product W^T X reads and writes more of dY than a second sweep costs.
-ONE_SWEEP_ROWS = 512
+# Beyond this side a tile's products gain nothing: W Y of 8192 x 512 already fills an H100 with blocks of 128 x 256.
+LARGEST_SIDE = 8192
+# Under this many rows the products of a strip as wide as the matrix, W Y and W^T X, cost more than a second sweep.
+ONE_SWEEP_ROWS = 2048
+MOST_BLOCKS = 65535  # along the second dimension of a grid
 _ALIGN = 16
 
 
@@ -41,6 +42,14 @@ class Tile(NamedTuple):
     j1: int
     dot: Tensor
     pitch: int
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        return self.i0, self.i1
+
+    @property
+    def cols(self) -> tuple[int, int]:
+        return self.j0, self.j1
 
     @property
     def on_diagonal(self) -> bool:
@@ -61,7 +70,8 @@ class Strip:
         elements = self.tile_rows * _padded(self.tile_cols)
         self.dot = p.scale.new_empty(elements)
         self.weights = self.dot if p.x.dtype == torch.float32 else p.x.new_empty(elements)
-        self.scratch = p.scale.new_empty(max(self.tile_rows, self.tile_cols) * self.sides.d)
+        # The float16 weights of a sum: exact ones take the place of the logits, and are rounded when the largest is known.
+        self.in_units = p.x.dtype == torch.float16 and p.reduce == "sum"
         self.arguments = vectors(self.sides)
 
     def __iter__(self) -> Iterator[Tile]:
@@ -78,10 +88,10 @@ class Strip:
         """Merge the tile's reductions into those of its rows and columns."""
         assert rows is not None
         block = tuning.epilogue(tuning.STRIP_REDUCE) | STRIP_OPTIONS
-        blocks_m, blocks_n, grid = _grid(tile, block)
+        blocks_m, blocks_n = _blocks(tile, block)
         row_parts = rows.parts(blocks_n, tile.i1 - tile.i0)
         col_parts = cols.parts(blocks_m, tile.j1 - tile.j0) if cols is not None else row_parts
-        strip_reduce[grid](
+        strip_reduce[(blocks_n, blocks_m)](
             S=tile.dot, ROWS=row_parts, COLS=col_parts, PAIR=pair_value(self.sides), COLUMNS=cols is not None,
             **self._place(tile), **self.arguments, **block,
         )  # fmt: skip
@@ -92,11 +102,13 @@ class Strip:
     def accumulate(self, tile: Tile, weighting: Weighting, sums: Sums, value: State | None = None) -> None:
         """Turn the tile into weights and add its part to the four sums (and the row sums of f to `value`)."""
         block = tuning.epilogue(tuning.STRIP_WEIGHTS) | STRIP_OPTIONS
-        blocks_m, blocks_n, grid = _grid(tile, block)
+        blocks_m, blocks_n = _blocks(tile, block)
         mirrored = self.sides.symmetric and not tile.on_diagonal
-        w_cols = sums.w_rows if mirrored else sums.w_cols
+        w_rows, w_cols = sums.w_rows, sums.w_rows if mirrored else sums.w_cols
+        if self.in_units and self.p.operand == "sqdist":
+            w_rows = w_cols = None  # those of the rounded weights, below
         row_sums, col_sums, values = (
-            None if into is None else State(self.p, sums=into) for into in (sums.w_rows, w_cols, value and value.sum)
+            None if into is None else State(self.p, sums=into) for into in (w_rows, w_cols, value and value.sum)
         )
         row_parts, col_parts, value_parts = (
             self.p.scale if state is None else state.parts(count, size)
@@ -106,8 +118,8 @@ class Strip:
                 (values, blocks_n, tile.i1 - tile.i0),
             )
         )
-        strip_weights[grid](
-            S=tile.dot, W=self.weights, ROWS=row_parts, COLS=col_parts, VALUES=value_parts,
+        strip_weights[(blocks_n, blocks_m)](
+            S=tile.dot, W=tile.dot if self.in_units else self.weights, ROWS=row_parts, COLS=col_parts, VALUES=value_parts,
             PAIR=pair_value(self.sides), SLOPE=pair_slope(self.sides), ROW_SUMS=row_sums is not None,
             COL_SUMS=col_sums is not None, VALUE=values is not None,
             **weighting.arguments(self.p.scale), **self._place(tile), **self.arguments, **block,
@@ -122,11 +134,24 @@ class Strip:
 
     def _multiply(self, tile: Tile, sums: Sums, mirrored: bool) -> None:
         w = tile.view(self.weights)
+        unit = self._round(tile, w) if self.in_units else None
+        into, w_cols = (sums.wy, sums.w_rows) if mirrored else (sums.wtx, sums.w_cols)
+        if unit is not None and self.p.operand == "sqdist":
+            # diag(W 1) X - W Y cancels: both terms take the same rounded weights.
+            for rows, dim, (start, stop) in ((sums.w_rows, 1, tile.rows), (w_cols, 0, tile.cols)):
+                if rows is not None:
+                    rows[start:stop].addcmul_(w.sum(dim, dtype=rows.dtype), unit)
         if sums.wy is not None:
-            add_product(sums.wy[tile.i0 : tile.i1], w, self.y[tile.j0 : tile.j1], self.scratch)
-        into = sums.wy if mirrored else sums.wtx
+            add_product(sums.wy[tile.i0 : tile.i1], w, self.y[tile.j0 : tile.j1], unit)
         if into is not None:
-            add_product(into[tile.j0 : tile.j1], w.T, self.x[tile.i0 : tile.i1], self.scratch)
+            add_product(into[tile.j0 : tile.j1], w.T, self.x[tile.i0 : tile.i1], unit)
+
+    def _round(self, tile: Tile, w: Tensor) -> Tensor:
+        """Exact weights to float16 ones in a unit that is returned: their largest then is 2^14, 38 bits over the smallest."""
+        exact = tile.view(self.dot)
+        unit = torch.linalg.vector_norm(exact, float("inf")).mul_(2.0**-14).clamp_(1e-30, 1e30).nan_to_num_(1.0)
+        torch.div(exact, unit, out=w)
+        return unit
 
     def _place(self, tile: Tile) -> dict[str, int]:
         return {
@@ -135,10 +160,9 @@ class Strip:
         }  # fmt: skip
 
 
-def _grid(tile: Tile, block: dict[str, Any]) -> tuple[int, int, tuple[int, int]]:
-    """Blocks of rows, blocks of columns, and the launch grid of both."""
-    blocks = triton.cdiv(tile.i1 - tile.i0, block["BM"]), triton.cdiv(tile.j1 - tile.j0, block["BN"])
-    return *blocks, blocks
+def _blocks(tile: Tile, block: dict[str, Any]) -> tuple[int, int]:
+    """Blocks of rows and blocks of columns."""
+    return triton.cdiv(tile.i1 - tile.i0, block["BM"]), triton.cdiv(tile.j1 - tile.j0, block["BN"])
 
 
 class State:
@@ -234,7 +258,7 @@ def _gradients(
         return Sums(Sides(p), wanted).gradients(dtype)
     strip = Strip(p, workspace_bytes)
     sums = Sums(strip.sides, wanted)
-    unit = weight_unit(p, strip.sides, g, h if p.y is not None else g)
+    unit = weight_unit(p, g, h if p.y is not None else g)
     weights = weighting(p, r, c, g, h, unit)
     for tile in strip:
         strip.accumulate(tile, weights, sums)
@@ -263,11 +287,10 @@ def _sum_in_one_sweep(p: Problem, wanted: Wanted, workspace_bytes: int) -> tuple
     sums = Sums(strip.sides, wanted)
     r = State(p, p.n)
     ones = p.scale.new_ones(p.n)
-    unit = weight_unit(p, strip.sides, ones, ones if p.y is None else None)
-    weights = weighting(p, ones, None, ones, None, unit)
+    weights = weighting(p, ones, None, ones, None, None)
     for tile in strip:
         strip.accumulate(tile, weights, sums, value=r)
-    return r.result().sum(dtype=torch.float64).to(p.dtype), sums.gradients(p.dtype, unit), None
+    return r.result().sum(dtype=torch.float64).to(p.dtype), sums.gradients(p.dtype), None
 
 
 def _rows_in_one_sweep(
@@ -280,7 +303,7 @@ def _rows_in_one_sweep(
     value = p.scale.new_full((), float("-inf") if outer == "pooled" else 0.0, dtype=torch.float64)
     dpositive = torch.zeros_like(positive, dtype=p.dtype) if positive is not None else None
     # Each g is a sigmoid or a softmax over rows: at most 1.
-    unit = weight_unit(p, strip.sides, p.scale.new_ones(1), None)
+    unit = weight_unit(p, p.scale.new_ones(1), None)
     normaliser, upstream = p.scale.new_empty(p.n), p.scale.new_empty(p.n)
     for tile in strip:
         here = slice(tile.i0, tile.i1)
@@ -302,19 +325,29 @@ def _rows_in_one_sweep(
 
 
 def tile_shape(p: Problem, workspace_bytes: int, full_width: bool = False) -> tuple[int, int]:
-    """Rows and columns of a tile whose logits and weights fit the workspace, and the L2 cache where it is not full width."""
+    """Rows and columns of a tile whose logits and weights fit the workspace, and its blocks a grid."""
     elements = workspace_bytes // _element_bytes(p)
+    most = MOST_BLOCKS * min(tuning.STRIP_REDUCE[0], tuning.STRIP_WEIGHTS[0])
     if full_width:
-        return max(1, min(p.n, elements // _padded(p.m))), max(1, p.m)
-    elements = min(elements, TILE_ELEMENTS)
-    side = max(_ALIGN, int(elements**0.5) // _ALIGN * _ALIGN)
+        return max(1, min(p.n, elements // _padded(p.m), most)), max(1, p.m)
+    elements = min(elements, LARGEST_SIDE**2)
+    side = _whole(int(elements**0.5))
     if p.y is None:
         return side, side
     rows = min(max(1, p.n), side)
-    cols = max(_ALIGN, elements // rows // _ALIGN * _ALIGN)
+    cols = _whole(elements // rows)
     if p.m < cols:
-        rows = max(1, min(p.n, elements // _padded(p.m)))
+        rows = max(1, min(p.n, elements // _padded(p.m), most))
     return rows, cols
+
+
+def default_workspace(p: Problem) -> int:
+    """Bytes: 96 MB, or half as much again as the float32 gradients of x and y take, which stand beside it.
+
+    The larger the tile, the fuller its products and the fewer launches: CLIP's gradient at 65,536 x 512 has 1,024 tiles of
+    2048 x 2048, or 64 of 8192 x 8192.
+    """
+    return max(96 << 20, 6 * p.x.shape[1] * (p.n + p.m))
 
 
 def _fits_full_width(p: Problem, workspace_bytes: int) -> bool:
@@ -328,26 +361,45 @@ def _element_bytes(p: Problem) -> int:
     return 4 if p.x.dtype == torch.float32 else 4 + p.x.element_size()
 
 
+def _whole(side: int) -> int:
+    """A side of whole blocks of a matrix product, or of vectors where it is too short for that."""
+    return max(_ALIGN, side // 1024 * 1024 or side // _ALIGN * _ALIGN)
+
+
 def _padded(cols: int) -> int:
     return max(_ALIGN, -(-cols // _ALIGN) * _ALIGN)
 
 
+def _widened(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The operands of a product in float32, wider (exactly) where 16-bit ones have none.
+
+    Only CUDA multiplies them into float32, and not where a setting of torch's lets float16 accumulate in itself.
+    """
+    serves = a.is_cuda and torch.version.hip is None
+    if serves and not (a.dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation):
+        return a, b
+    return a.float(), b.float()
+
+
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = a b in float32."""
+    a, b = _widened(a, b)
     if a.dtype == torch.float32:
         torch.mm(a, b, out=out)
-    elif a.is_cuda and torch.version.hip is None:
-        torch.mm(a, b, out_dtype=torch.float32, out=out)
     else:
-        # Only CUDA multiplies 16-bit operands into float32; elsewhere the tile's operands are widened, exactly.
-        torch.mm(a.float(), b.float(), out=out)
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
 
 
-def add_product(out: Tensor, a: Tensor, b: Tensor, scratch: Tensor) -> None:
-    """out += a b in float32."""
-    if a.dtype == torch.float32:
+def add_product(out: Tensor, a: Tensor, b: Tensor, unit: Tensor | None = None) -> None:
+    """out += unit a b in float32, unit being one number, or None for 1."""
+    a, b = _widened(a, b)
+    if unit is not None:
+        part = torch.empty_like(out)
+        product(a, b, part)
+        out.addcmul_(part, unit)
+    elif a.dtype == torch.float32:
         out.addmm_(a, b)
-        return
-    part = scratch[: out.numel()].view(out.shape)
-    product(a, b, part)
-    out.add_(part)
+    else:
+        # addmm takes no 16-bit operands beside a float32 sum; baddbmm, which adds in place where out is its summand, does.
+        sum_ = out[None]
+        torch.baddbmm(sum_, a[None], b[None], out_dtype=torch.float32, out=sum_)

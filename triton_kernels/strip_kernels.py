@@ -39,8 +39,9 @@ def strip_reduce(
 
     The tile holds rows [i0, n) and columns [j0, m). Log-sum-exp has the planes top and sum, a sum has one.
     """
-    bi = tl.program_id(0)
-    bj = tl.program_id(1)
+    # Blocks of columns along x: the other axes of a grid end at 65,535.
+    bj = tl.program_id(0)
+    bi = tl.program_id(1)
     i = i0 + bi * BM + tl.arange(0, BM)
     j = j0 + bj * BN + tl.arange(0, BN)
     z, _ = _tile_logits(S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B, SQDIST, HAS_BX, HAS_BY)
@@ -50,8 +51,8 @@ def strip_reduce(
     col = COLS + bi.to(tl.int64) * cols_pitch + j - j0
     if LSE:
         z = mask_tile(z, i0 + bi * BM, j0 + bj * BN, n, m, diff, gx, gy, float("-inf"), BM, BN, MASK)
-        row_plane = tl.num_programs(1).to(tl.int64) * rows_pitch
-        col_plane = tl.num_programs(0).to(tl.int64) * cols_pitch
+        row_plane = tl.num_programs(0).to(tl.int64) * rows_pitch
+        col_plane = tl.num_programs(1).to(tl.int64) * cols_pitch
         if COLUMNS:
             row_top, row_sum, col_top, col_sum = rows_and_columns(z, BM, BN)
             tl.store(col, col_top, mask=j < m)
@@ -81,8 +82,9 @@ def strip_weights(
 
     W may be S itself where both are float32: a program reads its block before it writes it, and no other reads it.
     """
-    bi = tl.program_id(0)
-    bj = tl.program_id(1)
+    # Blocks of columns along x: the other axes of a grid end at 65,535.
+    bj = tl.program_id(0)
+    bi = tl.program_id(1)
     i = i0 + bi * BM + tl.arange(0, BM)
     j = j0 + bj * BN + tl.arange(0, BN)
     z, offsets = _tile_logits(S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B, SQDIST, HAS_BX, HAS_BY)

@@ -1,15 +1,18 @@
 """Which tile serves which architecture, dtype and d; and which form is predicted to be faster where.
 
-Every entry compiles without local memory for its architecture and carries its matrix instruction; COMPILED.md beside this
-file holds the registers, spills and shared memory that the compiler reported, and tests/triton/test_compiled.py holds the
-table to them. Nothing here was timed: the order of entries follows counted instructions and bytes, until a GPU says better.
+Every entry compiles without local memory for its architecture and carries its matrix instruction; tests/triton/compiled.json
+holds the registers, spills and shared memory that the compiler reported (`python -m tests.triton.entries --print`), and
+tests/triton/test_compiled.py holds the table to them. Nothing here was timed: the order of entries follows counted
+instructions and bytes, until a GPU says better.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import torch
+import triton
 
 from ..equation.problem import Problem
 from .availability import interpreted
@@ -329,6 +332,18 @@ def epilogue(block: tuple[int, int]) -> dict[str, Any]:
 
 
 def predicted_form(p: Problem, precision: str) -> str:
-    """strip or fused, whichever is predicted to be faster."""
-    bound = FUSED_UP_TO[architecture(p.x.device)][kind_of(p.x.dtype, precision)]
-    return "fused" if p.x.shape[1] <= bound else "strip"
+    """strip or fused, whichever is predicted to be faster; strip where the compiler makes a race of the fused form."""
+    arch = architecture(p.x.device)
+    if arch == "sm_90" and not fences_before_wgmma(triton.__version__):
+        return "strip"
+    return "fused" if p.x.shape[1] <= FUSED_UP_TO[arch][kind_of(p.x.dtype, precision)] else "strip"
+
+
+def fences_before_wgmma(version: str) -> bool:
+    """Whether this Triton orders what asynchronous copies have written before wgmma reads it through another proxy.
+
+    The fused kernels for sm_90 hold one fence.proxy.async under 3.6.0 and 3.7.0, before the loop alone, and the tiles that
+    cp.async brings within it are read without one (tools/ptxemu: SharedRace); under 3.7.1 they hold two.
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    return numbers >= (3, 7, 1)

@@ -1,8 +1,10 @@
 """Every kernel that tuning.py can choose, in the variants that need the most registers, for the compile gate.
 
-python -m tests.triton.entries [--missing] [sm_80 sm_90 ...]    compile them and write triton_kernels/COMPILED.md
+python -m tests.triton.entries [--missing] [sm_80 sm_90 ...]    compile them and write compiled.json
+python -m tests.triton.entries --print                          the record as a table
 
---missing keeps what was compiled from the kernels as they are now.
+--missing keeps what was compiled from the kernels as they are now. Spills are STACK bytes and STL and LDL instructions (on
+gfx942: spilled vector registers). No GPU is used and nothing is timed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from .compiling import Report, compile_kernel, report
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "sm_86", "sm_89")
 RECORD = Path(__file__).with_name("compiled.json")
-TABLE = Path(tuning.__file__).with_name("COMPILED.md")
+KERNELS = Path(tuning.__file__).parent
 DTYPE = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 EQUATION = {"SQDIST": False, "HAS_BX": False, "HAS_BY": False, "MASK": "off_diagonal"}
 LSE = {"PAIR": PAIRS["identity"][0], "LSE": True}
@@ -99,7 +101,7 @@ def _gradient(arch: str, kind: str, reduce: str, tile: tuning.GradientTile) -> I
     for served, label, extra in variants:
         constants, warps, stages = _split(served)
         constants |= EQUATION | {
-            "EVEN": True, "ATOMIC": False, "COL_SUMS": False, "PRECISION": "tf32" if kind == "tf32" else "ieee",
+            "EVEN": True, "PRECISION": "tf32" if kind == "tf32" else "ieee",
         }  # fmt: skip
         where = (
             f"fused_gradient {kind} {served.BM}x{served.BN} d {'=' if served.KEEP else 'in parts of'} {served.PART}, "
@@ -145,14 +147,9 @@ def faults(entry: Entry, found: Report) -> str | None:
     return None
 
 
-def write_table(record: dict[str, Report]) -> None:
+def table(record: dict[str, Report]) -> str:
+    """The record as people read it. Blocks: what registers, shared memory and warps let one multiprocessor hold."""
     lines = [
-        "# What the compiler made of every kernel that tuning.py can choose",
-        "",
-        "Written by `python -m tests.triton.entries`; `tests/triton/test_compiled.py` compiles again and compares. Spills are",
-        "STACK bytes and STL and LDL instructions (on gfx942: spilled vector registers); blocks is what registers, shared",
-        "memory and warps let one multiprocessor hold (on gfx942: shared memory alone). No GPU was used and nothing was timed.",
-        "",
         "| architecture | kernel | registers | stack, STL, LDL | shared memory | blocks | matrix instructions |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -161,7 +158,7 @@ def write_table(record: dict[str, Report]) -> None:
         matrix = ", ".join(f"{count} {op}" for op, count in r.matrix.items()) or "none"
         spills = f"{r.stack}, {r.stl}, {r.ldl}"
         lines.append(f"| {arch} | {name} | {r.registers} | {spills} | {r.shared} | {r.blocks_per_sm} | {matrix} |")
-    TABLE.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines)
 
 
 def source_digest() -> str:
@@ -169,7 +166,7 @@ def source_digest() -> str:
     digest = hashlib.sha256(repr((FUSED_OPTIONS, STRIP_OPTIONS)).encode())
     for name in ("equation", "intrinsics", "generated_pairs", "reductions", "strip_kernels", "fused_kernels"):
         before = tokenize.NEWLINE
-        with tokenize.open(TABLE.with_name(f"{name}.py")) as file:
+        with tokenize.open(KERNELS / f"{name}.py") as file:
             for token in tokenize.generate_tokens(file.readline):
                 if token.type in (tokenize.COMMENT, tokenize.NL):
                     continue
@@ -181,6 +178,9 @@ def source_digest() -> str:
 
 
 def main(arguments: list[str]) -> None:
+    if arguments == ["--print"]:
+        print(table(load_record().entries))
+        return
     missing = "--missing" in arguments
     digest = source_digest()
     for arch in [a for a in arguments if a != "--missing"] or ARCHITECTURES:
@@ -199,7 +199,6 @@ def main(arguments: list[str]) -> None:
         order = {a: k for k, a in enumerate(ARCHITECTURES)}
         every = dict(sorted((others | made).items(), key=lambda item: order[item[0].split(" ")[0]]))
         save_record(Record(dict(sorted({**record.sources, arch: digest}.items())), every))
-        write_table(every)
 
 
 class Record(NamedTuple):

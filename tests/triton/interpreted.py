@@ -5,27 +5,34 @@ The interpreter is chosen when the kernels are imported, so these tests need a p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 import torch._dynamo.testing
-from fastcl.triton_kernels import autotune, tuning
+from fastcl.triton_kernels import strip, tuning
 from fastcl.triton_kernels.sides import Sides
-from triton.runtime.errors import OutOfResources
 
 import fastcl
 from fastcl import triton_kernels
-from fastcl.backends import blocked, reference
+from fastcl.backends import reference
 from fastcl.backends.choice import BackendUnavailableError, choose
 from fastcl.equation.problem import Gradients, Problem, Wanted
 from tests.objectives.cases import CASES, Case
 
-from .problems import MASKS, PAIRS, check, check_rows_and_gradients, check_total, error, problem, upstream
+from .problems import (
+    MASKS,
+    PAIRS,
+    check,
+    check_distances_far_from_the_origin,
+    check_given_reductions,
+    check_rows_and_gradients,
+    check_total,
+    error,
+    problem,
+    upstream,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns where a masked lane overflows
-FORMS = ("strip", "fused", "fused-atomic")
+FORMS = ("strip", "fused")
 OPERANDS = ("dot", "sqdist")
 
 
@@ -195,15 +202,13 @@ def test_float16_distances_of_a_cloud_far_from_the_origin() -> None:
 
 
 def test_float16_distances_lose_nothing_to_a_far_origin() -> None:
-    """A cloud around 64 whose rows differ by a few: norms of 1e5 in float32 would leave 1e-3 of each distance."""
-    p = problem(37, 53, 24, operand="sqdist", dtype=torch.float16, columns=True, scale=-0.25, length=8.0)
-    assert p.y is not None
-    p.x.add_(64.0)
-    p.y.add_(64.0)
-    truth = reference.rows(p)
-    for mine, theirs, exact in zip(triton_kernels.rows(p), blocked.rows(p), truth, strict=True):
-        assert mine is not None and theirs is not None and exact is not None
-        assert error(mine, exact) <= error(theirs, exact) + 4e-7
+    check_distances_far_from_the_origin(triton_kernels, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gradients_use_the_reductions_that_they_are_given(dtype: torch.dtype) -> None:
+    check_given_reductions(problem(37, 53, 24, columns=True, dtype=dtype), triton_kernels)
+    check_given_reductions(problem(37, None, 24, dtype=dtype), triton_kernels)
 
 
 def test_a_centre_that_would_round_rows_is_not_taken() -> None:
@@ -235,61 +240,8 @@ def test_what_the_interpreter_cannot_serve_is_refused() -> None:
 
 def test_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCL_TRITON", "fast")
-    with pytest.raises(ValueError, match="FASTCL_TRITON: expected one of strip, fused, fused-atomic, auto, got 'fast'"):
+    with pytest.raises(ValueError, match="FASTCL_TRITON: expected one of strip, fused, auto, got 'fast'"):
         triton_kernels.rows(problem(3, 4, 8))
-
-
-def test_tiles_are_timed_only_when_asked(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that says the last tile is the fastest: that one runs, and the answer is right; not asked, nothing is timed."""
-    p = problem(45, 37, 24, columns=True)
-    clock = iter(range(100, 0, -1))
-    timed: list[float] = []
-
-    def milliseconds(run: Callable[[], object]) -> float:
-        run()
-        timed.append(next(clock))
-        return timed[-1]
-
-    ran: list[bool] = []
-
-    def tiles(of: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-        return lambda *arguments: [Seen(*tile) for tile in of(*arguments)]
-
-    class Seen(tuning.RowsTile):
-        def _asdict(self) -> dict[str, Any]:
-            ran.append(self.KEEP)
-            return super()._asdict()
-
-    monkeypatch.setattr(autotune, "_chosen", {})
-    monkeypatch.setattr(autotune, "milliseconds", milliseconds)
-    monkeypatch.setattr(tuning, "rows_tiles", tiles(tuning.rows_tiles))
-    check_rows_and_gradients(p, triton_kernels)
-    assert not timed
-    assert all(ran)
-    monkeypatch.setenv("FASTCL_TRITON_AUTOTUNE", "1")
-    check_rows_and_gradients(p, triton_kernels)
-    # Two tiles each for the rows and, where no atomics add up, for both sweeps of the gradient.
-    assert len(timed) == {"strip": 0, "fused": 6, "fused-atomic": 2}[form]
-    if form != "strip":
-        assert ran[-1] is False, "the tile of the second table row was the fastest"
-    check_rows_and_gradients(p, triton_kernels)
-    assert len(timed) == {"strip": 0, "fused": 6, "fused-atomic": 2}[form], "a choice is made once"
-    monkeypatch.setenv("FASTCL_TRITON_AUTOTUNE", "yes")
-    if form != "strip":
-        with pytest.raises(ValueError, match="FASTCL_TRITON_AUTOTUNE: expected 0 or 1, got 'yes'"):
-            triton_kernels.rows(p)
-
-
-@pytest.mark.parametrize("form", ["fused"], indirect=True)
-def test_a_tile_without_room_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(tile: str) -> None:
-        if tile == "large":
-            raise OutOfResources(200_000, 100_000, "shared memory")
-
-    monkeypatch.setattr(autotune, "_chosen", {})
-    monkeypatch.setattr(autotune, "milliseconds", lambda run: 1.0)
-    monkeypatch.setenv("FASTCL_TRITON_AUTOTUNE", "1")
-    assert autotune.choose("key", ["large", "small"], run) == "small"
 
 
 @pytest.mark.parametrize("form", ["strip"], indirect=True)  # what torch.compile sees does not depend on it
@@ -315,6 +267,32 @@ def test_compiles_whole_and_for_every_batch_size(form: str) -> None:
     assert counter.frame_count == compilations
     ops = [str(node.target) for graph in counter.graphs for node in graph.graph.nodes if "fastcl" in str(node.target)]
     assert ops == ["fastcl.pair_reduce"], ops
+
+
+@pytest.mark.parametrize(
+    ("version", "arch", "form"),
+    [("3.6.0", "sm_90", "strip"), ("3.7.0+git1", "sm_90", "strip"), ("3.7.1", "sm_90", "fused"), ("3.10.0", "sm_90", "fused"),
+     ("3.6.0", "sm_80", "fused"), ("3.6.0", "sm_120", "fused")],
+)  # fmt: skip
+def test_auto_leaves_out_the_form_that_an_older_compiler_makes_a_race_of(
+    version: str, arch: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning.triton, "__version__", version)
+    monkeypatch.setattr(tuning, "architecture", lambda device: arch)
+    assert tuning.predicted_form(problem(3, 4, 128, dtype=torch.float16), "ieee") == form
+
+
+def test_no_grid_is_taller_than_a_card_takes() -> None:
+    """Few queries against millions of keys, and millions of rows against few columns: no blocks beyond 65,535 along y."""
+    for n, m in ((2, 2_200_000), (1, 5_000_000), (5_000_000, 1), (3_000_000, None)):
+        x = torch.empty(n, 0, dtype=torch.float16)
+        p = problem(1, 1, 1).__class__(
+            **{**problem(1, 1, 1).__dict__, "x": x, "y": None if m is None else x.new_empty(m, 0)}
+        )
+        for full_width in (False, True):
+            rows, _ = strip.tile_shape(p, 1 << 34, full_width)
+            for block in (tuning.STRIP_REDUCE, tuning.STRIP_WEIGHTS):
+                assert -(-min(rows, n) // block[0]) <= strip.MOST_BLOCKS
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "much"])

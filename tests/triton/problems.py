@@ -6,29 +6,43 @@ plain n x m computation in the inputs' own dtype, differentiated by autograd.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastcl.backends import reference
-from fastcl.equation.masks import Mask
-from fastcl.equation.pairs import CosineJS, Log, PairFunction, Power, pair_function
+from fastcl.backends import blocked, reference
+from fastcl.equation.masks import KINDS, Mask
+from fastcl.equation.pairs import PairFunction, pair_function
 from fastcl.equation.problem import Gradients, Problem, Wanted, accumulation_dtype
 
-MASKS = ("all", "off_diagonal", "across_groups", "within_groups")
+MASKS = KINDS
+# Of a constant that is not named here: 0.5.
+CONSTANTS = {"p": -1.5, "eps": 0.3}
+# Every registered pair function but the identity, whose sum needs no sweep: the name stands for the log-sum-exp here.
 PAIRS: dict[str, PairFunction] = {
-    **{name: pair_function(name) for name in ("exp", "softplus", "sigmoid_squared", "square", "log1p", "rsqrt1p")},
-    "power": Power(-1.5, 0.3),
-    "log": Log(0.3),
-    "cosine_js": CosineJS(0.1),
+    name: cls(*(CONSTANTS.get(constant, 0.5) for constant in cls.constant_names))
+    for name, cls in PairFunction.registry.items()
+    if cls.built_in and name != "identity"
 }
-# log1p and rsqrt1p need 1 + z > 0: a shift of 2 keeps every dot product of unit rows inside.
-_SHIFT = {"log1p": 2.0, "rsqrt1p": 2.0, "power": 1.0, "log": 1.0}
+# What u of unit rows can be, and scales and shifts to try.
+REACHED = {"dot": (-1.0, 1.0), "sqdist": (0.0, 4.0)}
+AFFINE = {"dot": ((1.0, 0.1), (1.0, 2.0)), "sqdist": ((-1.5, 0.1), (0.5, 1.0))}
+
+
+def affine(pair: PairFunction, operand: str) -> tuple[float, float]:
+    """A scale and a shift that keep z within the domain of f, a good part of it where the slope is not 0."""
+    u = torch.linspace(*REACHED[operand], 101, dtype=torch.float64)
+    for scale, shift in AFFINE[operand]:
+        f, df = pair.f(scale * u + shift), pair.df(scale * u + shift)
+        if bool(torch.isfinite(f + df).all()) and (df != 0.0).sum() > len(u) // 3:
+            return scale, shift
+    raise ValueError(f"{pair}: expected one of {AFFINE[operand]} to suit it on {operand}; add one")
 
 
 def problem(
-    n: int, m: int | None, d: int, *, operand: str = "dot", pair: str = "identity", mask: str = "off_diagonal",
+    n: int, m: int | None, d: int, *, operand: str = "dot", pair: str | PairFunction = "identity", mask: str = "off_diagonal",
     bias: bool = False, columns: bool = False, scale: float | None = None, dtype: torch.dtype = torch.float32,
     seed: int = 0, length: float = 1.0,
 ) -> Problem:  # fmt: skip
@@ -46,15 +60,13 @@ def problem(
     row_offset = 2 if mask == "off_diagonal" and m is not None else 0
     small = accumulation_dtype(dtype)
     biases = [(torch.randn(size, generator=g) * 0.1).to(small) if bias and m else None for size in (n, cols)]
-    # Distances reach 4: a scale of -1.5 for exp and its kin, and a positive one where z must stay positive.
-    default = 5.0 if pair == "identity" else 1.0
-    if operand == "sqdist":
-        default = 0.5 if pair in _SHIFT else -1.5
+    f = pair if isinstance(pair, PairFunction) else PAIRS.get(pair) or pair_function(pair)
+    default, shift = affine(f, operand)
+    if f.name == "identity" and operand == "dot":
+        default = 5.0
     return Problem(
-        x, y, torch.tensor(default if scale is None else scale, dtype=small),
-        torch.tensor(_SHIFT.get(pair, 0.1), dtype=small), *biases,
-        Mask(mask, row_offset, 0, *grouped), operand, PAIRS.get(pair) or pair_function(pair),
-        "logsumexp" if pair == "identity" else "sum", columns,
+        x, y, torch.tensor(default if scale is None else scale, dtype=small), torch.tensor(shift, dtype=small), *biases,
+        Mask(mask, row_offset, 0, *grouped), operand, f, "logsumexp" if f.name == "identity" else "sum", columns,
     )  # fmt: skip
 
 
@@ -172,3 +184,37 @@ def check_total(p: Problem, outer: str, backend: object) -> None:
     check("dpositive", dpositive, true_dpositive, None, slack)
     for name, mine, theirs in zip(Gradients._fields, grads, true_grads, strict=True):
         check(f"d{name}", mine, theirs, None, slack)
+
+
+def check_given_reductions(p: Problem, backend: object) -> None:
+    """A log-sum-exp's gradients use the r and c that they are given: over ranks these are those of all pairs, not of p's own."""
+    up, wanted = upstream(p), all_wanted(p)
+    r, c = backend.rows(p)  # type: ignore[attr-defined]
+    own = backend.gradients(p, r, c, up.g, up.h, wanted)  # type: ignore[attr-defined]
+    # As if pairs elsewhere had made every sum e^2 times larger, and e^300 times: weights are that much smaller, or nothing.
+    for more in (2.0, 300.0):
+        given = None if c is None else c + more
+        got = backend.gradients(p, r + more, given, up.g, up.h, wanted)  # type: ignore[attr-defined]
+        for name, mine, whole in zip(Gradients._fields, got, own, strict=True):
+            if whole is not None:
+                difference = (mine.double() - whole.double() * math.exp(-more)).abs().max()
+                assert difference <= roundings(p) * whole.double().abs().max(), (
+                    f"d{name} of sums e^{more:.0f} times larger"
+                )
+
+
+def far_from_the_origin(dtype: torch.dtype) -> Problem:
+    """Distances of a cloud around 64 whose rows differ by a few: norms of 1e5 in float32 would leave 1e-3 of each."""
+    p = problem(37, 53, 24, operand="sqdist", dtype=dtype, columns=True, scale=-0.25, length=8.0)
+    assert p.y is not None
+    p.x.add_(64.0)
+    p.y.add_(64.0)
+    return p
+
+
+def check_distances_far_from_the_origin(backend: object, dtype: torch.dtype) -> None:
+    """Rows and columns as near the truth as plain PyTorch in float32 about a common centre."""
+    p = far_from_the_origin(dtype)
+    answers = (backend.rows(p), blocked.rows(p), reference.rows(p))  # type: ignore[attr-defined]
+    for mine, plain, truth in zip(*answers, strict=True):
+        assert error(mine, truth) <= error(plain, truth) + 4e-7

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
-CASES = ("tests/triton/interpreted.py", "tests/triton/interpreted_intrinsics.py")
+CASES = ("tests/triton/interpreted.py", "tests/triton/interpreted_float16.py", "tests/triton/interpreted_intrinsics.py")
 
 
 def test_every_combination_in_the_interpreter() -> None:

@@ -1,0 +1,33 @@
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False
+"""Pair functions as a user adds them, in the words of fastcl.pairs: their slopes peak where he likes, as high as he likes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastcl.equation.intrinsics import exp, sigmoid
+from fastcl.equation.pairs import PairFunction
+
+
+@dataclass(frozen=True)
+class Step(PairFunction, name="step_of_a_test"):
+    """f(z) = height sigmoid(z - at)."""
+
+    at: float
+    height: float
+
+    @staticmethod
+    def value(z, at, height):
+        return height * sigmoid(z - at)
+
+
+@dataclass(frozen=True)
+class Bump(PairFunction, name="bump_of_a_test"):
+    """f(z) = height e^-(z - at)^2."""
+
+    at: float
+    height: float
+
+    @staticmethod
+    def value(z, at, height):
+        return height * exp(-(z - at) * (z - at))
