@@ -15,8 +15,12 @@ template <class Kernel, class Params>
 int start(Kernel kernel, dim3 grid, int threads, int64_t shared, const Params& p, void* stream) {
   if (grid.x == 0) return cudaSuccess;
   if (shared > 48 << 10) {
-    const auto what = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    const cudaError_t error = cudaFuncSetAttribute(kernel, what, static_cast<int>(shared));
+    // The device's most and not this launch's: another thread may launch the same kernel with less between these two calls. It
+    // is a limit and reserves nothing.
+    int device = 0, most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != cudaSuccess) return error;
   }
   kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(p);

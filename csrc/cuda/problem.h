@@ -38,8 +38,8 @@ struct Problem {
   at::TensorOptions options() const { return x.options().dtype(dtype); }
 };
 
-// x and y as the kernels multiply them, and their squared norms for sqdist. 16-bit operands stay as they are: their products
-// and norms are exact in float32; the wider ones are taken about a common centre.
+// x and y as the kernels multiply them; for sqdist about a common centre, with their squared norms. 16-bit operands stay in 16
+// bits: their products are exact in float32.
 struct Sides {
   explicit Sides(const Problem& p);
 
@@ -87,7 +87,7 @@ Dtype dtype_of(const Tensor& t);
 inline const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 inline void* mutable_pointer(const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 
-// The stream that torch has made current for the tensor's device.
+// The stream that torch has made current for the tensor's device; in register.cpp, which no emulator links.
 void* current_stream(const Tensor& t);
 // Raises RuntimeError with the runtime's own words for what a launch returned.
 void check(int error, std::string_view launch);

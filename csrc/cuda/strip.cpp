@@ -1,5 +1,7 @@
 #include "strip.h"
 
+#include <ATen/Context.h>
+
 #include <cmath>
 #include <cstdlib>
 #include <string>
@@ -9,15 +11,17 @@ namespace {
 
 // Bounds the workspace; read at each call.
 constexpr char workspace_variable[] = "FASTCL_CUDA_WORKSPACE_MB";
-constexpr double workspace_mb = 64;
-// A tile of 2048 x 2048 float32 logits and its weights, 25 MB, stay in the L2 cache of an A100 and an H100.
-constexpr int64_t tile_elements = 2048 * 2048;
-// Under this many rows the product W^T X reads and writes more of dY than a second sweep costs.
-constexpr int64_t one_sweep_rows = 512;
+// Beyond this side a tile's products gain nothing: W Y of 8192 x 512 already fills an H100 with blocks of 128 x 256.
+constexpr int64_t largest_side = 8192;
+// Under this many rows the products of a strip as wide as the matrix, W Y and W^T X, cost more than a second sweep.
+constexpr int64_t one_sweep_rows = 2048;
+constexpr int64_t most_blocks = 65535;  // along the second dimension of a grid
 // The pitch is a multiple of this many elements: 16 bytes of any dtype.
 constexpr int64_t align = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// A side of whole blocks of a matrix product, or of vectors where it is too short for that.
+int64_t whole(int64_t side) { return std::max(align, side >= 1024 ? side / 1024 * 1024 : side / align * align); }
 int64_t padded(int64_t cols) { return std::max(align, ceil_div(cols, align) * align); }
 
 // Dot products in the accumulation dtype, and weights beside them unless they can take their place.
@@ -30,43 +34,36 @@ struct Shape {
   int64_t rows, cols;
 };
 
-// A tile that fits the workspace, and the L2 cache where it is not as wide as the matrix.
+// A tile that fits the workspace, and its blocks a grid.
 Shape tile_shape(const Problem& p, bool full_width) {
-  int64_t elements = workspace_bytes() / element_bytes(p);
+  int64_t elements = workspace_bytes(p) / element_bytes(p);
   if (full_width) return {std::max<int64_t>(1, std::min(p.n, elements / padded(p.m))), std::max<int64_t>(1, p.m)};
-  elements = std::min(elements, tile_elements);
-  const int64_t side = std::max(align, int64_t(std::sqrt(double(elements))) / align * align);
+  elements = std::min(elements, largest_side * largest_side);
+  const int64_t side = whole(int64_t(std::sqrt(double(elements))));
   if (p.symmetric) return {side, side};
   Shape shape{std::min(std::max<int64_t>(1, p.n), side), 0};
-  shape.cols = std::max(align, elements / shape.rows / align * align);
+  shape.cols = std::min(most_blocks * strip_block_cols, whole(elements / shape.rows));
   if (p.m < shape.cols) shape = {std::max<int64_t>(1, std::min(p.n, elements / padded(p.m))), std::max<int64_t>(1, p.m)};
   return shape;
 }
 
 bool fits_full_width(const Problem& p) {
   const int64_t rows = std::min(p.n, one_sweep_rows);
-  if (p.m > 65535 * strip_block_cols) return false;  // the second dimension of a grid
-  return tile_shape(p, true).rows >= rows && padded(p.m) * rows * element_bytes(p) <= workspace_bytes();
+  if (p.m > most_blocks * strip_block_cols) return false;
+  return tile_shape(p, true).rows >= rows && padded(p.m) * rows * element_bytes(p) <= workspace_bytes(p);
+}
+
+// Whether 16-bit operands are multiplied into float32 as they are: by CUDA alone, and not where a setting of torch's lets
+// float16 accumulate in itself, a combination that cuBLAS does not have. Elsewhere they are widened, exactly.
+bool multiplied_in_16_bits(const Tensor& a) {
+  return a.is_cuda() && !(a.scalar_type() == at::kHalf && at::globalContext().allowFP16AccumulationCuBLAS());
 }
 
 // out = a b in the accumulation dtype.
 void multiply(const Tensor& a, const Tensor& b, Tensor out) {
-  if (a.scalar_type() == out.scalar_type()) at::mm_out(out, a, b);
-  else if (a.is_cuda()) at::mm_outf(a, b, out.scalar_type(), out);
-  // Only CUDA multiplies 16-bit operands into float32; elsewhere they are widened, exactly.
-  else at::mm_out(out, a.to(out.scalar_type()), b.to(out.scalar_type()));
-}
-
-// out += unit a b, unit being one number, or undefined for 1.
-void add_product(Tensor out, const Tensor& a, const Tensor& b, const Tensor& scratch, const Tensor& unit) {
-  if (a.scalar_type() == out.scalar_type()) {
-    out.addmm_(a, b);
-    return;
-  }
-  const Tensor part = scratch.narrow(0, 0, out.numel()).view(out.sizes());
-  multiply(a, b, part);
-  if (unit.defined()) out.addcmul_(part, unit);
-  else out.add_(part);
+  const at::ScalarType wide = out.scalar_type();
+  if (a.scalar_type() != wide && multiplied_in_16_bits(a)) at::mm_outf(a, b, wide, out);
+  else at::mm_out(out, a.to(wide), b.to(wide));
 }
 
 // The float16 weights of a sum, rounded from exact ones in a unit that is returned. A slope may be of any size, and what bounds
@@ -132,7 +129,6 @@ class Strip {
     const int64_t elements = shape_.rows * padded(shape_.cols);
     dot_ = p.empty({elements});
     weights_ = p.x.scalar_type() == p.dtype ? dot_ : at::empty({elements}, p.x.options());
-    if (p.x.scalar_type() != p.dtype) scratch_ = p.empty({std::max(shape_.rows, shape_.cols) * p.d});
     equation_ = sides.equation(p);
   }
 
@@ -160,23 +156,28 @@ class Strip {
   // Turns the tile into weights and adds its part to the four sums, and the row sums of f to `value`.
   void accumulate(const Tile& t, const Weights& weights, Sums& sums, const Tensor& value = {}) {
     const bool mirrored = p_.symmetric && t.i0 != t.j0;
-    const Tensor& w_cols = mirrored ? sums.w_rows : sums.w_cols;
-    auto parts = [&](const Tensor& into, int64_t count, int64_t size) { return into.defined() ? p_.empty({1, count, size}) : Tensor(); };
-    const Tensor row_parts = parts(sums.w_rows, col_blocks(t), t.i1 - t.i0), values = parts(value, col_blocks(t), t.i1 - t.i0);
-    const Tensor col_parts = parts(w_cols, row_blocks(t), t.j1 - t.j0);
     const bool in_units = p_.x.scalar_type() == at::kHalf && !p_.lse();
+    // Under sqdist W 1 and W^T 1 are those of the weights as they are rounded: diag(W 1) X - W Y cancels.
+    const bool exact = !(in_units && p_.operand == Operand::sqdist);
+    const Tensor none, &others = mirrored ? sums.w_rows : sums.w_cols;
+    const Tensor &w_rows = exact ? sums.w_rows : none, &w_cols = exact ? others : none;
+    auto parts = [&](const Tensor& into, int64_t count, int64_t size) { return into.defined() ? p_.empty({1, count, size}) : Tensor(); };
+    const Tensor row_parts = parts(w_rows, col_blocks(t), t.i1 - t.i0), values = parts(value, col_blocks(t), t.i1 - t.i0);
+    const Tensor col_parts = parts(w_cols, row_blocks(t), t.j1 - t.j0);
     const Tensor& stored = in_units ? dot_ : weights_;
     const StripWeights args{equation_, t, weights.weighting(), mutable_pointer(stored), dtype_of(stored),
                             mutable_pointer(row_parts), mutable_pointer(col_parts), mutable_pointer(values)};
     FASTCL_LAUNCH(strip_weights, args, p_.x);
-    if (row_parts.defined()) State(p_, sums.w_rows).merge(row_parts, t.i0);
+    if (row_parts.defined()) State(p_, w_rows).merge(row_parts, t.i0);
     if (col_parts.defined()) State(p_, w_cols).merge(col_parts, t.j0);
     if (values.defined()) State(p_, value).merge(values, t.i0, mirrored ? 2 : 1);
 
     const Tensor w = view(weights_, t), unit = in_units ? rounded_in_a_unit(view(dot_, t), w) : Tensor();
-    if (sums.wy.defined()) add_product(rows_of(sums.wy, t), w, cols_of(sides.y, t), scratch_, unit);
+    if (!exact && sums.w_rows.defined()) rows_of(sums.w_rows, t).addcmul_(w.sum(1, false, p_.dtype), unit);
+    if (!exact && others.defined()) cols_of(others, t).addcmul_(w.sum(0, false, p_.dtype), unit);
+    if (sums.wy.defined()) add_product(rows_of(sums.wy, t), w, cols_of(sides.y, t), unit);
     const Tensor& into = mirrored ? sums.wy : sums.wtx;
-    if (into.defined()) add_product(cols_of(into, t), w.t(), rows_of(sides.x, t), scratch_, unit);
+    if (into.defined()) add_product(cols_of(into, t), w.t(), rows_of(sides.x, t), unit);
   }
 
  private:
@@ -193,7 +194,7 @@ class Strip {
 
  private:
   Shape shape_;
-  Tensor dot_, weights_, scratch_;
+  Tensor dot_, weights_;
   Equation equation_;
 };
 
@@ -250,9 +251,27 @@ Total rows_in_one_sweep(const Problem& p, const Tensor& positive, Outer outer, c
 
 }  // namespace
 
-int64_t workspace_bytes() {
+void add_product(Tensor out, const Tensor& a, const Tensor& b, const Tensor& unit) {
+  const at::ScalarType wide = out.scalar_type();
+  if (unit.defined()) {
+    const Tensor part = at::empty_like(out);
+    multiply(a, b, part);
+    out.addcmul_(part, unit);
+  } else if (a.scalar_type() != wide && multiplied_in_16_bits(a)) {
+    // addmm takes no 16-bit operands beside a float32 sum; baddbmm, which adds in place where out is its summand, does.
+    Tensor sum = out.unsqueeze(0);
+    at::baddbmm_outf(sum, a.unsqueeze(0), b.unsqueeze(0), wide, 1, 1, sum);
+  } else {
+    out.addmm_(a.to(wide), b.to(wide));
+  }
+}
+
+// 96 MB, or half as much again as the gradients of x and y in the accumulation dtype take, which stand beside it: the larger
+// the tile, the fuller its products and the fewer launches. CLIP's gradient at 65,536 x 512 has 1,024 tiles of 2048 x 2048, or
+// 64 of 8192 x 8192.
+int64_t workspace_bytes(const Problem& p) {
   const char* text = std::getenv(workspace_variable);
-  if (text == nullptr || *text == '\0') return int64_t(workspace_mb * (1 << 20));
+  if (text == nullptr || *text == '\0') return std::max(int64_t(96) << 20, int64_t(at::elementSize(p.dtype)) * 3 / 2 * p.d * (p.n + p.m));
   char* end = nullptr;
   const double megabytes = std::strtod(text, &end);
   TORCH_CHECK_VALUE(*end == '\0' && megabytes > 0 && megabytes < 1e9, workspace_variable, ": expected a positive number of megabytes, got '", text, "'");

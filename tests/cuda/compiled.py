@@ -1,6 +1,7 @@
 """What nvcc made of every CUDA kernel for every architecture, read from the objects of a build; needs no GPU and no torch.
 
-python -m tests.cuda.compiled FOLDER    write the record of a build (build/native-...) and csrc/cuda/COMPILED.md
+python -m tests.cuda.compiled           the record as a table
+python -m tests.cuda.compiled FOLDER    write the record of a build (build/native-...)
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 RECORD = Path(__file__).with_name("compiled.json")
-TABLE = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "COMPILED.md"
 # Shared memory, threads and registers of a multiprocessor (CUDA C programming guide, compute capabilities).
 SHARED = {"sm_80": 167936, "sm_86": 102400, "sm_89": 102400, "sm_90": 233472, "sm_100": 233472, "sm_120": 102400}
 THREADS = {"sm_80": 2048, "sm_86": 1536, "sm_89": 1536, "sm_90": 2048, "sm_100": 2048, "sm_120": 1536}
@@ -110,25 +110,25 @@ def regressions(found: dict[str, Kernel], before: dict[str, Kernel]) -> list[str
 
 
 def write(found: dict[str, Kernel]) -> None:
-    """The record, and the table that people read."""
     RECORD.write_text(
         "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(list(v))}" for k, v in found.items()) + "\n}\n"
     )
+
+
+def table(found: dict[str, Kernel]) -> str:
+    """The record as people read it."""
     lines = [
-        "# What nvcc made of every CUDA kernel",
-        "",
-        "Written by `python -m tests.cuda.compiled FOLDER` from the objects of a build; `make test-cuda-build` builds again and",
-        "compares. Blocks is what registers, static shared memory and threads let one multiprocessor hold. No GPU was used and",
-        "nothing was timed.",
-        "",
         "| architecture | kernel | registers | stack, local | shared memory | blocks |",
         "|---|---|---|---|---|---|",
     ]
     for key, k in found.items():
         arch, name = key.split(" ", 1)
         lines.append(f"| {arch} | `{name}` | {k.registers} | {k.stack}, {k.local} | {k.shared} | {k.blocks} |")
-    TABLE.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    write(read(Path(sys.argv[1])))
+    if len(sys.argv) > 1:
+        write(read(Path(sys.argv[1])))
+    else:
+        print(table(recorded()))

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 from fastcl.backends import choice, native
+from fastcl.equation.pairs import PairFunction
 from tools.ptxemu import _build, nvcc
 from tools.ptxemu.errors import from_fault
 from tools.ptxemu.module import DeviceMemory, Module, make_options
@@ -232,8 +233,8 @@ def emulated(
     )
     reason, module = choice.reason, choice.MODULES["cuda"]
 
-    def emulated_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        return None if name == "cuda" and device.type == "cpu" else reason(name, device, dtype)
+    def emulated_reason(name: str, device: torch.device, dtype: torch.dtype, *pair: PairFunction) -> str | None:
+        return None if name == "cuda" and device.type == "cpu" else reason(name, device, dtype, *pair)
 
     # Filling by torch would hide what was never written; the schedule's allocator fills with bits that no kernel writes.
     fill = torch.utils.deterministic.fill_uninitialized_memory

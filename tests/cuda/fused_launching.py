@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +14,16 @@ import torch
 from torch import Tensor
 
 from fastcl.backends import reference
-from fastcl.equation.problem import Problem
+from fastcl.equation.masks import KINDS as MASKS
+from fastcl.equation.problem import OPERANDS, REDUCTIONS, Problem
 from tools.ptxemu import nvcc
 from tools.ptxemu.errors import from_fault
 from tools.ptxemu.module import DeviceMemory, make_options
 from tools.ptxemu.stats import Stats
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-OPERANDS = ("dot", "sqdist")
-MASKS = ("all", "off_diagonal", "across_groups", "within_groups")
-REDUCTIONS = ("sum", "logsumexp")
-PAIRS = ("identity", "exp", "softplus", "sigmoid_squared", "square", "log1p", "rsqrt1p", "power", "log", "cosine_js")
+# The kernels know a pair function by its place in this list.
+PAIRS = re.findall(r'^  X\("(\w+)"', (CSRC / "generated" / "pairs.h").read_text(), re.MULTILINE)
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 P, I64, I32, F64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double

@@ -15,11 +15,14 @@ import torch
 import fastcl
 from fastcl.backends import choice, reference
 from fastcl.equation.masks import Mask
+from fastcl.equation.pairs import CosineJS, Log, PairFunction, Power
 from fastcl.equation.problem import Problem
 from tests.triton.problems import (
     MASKS,
     PAIRS,
     all_wanted,
+    check_distances_far_from_the_origin,
+    check_given_reductions,
     check_rows_and_gradients,
     check_total,
     error,
@@ -176,6 +179,39 @@ def test_nothing_to_reduce(n: int, m: int) -> None:
         empty = float("-inf") if pair == "identity" else 0.0
         assert r.tolist() == [empty] * n and c.tolist() == [empty] * m
         assert not grads.x.any() and not grads.y.any() and grads.scale == 0.0
+
+
+STEEP = [("sqdist", Power(-1.0, 1e-6)), ("dot", CosineJS(1e-6)), ("sqdist", Log(1e-6)), ("dot", Power(-2.0, 1e-6))]
+
+
+@pytest.mark.parametrize(("operand", "pair"), STEEP, ids=str)
+@pytest.mark.parametrize("form", ["strip", "fused"])
+def test_float16_sums_whose_slope_is_huge_where_no_pair_is(
+    form: str, operand: str, pair: PairFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clamp at 1e-6 bounds the slope by up to 1e18, a million times every pair's: a unit from it would leave weights of 0."""
+    monkeypatch.setenv("FASTCL_CUDA", form)
+    p = problem(24, 33, 8, operand=operand, pair=pair, mask="all", columns=True, dtype=F16)
+    with emulated():
+        check_rows_and_gradients(p, serving(p))
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+@pytest.mark.parametrize("form", ["strip", "fused"])
+def test_16_bit_distances_lose_nothing_to_a_far_origin(
+    form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTCL_CUDA", form)
+    with emulated():
+        check_distances_far_from_the_origin(choice.choose("cuda", torch.device("cpu"), dtype)[1], dtype)
+
+
+@pytest.mark.parametrize("form", ["strip", "fused"])
+def test_gradients_use_the_reductions_that_they_are_given(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCL_CUDA", form)
+    p = problem(37, 53, 24, columns=True, dtype=BF16)
+    with emulated():
+        check_given_reductions(p, serving(p))
 
 
 @pytest.mark.parametrize(("mask", "pair"), [("off_diagonal", "identity"), ("all", "softplus")])

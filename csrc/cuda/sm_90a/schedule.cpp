@@ -110,13 +110,12 @@ class Strips {
                             mutable_pointer(y_factors_), mutable_pointer(single)};
     FASTCL_LAUNCH(fused_factors, args, p.x);
 
-    int64_t elements = strip::workspace_bytes() / p.x.element_size();
+    int64_t elements = strip::workspace_bytes(p) / p.x.element_size();
     if (p.d <= cached_d) elements = std::min(elements, cached_bytes / p.x.element_size());
     const int64_t side = std::max<int64_t>(256, int64_t(std::sqrt(double(elements))) / 256 * 256);
     rows_ = std::min(p.n, p.m < side ? std::max(side, elements / std::max<int64_t>(256, p.m) / 256 * 256) : side);
     cols_ = p.symmetric ? rows_ : std::min(p.m, p.n < side ? std::max(side, elements / std::max<int64_t>(256, p.n) / 256 * 256) : side);
     weights_ = at::empty({cols_ * pitch(rows_)}, p.x.options());
-    scratch_ = p.empty({std::max(rows_, cols_) * p.d});
     equation_ = o.sides.equation(p);
   }
 
@@ -159,16 +158,8 @@ class Strips {
     gather(sums.w_rows, i0, row_parts), gather(w_cols, j0, col_parts);
     if (value.defined()) value.add_(values.sum(at::kDouble), mirrored ? 2 : 1);
     const Tensor w = weights_.as_strided({m, n}, {pitch(n), 1});  // transposed
-    if (sums.wy.defined()) add_product(sums.wy.narrow(0, i0, n), w.t(), o_.sides.y.narrow(0, j0, m), unit);
-    if (wtx.defined()) add_product(wtx.narrow(0, j0, m), w, o_.sides.x.narrow(0, i0, n), unit);
-  }
-  // out += unit a b, in float32; unit undefined is 1.
-  void add_product(Tensor out, const Tensor& a, const Tensor& b, const Tensor& unit) {
-    Tensor part = scratch_.narrow(0, 0, out.numel()).view(out.sizes());
-    if (a.is_cuda()) at::mm_outf(a, b, out.scalar_type(), part);
-    else at::mm_out(part, a.to(out.scalar_type()), b.to(out.scalar_type()));  // under an emulator
-    if (unit.defined()) out.addcmul_(part, unit);
-    else out.add_(part);
+    if (sums.wy.defined()) strip::add_product(sums.wy.narrow(0, i0, n), w.t(), o_.sides.y.narrow(0, j0, m), unit);
+    if (wtx.defined()) strip::add_product(wtx.narrow(0, j0, m), w, o_.sides.x.narrow(0, i0, n), unit);
   }
 
   const Problem& p_;
@@ -176,7 +167,7 @@ class Strips {
   int64_t multiprocessors_, rows_, cols_;
   bool both_;
   Equation equation_;
-  Tensor reference_, x_factors_, y_factors_, weights_, scratch_;
+  Tensor reference_, x_factors_, y_factors_, weights_;
 };
 
 Gradients gradients_in(at::ScalarType dtype, const Problem& p, const Tensor& r, const Tensor& c, const Tensor& g, const Tensor& h, const Wanted& wanted) {

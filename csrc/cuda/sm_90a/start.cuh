@@ -56,7 +56,8 @@ int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t 
   task.stages = static_cast<int>(std::min<int64_t>(16, (hopper_shared - rest - task.header) / stage));
   if (task.stages < 2) return cudaErrorInvalidValue;
   const int bytes = static_cast<int>(task.header + rest + task.stages * stage);
-  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return error;
+  // The most that any launch takes: another thread may launch the same kernel with less between this call and the next.
+  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, hopper_shared)) return error;
   kernel<<<dim3(static_cast<unsigned>(p.ctas), static_cast<unsigned>(p.splits)), 384, bytes, static_cast<cudaStream_t>(stream)>>>(x, y, w, task);
   return cudaGetLastError();
 }
