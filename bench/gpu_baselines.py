@@ -1,4 +1,4 @@
-"""What fastcl is compared with on a GPU: the three libraries of fused kernels, and everything of the CPU cases that runs there.
+"""What fastcl is compared with on a GPU beside eager PyTorch: the three libraries of fused kernels.
 
 The libraries are imported where they are installed, and listed as absent with the command that gets them elsewhere. No wheel of
 theirs needs a compiler.
@@ -7,18 +7,12 @@ theirs needs a compiler.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fastcl.backends import choice
-
-from .baselines import Baseline, baselines
-from .formulas import SCALE, SIGLIP_BIAS, SIGLIP_SCALE, Method, ours, units
-
-CHUNKS = (512, 2048, 8192)
-LEFT_OUT = ("KeOps", "pytorch-metric-learning", "lightly")  # minutes a call, or for other sizes
+from .baselines import Baseline
+from .formulas import SCALE, SIGLIP_BIAS, SIGLIP_SCALE, Method, units
 
 
 def _memeff(choice: int) -> Method:
@@ -74,14 +68,3 @@ def libraries(loss: str, d: int) -> list[Baseline]:
         command = "pip install --no-deps siglip-kernel==0.1.2"
         found.append(Baseline("siglip-kernel", _siglip_kernel, module="siglip_kernel", command=command, cuda_only=True))
     return found
-
-
-def methods(loss: str, d: int, device: torch.device, dtype: torch.dtype) -> list[Baseline]:
-    """fastcl by its choice and by each backend that serves the device, then all others."""
-    chosen = choice.choose(None, device, dtype)[0]
-    served = [b for b in choice.MODULES if b != "reference" and choice.reason(b, device, dtype) is None]
-    own = [Baseline("fastcl", lambda choice: ours(loss), backend=chosen)]
-    own += [Baseline(f"fastcl, {b}", lambda choice, b=b: ours(loss, b), backend=b) for b in served if b != chosen]  # type: ignore[misc]
-    rest = [b for b in baselines(loss) if b.name not in ("fastcl", *LEFT_OUT)]
-    rest = [replace(b, choices=CHUNKS) if len(b.choices) > 1 else b for b in rest]
-    return [*own, *rest, *libraries(loss, d)]

@@ -126,9 +126,7 @@ def fused_costs(gpu: str, d: int, dtype: torch.dtype) -> list[Cost]:
 
     def sweep(p: Problem) -> None:
         r, c = torch.full((p.n,), 10.0), torch.full((p.m,), 10.0)
-        fused.gradients(
-            p, r, c, torch.rand(p.n), torch.rand(p.m), Wanted(True, False, False, False, False, False), False
-        )
+        fused.gradients(p, r, c, torch.rand(p.n), torch.rand(p.m), Wanted(True, False, False, False, False, False))
 
     # One row block for each program of the emulated launch, so that prologues cancel in the difference.
     n = rows_tile.BM * 2

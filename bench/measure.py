@@ -353,13 +353,16 @@ def _processor() -> str:
 
 def _commit() -> str:
     """The commit, and whether sources differ from it."""
-    name, changes = (
-        subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
-        for arguments in (
-            ("rev-parse", "--short", "HEAD"),
-            ("status", "--porcelain", "--", "fastcl", "csrc", "triton_kernels", "bench/*.py"),
+    try:
+        name, changes = (
+            subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+            for arguments in (
+                ("rev-parse", "--short", "HEAD"),
+                ("status", "--porcelain", "--", "fastcl", "csrc", "triton_kernels", "bench/*.py"),
+            )
         )
-    )
+    except OSError:  # no git on this machine
+        return "unknown"
     return (name or "unknown") + (" with changes" if changes else "")
 
 

@@ -193,7 +193,7 @@ def test_float16_sums_whose_slope_is_huge_where_no_pair_is(
     monkeypatch.setenv("FASTCL_CUDA", form)
     p = problem(24, 33, 8, operand=operand, pair=pair, mask="all", columns=True, dtype=F16)
     with emulated():
-        check_rows_and_gradients(p, serving(p))
+        check_total(p, "sum", serving(p))
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)

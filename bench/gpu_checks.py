@@ -1,0 +1,306 @@
+"""The parts of the day of the card that are right or wrong: losses by every route, sizes, graphs, streams, threads, sanitizers.
+
+Each part is a generator of results, one a line in its file; `left` says how many seconds it may still take.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import fastcl
+from tests.objectives.cases import CASES
+
+from . import ROOT, device_checks
+from .cases import Case
+from .device_checks import Result, Route, first_line, routes, setting
+from .formulas import EAGER, ours
+
+WIDTHS = (100, 128, 512, 768, 1024)
+LOSSES = ("clip", "siglip", "nt_xent", "f_micl_js", "info_nce", "kcl")
+TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 2e-5}
+
+
+@dataclass(frozen=True)
+class Day:
+    """What every part is told. rows: a number of rows instead of each part's own, to try the command itself."""
+
+    device: torch.device
+    rows: int | None
+    end: float
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def left(self) -> float:
+        return self.end - self.clock()
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def facts(device: torch.device) -> Result:
+    """What the figures hold for, beside torch and the commit."""
+    try:
+        import triton
+
+        version = triton.__version__
+    except ImportError:
+        version = "none"
+    if device.type != "cuda":
+        return {"device": "a CPU: the command was tried, and nothing here is a figure", "triton": version}
+    properties = torch.cuda.get_device_properties(device)
+    capability = f"sm_{properties.major}{properties.minor}"
+    return {"device": properties.name, "capability": capability, "cuda": torch.version.cuda, "triton": version}
+
+
+def losses(day: Day) -> Iterator[Result]:
+    """Every loss in every dtype by every route of the first backend, then of the others, then all arguments in float32."""
+    sizes = ((day.rows or 203, 37),)
+    first = routes(day.device, torch.float32)[0].backend
+    todo = []
+    for mine in (True, False):
+        for item in device_checks.wanted(sizes, every_argument=False, cases=CASES):
+            todo += [(item, r) for r in routes(day.device, item.dtype) if (r.backend == first) == mine]
+    every = device_checks.wanted(((day.rows or 256, 64),), every_argument=True, cases=CASES)
+    todo += [(item, routes(day.device, item.dtype)[0]) for item in every]
+    for k, (item, route) in enumerate(todo):
+        if day.left < 0:
+            yield {"cut": f"{len(todo) - k} of {len(todo)} checks"}
+            return
+        yield device_checks.check(item, route, day.device)
+
+
+def against_float64(
+    day: Day, loss: str, n: int, d: int, dtype: torch.dtype, route: Route, stride: int | None = None
+) -> Result:
+    """Value and gradients of n rows a view against the eager formula in float64 on the device."""
+    found: Result = {"case": loss, "n": n, "d": d, "dtype": str(dtype).removeprefix("torch."), "route": route.name}
+    try:
+        x, y = (t.detach() for t in Case("", loss, n, d, 1).inputs(dtype, day.device.type))
+        if stride is not None:  # rows far apart in memory, of which only their own pages are touched
+            wide = torch.empty(n, stride, dtype=dtype, device=day.device)
+            wide[:, :d] = x
+            x = wide[:, :d]
+        leaves = [t.requires_grad_() if t.is_leaf else t for t in (x, y)]
+        with setting(route.settings):
+            mine = torch.autograd.grad(value := ours(loss, route.backend)(*leaves), leaves)
+        exact = [t.detach().double().requires_grad_() for t in leaves]
+        truth = torch.autograd.grad(true_value := EAGER[loss](*exact), exact)
+        off = [float((a.double() - b).norm() / b.norm()) for a, b in zip(mine, truth, strict=True)]
+        value_error = float((value.double() - true_value).abs() / true_value.abs())
+    except Exception as error:
+        return found | {"right": False, "failed": first_line(error)}
+    right = value_error < TOLERANCE[dtype] and max(off) < TOLERANCE[dtype]
+    return found | {"value_error": value_error, "gradient_error": max(off), "right": right}
+
+
+def forms(day: Day) -> Iterator[Result]:
+    """Every route at the widths of the timed cases, tiles so small that every loop over tiles turns."""
+    for d in WIDTHS:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for loss in LOSSES:
+                for route in routes(day.device, dtype, small_tiles=True):
+                    if day.left < 0:
+                        yield {"cut": f"from d = {d}, {dtype}, {loss} on"}
+                        return
+                    yield against_float64(day, loss, day.rows or 1100, d, dtype, route)
+
+
+def large(day: Day) -> Iterator[Result]:
+    """More row blocks than multiprocessors, several whole tiles, and elements past 2^31: nothing smaller reaches that code."""
+    first = [r for r in routes(day.device, torch.bfloat16) if r.backend != "blocked"] or routes(
+        day.device, torch.bfloat16
+    )
+    sizes = [
+        ("clip", 20000, 64),
+        ("nt_xent", 12000, 128),
+        ("f_micl_js", 20000, 128),
+        ("siglip", 20000, 512),
+        ("clip", 20000, 1024),
+    ]
+    for loss, n, d in sizes:
+        for route in first:
+            if day.left < 0:
+                yield {"cut": f"from {loss} on"}
+                return
+            yield against_float64(day, loss, day.rows or n, d, torch.bfloat16, route)
+    stride = 1 << 17 if day.cuda else 256  # times 20,000 rows passes 2^31 elements
+    yield against_float64(day, "siglip", day.rows or 20000, 128, torch.bfloat16, first[0], stride)
+    yield halves_agree(day, day.rows or 70000, 128)
+
+
+def halves_agree(day: Day, n: int, d: int) -> Result:
+    """n rows whose matrix no float64 would hold: the log-sum-exps of 64 rows and of 64 columns against all of the other side."""
+    found: Result = {"case": "pair_reduce", "n": n, "d": d, "dtype": "bfloat16", "route": "auto"}
+    try:
+        x, y = (t.detach() for t in Case("", "clip", n, d, 1).inputs(torch.bfloat16, day.device.type))
+        x, y = torch.nn.functional.normalize(x), torch.nn.functional.normalize(y)
+        r, c = fastcl.pair_reduce(x, y, scale=14.0, columns=True)
+        rows = torch.arange(0, n, max(1, n // 64), device=day.device)
+        exact_r = torch.logsumexp(14.0 * x[rows].double() @ y.double().T, 1)
+        exact_c = torch.logsumexp(14.0 * y[rows].double() @ x.double().T, 1)
+        off = max(float((a[rows].double() - b).abs().max()) for a, b in ((r, exact_r), (c, exact_c)))
+    except Exception as error:
+        return found | {"right": False, "failed": first_line(error)}
+    return found | {"value_error": off, "gradient_error": 0.0, "right": off < 1e-4}
+
+
+# ---- what only a card has -------------------------------------------------------------------------------------------------
+
+
+def _capturable(device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    f = fastcl.functional
+
+    def groups(x: Tensor) -> Tensor:
+        return torch.arange(len(x), device=device) % 50
+
+    return {
+        "clip": lambda x, y: f.clip(x, y, logit_scale=14.0),
+        "siglip": lambda x, y: f.siglip(x, y, logit_scale=10.0, logit_bias=-10.0),
+        "nt_xent": lambda x, y: f.nt_xent(x, y),
+        "sup_con": lambda x, y: f.sup_con(torch.cat([x, y]), labels=torch.arange(2 * len(x), device=device) % 50),
+        "f_micl": lambda x, y: f.f_micl(x, y, divergence="js"),
+        "kcl with groups": lambda x, y: f.kcl(x, y, groups=groups(x)),
+        "spectral": lambda x, y: f.spectral(x, y),
+    }
+
+
+def graphs(day: Day) -> Iterator[Result]:
+    """Forward and backward captured by a CUDA graph, and replayed to the same bits."""
+    if not day.cuda:
+        yield {"absent": f"no CUDA graph on {day.device}"}
+        return
+    for name, loss in _capturable(day.device).items():
+        for backend in ("cuda", "triton"):
+            found: Result = {"case": name, "route": backend}
+            try:
+                with setting({"FASTCL_BACKEND": backend}):
+                    yield found | {"right": _replays(loss, day.device)}
+            except Exception as error:
+                yield found | {"right": False, "failed": first_line(error)}
+                torch.cuda.synchronize()
+
+
+def _replays(loss: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> bool:
+    x, y = (torch.randn(1024, 512, device=device, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            expected = torch.autograd.grad(loss(x, y), (x, y))
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = torch.autograd.grad(loss(x, y), (x, y))
+    graph.replay()
+    torch.cuda.synchronize()
+    return all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+def threads(day: Day) -> Iterator[Result]:
+    """Two host threads, each on a stream of its own with another d, as often as a second holds: the bits of each alone."""
+    widths = (64, 256)
+    rows = {
+        d: [t.detach() for t in Case("", "clip", day.rows or 1024, d, 1).inputs(torch.bfloat16, day.device.type)]
+        for d in widths
+    }
+
+    def step(d: int) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in rows[d]]
+        return list(torch.autograd.grad(fastcl.functional.clip(*leaves, logit_scale=14.0), leaves))
+
+    for route in routes(day.device, torch.bfloat16):
+        found: Result = {"case": "clip", "route": route.name, "dtype": "bfloat16"}
+        with setting(route.settings | {"FASTCL_BACKEND": route.backend}):
+            try:
+                alone = {d: step(d) for d in widths}
+            except Exception as error:
+                yield found | {"right": False, "failed": first_line(error)}
+                continue
+            wrong: list[str] = []
+            stop = day.clock() + min(1.0, max(0.0, day.left))
+
+            def run(
+                d: int, alone: dict[int, list[Tensor]] = alone, wrong: list[str] = wrong, stop: float = stop
+            ) -> None:
+                try:
+                    stream = torch.cuda.Stream() if day.cuda else None
+                    with torch.cuda.stream(stream):
+                        while True:
+                            if not all(map(torch.equal, step(d), alone[d])):
+                                wrong.append(f"other bits at d = {d}")
+                            if day.clock() > stop or wrong:
+                                return
+                except Exception as error:
+                    wrong.append(first_line(error))
+
+            workers = [threading.Thread(target=run, args=(d,)) for d in widths]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+        yield found | ({"right": False, "failed": wrong[0]} if wrong else {"right": True})
+
+
+TINY = """
+import os, torch, fastcl.functional as f
+torch.manual_seed(0)
+for form, d in (("fused", 72), ("strip", 72), ("fused", 256), ("hopper", 72)):
+    os.environ["FASTCL_CUDA"], os.environ["FASTCL_CUDA_WORKSPACE_MB"] = form, "0.1"
+    for dtype in (torch.bfloat16, torch.float32):
+        x, y = (torch.randn(300, d, device="cuda", dtype=dtype).requires_grad_() for _ in range(2))
+        (f.clip(x, y, logit_scale=5.0) + f.siglip(x, y, logit_scale=5.0, logit_bias=-5.0) + f.nt_xent(x, y)
+         + f.f_micl(x, y, divergence="js")).backward()
+torch.cuda.synchronize()
+"""
+
+
+def sanitizers(day: Day) -> Iterator[Result]:
+    """memcheck, then racecheck, of fastcl's own kernels; torch's allocations are not pooled, so that bounds are bounds."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None or not day.cuda:
+        yield {
+            "absent": "compute-sanitizer is not on the path" if day.cuda else f"no compute-sanitizer on {day.device}"
+        }
+        return
+    environment = {
+        **os.environ,
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+    }
+    for kind in ("memcheck", "racecheck"):
+        command = [
+            tool,
+            "--tool",
+            kind,
+            "--kernel-regex",
+            "kns=fastcl",
+            "--error-exitcode",
+            "9",
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            TINY,
+        ]
+        allowance = max(5.0, day.left / (2 if kind == "memcheck" else 1))
+        found: Result = {"case": kind}
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=allowance, check=False
+            )
+        except subprocess.TimeoutExpired:
+            yield found | {"cut": f"took more than {allowance:.0f} s"}
+            continue
+        summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line][-1:] or done.stdout.splitlines()[-1:]
+        yield found | {"right": done.returncode == 0, "failed": f"status {done.returncode}: {' '.join(summary)[:200]}"}
