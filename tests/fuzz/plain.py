@@ -18,6 +18,7 @@ from fastcl.backends import extension
 from fastcl.backends.reference import visited
 from fastcl.equation import checks
 from fastcl.equation.problem import Problem, accumulation_dtype
+from fastcl.functional import kernel
 from fastcl.functional.rows import normalize_rows
 
 from .formula import rows
@@ -87,8 +88,7 @@ class Plain:
         if self.units and (self.dot or p.operand == "sqdist"):
             noise = rows(p.n, p.m, self.seed).to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
             noise = torch.triu(noise) + torch.triu(noise, 1).T if p.y is None else noise
-            # Beside the rounding of C stands the floor at which a kernel clamps |x - y|^2, 4 eps of the dtype.
-            error = noise * (size if self.dot else size + 4.0)
+            error = noise * size
             u = (u + error).clamp(min=0.0 if p.operand == "sqdist" else float("-inf"))
         # The gradient of the scale comes from the same terms as u, and is as far off, also where u is clamped.
         z = p.scale * u + p.shift + (p.scale - p.scale.detach()) * error.detach()
@@ -134,6 +134,14 @@ def unit_rows(x: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     least = 1e-12 / largest
     return torch.where(length > least, scaled / torch.where(length > least, length, 1.0), wide / 1e-12).to(x.dtype)
+
+
+@contextmanager
+def clamped_as(dtype: torch.dtype) -> Iterator[None]:
+    """Within the context Riesz kernels clamp |x - y|^2 where they do for rows of that dtype (4 eps, as kcl says)."""
+    floor = kernel._floor
+    with patch.object(kernel, "_floor", lambda _: floor(dtype)):
+        yield
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .case import Case, Found, run
 from .formula import rows
-from .plain import Plain, plainly, precision
+from .plain import Plain, clamped_as, plainly, precision
 
 SAFETY, EXCUSED, ROUNDINGS = 8.0, 1e3, 16.0
 NEIGHBOURS = 4  # on each side, of like size
@@ -66,7 +66,8 @@ class Truth:
         self.eps = max(
             torch.finfo(t).eps for t in (self.dtype, *(halves if self.plain_case.autocast or not case.autocast else []))
         )
-        self.found = run(replace(self.case, autocast=""), double, "reference")
+        with clamped_as(self.dtype):
+            self.found = run(replace(self.case, autocast=""), double, "reference")
         self.samples: list[tuple[Found, Found]] = []
         self.largest = 0.0  # |z|, as far as it was looked at
 
@@ -95,7 +96,7 @@ class Truth:
             return value if exact else value * (1.0 + torch.finfo(self.dtype).eps * float(rows(1, 1, k + len(name))))
 
         engine = Plain(k, 1.0, precision(self.dtype), dot=False)
-        with plainly(engine):
+        with plainly(engine), clamped_as(self.dtype):
             found = run(
                 replace(self.case, autocast=""),
                 lambda name, t: moved(double(name, t), name, k, self.eps, torch.finfo(self.dtype).tiny ** 0.5),
