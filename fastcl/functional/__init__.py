@@ -8,8 +8,10 @@ from .labels import sup_con
 from .momentum import moco, moco_v3
 from .powers import f_mi_alpha
 from .sigmoid import siglip
+from .sincere import sincere
 from .softmax import clip, info_nce, nt_xent
 from .spectral import minc, spectral
+from .spread import spread_out
 from .uniformity import align_uniform, alignment, uniformity
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
     "moco_v3",
     "nt_xent",
     "siglip",
+    "sincere",
     "spectral",
+    "spread_out",
     "sup_con",
     "uniformity",
 ]

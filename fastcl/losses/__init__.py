@@ -4,14 +4,14 @@ from .debiasing import DebiasedLoss, HardNegativeLoss
 from .decoupled import DCLLoss, DHELLoss
 from .divergence import FMICLDVLoss, FMICLLoss
 from .kernel import KCLLoss
-from .labels import SupConLoss
+from .labels import SINCERELoss, SupConLoss
 from .momentum import MoCoLoss, MoCoQueue, MoCoV3Loss
 from .objective import Objective
 from .scale import LogitScale
 from .sigmoid import SigLIPLoss
 from .softmax import CLIPLoss, InfoNCELoss, NTXentLoss
 from .spectral import FMIAlphaLoss, MINCLoss, SpectralLoss
-from .uniformity import AlignmentLoss, AlignUniformLoss, UniformityLoss
+from .uniformity import AlignmentLoss, AlignUniformLoss, SpreadOutLoss, UniformityLoss
 
 __all__ = [
     "AlignUniformLoss",
@@ -33,8 +33,10 @@ __all__ = [
     "MoCoV3Loss",
     "NTXentLoss",
     "Objective",
+    "SINCERELoss",
     "SigLIPLoss",
     "SpectralLoss",
+    "SpreadOutLoss",
     "SupConLoss",
     "UniformityLoss",
 ]

@@ -13,3 +13,9 @@ class SupConLoss(Objective, function=functional.sup_con):
 
     temperature: float | Tensor = 0.07
     base_temperature: float | Tensor = 0.07
+
+
+class SINCERELoss(Objective, function=functional.sincere):
+    """SINCERE. Call: loss(z, labels), views concatenated with their labels."""
+
+    temperature: float | Tensor = 0.1

@@ -26,3 +26,10 @@ class AlignUniformLoss(Objective, function=functional.align_uniform):
     alpha: float = 2.0
     t: float | Tensor = 2.0
     weight: float | Tensor = 1.0
+
+
+class SpreadOutLoss(Objective, function=functional.spread_out):
+    """The spread-out regulariser. Call: loss(x, groups=None)."""
+
+    mean_weight: float | Tensor = 1.0
+    second_moment_weight: float | Tensor = 1.0

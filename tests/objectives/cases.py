@@ -34,6 +34,11 @@ def one_view(n: int, d: int, seed: int = 0) -> Rows:
     return two_views(n, d, seed)[:1]
 
 
+def off_centre(n: int, d: int, seed: int = 0) -> Rows:
+    """One matrix of rows about (3, ..., 3): similarities above those of uniform directions."""
+    return (3.0 + one_view(n, d, seed)[0],)
+
+
 def more_columns(n: int, d: int, seed: int = 0) -> Rows:
     """Two views, the second with 3 more rows."""
     u, v = two_views(n, d, seed)
@@ -373,6 +378,15 @@ CASES = (
         sharp={"temperature": 1e-3},
     ),
     Case(
+        "sincere",
+        both_views_at_once,
+        grid=({}, {"temperature": 0.5}, {"normalize": False, "temperature": 1.0}),
+        given=labels,
+        scalars={"temperature": 0.2},
+        groups=False,
+        sharp={"temperature": 1e-3},
+    ),
+    Case(
         "siglip",
         grid=(
             {"logit_scale": 10.0, "logit_bias": -10.0},
@@ -404,6 +418,14 @@ CASES = (
         rows=0,
         smallest=2,
         sharp={"t": 500.0},
+    ),
+    Case(
+        "spread_out",
+        off_centre,
+        grid=({}, {"mean_weight": 0.5, "second_moment_weight": 3.0, "normalize": False}),
+        scalars={"mean_weight": 1.0, "second_moment_weight": 1.0},
+        rows=0,
+        smallest=2,
     ),
     Case(
         "align_uniform",

@@ -31,6 +31,7 @@ AT_THE_SIMPLEX = {
     "dhel-symmetric": (lambda x: F.dhel(x, x, temperature=TAU, form="symmetric"), math.log(M - 1) + Q),
     "kcl-gaussian": (lambda x: F.kcl(x, x, t=2.0, gamma=16.0), -2 + 2 * 16 * math.exp(-2 * 2 * M / (M - 1))),
     "uniformity": (lambda x: F.uniformity(x, t=2.0), -2 * 2 * M / (M - 1)),
+    "spread_out": (F.spread_out, 1 / (M - 1) ** 2),  # the second moment is below 1 / d
     "spectral": (lambda x: F.spectral(x, x, mu=2.0), (-2 + 1 / (M - 1) ** 2) / 2.0),
     "siglip": (
         lambda x: F.siglip(x, x, logit_scale=1 / TAU, logit_bias=-1.0),

@@ -100,8 +100,10 @@ def test_normalised_rows_of_any_norm(case: Case, norm: float) -> None:
     for backend in served(torch.float32):
         value, found, truth, wanted = both(case, rows, arguments, backend)
         close(value, truth, torch.as_tensor(case.terms(arguments)), rtol=1e-4)
-        for got, want in zip(found, wanted, strict=True):
-            close(got, want, rtol=1e-4)
+        for got, want in zip(
+            found, wanted, strict=True
+        ):  # squares of s = 1e-36 have gradients that float32 does not hold
+            close(got, want, want.abs().max().clamp(min=1e4 * torch.finfo(torch.float32).tiny), rtol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)

@@ -20,6 +20,7 @@ from .kernels import (
     minc_value,
     second_moment,
     spectral,
+    spread_out,
     uniformity,
 )
 from .pairwise import pair_reduce, pair_total
@@ -34,6 +35,7 @@ from .softmax import (
     moco_v3,
     nt_xent,
     siglip,
+    sincere,
     sup_con,
 )
 
@@ -59,7 +61,9 @@ __all__ = [
     "pair_total",
     "second_moment",
     "siglip",
+    "sincere",
     "spectral",
+    "spread_out",
     "sup_con",
     "uniformity",
 ]

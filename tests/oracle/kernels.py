@@ -42,6 +42,22 @@ def align_uniform(
     return alignment(x, y, alpha=alpha, normalize=normalize) + weight * spread
 
 
+def spread_out(
+    x: Tensor,
+    *,
+    mean_weight: float = 1.0,
+    second_moment_weight: float = 1.0,
+    normalize: bool = True,
+    groups: Groups = None,
+) -> Tensor:
+    """w_1 M_1^2 + w_2 max(0, M_2 - 1/d), the moments of x_i.x_j over pairs i != j (Zhang et al. 2017)."""
+    x = unit(x) if normalize else x
+    keep, n = negatives(groups), len(x)
+    s = [dot(x[i], x[j]) for i in range(n) for j in range(n) if keep(i, j)]
+    first, second = (add(terms, x) / max(1, len(s)) for terms in (s, [t * t for t in s]))
+    return mean_weight * first**2 + second_moment_weight * (second - 1 / x.shape[1]).clamp(min=0)
+
+
 # The kernels of the code of Koromilas et al. 2024: (energy K_U, alignment K_A) as functions of d^2 and t.
 # The log kernel's 1/2 stands in the energy and not in the alignment, as in the authors' code.
 KERNELS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor]]] = {

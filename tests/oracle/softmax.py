@@ -261,3 +261,26 @@ def hard_negative(
 def debiased(u: Tensor, v: Tensor, **settings: object) -> Tensor:
     """Hard negatives with beta = 0: N = sum_k e^{s_k/tau} (Chuang et al. 2020, eq. 8)."""
     return hard_negative(u, v, beta=0.0, **settings)  # type: ignore[arg-type]
+
+
+def sincere(
+    z: Tensor,
+    labels: Sequence[int],
+    *,
+    temperature: Tensor | float = 0.1,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """mean_p -log e^{s_ip/tau} / (e^{s_ip/tau} + sum over other labels) (Feeney and Hughes 2023)."""
+    z = unit(z) if normalize else z
+    rows = []
+    for i in range(len(z)):
+        logits = [dot(z[i], z[j]) / temperature for j in range(len(z))]
+        others = [logits[j] for j in range(len(z)) if int(labels[j]) != int(labels[i])]
+        terms = [
+            lse([logits[p], *others], z) - logits[p]
+            for p in range(len(z))
+            if p != i and int(labels[p]) == int(labels[i])
+        ]
+        rows.append(add(terms, z) / max(1, len(terms)))
+    return reduced(rows, reduction)

@@ -1,0 +1,74 @@
+"""Supervised contrastive learning whose positives do not repel each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..batch import pair_reduce
+from ..distributed import Group, over_ranks
+from ..equation import checks
+from ..equation.arguments import Positive
+from ..equation.masks import across_groups, within_groups
+from .energy import visits
+from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times
+
+NOTHING = -1e30  # the log-sum-exp of no negatives, finite so that its gradients are
+
+
+@over_ranks
+def sincere(
+    z: Tensor,
+    labels: Tensor,
+    *,
+    temperature: Positive = 0.1,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
+) -> Tensor:
+    """SINCERE: each positive against the rows of other labels, not against the other positives.
+
+        L = mean_i mean_{p in P(i)} [ log(e^{s_ip / tau} + sum_{n: other labels} e^{s_in / tau}) - s_ip / tau ]
+
+    P(i) are the other rows of the label of i. With r_i the log-sum-exp of the other labels, a term is
+    softplus(r_i - s_ip / tau): a second sweep, in which r is a bias of rows.
+    An anchor without positives gives 0 and counts in the mean, as in sup_con.
+
+    Source: Feeney & Hughes 2023 (arXiv 2309.14277).
+
+    Args:
+        z: (n, d) floating; several views are passed concatenated, each with its labels.
+        labels: (n,) int64, one label per row; any values.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported dtypes.
+    """
+    check_reduction(reduction)
+    a = inverse("temperature", temperature)
+    checks.groups("labels", labels, checks.matrix("z", z).shape[0], "z", z)
+    if normalize:
+        z = normalize_rows(z)
+    positives = visits(z, None, within_groups(labels)) - 1.0  # the mask visits the row itself too
+    r = pair_reduce(z, scale=a, mask=across_groups(labels), backend=backend)
+    assert isinstance(r, Tensor)
+    r = r.clamp(min=NOTHING)
+    s = pair_reduce(
+        z, z, pair="softplus", reduce="sum", scale=-a, bias_x=r, mask=within_groups(labels, labels), backend=backend
+    )
+    assert isinstance(s, Tensor)
+    s = s - softplus(r - times(a, row_dot(z, z)))
+    return reduced(torch.where(positives > 0, s / positives.clamp(min=1.0), 0.0), reduction, "sincere")

@@ -1,0 +1,71 @@
+"""The spread-out regulariser: the first two moments of the similarities of different rows."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import batch
+from ..batch import pair_total
+from ..distributed import Group, over_ranks
+from ..equation import checks
+from .energy import visits
+from .rows import at_least, check_reduction, normalize_rows, own_pairs_left_out
+
+
+@over_ranks
+def spread_out(
+    x: Tensor,
+    *,
+    mean_weight: float | Tensor = 1.0,
+    second_moment_weight: float | Tensor = 1.0,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
+) -> Tensor:
+    """Spread-out (global orthogonal) regularisation: similarities of different rows as those of uniform directions.
+
+        L = w_1 (mean_{i != j} s_ij)^2 + w_2 max(0, mean_{i != j} s_ij^2 - 1 / d),   s_ij = <x_i, x_j>
+
+    Uniform directions have mean 0 and second moment 1 / d. Both are sums of rows and of d x d matrices where that is cheaper.
+
+    Source: Zhang et al. 2017 (arXiv 1708.06320), here of all pairs of different rows of one view, as for EmbeddingGemma
+    (Schechter Vera et al. 2025, arXiv 2509.20354).
+
+    Args:
+        x: (n, d) floating, n >= 2.
+        mean_weight: w_1, a number or a tensor with one element.
+        second_moment_weight: w_2, a number or a tensor with one element.
+        groups: (n,) int64, one group per row: pairs of equal groups are left out.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean" only: moments have no rows.
+        backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+
+    Returns:
+        A scalar; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or fewer than 2 rows.
+        TypeError: for unsupported dtypes.
+    """
+    check_reduction(reduction, has_rows=False, objective="spread_out")
+    at_least(2, checks.matrix("x", x), "spread_out")
+    if normalize:
+        x = normalize_rows(x)
+    mask = own_pairs_left_out(groups, x)
+    pairs = batch.total(visits(x, None, mask)).clamp(min=1.0)
+    first, second = (
+        pair_total(x, outer="sum", pair=pair, reduce="sum", mask=mask, backend=backend) / pairs
+        for pair in ("identity", "square")
+    )
+    w_1, w_2 = (
+        checks.scalar(name, w, first)
+        for name, w in (("mean_weight", mean_weight), ("second_moment_weight", second_moment_weight))
+    )
+    return w_1 * first.square() + w_2 * (second - 1.0 / max(x.shape[1], 1)).relu()
