@@ -26,6 +26,7 @@ class Tiles(Struct):
         ("equation", fused.Equation), ("sides", fused.Sides), ("x0", I64), ("y0", I64), ("ctas", I64), ("splits", I64),
         ("triangle", I32), ("both", I32), ("reference", P), ("row_parts", P), ("col_parts", P),
         ("value_parts", P), ("x_factors", P), ("y_factors", P), ("unit", P), ("peaks", P), ("weights", P), ("pitch", I64),
+        ("wy", P), ("wy_columns", I64),
     ]  # fmt: skip
 
 
@@ -132,8 +133,9 @@ class Strip(NamedTuple):
 def weigh(
     launch: Launcher, p: Problem, w: Weights, shape: Shape = Shape(), sums: bool = False,  # noqa: B008
     corner: tuple[int, int, int, int] | None = None, unit: Tensor | None = None, peaks: bool = False,
+    wy: Tensor | None = None,
 ) -> Strip:  # fmt: skip
-    """`corner`: rows [i0, i1) of x and [j0, j1) of y alone."""
+    """`corner`: rows [i0, i1) of x and [j0, j1) of y alone; `wy`: hopper_sweep, which adds W Y to it."""
     x, y = p.x, p.x if p.y is None else p.y
     i0, i1, j0, j1 = corner or (0, p.n, 0, p.m)
     x_factors, y_factors = torch.empty(-(-p.n // 128) * 128, 2), torch.empty(-(-p.m // 128) * 128, 2)
@@ -144,7 +146,7 @@ def weigh(
     )  # fmt: skip
     xs, ys, lse = x[i0:i1], y[j0:j1], p.reduce == "logsumexp"
     n, m = len(xs), len(ys)
-    ctas = min(shape.ctas, -(-n // block(p, True, sums)))
+    ctas = min(shape.ctas, -(-n // (128 if wy is not None else block(p, True, sums))))
     pitch = -(-n // 8) * 8
     strip = torch.empty(m, pitch, dtype=x.dtype)
     w_rows, w_cols = (torch.empty(shape.splits, n), torch.empty(ctas, m)) if sums else (None, None)
@@ -152,10 +154,11 @@ def weigh(
     top = torch.empty(8 * shape.splits, ctas) if peaks else None
     where = {**sides(p), "x": xs, "y": ys, "n": n, "m": m}
     stats = launch(
-        "hopper_weights", Tiles, fresh=[t for t in (strip, w_rows, w_cols, values, top) if t is not None], equation=equation(p),
-        sides=where, x0=i0, y0=j0, ctas=ctas, splits=shape.splits, both=w.g is not None and w.h is not None, reference=w.reference,
+        "hopper_weights" if wy is None else "hopper_sweep", Tiles, inout=[] if wy is None else [wy],
+        fresh=[t for t in (strip, w_rows, w_cols, values, top) if t is not None], equation=equation(p), sides=where,
+        x0=i0, y0=j0, ctas=ctas, splits=shape.splits, both=w.g is not None and w.h is not None, reference=w.reference,
         row_parts=w_rows, col_parts=w_cols, value_parts=values, x_factors=x_factors, y_factors=y_factors, unit=unit, peaks=top,
-        weights=None if peaks else strip, pitch=pitch,
+        weights=None if peaks else strip, pitch=pitch, wy=wy, wy_columns=None if wy is None else wy.shape[1],
     )[0]  # fmt: skip
     summed = [None if t is None else t.sum(0) for t in (w_rows, w_cols, values)]
     return Strip(strip[:, :n], *summed, None if top is None else top.max(), stats)

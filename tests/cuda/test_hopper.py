@@ -12,11 +12,21 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from fastcl.backends import choice
-from fastcl.equation.problem import Problem
+from fastcl.backends import choice, reference
+from fastcl.equation.masks import Mask
+from fastcl.equation.problem import Problem, Wanted
 from tests.objectives.cases import CASES as LOSSES
 from tests.objectives.cases import Case as Loss
-from tests.triton.problems import MASKS, PAIRS, all_wanted, check_rows_and_gradients, check_total, problem, upstream
+from tests.triton.problems import (
+    MASKS,
+    PAIRS,
+    all_wanted,
+    check_rows_and_gradients,
+    check_total,
+    error,
+    problem,
+    upstream,
+)
 
 from .emulation import EVERYTHING, Session, emulated
 from .hopper_launching import few
@@ -127,6 +137,22 @@ def test_strips_of_a_small_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
         with emulated_hopper() as session:
             check_rows_and_gradients(p, serving(p))
             assert session.names.count("hopper_weights") >= 3
+
+
+def test_many_rows_are_swept() -> None:
+    """As many blocks as half of the multiprocessors: W Y stays in registers while the weights are stored."""
+    p = problem(66 * 128 - 40, 70, 24, columns=True, dtype=BF16)
+    p = Problem(**{**p.__dict__, "mask": Mask("off_diagonal", -3, 0)})
+    wanted = Wanted(True, True, True, False, False, False)
+    up = upstream(p)
+    with emulated_hopper() as session:
+        r, c = serving(p).rows(p)
+        got = serving(p).gradients(p, r, c, up.g, up.h, wanted)
+        assert "hopper_sweep" in session.names
+        assert "hopper_weights" not in session.names
+    truth = reference.gradients(p, r, c, up.g, up.h, wanted)
+    for mine, theirs in zip(got[:2], truth[:2], strict=True):
+        assert mine is not None and error(mine, theirs) < 8e-3
 
 
 def test_rows_far_apart_are_done_again_with_maxima() -> None:

@@ -75,6 +75,13 @@ def wrong_weights(launch: Launcher, p: Problem, shape: Shape = Shape(1)) -> floa
     return max(error(got, want) / (1.0 if got.ndim == 2 else 1e-3) for got, want in pairs)
 
 
+def wrong_sweep(launch: Launcher, p: Problem, shape: Shape) -> float:
+    w, wy = weights_of(p), torch.zeros(p.n, p.x.shape[1])
+    hopper.weigh(launch, p, w, shape, wy=wy)
+    assert p.y is not None
+    return error(wy, exact_weights(p, w) @ p.y.double()) if wy.isfinite().all() else float("inf")
+
+
 # x resident in blocks of 256 and of 128, and streamed.
 WIDTHS = [128, 640, 832]
 
@@ -147,6 +154,33 @@ def test_a_corner_of_the_matrix(launch: Launcher) -> None:
     assert error(found.w_rows, exact.sum(1)) < 1e-5 and error(found.w_cols, exact.sum(0)) < 1e-5  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("n", "m", "d"), [(300, 200, 128), (260, 330, 200), (1, 1, 8), (513, 65, 72)])
+def test_the_sweep_adds_its_product_beside_its_weights(n: int, m: int, d: int) -> None:
+    """The strip of hopper_weights and W Y of those very weights, over odd and even counts of tiles and several blocks a CTA."""
+    p = clip_problem(n, m, d, "off_diagonal" if n > 1 else "all")
+    for weights in (weights_of(p), weights_of(p, close=False), weights_of(p, columns=False)):
+        results = []
+        for seed in (0, 7):
+            wy = torch.ones(n, d)
+            results.append((hopper.weigh(Launcher(few(), seed), p, weights, Shape(2), wy=wy).weights, wy))
+        (strip, wy), (other, again) = results
+        assert torch.equal(strip, other)
+        assert torch.equal(wy, again)
+        assert error(strip, exact_weights(p, weights).T) < 5e-3
+        assert p.y is not None
+        assert error(wy - 1, strip.double().T @ p.y.double(), 1.0) < 2e-6
+
+
+def test_the_sweep_counts(launch: Launcher) -> None:
+    """Two products and one exponential a pair."""
+    n, m, d = 256, 256, 128
+    p = clip_problem(n, m, d)
+    stats = hopper.weigh(launch, p, weights_of(p), wy=torch.zeros(n, d)).stats
+    assert stats.mma_flops == 4 * n * m * d
+    assert stats.mufu <= 1.01 * n * m
+    assert stats.bank_conflicts == 0
+
+
 def test_small_sums_are_doubtful(launch: Launcher) -> None:
     """A row far under the bound, and one that nothing visits, set the flag; rows of any one length do not."""
     p = clip_problem(140, 70)
@@ -206,6 +240,7 @@ class Mistake(NamedTuple):
     fault: tuple[type[Exception], ...] | None
     weights: bool = False
     d: int = 128
+    sweep: bool = False
 
     def __str__(self) -> str:
         return self.what.replace(" ", "-")
@@ -235,6 +270,15 @@ MISTAKES = [
     Mistake("overwritten while the engine reads", "weights.cuh", "        if (leads) stores_read();\n", "", UNORDERED, True),
     Mistake("another staging swizzle", "weights.cuh",
             "(c % 8 + (at.lane >> 4) ^ (at.lane & 7))", "(c % 8 + (at.lane >> 4))", None, True),
+    Mistake("weights overwritten while multiplied", "sweep.cuh", "wait(bars + L::w_empty_at + 8 * me, (staged++ & 1) ^ 1);",
+            "staged++;",
+            UNORDERED, sweep=True),
+    Mistake("weights multiplied before they are there", "sweep.cuh",
+            "wait(bars + L::w_full_at + 8 * h, (h ? pairs - (p.tiles & 1 ? round : 0) : pairs) & 1);", "", UNORDERED, sweep=True),
+    Mistake("a tile of y free before its second product", "sweep.cuh", "barrier_init(bars + empty_at + 8 * s, 12)",
+            "barrier_init(bars + empty_at + 8 * s, 8)", UNORDERED, sweep=True),
+    Mistake("the next columns of weights", "sweep.cuh", "mn_major(staging + h * L::weights, box_bytes)",
+            "mn_major(staging + h * L::weights, 0)", None, sweep=True),
 ]  # fmt: skip
 
 
@@ -249,11 +293,13 @@ def test_a_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None:
     p = clip_problem(300, 330, mistake.d, "off_diagonal")
 
     def worst() -> float:
-        check = wrong_weights if mistake.weights else wrong_rows
+        check = wrong_weights if mistake.weights else wrong_sweep if mistake.sweep else wrong_rows
         return max(check(Launcher(library, seed), p, Shape(1)) for seed in (0, 1, 2))
 
     if mistake.fault is None:
-        assert worst() > (2e-2 if mistake.weights else 1e-4)  # right: 2e-3, by weights in bfloat16, and 1e-6
+        assert worst() > (
+            2e-2 if mistake.weights or mistake.sweep else 1e-4
+        )  # right: 2e-3, by weights in bfloat16, and 1e-6
     else:
         with pytest.raises(mistake.fault):
             worst()

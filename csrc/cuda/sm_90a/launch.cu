@@ -10,6 +10,10 @@ extern "C" int fastcl_cuda_hopper_rows(const HopperTiles* p, void* stream) {
   return half ? hopper::rows_sum<f16>(*p, stream) : hopper::rows_sum<bf16>(*p, stream);
 }
 
+extern "C" int fastcl_cuda_hopper_sweep(const HopperTiles* p, void* stream) {
+  return p->sides.dtype == Dtype::float16 ? hopper::start_sweep<f16>(*p, stream) : hopper::start_sweep<bf16>(*p, stream);
+}
+
 extern "C" int fastcl_cuda_hopper_weights(const HopperTiles* p, void* stream) {
   const bool half = p->sides.dtype == Dtype::float16;
   if (p->equation.reduce == fastcl::Reduction::logsumexp)

@@ -5,6 +5,7 @@
 //     hopper_merge     their partial results joined in order, and the guard's flag
 //     hopper_careful   the same reductions with maxima, where the flag says so
 //     hopper_weights   weights in the rows' dtype to a strip, with their sums       1 product
+//     hopper_sweep     those of a plain log-sum-exp, and W Y                         2
 #pragma once
 
 #include "../fused.h"
@@ -30,6 +31,8 @@ struct HopperTiles {
   void* peaks;             // float [8 * splits][ctas]: the largest |w|, and nothing is stored; float16 sums
   void* weights;           // (m, pitch) of the rows' dtype
   int64_t pitch;           // a multiple of 8
+  void* wy;                // hopper_sweep: W Y is added to it, float (n, wy_columns), wy_columns at most d
+  int64_t wy_columns;
 };
 
 struct HopperMerge {
@@ -55,6 +58,7 @@ struct HopperReplace {
 #define FASTCL_FOR_EACH_HOPPER_LAUNCH(X) \
   X(hopper_rows, HopperTiles)            \
   X(hopper_weights, HopperTiles)         \
+  X(hopper_sweep, HopperTiles)           \
   X(hopper_merge, HopperMerge)           \
   X(hopper_careful, HopperCareful)       \
   X(hopper_replace, HopperReplace)

@@ -96,8 +96,8 @@ struct Careful {
 // The weights of one problem, strip by strip in one workspace, and what follows on each.
 class Strips {
  public:
-  Strips(const Problem& p, const Operands& o, const Tensor& r, const Tensor& c, const Tensor& g, const Tensor& h, const Tensor& unit)
-      : p_(p), o_(o), multiprocessors_(device_facts(p.x).multiprocessors) {
+  Strips(const Problem& p, const Operands& o, Sums& sums, const Tensor& r, const Tensor& c, const Tensor& g, const Tensor& h, const Tensor& unit)
+      : p_(p), o_(o), sums_(sums), multiprocessors_(device_facts(p.x).multiprocessors), equation_(o.sides.equation(p)) {
     const auto own = [&](const Tensor& t) { return t.defined() ? (unit.defined() ? t / unit : t).contiguous() : t; };
     const Tensor g_ = own(g), h_ = own(p.symmetric ? g : h), r_ = p.lse() ? r.contiguous() : Tensor();
     const Tensor c_ = !p.lse() ? Tensor() : p.symmetric ? r_ : c.defined() ? c.contiguous() : c;
@@ -115,25 +115,29 @@ class Strips {
     const int64_t side = std::max<int64_t>(256, int64_t(std::sqrt(double(elements))) / 256 * 256);
     rows_ = std::min(p.n, p.m < side ? std::max(side, elements / std::max<int64_t>(256, p.m) / 256 * 256) : side);
     cols_ = p.symmetric ? rows_ : std::min(p.m, p.n < side ? std::max(side, elements / std::max<int64_t>(256, p.n) / 256 * 256) : side);
+    // A sweep keeps W Y of its block of x: it needs a block for half of the multiprocessors at least, and takes strips as high as one
+    // for each.
+    sweeps_ = !p.symmetric && sums.wy.defined() && !hopper_general(equation_, sums.w_rows.defined() || sums.w_cols.defined()) && p.d <= 256 &&
+              2 * ceil_div(p.n, 128) >= multiprocessors_;
+    if (sweeps_) rows_ = std::min(p.n, 128 * multiprocessors_), cols_ = std::min(p.m, std::max<int64_t>(64, elements / rows_ / 64 * 64));
     weights_ = at::empty({cols_ * pitch(rows_)}, p.x.options());
-    equation_ = o.sides.equation(p);
   }
 
   // Adds every strip's part to the four sums, and the sum of f to `value`.
-  void accumulate(Sums& sums, const Tensor& value = {}) {
+  void accumulate(const Tensor& value = {}) {
     for (int64_t i = 0; i < p_.n; i += rows_)
-      for (int64_t j = p_.symmetric ? i : 0; j < p_.m; j += cols_) add(i, std::min(p_.n, i + rows_), j, std::min(p_.m, j + cols_), sums, value);
+      for (int64_t j = p_.symmetric ? i : 0; j < p_.m; j += cols_) add(i, std::min(p_.n, i + rows_), j, std::min(p_.m, j + cols_), value);
   }
 
  private:
   static int64_t pitch(int64_t rows) { return ceil_div(rows, 8) * 8; }
 
-  void add(int64_t i0, int64_t i1, int64_t j0, int64_t j1, Sums& sums, const Tensor& value) {
+  void add(int64_t i0, int64_t i1, int64_t j0, int64_t j1, const Tensor& value) {
     const bool mirrored = p_.symmetric && i0 != j0;
-    const Tensor &w_cols = mirrored ? sums.w_rows : sums.w_cols, &wtx = mirrored ? sums.wy : sums.wtx;
+    const Tensor &w_cols = mirrored ? sums_.w_rows : sums_.w_cols, &wtx = mirrored ? sums_.wy : sums_.wtx;
     const int64_t n = i1 - i0, m = j1 - j0;
-    const bool summed = sums.w_rows.defined() || w_cols.defined() || value.defined();
-    const Grid at_ = grid(n, m, hopper_block(equation_, o_.x.size(1), true, summed), multiprocessors_);
+    const bool summed = sums_.w_rows.defined() || w_cols.defined() || value.defined();
+    const Grid at_ = sweeps_ ? Grid{std::min(ceil_div(n, 128), multiprocessors_), 1} : grid(n, m, hopper_block(equation_, o_.x.size(1), true, summed), multiprocessors_);
     const Tensor row_parts = summed ? p_.empty({at_.splits, n}) : Tensor(), col_parts = summed ? p_.empty({at_.ctas, m}) : Tensor();
     const Tensor values = value.defined() ? p_.empty({at_.ctas, m}) : Tensor();
     HopperTiles args{equation_, o_.of(i0, i1, j0, j1), i0, j0, at_.ctas, at_.splits, 0, both_, pointer(reference_), mutable_pointer(row_parts),
@@ -149,23 +153,30 @@ class Strips {
       args.peaks = nullptr, args.unit = pointer(unit);
     }
     args.weights = mutable_pointer(weights_);
-    FASTCL_LAUNCH(hopper_weights, args, p_.x);
+    if (sweeps_) {
+      const Tensor wy = sums_.wy.narrow(0, i0, n);
+      args.wy = mutable_pointer(wy), args.wy_columns = p_.d;
+      FASTCL_LAUNCH(hopper_sweep, args, p_.x);
+    } else {
+      FASTCL_LAUNCH(hopper_weights, args, p_.x);
+    }
     const auto gather = [&](const Tensor& into, int64_t start, const Tensor& parts) {
       if (!into.defined()) return;
       const Tensor sum = parts.sum(0);
       into.narrow(0, start, sum.size(0)).add_(unit.defined() ? sum.mul_(unit) : sum);
     };
-    gather(sums.w_rows, i0, row_parts), gather(w_cols, j0, col_parts);
+    gather(sums_.w_rows, i0, row_parts), gather(w_cols, j0, col_parts);
     if (value.defined()) value.add_(values.sum(at::kDouble), mirrored ? 2 : 1);
     const Tensor w = weights_.as_strided({m, n}, {pitch(n), 1});  // transposed
-    if (sums.wy.defined()) strip::add_product(sums.wy.narrow(0, i0, n), w.t(), o_.sides.y.narrow(0, j0, m), unit);
+    if (sums_.wy.defined() && !sweeps_) strip::add_product(sums_.wy.narrow(0, i0, n), w.t(), o_.sides.y.narrow(0, j0, m), unit);
     if (wtx.defined()) strip::add_product(wtx.narrow(0, j0, m), w, o_.sides.x.narrow(0, i0, n), unit);
   }
 
   const Problem& p_;
   const Operands& o_;
+  Sums& sums_;
   int64_t multiprocessors_, rows_, cols_;
-  bool both_;
+  bool both_, sweeps_;
   Equation equation_;
   Tensor reference_, x_factors_, y_factors_, weights_;
 };
@@ -175,7 +186,7 @@ Gradients gradients_in(at::ScalarType dtype, const Problem& p, const Tensor& r, 
   Sums sums(p, o.sides, wanted);
   if (!wanted.any()) return sums.gradients(dtype);
   const Tensor unit = weight_unit(p, g, p.symmetric ? g : h);
-  Strips(p, o, r, c, g, h, unit).accumulate(sums);
+  Strips(p, o, sums, r, c, g, h, unit).accumulate();
   return sums.gradients(dtype, unit);
 }
 
@@ -223,7 +234,7 @@ Total total(const Problem& p, const Tensor& positive, Outer outer, const Wanted&
     const Operands o(p);
     Sums sums(p, o.sides, wanted);
     const Tensor value = at::zeros({}, p.options().dtype(at::kDouble)), ones = at::ones({p.n}, p.options());
-    Strips(p, o, {}, {}, ones, {}, {}).accumulate(sums, value);
+    Strips(p, o, sums, {}, {}, ones, {}, {}).accumulate(value);
     return {value.to(p.dtype), sums.gradients(p.dtype), {}};
   }
   const Tensor r = std::get<0>(rows(p));

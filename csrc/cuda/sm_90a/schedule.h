@@ -2,6 +2,7 @@
 //
 //     hopper_rows      r and c                                    1 product of 2 n m d flops, half with x itself
 //     hopper_weights   the weights of a strip, W 1 and W^T 1      1, and one more for the unit of a float16 sum
+//     hopper_sweep     the weights of a strip, and W Y            2, in place of one of torch's: a plain log-sum-exp to d = 256
 //     torch.mm         W Y, W^T X                                 2
 //
 // so that rows and columns take the 4 products that they count, and a sum's total form 3, its value coming with its weights.

@@ -36,7 +36,7 @@ inline bool plausible(const HopperTiles& p) {
          p.equation.pair < pair_count && p.ctas >= 1 && p.splits >= 1 && p.splits <= 65535;
 }
 
-// The kernel with as many stages of `stage` bytes as fit; `rest`: what else it keeps in shared memory, but for the header. `unit`:
+// The kernel with as many stages of `stage` bytes as fit (0: it has its own); `rest`: what else it keeps in shared memory, but for the header. `unit`:
 // tiles of y that are taken at once.
 template <class Kernel>
 int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t rest, int64_t stage, bool weights, void* stream) {
@@ -53,8 +53,9 @@ int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t 
   task.blocks = over(s.n, block), task.tiles = over(s.m, 64 * unit) * unit, task.each = over(task.tiles / unit, p.splits) * unit;
   task.terms = hopper_terms(p.equation), task.groups = hopper_groups(p.equation);
   task.header = over(lines_at + lines_bytes(p.equation, static_cast<int>(block), weights), 1024) * 1024;
-  task.stages = static_cast<int>(std::min<int64_t>(16, (hopper_shared - rest - task.header) / stage));
-  if (task.stages < 2) return cudaErrorInvalidValue;
+  const int64_t left = hopper_shared - rest - task.header;
+  task.stages = stage ? static_cast<int>(std::min<int64_t>(16, left / stage)) : 0;
+  if (left < 0 || (stage && task.stages < 2)) return cudaErrorInvalidValue;
   const int bytes = static_cast<int>(task.header + rest + task.stages * stage);
   // The most that any launch takes: another thread may launch the same kernel with less between this call and the next.
   if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, hopper_shared)) return error;
@@ -82,5 +83,7 @@ template <class T>
 int weights_logsumexp(const HopperTiles&, void* stream);
 template <class T>
 int weights_sum(const HopperTiles&, void* stream);
+template <class T>
+int start_sweep(const HopperTiles&, void* stream);
 
 }  // namespace fastcl::cuda::hopper
