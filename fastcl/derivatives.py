@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
+from . import transforms
 from .backends import choice, reference, tangents
 from .equation.problem import DIFFERENTIABLE, LENGTH, Problem, unpack
 
@@ -82,6 +83,41 @@ class _Rule(torch.autograd.Function):
             return single(*arguments)
 
 
+# ---- the straight way -----------------------------------------------------------------------------------------------------
+
+
+def nothing_watches() -> bool:
+    """Whether a call is PyTorch's plainest: no transform, trace, mode or autocast has a say in it.
+
+    Then a compiled kernel is called without the ops above it, whose passes through the dispatcher and Python take three times as
+    long as the kernel itself for a few dozen rows.
+    """
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and not torch.is_autocast_enabled("cpu")
+        and transforms.values_are_here()
+    )
+
+
+def straight(op: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The op pair_reduce or pair_total of these arguments, served by the compiled kernels, where nothing watches."""
+    rule, kernel, taken = (
+        (_Rows, torch.ops.fastcl.kernel_rows, arguments[:LENGTH])
+        if op is torch.ops.fastcl.pair_reduce
+        else (_Total, torch.ops.fastcl.kernel_total, arguments[:-1])
+    )
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        return rule.at_this_level(None, *arguments)
+    return _kernel(kernel, *taken)
+
+
+def _kernel(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    with torch._C._AutoDispatchBelowAutograd():
+        answer: tuple[Tensor, ...] = kernel(*arguments)
+    return answer
+
+
 # ---- rows -----------------------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +134,11 @@ def pair_reduce(keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
 class _Rows(_Rule):
     @staticmethod
     def forward(ctx: Any, keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        output = _within(torch.ops.fastcl.pair_reduce.default, keyset, arguments)
+        ctx.straight = keyset is None
+        if ctx.straight:
+            output = _kernel(torch.ops.fastcl.kernel_rows, *arguments[:LENGTH])
+        else:
+            output = _within(torch.ops.fastcl.pair_reduce.default, keyset, arguments)
         _save(ctx, arguments, output)
         ctx.transformed = _transformed()
         return output
@@ -111,9 +151,11 @@ class _Rows(_Rule):
             _require_reference(backend)
             return _differentiable(needed, arguments, lambda p: present(reference.rows(p), p.scale), (g, h))
         wanted = list(needed[:DIFFERENTIABLE])
-        answer = torch.ops.fastcl.pair_reduce_backward(
-            *arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted, backend
-        )
+        given = (*arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted)
+        if ctx.straight and nothing_watches():
+            answer = _kernel(torch.ops.fastcl.kernel_gradients, *given)
+        else:
+            answer = torch.ops.fastcl.pair_reduce_backward(*given, backend)
         return _fill(answer, wanted, len(needed))
 
     @staticmethod
@@ -168,8 +210,11 @@ def pair_total(keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
 class _Total(_Rule):
     @staticmethod
     def forward(ctx: Any, keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        output = _within(torch.ops.fastcl.pair_total.default, keyset, arguments)
         positive, outer, wanted, backend = arguments[LENGTH:]
+        if keyset is None:
+            output = _kernel(torch.ops.fastcl.kernel_total, *arguments[:-1])
+        else:
+            output = _within(torch.ops.fastcl.pair_total.default, keyset, arguments)
         ctx.wanted, ctx.positive, ctx.dtype, ctx.backend = wanted, positive is not None, arguments[0].dtype, backend
         ctx.twice = choice.is_reference(backend)
         ctx.mark_non_differentiable(*output[1:])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import derivatives, flops
-from .backends import choice, closed_form
+from .backends import choice, closed_form, native
 from .derivatives import present
 from .equation import checks
 from .equation.masks import Mask
@@ -253,7 +253,7 @@ def pair_reduce(
         x, y, operand=operand, pair=pair, reduce=reduce, mask=mask, scale=scale, shift=shift, bias_x=bias_x, bias_y=bias_y,
         columns=columns,
     )  # fmt: skip
-    r, c = torch.ops.fastcl.pair_reduce(*pack(p), _backend(backend))
+    r, c = _call(torch.ops.fastcl.pair_reduce, p, (*pack(p), _backend(backend)))
     return (r, c) if columns else r
 
 
@@ -300,8 +300,17 @@ def pair_total(
         positive = positive.to(p.dtype)
     recording = torch.is_grad_enabled()
     wanted = [recording and t is not None and t.requires_grad for t in arguments[:DIFFERENTIABLE]]
-    value: Tensor = torch.ops.fastcl.pair_total(*arguments, positive, outer, wanted, _backend(backend))[0]
+    value: Tensor = _call(torch.ops.fastcl.pair_total, p, (*arguments, positive, outer, wanted, _backend(backend)))[0]
     return value
+
+
+def _call(op: Any, p: Problem, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The op; by the straight way where the CPU's kernels serve a plain call of plain tensors."""
+    plain = all(t is None or type(t) is Tensor or isinstance(t, torch.nn.Parameter) for t in arguments[:8])
+    if plain and p.x.device.type == "cpu" and derivatives.nothing_watches() and _serve(p, arguments[-1]) is native:
+        return derivatives.straight(op, arguments)
+    answer: tuple[Tensor, ...] = op(*arguments)
+    return answer
 
 
 def _of_dtensors(form: str, op: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ torch's dispatcher finds the kernels by the device of x, and releases the interp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,9 +23,15 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     if extension.library is None:
         return extension.reason
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
-    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key("fastcl::kernel_rows", key):
+    if key is None or not _registered(key):
         return f"the extension was built without kernels for {device.type}; rebuild it: {extension.REBUILD}"
     return _gpu_reason(device) if key == "CUDA" else None
+
+
+@cache
+def _registered(key: str) -> bool:
+    """Whether the library, which registers its kernels when it is opened, at import, has some for this dispatch key."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("fastcl::kernel_rows", key)
 
 
 def _gpu_reason(device: torch.device) -> str | None:

@@ -10,23 +10,24 @@ from ..precision import full_precision
 from . import extension
 
 
-def in_one_pass(*rows: Tensor) -> bool:
-    """Whether fastcl::cpu_row_dot serves these rows: float32 in memory, and nothing is being traced or transformed.
+def in_one_pass(x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
+    """Whether the passes of csrc/cpu/rows.cpp serve these rows: in memory, and nothing is being traced or transformed.
 
     float64 stays with torch, so that the definition in it is torch's alone.
     """
     return (
-        extension.library is not None
+        (type(x) is Tensor or isinstance(x, torch.nn.Parameter))
+        and x.dtype in dtypes
+        and x.device.type == "cpu"
+        and x.dim() == 2
+        and extension.library is not None
         and transforms.values_are_here()
-        and all(type(x) is Tensor or isinstance(x, torch.nn.Parameter) for x in rows)
-        and all(x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() == 2 for x in rows)
-        and all(x.stride(1) == 1 and x.shape == rows[0].shape for x in rows)
     )
 
 
 def row_dot(x: Tensor, y: Tensor) -> Tensor:
     """(n,) of two (n, d), without a gradient of its own."""
-    if in_one_pass(x, y):
+    if in_one_pass(x) and in_one_pass(y) and x.shape == y.shape:
         product: Tensor = torch.ops.fastcl.cpu_row_dot(x, y)
         return product
     with full_precision(x.device):

@@ -18,10 +18,11 @@ from ..equation.problem import accumulation_dtype
 from ..precision import full_precision
 
 REDUCTIONS = ("mean", "sum", "none")
+UNIT = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of cpu_unit_rows
 
 
 class _Normalize(torch.autograd.Function):
-    """x / max(|x|, 1e-12), saving x alone; scaled by the largest entry first, so that no norm overflows.
+    """x / max(|x|, 1e-12), saving x alone; no norm overflows, be it in double or scaled by the largest entry first.
 
     The bound is a literal: torch.compile(dynamic=True) cannot lift a module's float out of an autograd.Function.
     """
@@ -29,23 +30,18 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        plain = plain_norms(x, nonzero=True)
-        if plain is None:
-            return unit_rows(x)[0].to(x.dtype)
-        return plain.otherwise(x / plain.norm, lambda: unit_rows(x)[0])
+        unit: Tensor = torch.ops.fastcl.cpu_unit_rows(x) if in_one_pass(x, UNIT) else unit_rows(x)[0].to(x.dtype)
+        return unit
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        g = upstream[0].to(accumulation_dtype(x.dtype))
-
-        def carefully() -> Tensor:
-            unit, norm = unit_rows(x)
-            return tangent(g, unit, norm > 1e-12, norm.clamp(min=1e-12)).rows.to(x.dtype)
-
-        plain = None if torch.is_grad_enabled() else plain_norms(x, nonzero=True)
-        found = plain and plain_tangent(g, x, plain, 1.0 / plain.norm)
-        return found[1].otherwise(found[0].rows, carefully) if found else carefully()
+        (x,), (g,) = ctx.saved_tensors, upstream
+        if in_one_pass(x, UNIT) and not torch.is_grad_enabled():
+            gradient: Tensor = torch.ops.fastcl.cpu_unit_rows_backward(g, x)
+            return gradient
+        unit, norm = unit_rows(x)
+        g = g.to(accumulation_dtype(x.dtype))
+        return tangent(g, unit, norm > 1e-12, norm.clamp(min=1e-12)).rows.to(x.dtype)
 
 
 class Tangent(NamedTuple):
@@ -110,8 +106,8 @@ class Plain(NamedTuple):
         return plainly if self.every else torch.where(self.rows, plainly, carefully())
 
 
-def plain_norms(x: Tensor, nonzero: bool = False) -> Plain | None:
-    """|x_i| in one pass, and where that is right (0 too, unless it must not be); None where nothing can be had in one pass.
+def plain_norms(x: Tensor) -> Plain | None:
+    """|x_i| in one pass, and where that is right, 0 too; None where nothing can be had in one pass.
 
     On a CPU the values may be looked at: that is what tells ordinary rows from those for unit_rows, which takes five passes.
     """
@@ -119,8 +115,6 @@ def plain_norms(x: Tensor, nonzero: bool = False) -> Plain | None:
         return None
     norm = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
     rows = norm < 2.0**60
-    if nonzero:
-        rows &= norm > 1e-12
     return Plain(norm, rows, bool(rows.all()))
 
 
@@ -128,7 +122,7 @@ def plain_tangent(
     g: Tensor, x: Tensor, plain: Plain, factor: Tensor, along: Tensor | None = None
 ) -> tuple[Tangent, Plain] | None:
     """tangent() of plain rows, times `factor`, in three passes, and the rows where nothing overflowed in it."""
-    if not in_one_pass(g, x):
+    if not (in_one_pass(g) and in_one_pass(x)):
         return None
     radial = torch.ops.fastcl.cpu_row_dot(g, x).unsqueeze(1) / plain.norm
     by = radial / plain.norm
@@ -180,7 +174,7 @@ class _RowDot(torch.autograd.Function):
 
 def one_pass_dot(x: Tensor, y: Tensor) -> Tensor:
     """row_dot for losses that take less time in their products than in passes over rows."""
-    if in_one_pass(x, y):
+    if in_one_pass(x) and in_one_pass(y) and x.shape == y.shape:
         product: Tensor = _RowDot.apply(x, y)
         return product
     return row_dot(x, y)
