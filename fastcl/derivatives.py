@@ -93,10 +93,10 @@ def nothing_watches() -> bool:
     long as the kernel itself for a few dozen rows.
     """
     return (
-        torch._C._len_torch_dispatch_stack() == 0
+        transforms.values_are_here()  # first: what is traced stops here
+        and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and not torch.is_autocast_enabled("cpu")
-        and transforms.values_are_here()
     )
 
 
