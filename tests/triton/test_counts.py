@@ -9,7 +9,17 @@ pytest.importorskip("triton")
 
 from fastcl.triton_kernels import fused, tuning
 
-from bench.gpu_estimate import AT, CAPABILITY, clip_problem, fused_costs, launches, product_milliseconds, strip_costs
+from bench.gpu_estimate import (
+    AT,
+    CAPABILITY,
+    Cost,
+    clip_problem,
+    fused_costs,
+    launches,
+    product_milliseconds,
+    strip_costs,
+)
+from bench.hopper_estimate import HEADLINES, share
 from fastcl.backends import reference
 
 from .emulation import EVERYTHING
@@ -46,6 +56,25 @@ def test_tensor_cores_bind_at_512_in_the_form_that_the_table_predicts(gpu: str) 
     for term in costs[0].seconds:
         epilogues = sum(cost.seconds.get(term, 0.0) for cost in costs) * AT * AT * 1e3
         assert epilogues < 4 * product_milliseconds(gpu, 512, "bfloat16"), term
+
+
+def test_a_share_is_what_is_counted_over_what_takes_time() -> None:
+    """Passes that take a product's time each: CLIP executes the four it counts, InfoNCE four for three, SimCLR half of each."""
+    found = {}
+    for h in HEADLINES:
+        one = Cost(
+            "one product",
+            1.0,
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            {"tensor": product_milliseconds("h100", h.d, "bfloat16") / AT / AT / 1e3},
+        )
+        found[h.name] = share(h, [one] * len(h.passes), 2 * h.visited)
+    assert found == pytest.approx(
+        {"clip-64k-bf16": 1.0, "siglip-64k-bf16": 1.0, "info-nce-64k-bf16": 0.75, "simclr-16k-bf16": 1.0}
+    )
 
 
 def test_a_reference_that_serves_no_pair_costs_no_second_sweep() -> None:
