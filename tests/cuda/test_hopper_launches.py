@@ -260,7 +260,7 @@ MISTAKES = [
     Mistake("x not there", "tiles.cuh", "wait(bars + x_full_at, round & 1);", "", UNORDERED),
     Mistake("scratch written while x is multiplied", "tiles.cuh",
             "      meet(3, 256);  // where x was", "      // where x was", UNORDERED),
-    Mistake("wrong descriptor", "tiles.cuh", "a + 2 * k, x + 2 * k", "a + 2 * k, x + 4 * k", None),
+    Mistake("wrong descriptor", "tiles.cuh", "a + 2 * k, x + 2 * k", "a + 2 * k, x + 2 * (k ^ 1)", None),
     Mistake("another swizzle", "start.cuh", "CU_TENSOR_MAP_SWIZZLE_128B", "CU_TENSOR_MAP_SWIZZLE_NONE", None),
     Mistake("the diagonal of the lower rows", "pairs.cuh", "c != v.self + 8 * h", "c != v.self", None),
     Mistake("columns not joined", "pairs.cuh", "first ? v : *to + v", "v", None),
