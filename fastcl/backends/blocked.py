@@ -171,6 +171,7 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
             w = blocks.exponentials(w, (r[here] - blocks.shift)[:, None], in_place=True).mul_(g[here, None])
             if p.y is None:
                 # z_ij and z_ji round apart, and r_j was reduced from z_ji: what takes r_j off must be z_ji too.
+                assert columns is not None
                 own = slice(0, block.stop - block.start)
                 columns[:, own] = w[:, own].T
             if columns is not None:
