@@ -82,7 +82,8 @@ class Call:
             name: "a number of rows" if name in self.counts else _described(value, name in self.rows)
             for name, value in values.items()
         }
-        self.words = {"objective": self.name, "grad mode": str(torch.is_grad_enabled())} | described
+        if self.refusal is None:  # else there is nothing to compare: a transform's tensors describe themselves otherwise
+            self.words = {"objective": self.name, "grad mode": str(torch.is_grad_enabled())} | described
 
     @property
     def device(self) -> torch.device:
