@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -236,6 +237,12 @@ class Cuda:
         return [*toolkit, *(path for root in roots for path in Path(root).glob("*/include"))]
 
 
+def _of_children() -> float:
+    """Processor seconds of all processes that this one has started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _number(arch: str) -> str:
     """90 of 9.0+PTX."""
     return arch.removesuffix("+PTX").replace(".", "")
@@ -289,7 +296,7 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
     """build_ext with torch imported only when something is to be compiled, and ninja doing the compiling."""
 
     def build_extension(self, ext: Extension) -> None:
-        began = time.perf_counter()
+        began, before = time.perf_counter(), _of_children()
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
         library.unlink(missing_ok=True)  # one left from an earlier build must not pass for this one's
@@ -309,6 +316,7 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
             shutil.copy2(made, library)
             facts["library"] = fingerprint(library)
         facts["seconds"] = round(time.perf_counter() - began, 1)
+        facts["compilers_seconds"] = round(_of_children() - before, 1)
         (library.parent / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         report(facts)
 
