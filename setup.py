@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -239,8 +238,8 @@ class Cuda:
 
 def _of_children() -> float:
     """Processor seconds of all processes that this one has started and waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def _number(arch: str) -> str:

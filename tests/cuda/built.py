@@ -34,9 +34,8 @@ def is_built_linked_and_opened() -> str:
     for op in ("kernel_rows", "kernel_gradients", "kernel_total"):
         for key in ("CPU", "CUDA"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcl::{op}", key), (op, key)
-    return (
-        f"torch {facts['torch']}, nvcc {facts['nvcc']}, {', '.join(facts['cuda_archs'])}: built in {facts['seconds']} s, {facts['compilers_seconds']} s of compilers"
-    )
+    took = f"built in {facts['seconds']} s, {facts['compilers_seconds']} s of compilers"
+    return f"torch {facts['torch']}, nvcc {facts['nvcc']}, {', '.join(facts['cuda_archs'])}: {took}"
 
 
 def cpu_tensors_go_to_the_cpu_kernels() -> str:
