@@ -34,7 +34,7 @@ from .plain import Plain, clamped_as, plainly, precision
 
 SAFETY, EXCUSED, ROUNDINGS = 8.0, 1e3, 16.0
 NEIGHBOURS = 4  # on each side, of like size
-DRAWS = (2, 8)  # of P and C: a few first, more before something is called wrong
+DRAWS = (2, 32)  # of P and C: a few first, more before something is called wrong
 
 
 @dataclass
