@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import transforms
 from ..equation import checks
 from ..equation.arguments import declared
 
@@ -48,7 +49,9 @@ class LogitScale(nn.Module):
         """The factor, a 0-dim tensor; float32 where the logarithm is held in half precision."""
         log = self.log.to(torch.promote_types(self.log.dtype, torch.float32)).reshape(())
         if self.largest is not None:
-            log = _AtMost.apply(log, math.log(self.largest))
+            bound = math.log(self.largest)
+            # A transform takes the plain form, which differs in its gradient beyond the bound alone.
+            log = log.clamp(max=bound) if transforms.active() else _AtMost.apply(log, bound)
         return log.exp()
 
     def extra_repr(self) -> str:
