@@ -118,18 +118,15 @@ def plain_norms(x: Tensor) -> Plain | None:
     return Plain(norm, rows, bool(rows.all()))
 
 
-def plain_tangent(
-    g: Tensor, x: Tensor, plain: Plain, factor: Tensor, along: Tensor | None = None
-) -> tuple[Tangent, Plain] | None:
+def plain_tangent(g: Tensor, x: Tensor, plain: Plain, factor: Tensor, along: Tensor) -> tuple[Tangent, Plain] | None:
     """tangent() of plain rows, times `factor`, in three passes, and the rows where nothing overflowed in it."""
     if not (in_one_pass(g) and in_one_pass(x)):
         return None
     radial = torch.ops.fastcl.cpu_row_dot(g, x).unsqueeze(1) / plain.norm
     by = radial / plain.norm
     rows = plain.rows & (by.abs() < 2.0**60)  # not NaN or infinite either
-    if along is not None:
-        rows |= plain.rows & ~along & (plain.norm == 0.0)
-        by, radial = torch.where(along, by, 0.0), torch.where(along, radial, 0.0)
+    rows |= plain.rows & ~along & (plain.norm == 0.0)
+    by, radial = torch.where(along, by, 0.0), torch.where(along, radial, 0.0)
     found = Tangent(torch.addcmul(g, x, by, value=-1).mul_(factor), radial, torch.ones(()))
     return found, Plain(plain.norm, rows, bool(rows.all()))
 
