@@ -56,10 +56,18 @@ def boolean(name: str, value: Any, rows: Tensor | None = None) -> bool:
     raise TypeError(f"{name}: expected True or False, got {got}; pass one of them")
 
 
-def integer(name: str, value: Any, rows: Tensor | None = None, *, least: int | None = None, most: int = 2**62) -> int:
-    """An integer, from `least` on."""
+def integer(
+    name: str,
+    value: Any,
+    rows: Tensor | None = None,
+    *,
+    least: int | None = None,
+    most: int = 2**62,
+    expected: str | None = None,
+) -> int:
+    """An integer, from `least` on; `expected` says which in other words."""
     if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {kind_of(value)}; pass an int")
+        raise TypeError(f"{name}: expected an integer, got {kind_of(value)}; pass {_whole(name, value)}")
     if not isinstance(value, (int, torch.SymInt)):
         try:
             value = operator.index(value)
@@ -68,8 +76,13 @@ def integer(name: str, value: Any, rows: Tensor | None = None, *, least: int | N
     least = -most if least is None else least
     if not least <= value <= most:
         ends = f"> {least - 1}" if most == 2**62 and least >= 0 else f"from {least} to {most}"
-        raise ValueError(f"{name}: expected an integer {ends}, got {shown(value)}")
+        raise ValueError(f"{name}: expected {expected or f'an integer {ends}'}, got {shown(value)}")
     return value
+
+
+def _whole(name: str, value: Any) -> str:
+    """What to pass in its place: int() takes a float, and not just anything."""
+    return f"int({name})" if isinstance(value, float) else "an int"
 
 
 def real(name: str, value: Any, rows: Tensor | None = None, expected: str = REAL) -> float:

@@ -17,6 +17,8 @@ from .problem import OPERANDS, OUTERS, REDUCTIONS, accumulation_dtype
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
+INDEX = "an index within the whole batch, between -2**62 and 2**62"
+
 
 def is_dtensor(value: Any) -> bool:
     """Whether this is a torch.distributed.tensor.DTensor, which takes long to import and may not be there."""
@@ -121,7 +123,8 @@ def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:
         )
     one_of("mask", m.kind, KINDS)
     if m.kind in ("all", "off_diagonal"):
-        m = m._replace(row_offset=integer("row_offset", m.row_offset), col_offset=integer("col_offset", m.col_offset))
+        offsets = (integer(name, getattr(m, name), expected=INDEX) for name in ("row_offset", "col_offset"))
+        m = m._replace(row_offset=next(offsets), col_offset=next(offsets))
         if y is None and m.row_offset != m.col_offset:
             raise ValueError(
                 f"mask: x with itself needs equal offsets, got row_offset={m.row_offset} and col_offset={m.col_offset}; pass y=x"

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import pairs
 from .language import Body, strip_parentheses
 from .pairs import PairFunction
 
@@ -99,7 +98,7 @@ def _words(source: str) -> set[str]:
 
 def generated() -> dict[Path, str]:
     """Every generated file with its text."""
-    registry = {n: c for n, c in PairFunction.registry.items() if c.__module__ == pairs.__name__}
+    registry = {n: c for n, c in PairFunction.registry.items() if c.built_in}
     return {
         ROOT / "csrc" / "generated" / "pairs.h": cpp_header(registry),
         ROOT / "triton_kernels" / "generated_pairs.py": triton_module(registry),

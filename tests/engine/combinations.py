@@ -25,7 +25,7 @@ CONSTANTS = {"p": -0.5, "eps": 0.3}
 
 def pair_functions() -> Iterator[PairFunction]:
     for cls in PairFunction.registry.values():
-        if cls.__module__ == "fastcl.equation.pairs":
+        if cls.built_in:
             yield cls(*(CONSTANTS[name] for name in cls.constant_names))
 
 
