@@ -42,7 +42,8 @@ class PairFunction:
         cls.name = name
         cls.built_in = cls.__module__ == __name__
         cls.constant_names = tuple(get_annotations(cls))
-        cls.checks = checks_of(get_annotations(cls), vars(sys.modules[cls.__module__]))
+        # A class of a text that was executed has a module that is not among those imported.
+        cls.checks = checks_of(get_annotations(cls), getattr(sys.modules.get(cls.__module__), "__dict__", {}))
         if "value" in vars(cls) and "slope" not in vars(cls):
             cls.slope = staticmethod(derived_slope(cls))  # type: ignore[method-assign]
         PairFunction.registry[name] = cls

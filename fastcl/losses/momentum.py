@@ -64,7 +64,7 @@ class MoCoQueue(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("d", d), ("length", length)):
-            integer(name, value, least=1)
+            integer(name, value, least=1, expected="a number > 0")
         if dtype is not None and dtype not in checks.DTYPES:
             raise TypeError(
                 f"dtype: expected float64, float32, bfloat16 or float16, got {dtype}; pass that of the queries"
