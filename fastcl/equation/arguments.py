@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
@@ -244,6 +245,11 @@ def checks_of(annotations: Mapping[str, Any], namespace: dict[str, Any]) -> dict
         if check is not None:
             found[name] = check
     return found
+
+
+def checks_of_fields(cls: type, types: Mapping[str, Any]) -> dict[str, Check]:
+    """The checks of the fields of a class, by name; one of an executed text has a module that is not among those imported."""
+    return checks_of(types, getattr(sys.modules.get(cls.__module__), "__dict__", {}))
 
 
 def checks_of_function(function: Callable[..., Any]) -> dict[str, Check]:

@@ -9,7 +9,6 @@ To add one: a class here, codegen, rebuild; `slope` may be left out (derivative.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import get_annotations
@@ -18,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .arguments import Check, PositiveReal, checks_of, kind_of
+from .arguments import Check, PositiveReal, checks_of_fields, kind_of
 from .derivative import derived_slope
 from .intrinsics import exp, log, log1p, maximum, minimum, pow, rsqrt, select_less, sigmoid, softplus
 
@@ -42,8 +41,7 @@ class PairFunction:
         cls.name = name
         cls.built_in = cls.__module__ == __name__
         cls.constant_names = tuple(get_annotations(cls))
-        # A class of a text that was executed has a module that is not among those imported.
-        cls.checks = checks_of(get_annotations(cls), getattr(sys.modules.get(cls.__module__), "__dict__", {}))
+        cls.checks = checks_of_fields(cls, get_annotations(cls))
         if "value" in vars(cls) and "slope" not in vars(cls):
             cls.slope = staticmethod(derived_slope(cls))  # type: ignore[method-assign]
         PairFunction.registry[name] = cls

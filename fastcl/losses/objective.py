@@ -11,7 +11,6 @@ A setting that is an nn.Parameter is learned, one that is a plain tensor becomes
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from inspect import Parameter, Signature, cleandoc, get_annotations, signature
@@ -22,7 +21,7 @@ from typing_extensions import Self, dataclass_transform
 
 from ..distributed import CONVENTIONS, STRATEGIES, Group, SavedGroup
 from ..equation import checks
-from ..equation.arguments import Check, checks_of, checks_of_function
+from ..equation.arguments import Check, checks_of_fields, checks_of_function
 from ..functional.rows import REDUCTIONS, check_backend
 from .scale import number, reshape_numbers
 
@@ -72,7 +71,7 @@ class Objective(_Declared):
         for name, value in kept.items():
             setattr(cls, name, value)
         types = {setting.name: setting.type for setting in fields(cls) if setting.init}
-        cls.checks = checks_of(types, vars(sys.modules[cls.__module__])) | cls.checks
+        cls.checks = checks_of_fields(cls, types) | cls.checks
         if function is not None:
             cls.function = staticmethod(function)
             cls.settings = tuple(name for name in signature(function).parameters if name in known)
