@@ -33,6 +33,9 @@ TWICE = (
 )
 
 
+_ops: dict[str, Any] = {}  # the overloads, as they were registered
+
+
 def present(tensors: tuple[Tensor | None, ...], like: Tensor) -> tuple[Tensor, ...]:
     """Outputs as the fake form promises them: contiguous, and an empty tensor for what is absent."""
     return tuple(like.new_empty(0) if t is None else t.contiguous() for t in tensors)
@@ -124,7 +127,7 @@ def _kernel(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
 def pair_reduce(keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """r and c, at the key Autograd."""
     if not _differentiated(arguments):
-        return _below(torch.ops.fastcl.pair_reduce.default, keyset, arguments)
+        return _below(_ops["pair_reduce"], keyset, arguments)
     if choice.is_reference(arguments[-1]) and (_transformed() or _forward_mode()):
         p = unpack(arguments)
         return present(reference.rows(p), p.scale)
@@ -138,7 +141,7 @@ class _Rows(_Rule):
         if ctx.straight:
             output = _kernel(torch.ops.fastcl.kernel_rows, *arguments[:LENGTH])
         else:
-            output = _within(torch.ops.fastcl.pair_reduce.default, keyset, arguments)
+            output = _within(_ops["pair_reduce"], keyset, arguments)
         _save(ctx, arguments, output)
         ctx.transformed = _transformed()
         return output
@@ -173,7 +176,7 @@ class _Rows(_Rule):
 def pair_reduce_backward(keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """The gradients, at the key Autograd: to be differentiated they refuse."""
     if not _differentiated(arguments):
-        return _below(torch.ops.fastcl.pair_reduce_backward.default, keyset, arguments)
+        return _below(_ops["pair_reduce_backward"], keyset, arguments)
     return _Gradients.at_this_level(keyset, *arguments)
 
 
@@ -181,7 +184,7 @@ class _Gradients(_Rule):
     @staticmethod
     def forward(ctx: Any, keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
         ctx.backend = arguments[-1]
-        return _within(torch.ops.fastcl.pair_reduce_backward.default, keyset, arguments)
+        return _within(_ops["pair_reduce_backward"], keyset, arguments)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
@@ -198,7 +201,7 @@ class _Gradients(_Rule):
 def pair_total(keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """outer(r) with its gradients, at the key Autograd; for a transform the outer function of the rows, in plain PyTorch."""
     if not _differentiated(arguments):
-        return _below(torch.ops.fastcl.pair_total.default, keyset, arguments)
+        return _below(_ops["pair_total"], keyset, arguments)
     if not (_transformed() or _forward_mode()):
         return _Total.at_this_level(keyset, *arguments)
     positive, outer, _, backend = arguments[LENGTH:]
@@ -214,7 +217,7 @@ class _Total(_Rule):
         if keyset is None:
             output = _kernel(torch.ops.fastcl.kernel_total, *arguments[:-1])
         else:
-            output = _within(torch.ops.fastcl.pair_total.default, keyset, arguments)
+            output = _within(_ops["pair_total"], keyset, arguments)
         ctx.wanted, ctx.positive, ctx.dtype, ctx.backend = wanted, positive is not None, arguments[0].dtype, backend
         ctx.twice = choice.is_reference(backend)
         ctx.mark_non_differentiable(*output[1:])
@@ -332,5 +335,6 @@ def register(library: torch.library.Library) -> None:
     """These rules, for the ops that the library defines."""
     for kernel in (pair_reduce, pair_reduce_backward, pair_total):
         name = kernel.__name__
+        _ops[name] = getattr(torch.ops.fastcl, name).default
         library.impl(name, kernel, "Autograd", with_keyset=True)
         torch.library.register_vmap(f"fastcl::{name}", one_by_one(getattr(torch.ops.fastcl, name)), lib=library)

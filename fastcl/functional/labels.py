@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import batch
+from ..backends import choice
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
@@ -71,7 +72,9 @@ def sup_con(
     assert isinstance(r, Tensor)
     # A row's own term is taken out again. That of a long row drowns the others of its label, so that both are float64.
     wide = z if z.device.type == "mps" else z.double()
-    s = pair_reduce(wide, scale=a, reduce="sum", mask=same, backend=backend)
+    # A sum of z is a closed form, which needs no kernel, and which no kernel's lack of float64 may refuse.
+    everywhere = "reference" if choice.is_reference(backend) else "blocked"
+    s = pair_reduce(wide, scale=a, reduce="sum", mask=same, backend=everywhere)
     assert isinstance(s, Tensor)
     mean = ((s - times(a, row_dot(wide, wide))) / positives.clamp(min=1.0)).to(r.dtype)
     loss = torch.where(single, softplus(r - mean), r - mean)
