@@ -5,9 +5,8 @@ from torch import Tensor
 
 
 def rows(n: int, d: int, k: int = 0) -> Tensor:
-    """(n, d) float64 in (-1, 1), without structure."""
-    return (
-        (torch.sin(12.9898 * torch.arange(n * d, dtype=torch.float64) + 78.233 * (k + 1)) * 43758.5453)
-        .frac()
-        .view(n, d)
-    )
+    """(n, d) float64 in [-1, 1), without structure: integers below 2^32, mixed, the same on every machine."""
+    t = torch.arange(n * d) + 1000003 * k
+    for _ in range(2):
+        t = (t ^ (t >> 16)) * 73244475 % 2**32
+    return ((t ^ (t >> 16)).double() / 2**31 - 1.0).view(n, d)
