@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
-_BATCHED_GRADIENTS = "VmapMode"  # a dispatch key
+_VMAP = "VmapMode"  # of batched gradients; the name itself, parsed at each call, takes longer than all else here
+_BATCHED_GRADIENTS = torch._C._parse_dispatch_key(_VMAP) or _VMAP
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
@@ -33,9 +34,12 @@ def of_gradients() -> bool:
 
 def values_are_here() -> bool:
     """Whether a tensor's value may be looked at: no transform, and nothing that records operations for later."""
+    # Flat, since it is asked some six times for each loss: calls within would take most of its time.
     return not (
         torch.compiler.is_compiling()
-        or of_gradients()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHED_GRADIENTS)
         or torch._C._get_dispatch_mode(_PROXY) is not None
         or torch._C._get_tracing_state() is not None
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from types import ModuleType
 
 import torch
@@ -44,6 +45,10 @@ def requested(backend: str | None) -> str:
     return name
 
 
+def _module(name: str) -> ModuleType:
+    return sys.modules.get(MODULES[name]) or importlib.import_module(MODULES[name])
+
+
 def reason(
     name: str,
     device: torch.device,
@@ -59,7 +64,7 @@ def reason(
             "takes any, or add it to fastcl/equation/pairs.py, run `python -m fastcl.equation.codegen` and build again"
         )
     try:
-        module = importlib.import_module(MODULES[name])
+        module = _module(name)
     except ImportError as error:
         return f"it is not installed ({error}); reinstall fastcl with `pip install --no-build-isolation .`"
     answer: str | None = module.unavailable(device, dtype)
@@ -82,10 +87,10 @@ def choose(
         why = reason(name, device, dtype, pair)
         if why is not None:
             raise BackendUnavailableError(f"backend {name!r} cannot serve {device.type} tensors of {dtype}: {why}")
-        return name, importlib.import_module(MODULES[name])
+        return name, _module(name)
     for name in PREFERENCE.get(device.type, PREFERENCE_ELSEWHERE):
         if reason(name, device, dtype, pair) is None:
-            return name, importlib.import_module(MODULES[name])
+            return name, _module(name)
     return "blocked", blocked
 
 

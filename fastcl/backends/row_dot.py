@@ -10,24 +10,21 @@ from ..precision import full_precision
 from . import extension
 
 
-def in_one_pass(x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
+def in_one_pass(*rows: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
     """Whether the passes of csrc/cpu/rows.cpp serve these rows: in memory, and nothing is being traced or transformed.
 
     float64 stays with torch, so that the definition in it is torch's alone.
     """
-    return (
-        (type(x) is Tensor or isinstance(x, torch.nn.Parameter))
-        and x.dtype in dtypes
-        and x.device.type == "cpu"
-        and x.dim() == 2
-        and extension.library is not None
-        and transforms.values_are_here()
-    )
+    for x in rows:
+        plain = type(x) is Tensor or isinstance(x, torch.nn.Parameter)
+        if not (plain and x.dtype in dtypes and x.device.type == "cpu" and x.dim() == 2):
+            return False
+    return extension.library is not None and transforms.values_are_here()
 
 
 def row_dot(x: Tensor, y: Tensor) -> Tensor:
     """(n,) of two (n, d), without a gradient of its own."""
-    if in_one_pass(x) and in_one_pass(y) and x.shape == y.shape:
+    if in_one_pass(x, y) and x.shape == y.shape:
         product: Tensor = torch.ops.fastcl.cpu_row_dot(x, y)
         return product
     with full_precision(x.device):

@@ -108,7 +108,7 @@ def scalar(name: str, value: Any, x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         # torch.full makes a graph for each number; a product of one that changes, one for them all.
         return torch.ones((), dtype=dtype, device=x.device) * value
-    return torch.full((), value, dtype=dtype, device=x.device)
+    return torch.scalar_tensor(value, dtype=dtype, device=x.device)  # half of torch.full's time
 
 
 def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:

@@ -11,7 +11,8 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import Mask, across_groups
-from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, row_dot, stacked, times, views
+from .aligned import aligned_views
+from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, stacked, times
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
 
@@ -67,9 +68,8 @@ def dcl(
     check_reduction(reduction)
     a = inverse("temperature", temperature)
     sigma = None if sigma is None else checks.positive_number("sigma", sigma)
-    u, v = views(u, v, normalize, ("u", "v"))
+    u, v, aligned = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dcl")
-    aligned = row_dot(u, v)
     p = times(a, aligned)
     if sigma is not None:
         z = times(1.0 / sigma, aligned)
@@ -131,10 +131,10 @@ def dhel(
     check_reduction(reduction)
     checks.one_of("form", form, tuple(FORMS))
     a = inverse("temperature", temperature)
-    u, v = views(u, v, normalize, ("u", "v"))
+    u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dhel")
     mask = own_pairs_left_out(groups, u)
-    loss = -reduced(times(a, row_dot(u, v)), reduction, "dhel")
+    loss = -reduced(times(a, s), reduction, "dhel")
     for rows, weight in zip((u, v), FORMS[form], strict=True):
         if weight != 0.0:
             loss = loss + weight * _free_energies(rows, None, a, mask, reduction, 1, backend)

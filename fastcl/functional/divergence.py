@@ -21,8 +21,9 @@ from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
 from ..equation.pairs import CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
 from ..equation.problem import accumulation_dtype
+from .aligned import aligned_views
 from .energy import Pairs, Potential
-from .rows import at_least, check_reduction, own_pairs_left_out, reduced, row_dot, row_sqdist, softplus, times, views
+from .rows import at_least, check_reduction, own_pairs_left_out, reduced, softplus, times
 from .uniformity import log_mean_gaussian
 
 LOG_2 = 0.6931471805599453
@@ -174,12 +175,12 @@ def f_micl(
     if gaussian:
         wide = _working_dtype(divergence, q, beta, mu, normalize, x.dtype)
         x, y = (rows.to(torch.promote_types(rows.dtype, wide)) for rows in (x, y))
-    x, y = views(x, y, normalize)
+    operand = "sqdist" if gaussian else "dot"
+    x, y, s = aligned_views(x, y, normalize, operand=operand)
     at_least(2, x, "f_micl")
-    v = row_sqdist(x, y) if gaussian else row_dot(x, y)
-    v = times(scale, v) + checks.scalar("mu", shift, x)
+    v = times(scale, s) + checks.scalar("mu", shift, x)
     pairs = [(x, y)] if negatives == "xy" else [(x, None), (y, None)] if negatives == "xx+yy" else [(x, None)]
-    mask, operand = own_pairs_left_out(groups, x), "sqdist" if gaussian else "dot"
+    mask = own_pairs_left_out(groups, x)
     energies = [Pairs(a, b, mask, operand, scale, shift, reduction, backend).energy(d.psi) for a, b in pairs]
     negative = energies[0] if len(energies) == 1 else 0.5 * (energies[0] + energies[1])
     positive = reduced(d.critic(v), reduction, "f_micl")
@@ -228,9 +229,9 @@ def f_micl_dv(
     """
     check_reduction(reduction, has_rows=False, objective="f_micl_dv")
     beta = checks.positive_number("beta", beta)
-    x, y = views(x, y, normalize)
+    x, y, s = aligned_views(x, y, normalize, operand="sqdist")
     at_least(2, x, "f_micl_dv")
-    aligned = reduced(times(beta, row_sqdist(x, y)), reduction, "f_micl_dv")
+    aligned = reduced(times(beta, s), reduction, "f_micl_dv")
     return aligned + log_mean_gaussian(x, beta, groups, backend)
 
 

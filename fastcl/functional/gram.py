@@ -50,7 +50,7 @@ class Ordinary(NamedTuple):
 def ordinary(u: Tensor, v: Tensor, mu: Tensor, biased: bool, backend: str | None) -> Ordinary | None:
     """What PlainSpectral needs to know, or None where the general form must serve: by shapes, dtypes and norms."""
     n, d = u.shape
-    if not (in_one_pass(u) and in_one_pass(v)) or mu.requires_grad or torch.is_autocast_enabled("cpu"):
+    if not in_one_pass(u, v) or mu.requires_grad or torch.is_autocast_enabled("cpu"):
         return None
     if d == 0 or not closed_form.gram_is_cheaper(n, n, d):
         return None

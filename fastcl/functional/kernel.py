@@ -15,8 +15,9 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.pairs import Exp, Log1p, Power, Rsqrt1p
 from ..equation.problem import accumulation_dtype
+from .aligned import aligned_views
 from .energy import Pairs, Potential
-from .rows import at_least, check_reduction, own_pairs_left_out, plain_number, reduced, row_sqdist, times, views
+from .rows import at_least, check_reduction, own_pairs_left_out, plain_number, reduced, times
 
 KERNELS = ("gaussian", "log", "imq", "riesz", "gaussian_riesz")
 FLOOR = 4.0  # of a Riesz kernel's squared distance, in units of the rounding of a sum of two unit norms
@@ -92,14 +93,14 @@ def kcl(
     if "riesz" in kernel:
         wide = _working_dtype(t, u.dtype)
         u, v = (x.to(torch.promote_types(x.dtype, wide)) for x in (u, v))
-    u, v = views(u, v, normalize, ("u", "v"))
+    u, v, s = aligned_views(u, v, normalize, ("u", "v"), operand="sqdist")
     at_least(2, u, "kcl")
     weight = checks.scalar("gamma", gamma, u)
     mask = own_pairs_left_out(groups, u)
     energies = [
         Pairs(x, None, mask, "sqdist", k.scale, reduction=reduction, backend=backend).energy(k.energy) for x in (u, v)
     ]
-    loss = weight * (energies[0] + energies[1]) - 2.0 * reduced(k.alignment(row_sqdist(u, v)), reduction, "kcl")
+    loss = weight * (energies[0] + energies[1]) - 2.0 * reduced(k.alignment(s), reduction, "kcl")
     return loss.to(dtype)
 
 

@@ -10,7 +10,8 @@ from .. import batch, ops
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
-from .rows import check_reduction, inverse, normalize_rows, reduced_total, row_dot, softplus, times, views
+from .aligned import aligned_views
+from .rows import check_reduction, inverse, normalize_rows, reduced_total, softplus, times
 from .softmax import info_nce
 
 
@@ -61,10 +62,10 @@ def moco(
     a = inverse("temperature", temperature)
     checks.pair_of_matrices("q", q, "k", k, same_rows=True)
     checks.pair_of_matrices("q", q, "queue", queue)
-    q, k = views(q, k.detach(), normalize, ("q", "k"))
+    q, k, s = aligned_views(q, k.detach(), normalize, ("q", "k"))
     # A copy either way, as in the authors' code: the queue may be overwritten before backward.
     queue = normalize_rows(queue.detach()) if normalize else queue.detach().clone()
-    p = times(a, row_dot(q, k))
+    p = times(a, s)
     negatives = batch if sharded_queue else ops
     if reduction == "none":
         r = negatives.pair_reduce(q, queue, scale=a, backend=backend)

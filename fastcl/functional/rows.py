@@ -30,18 +30,22 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        unit: Tensor = torch.ops.fastcl.cpu_unit_rows(x) if in_one_pass(x, UNIT) else unit_rows(x)[0].to(x.dtype)
+        unit: Tensor = torch.ops.fastcl.cpu_unit_rows(x) if in_one_pass(x, dtypes=UNIT) else unit_rows(x)[0].to(x.dtype)
         return unit
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        (x,), (g,) = ctx.saved_tensors, upstream
-        if in_one_pass(x, UNIT) and not torch.is_grad_enabled():
-            gradient: Tensor = torch.ops.fastcl.cpu_unit_rows_backward(g, x)
-            return gradient
-        unit, norm = unit_rows(x)
-        g = g.to(accumulation_dtype(x.dtype))
-        return tangent(g, unit, norm > 1e-12, norm.clamp(min=1e-12)).rows.to(x.dtype)
+        return gradient_of_unit(upstream[0], ctx.saved_tensors[0])
+
+
+def gradient_of_unit(g: Tensor, x: Tensor) -> Tensor:
+    """The gradient of x, from that of x / max(|x|, 1e-12)."""
+    if in_one_pass(x, dtypes=UNIT) and not torch.is_grad_enabled():
+        gradient: Tensor = torch.ops.fastcl.cpu_unit_rows_backward(g, x)
+        return gradient
+    unit, norm = unit_rows(x)
+    g = g.to(accumulation_dtype(x.dtype))
+    return tangent(g, unit, norm > 1e-12, norm.clamp(min=1e-12)).rows.to(x.dtype)
 
 
 class Tangent(NamedTuple):
@@ -120,7 +124,7 @@ def plain_norms(x: Tensor) -> Plain | None:
 
 def plain_tangent(g: Tensor, x: Tensor, plain: Plain, factor: Tensor, along: Tensor) -> tuple[Tangent, Plain] | None:
     """tangent() of plain rows, times `factor`, in three passes, and the rows where nothing overflowed in it."""
-    if not (in_one_pass(g) and in_one_pass(x)):
+    if not in_one_pass(g, x):
         return None
     radial = torch.ops.fastcl.cpu_row_dot(g, x).unsqueeze(1) / plain.norm
     by = radial / plain.norm
@@ -171,7 +175,7 @@ class _RowDot(torch.autograd.Function):
 
 def one_pass_dot(x: Tensor, y: Tensor) -> Tensor:
     """row_dot for losses that take less time in their products than in passes over rows."""
-    if in_one_pass(x) and in_one_pass(y) and x.shape == y.shape:
+    if in_one_pass(x, y) and x.shape == y.shape:
         product: Tensor = _RowDot.apply(x, y)
         return product
     return row_dot(x, y)

@@ -8,16 +8,14 @@ from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
+from .aligned import aligned_views
 from .rows import (
     check_reduction,
-    leading,
     negatives_of_each,
     reduced,
     reduced_total,
-    row_dot,
     softplus,
     times,
-    views,
 )
 
 
@@ -64,14 +62,14 @@ def siglip(
     """
     check_reduction(reduction)
     a, b = checks.positive_number("logit_scale", logit_scale), checks.number("logit_bias", logit_bias)
-    x, y = views(x, y, normalize, same_rows=False)
+    x, y, s = aligned_views(x, y, normalize, same_rows=False)
     n, m = x.shape[0], y.shape[0]
     if m < n:
         raise ValueError(
             f"y: expected at least one row for each row of x, {n}, got {m}; y_i is the positive of x_i: "
             "exchange x and y where x has rows that match nothing"
         )
-    positive = softplus(-times(a, row_dot(x, leading(y, n))) - checks.scalar("logit_bias", b, x))
+    positive = softplus(-times(a, s) - checks.scalar("logit_bias", b, x))
     mask = negatives_of_each(groups, x, y)
     if reduction == "none":
         r = pair_reduce(x, y, pair="softplus", reduce="sum", mask=mask, scale=a, shift=b, backend=backend)

@@ -14,20 +14,18 @@ from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
+from .aligned import aligned_views
 from .rows import (
     check_reduction,
     inverse,
     leading,
     negatives_of_each,
-    normalize_rows,
     own_pairs_left_out,
     reduced,
     reduced_total,
-    row_dot,
     softplus,
     stacked,
     times,
-    views,
 )
 
 
@@ -72,12 +70,12 @@ def info_nce(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
-    x, y = views(x, y, normalize, same_rows=False)
+    x, y, s = aligned_views(x, y, normalize, same_rows=False)
     n, m = x.shape[0], y.shape[0]
     if m < n:
         raise ValueError(f"y: expected at least one row for each row of x, {n}, got {m}; y_i is the positive of x_i")
     mask = negatives_of_each(groups, x, y)
-    p = times(a, row_dot(x, leading(y, n)))
+    p = times(a, s)
     if reduction == "none":
         r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
         assert isinstance(r, Tensor)
@@ -131,9 +129,9 @@ def clip(
     """
     check_reduction(reduction)
     a = checks.positive_number("logit_scale", logit_scale)
-    x, y = views(x, y, normalize, same_rows=False)
+    x, y, s = aligned_views(x, y, normalize, same_rows=False)
     k = _matching(pairs, x, y)
-    p = times(a, row_dot(leading(x, k), leading(y, k)))
+    p = times(a, leading(s, k))
     # A row beyond the pairs leaves out the row of its own index, which is beyond them too: neither has a term.
     r, c = pair_reduce(x, y, scale=a, mask=negatives_of_each(groups, x, y), columns=True, backend=backend)
     return reduced(0.5 * (softplus(leading(r, k) - p) + softplus(leading(c, k) - p)), reduction, "clip")
@@ -194,12 +192,9 @@ def nt_xent(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
-    checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+    u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     z = stacked(u, v)
-    if normalize:
-        z = normalize_rows(z)
-    n = u.shape[0]
-    p = times(a, row_dot(z[:n], z[n:])).repeat(2)
+    p = times(a, s).repeat(2)
     mask = own_pairs_left_out(groups, z, views=2)
     if reduction == "none":
         r = pair_reduce(z, scale=a, mask=mask, backend=backend)
