@@ -31,8 +31,11 @@ struct Range<float> {
   // One reference M for all rows' and columns' weights g exp2(M - r), in the middle of the r's, whose spread is at most this: exp2(z - M)
   // is then 2^61 at most, and 2^-126 is 2^-66 of a row's largest. Beyond, or where a weight leaves the range below, each row has its own.
   static constexpr double shared_spread = 120, least_weight = 0x1p-100, largest_weight = 0x1p126;
-  // exp(z - r) from r itself: beyond, its rounding (2^-24 |r|) would show, and z's sums are formed anew to mend it.
-  static constexpr double exact_r = 256;
+  // exp(z - r) from r itself, whose rounding is 2^-24 |r| of every weight of its row: no more than z's own, in PyTorch as here, where
+  // several terms are alike (1.2e-5 at a z of 100). Where one term towers over the rest PyTorch's r is that z bit for bit, and its
+  // weights are right to 1e-6; here z is in units of log 2, and r is not. So weights may be off by half a unit of numbers below
+  // 128, 4e-6; a temperature of 0.01 on unit rows still does without the sweep that forms the sums anew beyond it.
+  static constexpr double exact_r = 128;
 };
 
 template <>

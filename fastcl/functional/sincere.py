@@ -66,9 +66,12 @@ def sincere(
     r = pair_reduce(z, scale=a, mask=across_groups(labels), backend=backend)
     assert isinstance(r, Tensor)
     r = r.clamp(min=NOTHING)
+    # A row's own term is taken out again. Of unit rows it is the smallest of all; a row shorter than its positives has one that
+    # may drown theirs, so that both are float64.
+    x = z if normalize or z.device.type == "mps" else z.double()
     s = pair_reduce(
-        z, z, pair="softplus", reduce="sum", scale=-a, bias_x=r, mask=within_groups(labels, labels), backend=backend
+        x, x, pair="softplus", reduce="sum", scale=-a, bias_x=r, mask=within_groups(labels, labels), backend=backend
     )
     assert isinstance(s, Tensor)
-    s = s - softplus(r - times(a, row_dot(z, z)))
+    s = (s - softplus(r - times(a, row_dot(x, x)))).to(r.dtype)
     return reduced(torch.where(positives > 0, s / positives.clamp(min=1.0), 0.0), reduction, "sincere")

@@ -212,6 +212,18 @@ def test_backward_uses_the_r_and_c_that_it_is_given(operand: str, scale: float, 
         assert (got - want).norm() <= allowed * want.norm()
 
 
+@pytest.mark.parametrize("r", [30.0, 100.0, 126.0, 140.0, 231.0, 255.0, 257.0, 1e3, 1e5])
+def test_rows_of_which_one_term_towers_over_the_rest(r: float) -> None:
+    """Their weights are 1, to half a unit of an r below 128, although z itself is known to eps |z|."""
+    x = rows(48, 8)
+    y = torch.cat([x, -x])
+    scale = r * torch.linspace(0.9, 1.0, 48).repeat(2)[:, None]
+    got, want = (answers(x, scale * y, backend, "both") for backend in ("cpu", "reference"))
+    for name in ("x", "y"):
+        error = (got[name].double() - want[name]).norm(dim=1)
+        assert (error <= (2.0**-18 + 5e-7) * want[name].norm(dim=1)).all(), name
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_totals_beyond_float32_are_infinite_with_their_sign(sign: int) -> None:
     x = torch.full((50, 4), 2e18)

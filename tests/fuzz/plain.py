@@ -35,11 +35,19 @@ class Plain:
 
     What is moved is what a sum in another order moves: <x, y> by eps |x| |y|, and |x - y|^2, which is formed from norms and a dot
     product about the mean of y, by eps (|x|^2 + |y|^2). `largest` is the largest |z|, or |u| or term that it
-    is formed from, that was met.
+    is formed from, that was met. With `rounds_weights` those of half-precision rows are in the rows' dtype, as GPUs multiply them.
     """
 
-    def __init__(self, seed: int = 0, units: float = 0.0, eps: float | None = None, dot: bool = True) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        units: float = 0.0,
+        eps: float | None = None,
+        dot: bool = True,
+        rounds_weights: bool = False,
+    ) -> None:
         self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
+        self.rounds_weights = rounds_weights
 
     def pair_reduce(self, x: Tensor, y: Tensor | None = None, *, backend: str | None = None, **given: Any) -> Any:
         p = self._problem(x, y, given)
@@ -99,6 +107,8 @@ class Plain:
         if z.numel():
             reach = (torch.maximum(p.scale.abs(), p.scale.new_ones(())) * size + p.shift.abs()).detach()
             self.largest = max(self.largest, float(reach.max()), float(z.detach().abs().max()))
+        if self.rounds_weights and z.requires_grad:
+            z.register_hook(lambda w: in_dtype(w, p.x.dtype))
         return p.pair.f(z if keep is None else torch.where(keep, z, 1.0)), keep
 
     def _reduced(self, p: Problem, f: Tensor, keep: Tensor | None, dim: int) -> Tensor:
@@ -108,12 +118,20 @@ class Plain:
         masked = torch.isneginf(f) if keep is None else ~keep | torch.isneginf(f)
         empty = masked.all(dim, keepdim=True)
         found = torch.logsumexp(torch.where(empty, 0.0, torch.where(masked, float("-inf"), f)), dim)
-        found = found + self._noise(p, found)  # the logarithm of a sum is known to eps, however small it is
+        # The logarithm of a sum is known to eps, however small it is; and it is stored, which rounds it.
+        found = found + self._noise(p, found) * (1.0 + 0.5 * found.detach().abs().nan_to_num(0.0, 0.0, 0.0))
         return torch.where(empty.squeeze(dim), float("-inf"), found) if f.shape[dim] else f.sum(dim) - float("inf")
 
     def _noise(self, p: Problem, r: Tensor) -> Tensor:
         """For each of r a rounding or less."""
         return rows(len(r), 1, self.seed + 50)[:, 0].to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
+
+
+def in_dtype(w: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights rounded to a dtype, in units of their largest."""
+    largest = w.abs().amax() if w.numel() else w.sum()
+    unit = torch.where(largest > 0.0, largest, 1.0)
+    return (w / unit).to(dtype).to(w.dtype) * unit
 
 
 def precision(dtype: torch.dtype) -> float:

@@ -87,7 +87,7 @@ class Truth:
             t = like(t, t.to(self.dtype)) if t.dim() < 2 and t.numel() == 1 else t
             return moved(t, name, k, eps) if k and t.dtype == self.dtype else t
 
-        with plainly(Plain(k, 2.0 if k else 0.0)):
+        with plainly(Plain(k, 2.0 if k else 0.0, rounds_weights=self.case.backend in ("triton", "cuda"))):
             return run(self.plain_case, change)
 
     def _moved(self, k: int) -> Found:

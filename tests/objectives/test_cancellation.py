@@ -82,3 +82,17 @@ def test_positives_of_a_long_row(dtype: torch.dtype, longer: float, backend: str
     way = {"normalize": False, "temperature": 0.5}
     found = valued(F.sup_con, z, labels, backend=backend, **way)
     close(found, definition(F.sup_con, z, labels, **way), {torch.float64: 1e-9, torch.bfloat16: 1e-2}.get(dtype, 1e-6))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("longer", [10.0, 1e3])
+def test_own_term_of_a_short_row(longer: float, backend: str) -> None:
+    """It is far larger than those of its long positives, e^-10, and is none of the loss."""
+    labels = torch.arange(24) % 4
+    z = 0.02 * torch.eye(8)[labels] + 0.5
+    z[4:] *= longer
+    way = {"normalize": False, "temperature": 4e-5 * longer, "reduction": "none"}
+    found = F.sincere(z, labels, backend=backend, **way)[:4]
+    right = F.sincere(z.double(), labels, backend="reference", **way)[:4]
+    logits = 2.0 / 4e-5
+    assert ((found - right).abs() <= 4.0 * torch.finfo(torch.float32).eps * logits * right).all()
