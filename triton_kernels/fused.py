@@ -89,7 +89,8 @@ class Fused:
         if swapped:
             x, y, n, m, diff, weights = y, x, m, n, -diff, weights.swapped()
             wy, w_rows = sums.wtx, sums.w_cols
-        wy = p.scale.new_empty(n, self.d) if wy is None else wy
+        # That of rows of no width has no address, and the kernel stores its padding.
+        wy = p.scale.new_empty(n, self.d) if wy is None or wy.shape[1] == 0 else wy
         tile = tuning.gradient_tiles(self.arch, self.kind, p.reduce, self.d)[0]
         # Which of the two says the device alone: both are launched, and one returns at once.
         for close in (True, False) if weights.reference is not None else (True,):

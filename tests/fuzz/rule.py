@@ -127,6 +127,10 @@ class Truth:
             return None
         return max(faults, key=lambda f: (f.allowed == 0.0, f.error / max(f.allowed, 1e-300)))
 
+    def _weights_are_any(self) -> bool:
+        """Whether z of two sweeps rounds apart: the interpreter multiplies tiles of another shape in another order."""
+        return self.case.backend == "triton" and self.largest * torch.finfo(self.dtype).eps > 1e-3
+
     def _natural(self, where: str) -> Tensor | float:
         """|L| / |leaf|, or of a row |L| / (n |x_i|): the size of the terms that its gradient is the sum of."""
         name = where.removeprefix("gradient of ")
@@ -146,7 +150,7 @@ class Truth:
         infinite = any(bool(((v.abs() > end) & ~v.isneginf()).any()) for v in self.found.values)
         for where, got, pick in parts(found):
             t = pick(self.found)
-            if infinite and where.startswith("gradient"):
+            if where.startswith("gradient") and (infinite or self._weights_are_any()):
                 continue  # of a value that is beyond the dtype
             if got.shape != t.shape:
                 yield Fault(f"shape {tuple(got.shape)}, expected {tuple(t.shape)}", where)

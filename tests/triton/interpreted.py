@@ -89,6 +89,14 @@ def test_empty_sides(n: int, m: int) -> None:
         check_rows_and_gradients(problem(n, m, 8, pair=pair, columns=True), triton_kernels)
 
 
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_rows_of_no_width(operand: str) -> None:
+    """Their sums have no address to be stored at."""
+    for pair in ("identity", "softplus"):
+        check_rows_and_gradients(problem(20, 37, 0, operand=operand, pair=pair, columns=True), triton_kernels)
+        check_rows_and_gradients(problem(20, None, 0, operand=operand, pair=pair), triton_kernels)
+
+
 def test_everything_masked() -> None:
     """Groups that never meet: log-sum-exp -inf, sum 0, gradients exactly 0."""
     for pair in ("identity", "exp"):
