@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import fastcl
 
@@ -24,6 +26,7 @@ class Case:
     function: its path below fastcl. statements: lines that build its tensors, `name = ...` first. positional, keywords: its
     arguments, as text. settings: of an nn.Module's constructor, as text. wants: which tensors want gradients. upstream: the
     factor of the upstream gradient. autocast: a dtype for the forward, or "". inside: whether the backward runs within it too.
+    derive: how gradients are asked for: "grad", by "func" (torch.func.grad), "batched" (is_grads_batched), or "jvp", a direction.
     sizes: rows of each rank, of which there is one for one process.
     """
 
@@ -38,6 +41,7 @@ class Case:
     autocast: str = ""
     inside: bool = False
     compiled: bool = False
+    derive: str = "grad"
     threads: int = 1
     sizes: tuple[int, ...] = (1,)
     strategy: str = "auto"
@@ -76,14 +80,23 @@ class Case:
         if self.autocast:
             call = f'with torch.autocast("cpu", torch.{self.autocast}):\n    {call}'
         lines = [*self.statements, *(f"{name}.requires_grad_()" for name in self.wants), call, "print(value)"]
-        if self.wants:
+        if self.derive == "jvp":
+            ad = "torch.autograd.forward_ad"
+            duals = [
+                f"{n} = {ad}.make_dual({n}, {n} * rows({n}.numel(), 1, 3).view_as({n}).to({n}))" for n in self.wants
+            ]
+            body = "\n".join([*duals, call, f"print({ad}.unpack_dual(value))"])
+            lines = [*self.statements, f"with {ad}.dual_level():", textwrap.indent(body, "    ")]
+        elif self.wants:
             g = f"{self.upstream!r} * " if self.upstream != 1.0 else ""
             lines += [
                 "values = value if isinstance(value, tuple) else (value,)",
                 f"total = {g}sum((v * rows(v.numel(), 1, 9).float().view(v.shape)).nan_to_num(0, 0, 0).sum() for v in values)",
                 f"print(torch.autograd.grad(total, [{', '.join(self.wants)}], allow_unused=True))",
             ]
-            if self.inside and self.autocast:
+            ways = {"func": "# by torch.func.grad", "batched": "# with is_grads_batched=True, two gradients alike"}
+            lines += [ways[self.derive]] if self.derive in ways else []
+            if self.inside and self.autocast and self.derive == "grad":
                 lines[-1] = f'with torch.autocast("cpu", torch.{self.autocast}):\n    {lines[-1]}'
         if self.threads > 1:
             lines.insert(0, f"torch.set_num_threads({self.threads})")
@@ -126,45 +139,91 @@ def run(
         start = sum(case.sizes[:rank])
         for name in case.sharded:
             tensors[name] = tensors[name][start : start + case.sizes[rank]].detach()
-    for name in case.wants:
+    for name in case.wants:  # a leaf
         value = tensors[name].detach() if not isinstance(tensors[name], nn.Parameter) else tensors[name]
         tensors[name] = value.requires_grad_()
-    space = {"torch": torch, "fastcl": fastcl, **tensors}
-    evaluated = lambda given: {k: eval(v, space) for k, v in given.items()}  # noqa: E731
-    keywords, settings = evaluated(case.keywords), evaluated(case.settings or {})
-    if number is not None:
-        keywords, settings = ({k: number(k, v) for k, v in given.items()} for given in (keywords, settings))
-    chosen = settings if case.settings is not None else keywords
-    if case.takes_backend:
-        chosen["backend"] = backend or case.backend
+
+    def evaluated(given: dict[str, str], leaves: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        found = {k: eval(v, {"torch": torch, "fastcl": fastcl, **tensors, **(leaves or {})}) for k, v in given.items()}
+        return found if number is None else {k: number(k, v) for k, v in found.items()}
+
+    chosen: dict[str, Any] = {"backend": backend or case.backend} if case.takes_backend else {}
     if group is not None:
         chosen |= {"group": group, "strategy": case.strategy, "gradient": case.gradient}
+    settings = None if case.settings is None else evaluated(case.settings) | chosen
     torch.set_num_threads(case.threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        call = case.owner(**settings) if case.settings is not None else case.owner
+        call = case.owner if settings is None else case.owner(**settings)
         leaves = {name: tensors[name] for name in case.wants}
-        if case.settings is not None:
+        if settings is not None:
             for name, parameter in call.named_parameters():
                 if all(parameter is not leaf for leaf in leaves.values()):
                     leaves[name] = parameter
         if case.compiled:
             torch._dynamo.reset()
             call = torch.compile(call, backend="aot_eager", fullgraph=True)
-        within = lambda on: torch.autocast("cpu", getattr(torch, case.autocast)) if on else nullcontext()  # noqa: E731
-        with within(case.autocast):
-            values = flat(call(*(tensors[name] for name in case.positional), **keywords))
-        gradients = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        if leaves and any(v.requires_grad for v in values):
-            # What is not finite has no gradient to compare.
-            total = sum(
-                (v * g).nan_to_num(0.0, 0.0, 0.0).sum() * case.upstream
-                for v, g in zip(values, upstreams(case, values, group), strict=True)
-            )
-            with within(case.autocast and case.inside):
-                answer = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-            gradients |= {name: g for name, g in zip(leaves, answer, strict=True) if g is not None}
+
+        def values_of(leaves: dict[str, Tensor]) -> list[Tensor]:
+            keywords = evaluated(case.keywords, leaves) | (chosen if settings is None else {})
+            with autocast(case.autocast):
+                return flat(call(*((tensors | leaves)[name] for name in case.positional), **keywords))
+
+        return derived(case, values_of, leaves, group)
+
+
+def autocast(dtype: str) -> Any:
+    """The context of that dtype, or none."""
+    return torch.autocast("cpu", getattr(torch, dtype)) if dtype else nullcontext()
+
+
+Values = Callable[[dict[str, Tensor]], list[Tensor]]
+
+
+def derived(case: Case, values_of: Values, leaves: dict[str, Tensor], group: Any) -> Found:
+    """Values, and gradients by the way that the case asks for them."""
+    if case.derive == "jvp" and leaves:
+        return _directional(values_of, leaves)
+    if case.derive == "func" and leaves:
+
+        def total_and_values(leaves: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+            values = values_of(leaves)
+            return _total(case, values, group), values
+
+        detached = {name: leaf.detach() for name, leaf in leaves.items()}
+        gradients, values = torch.func.grad(total_and_values, has_aux=True)(detached)
+        return Found([v.detach() for v in values], gradients)
+    values = values_of(leaves)
+    gradients = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    if leaves and any(v.requires_grad for v in values):
+        total = _total(case, values, group)
+        batched = {"grad_outputs": total.new_ones(2), "is_grads_batched": True} if case.derive == "batched" else {}
+        with autocast(case.autocast if case.inside else ""):
+            answer = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, **batched)
+        for name, g in zip(leaves, answer, strict=True):
+            if g is not None:
+                gradients[name] = g[1] if batched else g
     return Found([v.detach() for v in values], gradients)
+
+
+def _total(case: Case, values: list[Tensor], group: Any) -> Tensor:
+    """What is differentiated; what is not finite has no gradient to compare."""
+    given = zip(values, upstreams(case, values, group), strict=True)
+    total = [(v * g).nan_to_num(0.0, 0.0, 0.0).sum() * case.upstream for v, g in given]
+    return torch.stack([t.to(total[0]) for t in total]).sum() if len(total) > 1 else total[0]
+
+
+def _directional(values_of: Values, leaves: dict[str, Tensor]) -> Found:
+    """Derivatives along a direction, by dual numbers; they are held to what gradients are."""
+    with forward_ad.dual_level():
+        along = {
+            name: formula.rows(max(t.numel(), 1), 1, 3)[: t.numel()].view_as(t).to(t.dtype)
+            for name, t in leaves.items()
+        }
+        duals = {name: forward_ad.make_dual(t.detach(), t.detach() * along[name]) for name, t in leaves.items()}
+        found = [forward_ad.unpack_dual(v) for v in values_of(duals)]
+    tangents = {f"value {i}": torch.zeros_like(v) if t is None else t for i, (v, t) in enumerate(found)}
+    return Found([v for v, _ in found], tangents)
 
 
 def upstreams(case: Case, values: list[Tensor], group: Any) -> list[Tensor]:

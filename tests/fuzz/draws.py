@@ -32,7 +32,9 @@ def objectives(draw: Draw, path: str) -> Case:
             drawing.one_of(*(("mean",) if "only" in documented(function).get("reduction", "") else REDUCTIONS))
         )
     return drawing.case(
-        positional=tuple(given[name] for name in positional if name in given), keywords=keywords, **way(drawing)
+        positional=tuple(given[name] for name in positional if name in given),
+        keywords=keywords,
+        **(way(drawing) | {"derive": drawing.one_of(*["grad"] * 9, "jvp", "func", "batched")}),
     )
 
 
@@ -93,7 +95,9 @@ def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
     }
     if reduce == "sum":
         keywords["pair"] = pair(drawing)
-    keywords["scale"] = drawing.scalar("scale", "", 1.0)
+    # Half of them bring z near 1, whatever the norms are.
+    usual = min(max(10.0 ** (-2 * drawing.exponent), 1e-37), 3e38) if drawing.maybe(50) else 1.0
+    keywords["scale"] = drawing.scalar("scale", "", usual)
     if drawing.maybe(40):
         keywords["shift"] = drawing.scalar("shift", "", 0.0)
     for name, length in (("bias_x", n), ("bias_y", m), ("positive", n)):
@@ -105,7 +109,8 @@ def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
         keywords["outer"] = repr(outer)
     elif not alone and drawing.maybe(40):
         keywords["columns"] = "True"
-    return drawing.case(positional=tuple(positional), keywords=keywords, **(way(drawing) | {"sizes": (1,)}))
+    derive = drawing.one_of(*["grad"] * 9, "jvp", "func", "batched")
+    return drawing.case(positional=tuple(positional), keywords=keywords, **(way(drawing) | {"derive": derive}))
 
 
 KINDS_OF_CALL = {"objectives": objectives, "modules": modules, "metrics": numbers, "ops": ops}
@@ -136,14 +141,14 @@ def over_ranks(draw: Draw, world: int) -> Case:
     cuts = sorted(draw(st.integers(0, n)) for _ in range(world - 1))
     sizes = tuple(b - a for a, b in zip([0, *cuts], [*cuts, n], strict=True))
     how = {name: draw(st.sampled_from(names)) for name, names in (("strategy", STRATEGIES), ("gradient", CONVENTIONS))}
-    return replace(case, sizes=sizes, sharded=sharded, **how)
+    return replace(case, sizes=sizes, sharded=sharded, derive="grad", **how)
 
 
 @st.composite
 def compiled(draw: Draw) -> Case:
     """A function under torch.compile."""
     case = draw(objectives(draw(st.sampled_from(public()["objectives"]))))
-    return replace(case, compiled=True, backend="auto")
+    return replace(case, compiled=True, backend="auto", derive="grad")
 
 
 @st.composite
@@ -154,7 +159,7 @@ def interpreted(draw: Draw) -> Case:
     )  # the interpreter's bfloat16 is wrong
     if max(max(t.shape, default=0) for t in case.tensors().values()) > 65:
         reject()
-    return replace(case, backend="triton", autocast="", threads=1)
+    return replace(case, backend="triton", autocast="", threads=1, derive="grad")
 
 
 def cases(kind: str) -> st.SearchStrategy[Case]:
