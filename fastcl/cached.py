@@ -65,6 +65,13 @@ def cached_step(
         ValueError: for batches, chunks or rows that do not fit, or a loss that is no single number.
         TypeError: for an encoder that returns something else.
         RuntimeError: for an encoder that does not repeat itself; the gradients are then those of something else, discard them.
+
+    Examples:
+        >>> encoder, loss = torch.nn.Linear(8, 4), fastcl.losses.CLIPLoss()
+        >>> images, texts = torch.randn(64, 8), torch.randn(64, 8)
+        >>> value = fastcl.cached_step(encoder, (images, texts), loss, chunk=16)
+        >>> encoder.weight.grad.shape
+        torch.Size([4, 8])
     """
     replay = Replay(encoders, batches, chunk, ddp, progress)
     leaves = [t.requires_grad_(t.is_floating_point()) for t in replay.embed()]
@@ -98,6 +105,13 @@ def cached_embeddings(
     Raises:
         ValueError, TypeError: see fastcl.cached_step.
         RuntimeError: from backward, for an encoder that does not repeat itself.
+
+    Examples:
+        >>> encoder, loss = torch.nn.Linear(8, 4), fastcl.losses.CLIPLoss()
+        >>> x, y = fastcl.cached_embeddings(encoder, (torch.randn(64, 8), torch.randn(64, 8)), chunk=16)
+        >>> loss(x, y).backward()
+        >>> encoder.weight.grad.shape
+        torch.Size([4, 8])
     """
     replay = Replay(encoders, batches, chunk, ddp, progress)
     leaves = replay.embed()

@@ -246,6 +246,14 @@ def pair_reduce(
         BackendUnavailableError: when the backend asked for cannot serve the device and dtype.
         RuntimeError: from backward with create_graph=True, and for a derivative of a gradient under torch.func, except on backend
             "reference". Forward mode (one more sweep), grad, vjp, jacrev and vmap (entry by entry) are served by every backend.
+
+    Examples:
+        >>> x, y = torch.randn(1000, 64), torch.randn(5000, 64)
+        >>> fastcl.pair_reduce(x, y, scale=0.1).shape  # log-sum-exp of each row of 0.1 x y^T
+        torch.Size([1000])
+        >>> r, c = fastcl.pair_reduce(x, y, operand="sqdist", pair="exp", reduce="sum", scale=-0.01, columns=True)
+        >>> r.shape, c.shape
+        (torch.Size([1000]), torch.Size([5000]))
     """
     if any(map(checks.is_dtensor, (x, y, scale, shift, bias_x, bias_y))):
         return _of_dtensors("pair_reduce", pair_reduce, locals())
@@ -287,6 +295,11 @@ def pair_total(
 
     Raises:
         ValueError, TypeError, BackendUnavailableError, RuntimeError: as in pair_reduce.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.pair_total(x, outer="sum", mask="off_diagonal")), 4)  # 4 log 3
+        4.3944
     """
     if any(map(checks.is_dtensor, (x, y, scale, shift, bias_x, bias_y, positive))):
         return _of_dtensors("pair_total", pair_total, locals())

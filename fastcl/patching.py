@@ -82,6 +82,10 @@ def patch(library: str) -> Patch:
     Raises:
         ValueError: for another library.
         ImportError: the library is not installed, or in a version whose parts are not known.
+
+    Examples:
+        >>> with fastcl.patch("transformers"):
+        ...     loss = model(**batch, return_loss=True).loss
     """
     checks.one_of("library", library, tuple(LIBRARIES))
     distribution, major, found = LIBRARIES[library]

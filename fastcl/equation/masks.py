@@ -20,7 +20,12 @@ class Mask(NamedTuple):
 
 
 def all_pairs() -> Mask:
-    """Every pair (i, j)."""
+    """Every pair (i, j).
+
+    Examples:
+        >>> fastcl.pair_reduce(torch.eye(3), reduce="sum", mask=fastcl.all_pairs())
+        tensor([1., 1., 1.])
+    """
     return Mask("all")
 
 
@@ -30,6 +35,10 @@ def off_diagonal(row_offset: int = 0, col_offset: int = 0) -> Mask:
     Args:
         row_offset: index of the first row of x within the whole batch, an integer.
         col_offset: index of the first row of y within the whole batch, an integer.
+
+    Examples:
+        >>> fastcl.pair_reduce(torch.eye(3), reduce="sum", mask=fastcl.off_diagonal())
+        tensor([0., 0., 0.])
     """
     return Mask("off_diagonal", row_offset, col_offset)
 
@@ -40,6 +49,10 @@ def across_groups(group_x: Tensor, group_y: Tensor | None = None) -> Mask:
     Args:
         group_x: (n,) int64, one group per row of x.
         group_y: (m,) int64, one group per row of y; None takes group_x.
+
+    Examples:
+        >>> fastcl.pair_reduce(torch.ones(3, 2), reduce="sum", mask=fastcl.across_groups(torch.tensor([0, 0, 1])))
+        tensor([2., 2., 4.])
     """
     return Mask("across_groups", 0, 0, group_x, group_y)
 
@@ -50,5 +63,9 @@ def within_groups(group_x: Tensor, group_y: Tensor | None = None) -> Mask:
     Args:
         group_x: (n,) int64, one group per row of x.
         group_y: (m,) int64, one group per row of y; None takes group_x.
+
+    Examples:
+        >>> fastcl.pair_reduce(torch.ones(3, 2), reduce="sum", mask=fastcl.within_groups(torch.tensor([0, 0, 1])))
+        tensor([4., 4., 2.])
     """
     return Mask("within_groups", 0, 0, group_x, group_y)

@@ -23,6 +23,12 @@ def merge(r1: Tensor, r2: Tensor) -> Tensor:
 
     Raises:
         TypeError: if either is not a floating-point tensor.
+
+    Examples:
+        >>> x, y = torch.eye(4), torch.eye(4)
+        >>> near, far = fastcl.pair_reduce(x, y[:1]), fastcl.pair_reduce(x, y[1:])
+        >>> torch.allclose(fastcl.merge(near, far), fastcl.pair_reduce(x, y))
+        True
     """
     for name, r in (("r1", r1), ("r2", r2)):
         if not isinstance(r, Tensor) or not r.is_floating_point():

@@ -72,6 +72,11 @@ def debiased(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> u = torch.eye(4)
+        >>> round(float(fastcl.functional.debiased(u, u, temperature=0.5, tau_plus=0.1)), 4)
+        0.2115
     """
     return _debiased(u, v, temperature, tau_plus, 0.0, groups, normalize, reduction, "debiased", backend)
 
@@ -121,6 +126,11 @@ def hard_negative(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> u = torch.eye(4)
+        >>> round(float(fastcl.functional.hard_negative(u, u, temperature=0.5, beta=1.0)), 4)
+        0.2115
     """
     if not isinstance(checks.number("beta", beta), Tensor) and beta < 0:
         raise ValueError(f"beta: expected a number >= 0, got {beta}; 0 is the debiased loss")

@@ -64,6 +64,11 @@ def dcl(
     Raises:
         ValueError: for shapes or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> u = torch.eye(4)
+        >>> round(float(fastcl.functional.dcl(u, u, temperature=0.5)), 4)
+        -0.2082
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
@@ -127,6 +132,11 @@ def dhel(
     Raises:
         ValueError: for shapes, names or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> u = torch.eye(4)
+        >>> round(float(fastcl.functional.dhel(u, u, temperature=0.5)), 4)  # -2 + 2 log 3
+        0.1972
     """
     check_reduction(reduction)
     checks.one_of("form", form, tuple(FORMS))

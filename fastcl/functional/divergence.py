@@ -155,6 +155,14 @@ def f_micl(
     Raises:
         ValueError: for shapes, names or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.functional.f_micl(x, x, divergence="kl", alpha=1.0)), 4)  # e^-2 - 1
+        -0.8647
+        >>> loss, positive, negative = fastcl.functional.f_micl(x, x, divergence="pearson", return_terms=True)
+        >>> round(float(negative), 4)
+        -0.9817
     """
     check_reduction(reduction)
     checks.one_of("divergence", divergence, DIVERGENCES)
@@ -226,6 +234,11 @@ def f_micl_dv(
     Raises:
         ValueError: for shapes or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.functional.f_micl_dv(x, x, beta=1.0)), 4)
+        -2.0
     """
     check_reduction(reduction, has_rows=False, objective="f_micl_dv")
     beta = checks.positive_number("beta", beta)

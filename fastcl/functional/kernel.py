@@ -85,6 +85,11 @@ def kcl(
     Raises:
         ValueError: for shapes, names or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported or mixed dtypes, or a tensor where the kernel needs a number.
+
+    Examples:
+        >>> u = torch.eye(4)
+        >>> round(float(fastcl.functional.kcl(u, u, t=2.0)), 4)
+        -1.4139
     """
     check_reduction(reduction)
     k = _kernel(kernel, t, u)

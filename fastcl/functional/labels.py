@@ -58,6 +58,11 @@ def sup_con(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported dtypes.
+
+    Examples:
+        >>> z, labels = torch.eye(4).repeat(2, 1), torch.arange(4).repeat(2)
+        >>> round(float(fastcl.functional.sup_con(z, labels, temperature=0.5, base_temperature=0.5)), 4)
+        0.5944
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)

@@ -57,6 +57,11 @@ def moco(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> q, queue = torch.eye(4), torch.zeros(16, 4)
+        >>> round(float(fastcl.functional.moco(q, q, queue, temperature=0.5)), 4)  # log(1 + 16 / e^2)
+        1.1523
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
@@ -119,6 +124,11 @@ def moco_v3(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> q = torch.eye(4)
+        >>> round(float(fastcl.functional.moco_v3(q, q, q, q, temperature=0.5)), 4)
+        0.6815
     """
     check_reduction(reduction)
     for name, rows in (("q2", q2), ("k1", k1), ("k2", k2)):

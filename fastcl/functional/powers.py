@@ -64,6 +64,11 @@ def f_mi_alpha(
     Raises:
         ValueError: for shapes or values that do not fit, an order at which a power of eps leaves float64, or fewer than 2 rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> u = torch.eye(4)
+        >>> round(float(fastcl.functional.f_mi_alpha(u, u, alpha=2.0)), 4)
+        -0.5
     """
     check_reduction(reduction)
     a, eps = plain_number("alpha", alpha), plain_number("eps", eps, positive=True)

@@ -59,6 +59,11 @@ def siglip(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.functional.siglip(x, x, logit_scale=10.0, logit_bias=-10.0)), 4)
+        0.6933
     """
     check_reduction(reduction)
     a, b = checks.positive_number("logit_scale", logit_scale), checks.number("logit_bias", logit_bias)

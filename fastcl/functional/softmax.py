@@ -67,6 +67,11 @@ def info_nce(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.functional.info_nce(x, x, temperature=0.5)), 4)
+        0.3408
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
@@ -126,6 +131,15 @@ def clip(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no pairs.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> images, texts = torch.randn(256, 512, requires_grad=True), torch.randn(256, 512)
+        >>> loss = fastcl.functional.clip(images, texts, logit_scale=100.0)
+        >>> loss.backward()
+        >>> images.grad.shape
+        torch.Size([256, 512])
+        >>> round(float(fastcl.functional.clip(torch.eye(4), torch.eye(4), logit_scale=10.0)), 6)  # log(1 + 3 / e^10)
+        0.000136
     """
     check_reduction(reduction)
     a = checks.positive_number("logit_scale", logit_scale)
@@ -189,6 +203,11 @@ def nt_xent(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> u, v = torch.eye(4), torch.eye(4)
+        >>> round(float(fastcl.functional.nt_xent(u, v, temperature=0.5)), 4)  # log(1 + 6 / e^2)
+        0.5944
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)

@@ -82,6 +82,11 @@ def spectral(
     Raises:
         ValueError: for shapes, names or values that do not fit, or too few rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> u = torch.eye(4)
+        >>> round(float(fastcl.functional.spectral(u, u)), 4)
+        -2.0
     """
     check_reduction(reduction)
     checks.one_of("estimator", estimator, ESTIMATORS)
@@ -222,6 +227,11 @@ def minc(
     Raises:
         ValueError: for shapes that do not fit, or no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> u, v = torch.eye(4), torch.eye(4)
+        >>> round(float(fastcl.functional.minc(u, v, torch.eye(4) / 4)), 4)
+        -1.5
     """
     check_reduction(reduction, has_rows=False, objective="minc")
     check_backend(backend)

@@ -53,6 +53,10 @@ def spread_out(
     Raises:
         ValueError: for shapes or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported dtypes.
+
+    Examples:
+        >>> round(float(fastcl.functional.spread_out(torch.ones(4, 2))), 4)
+        1.5
     """
     check_reduction(reduction, has_rows=False, objective="spread_out")
     at_least(2, checks.matrix("x", x), "spread_out")

@@ -60,6 +60,11 @@ def alignment(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.functional.alignment(x, x.roll(1, 0))), 4)
+        2.0
     """
     check_reduction(reduction)
     check_backend(backend)
@@ -108,6 +113,10 @@ def uniformity(
     Raises:
         ValueError: for shapes or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported dtypes.
+
+    Examples:
+        >>> round(float(fastcl.functional.uniformity(torch.eye(4), t=2.0)), 4)
+        -4.0
     """
     check_reduction(reduction, has_rows=False, objective="uniformity")
     t = checks.positive_number("t", t)
@@ -159,6 +168,11 @@ def align_uniform(
     Raises:
         ValueError: for shapes or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.functional.align_uniform(x, x)), 4)
+        -4.0
     """
     check_reduction(reduction, has_rows=False, objective="align_uniform")
     alpha, t = plain_number("alpha", alpha, positive=True), checks.positive_number("t", t)

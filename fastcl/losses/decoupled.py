@@ -9,7 +9,14 @@ from .objective import Objective
 
 
 class DCLLoss(Objective, function=functional.dcl):
-    """DCL, and with sigma DCLW. Call: loss(u, v, groups=None)."""
+    """DCL, and with sigma DCLW. Call: loss(u, v, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.DCLLoss(temperature=0.5)
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        -0.2082
+    """
 
     temperature: float | Tensor = 0.1
     sigma: float | Tensor | None = None
@@ -18,7 +25,14 @@ class DCLLoss(Objective, function=functional.dcl):
 
 
 class DHELLoss(Objective, function=functional.dhel):
-    """DHEL. Call: loss(u, v, groups=None)."""
+    """DHEL. Call: loss(u, v, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.DHELLoss(temperature=0.5)
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        0.1972
+    """
 
     temperature: float | Tensor = 0.3
     form: str = "joint"

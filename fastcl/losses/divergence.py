@@ -9,7 +9,14 @@ from .objective import Objective
 
 
 class FMICLLoss(Objective, function=functional.f_micl):
-    """f-MICL. Call: loss(x, y, groups=None)."""
+    """f-MICL. Call: loss(x, y, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.FMICLLoss(divergence="js", alpha=1.0)
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        -0.5662
+    """
 
     divergence: str = "kl"
     similarity: str = "gaussian"
@@ -22,6 +29,13 @@ class FMICLLoss(Objective, function=functional.f_micl):
 
 
 class FMICLDVLoss(Objective, function=functional.f_micl_dv):
-    """f-MICL for KL after the Donsker-Varadhan shift. Call: loss(x, y, groups=None)."""
+    """f-MICL for KL after the Donsker-Varadhan shift. Call: loss(x, y, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.FMICLDVLoss(beta=1.0)
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        -2.0
+    """
 
     beta: float | Tensor = 1.0

@@ -9,7 +9,14 @@ from .objective import Objective
 
 
 class KCLLoss(Objective, function=functional.kcl):
-    """KCL. Call: loss(u, v, groups=None)."""
+    """KCL. Call: loss(u, v, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.KCLLoss(kernel="gaussian", t=2.0)
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        -1.4139
+    """
 
     kernel: str = "gaussian"
     t: float | Tensor = 2.0

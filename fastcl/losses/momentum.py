@@ -18,14 +18,28 @@ from .objective import Objective
 
 
 class MoCoLoss(Objective, function=functional.moco):
-    """MoCo. Call: loss(q, k, queue.rows), then queue.enqueue(k), with a MoCoQueue."""
+    """MoCo. Call: loss(q, k, queue.rows), then queue.enqueue(k), with a MoCoQueue.
+
+    Examples:
+        >>> loss, queue = fastcl.losses.MoCoLoss(temperature=0.5), fastcl.losses.MoCoQueue(4, length=16)
+        >>> q = k = torch.eye(4)
+        >>> value = loss(q, k, queue.rows)
+        >>> queue.enqueue(k)
+    """
 
     temperature: float | Tensor = 0.2
     sharded_queue: bool = False
 
 
 class MoCoV3Loss(Objective, function=functional.moco_v3):
-    """MoCo v3. Call: loss(q1, q2, k1, k2, groups=None)."""
+    """MoCo v3. Call: loss(q1, q2, k1, k2, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.MoCoV3Loss(temperature=0.5)
+        >>> q = torch.eye(4)
+        >>> round(loss(q, q, q, q).item(), 4)
+        0.6815
+    """
 
     temperature: float | Tensor = 0.2
 
@@ -46,6 +60,12 @@ class MoCoQueue(nn.Module):
 
     Raises:
         ValueError: for sizes that are not > 0.
+
+    Examples:
+        >>> queue = fastcl.losses.MoCoQueue(4, length=16)
+        >>> queue.enqueue(torch.eye(4))
+        >>> queue.rows.shape
+        torch.Size([16, 4])
     """
 
     rows: Tensor

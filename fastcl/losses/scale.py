@@ -31,6 +31,11 @@ class LogitScale(nn.Module):
 
     Raises:
         ValueError: for numbers that are not > 0, or an initial factor above the largest.
+
+    Examples:
+        >>> scale = fastcl.losses.LogitScale(1 / 0.07, largest=100.0)
+        >>> round(float(scale().detach()), 4)
+        14.2857
     """
 
     log: Tensor

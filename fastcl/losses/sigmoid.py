@@ -22,6 +22,12 @@ class SigLIPLoss(Objective, function=functional.siglip):
         logit_bias: the bias to start from.
         largest_scale: the scale's upper bound, or None.
         learnable: whether scale and bias are parameters.
+
+    Examples:
+        >>> loss = fastcl.losses.SigLIPLoss()
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        0.6933
     """
 
     logit_scale: float | LogitScale = 10.0

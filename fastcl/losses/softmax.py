@@ -12,13 +12,27 @@ from .scale import LogitScale
 
 
 class InfoNCELoss(Objective, function=functional.info_nce):
-    """InfoNCE, one direction. Call: loss(x, y, groups=None)."""
+    """InfoNCE, one direction. Call: loss(x, y, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.InfoNCELoss(temperature=0.5)
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        0.3408
+    """
 
     temperature: float | Tensor = 0.07
 
 
 class NTXentLoss(Objective, function=functional.nt_xent):
-    """NT-Xent (SimCLR). Call: loss(u, v, groups=None)."""
+    """NT-Xent (SimCLR). Call: loss(u, v, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.NTXentLoss(temperature=0.5)
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        0.5944
+    """
 
     temperature: float | Tensor = 0.5
 
@@ -33,6 +47,14 @@ class CLIPLoss(Objective, function=functional.clip):
         logit_scale: the factor to start from, > 0.
         largest_scale: its upper bound, or None.
         learnable: whether the scale is a parameter.
+
+    Examples:
+        >>> loss = fastcl.losses.CLIPLoss(logit_scale=10.0)
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 6)
+        0.000136
+        >>> [name for name, _ in loss.named_parameters()]
+        ['logit_scale.log']
     """
 
     logit_scale: float | LogitScale = 1 / 0.07

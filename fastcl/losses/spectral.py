@@ -18,7 +18,14 @@ from .objective import Objective
 
 
 class SpectralLoss(Objective, function=functional.spectral):
-    """The spectral contrastive loss. Call: loss(u, v, groups=None)."""
+    """The spectral contrastive loss. Call: loss(u, v, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.SpectralLoss()
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        -2.0
+    """
 
     mu: float | Tensor = 1.0
     estimator: str = "unbiased"
@@ -26,7 +33,14 @@ class SpectralLoss(Objective, function=functional.spectral):
 
 
 class FMIAlphaLoss(Objective, function=functional.f_mi_alpha):
-    """f-mutual information by an alpha-divergence. Call: loss(u, v, groups=None)."""
+    """f-mutual information by an alpha-divergence. Call: loss(u, v, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.FMIAlphaLoss(alpha=2.0)
+        >>> x = torch.eye(4)
+        >>> round(loss(x, x).item(), 4)
+        -0.5
+    """
 
     alpha: float = 2.0
     eps: float = 1e-3
@@ -53,6 +67,13 @@ class MINCLoss(Objective, function=functional.minc):
 
     Raises:
         ValueError: for an ema outside [0, 1), or a width that is not > 0.
+
+    Examples:
+        >>> loss = fastcl.losses.MINCLoss(4)
+        >>> x = torch.eye(4, requires_grad=True)
+        >>> loss(x, x).backward()
+        >>> round(loss.value.item(), 4)
+        -1.75
     """
 
     d: int = field(kw_only=False)

@@ -36,6 +36,11 @@ def wasserstein_uniformity(x: Tensor, *, bins: int = 1 << 16, progress: bool = F
         ValueError: for shapes or values that do not fit.
         TypeError: for unsupported dtypes.
         ImportError: for progress without tqdm.
+
+    Examples:
+        >>> collapsed, spread = torch.ones(8, 4), torch.cat([torch.eye(4), -torch.eye(4)])
+        >>> fastcl.metrics.wasserstein_uniformity(collapsed) > fastcl.metrics.wasserstein_uniformity(spread)
+        True
     """
     n, d = at_least(2, checks.matrix("x", x)), x.shape[1]
     if d < 2:

@@ -35,6 +35,10 @@ def effective_rank(x: Tensor, *, normalize: bool = False, progress: bool = False
         ValueError: for shapes that do not fit, or no rows.
         TypeError: for unsupported dtypes.
         ImportError: for progress without tqdm.
+
+    Examples:
+        >>> round(fastcl.metrics.effective_rank(torch.eye(4)), 4)
+        4.0
     """
     at_least(1, checks.matrix("x", x))
     sigma = _singular_values(detached(x, normalize), None, "effective rank", progress)
@@ -68,6 +72,10 @@ def rank(x: Tensor, *, tol: float = 1e-5, normalize: bool = True, progress: bool
         ValueError: for shapes or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported dtypes.
         ImportError: for progress without tqdm.
+
+    Examples:
+        >>> fastcl.metrics.rank(torch.eye(4))
+        3
     """
     n = at_least(2, checks.matrix("x", x))
     if not tol >= 0.0:

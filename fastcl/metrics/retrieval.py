@@ -60,6 +60,10 @@ def retrieval_accuracy(
         ValueError: for shapes or values that do not fit, no rows, or no matches.
         TypeError: for unsupported or mixed dtypes.
         ImportError: for progress without tqdm.
+
+    Examples:
+        >>> fastcl.metrics.retrieval_accuracy(torch.eye(4), torch.eye(4), k=(1,)).x_to_y
+        {1: 1.0}
     """
     checks.pair_of_matrices("x", x, "y", y)
     n, m = at_least(1, x), y.shape[0]

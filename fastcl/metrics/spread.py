@@ -39,6 +39,11 @@ def alignment(x: Tensor, y: Tensor, *, alpha: Positive = 2.0, normalize: bool = 
     Raises:
         ValueError: for shapes or values that do not fit, or no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> fastcl.metrics.alignment(x, x)
+        0.0
     """
     checks.pair_of_matrices("x", x, "y", y, same_rows=True)
     alpha = positive("alpha", alpha)
@@ -71,6 +76,10 @@ def uniformity(
         ValueError: for shapes or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported dtypes.
         ImportError: for progress without tqdm.
+
+    Examples:
+        >>> round(fastcl.metrics.uniformity(torch.eye(4)), 4)
+        -4.0
     """
     n, t = at_least(2, checks.matrix("x", x)), positive("t", t)
     x = detached(x, normalize)
@@ -117,6 +126,10 @@ def mean_log_sum_exp(
         ValueError: for shapes or values that do not fit, or rows without a negative.
         TypeError: for unsupported or mixed dtypes.
         ImportError: for progress without tqdm.
+
+    Examples:
+        >>> round(fastcl.metrics.mean_log_sum_exp(torch.eye(4), temperature=0.5), 4)
+        1.0986
     """
     n, y_rows = at_least(1, checks.matrix("x", x)), x
     if y is not None:
