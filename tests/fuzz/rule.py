@@ -56,6 +56,7 @@ class Truth:
 
     def __init__(self, case: Case) -> None:
         self.case = replace(case, compiled=False, sizes=(1,), threads=1)
+        self.times = len(case.sizes) if case.gradient == "ddp" else 1  # how much larger a gradient is than here
         # Autocast of an objective rounds its rows (as documented); a metric keeps its precision.
         self.plain_case = replace(self.case, autocast="") if case.function.startswith("metrics") else self.case
         dtypes = [
@@ -160,8 +161,18 @@ class Truth:
             # Beyond 1 / eps a log-sum-exp no longer tells its terms apart, and their weights are any.
             told_apart = where.startswith("value") or self.largest * self.eps < 0.1
             excusing = self.eps if told_apart else float("inf")
+            end_of_got = torch.finfo(got.dtype).max / (1.0 if where.startswith("value") else self.times)
             fault = compare(
-                where, got, t, plain, moved, self.dtype, excusing, bool(self.case.autocast), self._natural(where)
+                where,
+                got,
+                t,
+                plain,
+                moved,
+                self.dtype,
+                excusing,
+                bool(self.case.autocast),
+                self._natural(where),
+                end_of_got,
             )
             if fault is not None:
                 yield fault
@@ -185,16 +196,17 @@ def compare(
     coarsest: float,
     alike: bool,
     natural: Tensor | float,
+    end: float,
 ) -> Fault | None:
     """The rule, of one result."""
     if not got.numel():
         return None
     asked = ~t.isnan()
     limits = torch.finfo(got.dtype)
-    beyond = t.abs() >= limits.max * (1.0 - limits.eps)
+    beyond = t.abs() >= end * (1.0 - limits.eps)
     if bool((got.isnan() & asked & ~beyond).any()):
         return Fault("NaN", where)
-    wrong_end = beyond & asked & ~((got.double() == t) | ((got.abs() >= 0.5 * limits.max) & (got.sign() == t.sign())))
+    wrong_end = beyond & asked & ~((got.double() == t) | ((got.abs() >= 0.5 * end) & (got.sign() == t.sign())))
     excused = torch.zeros_like(asked)
     for p in plain:
         excused |= ~p.isfinite()
