@@ -35,8 +35,8 @@ class Route(NamedTuple):
 
 # Tiles of a few hundred rows, so that a small problem turns every loop over tiles.
 FORMS = {
-    "cuda": ("FASTCL_CUDA", "FASTCL_CUDA_WORKSPACE_MB", ("auto", "strip", "fused", "hopper")),
-    "triton": ("FASTCL_TRITON", "FASTCL_TRITON_WORKSPACE_MB", ("auto", "strip", "fused")),
+    "cuda": ("FASTCL_CUDA", "FASTCL_WORKSPACE_MB", ("auto", "strip", "fused", "hopper")),
+    "triton": ("FASTCL_TRITON", "FASTCL_WORKSPACE_MB", ("auto", "strip", "fused")),
 }
 
 

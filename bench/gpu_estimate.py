@@ -25,7 +25,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fastcl.triton_kernels import fused, strip, tuning
+from fastcl.triton_kernels import fused, tuning
+from fastcl.triton_kernels.strip import Strip
 
 from fastcl.backends import choice
 from fastcl.equation.masks import Mask
@@ -140,17 +141,15 @@ def fused_costs(gpu: str, d: int, dtype: torch.dtype) -> list[Cost]:
 
 def strip_costs(gpu: str, d: int, dtype: torch.dtype) -> list[Cost]:
     """The strip form's epilogues; its products are torch's."""
-    workspace = 64 << 20
 
     def weights(p: Problem) -> None:
         r, c = torch.full((p.n,), 10.0), torch.full((p.m,), 10.0)
-        strip.gradients(
-            p, r, c, torch.rand(p.n), torch.rand(p.m), Wanted(True, True, False, False, False, False), workspace
-        )
+        wanted = Wanted(True, True, False, False, False, False)
+        Strip(p).gradients(r, c, torch.rand(p.n), torch.rand(p.m), wanted)
 
     sizes = ((128, 512), (128, 1536))
     return [
-        steady("strip reduce", gpu, d, sizes, dtype, lambda p: strip.rows(p, workspace), "strip_reduce"),
+        steady("strip reduce", gpu, d, sizes, dtype, lambda p: Strip(p).rows(), "strip_reduce"),
         steady("strip weights", gpu, d, sizes, dtype, weights, "strip_weights"),
     ]
 

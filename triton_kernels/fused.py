@@ -9,21 +9,20 @@ so that rows and columns take 5 products where the strip form takes 4.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backends.reference import outer_form
+from ..backends.sides import Sides, Sums
+from ..backends.tiles import State, Weighting, from_rows, weight_unit, weighting
 from ..equation.problem import Gradients, Problem, Wanted
 from . import tuning
 from .fused_kernels import fused_gradient, fused_rows, merge_columns
-from .launching import FUSED_OPTIONS, pair_slope, pair_value, present, vectors
+from .launching import FUSED_OPTIONS, difference, pair_slope, pair_value, prepared, present, vectors, weight_arguments
 from .reductions import FAINT
-from .sides import Sides, Sums, weight_unit
-from .strip import State, Weighting, weighting
 
 _ALIGN = 16
 _MERGED = 128  # columns that one program of merge_columns joins
@@ -33,7 +32,7 @@ class Fused:
     """The operands of one problem as the fused kernels take them."""
 
     def __init__(self, p: Problem) -> None:
-        self.p, self.sides = p, Sides(p)
+        self.p, self.sides = p, Sides(p, p.x.dtype)
         self.x = aligned(self.sides.x)
         self.y = self.x if p.y is None else aligned(self.sides.y)
         self.d = self.x.shape[1]
@@ -44,12 +43,12 @@ class Fused:
     def rows(self) -> tuple[Tensor, Tensor | None]:
         """r, and c when asked (it is r with x itself)."""
         p, s = self.p, self.sides
-        r = State(p, s.n)
-        c = r if s.symmetric else State(p, s.m) if p.columns else None
-        far = s.far() if r.lse else None
+        r = State.of(p, s.n)
+        c = r if s.symmetric else State.of(p, s.m) if p.columns else None
+        lse = r.top is not None
         tile = tuning.rows_tiles(self.arch, self.kind, self.d)[0]
-        self._reduce(r, c, tile, shared=r.lse, far=far)
-        if r.lse:
+        self._reduce(r, c, tile, shared=lse, far=far(s) if lse else None)
+        if lse:
             # Whether that lost a row or a column says the device alone: the second launch returns at once where it did not.
             redo = faint(p, r.sum if c is None or c is r else torch.cat((r.sum, c.sum)))
             self._reduce(r, c, tile, shared=False, redo=redo)
@@ -68,23 +67,23 @@ class Fused:
         col_top = p.scale.new_full(shape, float("-inf")) if redo is not None else col_sum
         both = {
             "COL_TOP": col_top, "COL_SUM": col_sum, "A": p.scale, "B": p.shift, "FAR": present(far, absent),
-            "REDO": present(redo, absent), "LSE": r.lse, "SHARED": shared, "SQDIST": p.operand == "sqdist",
+            "REDO": present(redo, absent), "LSE": r.top is not None, "SHARED": shared, "SQDIST": p.operand == "sqdist",
         }  # fmt: skip
         fused_rows[(programs,)](
-            X=self.x, Y=self.y, TOP=r.top, SUM=r.sum, n=s.n, m=s.m, d=self.d, diff=s.diff, sx=self.x.stride(0),
-            sy=self.y.stride(0), columns_pitch=s.m, EVEN=self.d % config["BD"] == 0, PAIR=pair_value(s),
+            X=self.x, Y=self.y, TOP=present(r.top, r.sum), SUM=r.sum, n=s.n, m=s.m, d=self.d, diff=difference(p),
+            sx=self.x.stride(0), sy=self.y.stride(0), columns_pitch=s.m, EVEN=self.d % config["BD"] == 0, PAIR=pair_value(s),
             COLUMNS=c is not None, SYMMETRIC=s.symmetric, PRECISION=self.precision, **vectors(s) | both, **config,
         )  # fmt: skip
         if c is not None:
             merge_columns[(triton.cdiv(s.m, _MERGED),)](
-                TOP=c.top, SUM=c.sum, programs=programs, size=s.m, pitch=s.m, BLOCK=_MERGED, JOIN=s.symmetric, **both,
-                **FUSED_OPTIONS,
+                TOP=present(c.top, c.sum), SUM=c.sum, programs=programs, size=s.m, pitch=s.m, BLOCK=_MERGED, JOIN=s.symmetric,
+                **both, **FUSED_OPTIONS,
             )  # fmt: skip
 
     def sweep(self, weights: Weighting, sums: Sums, swapped: bool, values: Tensor | None = None) -> None:
         """One sweep of fused_gradient: x against y, or (swapped) y against x; `values` (n,) receives the row sums of f."""
         p, s = self.p, self.sides
-        x, y, n, m, diff = self.x, self.y, s.n, s.m, s.diff
+        x, y, n, m, diff = self.x, self.y, s.n, s.m, difference(p)
         wy, w_rows = sums.wy, sums.w_rows
         if swapped:
             x, y, n, m, diff, weights = y, x, m, n, -diff, weights.swapped()
@@ -102,14 +101,14 @@ class Fused:
                 X=x, Y=y, WY=wy, W_ROWS=present(w_rows, p.scale), VALUES=present(values, p.scale), n=n, m=m, d=self.d,
                 diff=diff, sx=x.stride(0), sy=y.stride(0), swy=self.d, EVEN=even, PAIR=pair_value(s), SLOPE=pair_slope(s),
                 ROW_SUMS=w_rows is not None, VALUE=values is not None, CLOSE=close, PRECISION=self.precision,
-                **weights.arguments(p.scale), **vectors(s, swapped), **config,
+                **weight_arguments(weights, p.scale), **vectors(s, swapped), **config,
             )  # fmt: skip
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r, and c when asked, in one sweep."""
     if p.n == 0 or p.m == 0:
-        return State(p, p.n).result(), State(p, p.m).result() if p.columns else None
+        return State.of(p, p.n).result(), State.of(p, p.m).result() if p.columns else None
     return Fused(p).rows()
 
 
@@ -118,41 +117,45 @@ def holds_gradients(p: Problem) -> bool:
     return p.x.dtype != torch.float16 or p.reduce == "logsumexp"
 
 
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
-    """The gradients of <g, r> + <h, c>: a sweep for each side."""
-    return _gradients(p, r, c, g, h, wanted, p.x.dtype, None)
-
-
-def _gradients(
-    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype,
-    values: Tensor | None,
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None,
+    values: Tensor | None = None,
 ) -> Gradients:  # fmt: skip
-    """The same; `values` (n,) receives the row sums of f on the way."""
-    if p.n == 0 or p.m == 0:
-        return Sums(Sides(p), wanted).gradients(dtype)
+    """The gradients of <g, r> + <h, c>: a sweep for each side. `values` (n,) receives the row sums of f on the way."""
     fused = Fused(p)
-    sums = Sums(fused.sides, wanted, width=fused.d)
-    unit = weight_unit(p, g, h if p.y is not None else g)
-    weights = weighting(p, r, c, g, h, unit)
-    if sums.wy is not None or sums.w_rows is not None or values is not None:
-        fused.sweep(weights, sums, swapped=False, values=values)
-    if sums.wtx is not None or sums.w_cols is not None:
-        fused.sweep(weights, sums, swapped=True)
-    return sums.gradients(dtype, unit)
+    sums, unit = Sums(fused.sides, wanted, width=fused.d), None
+    if p.n and p.m:
+        unit = weight_unit(p, g, h if p.y is not None else g)
+        by = prepared(weighting(p, r, c, g, h, unit))
+        if sums.wy is not None or sums.w_rows is not None or values is not None:
+            fused.sweep(by, sums, swapped=False, values=values)
+        if p.y is not None and (sums.wtx is not None or sums.w_cols is not None):
+            fused.sweep(by, sums, swapped=True)
+    return sums.gradients(dtype or p.x.dtype, unit)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """Value and gradients of the total form; a sum takes its value from the gradient's own sweep."""
     if p.reduce == "sum" and outer == "sum" and any(wanted):
         r, ones = p.scale.new_zeros(p.n), p.scale.new_ones(p.n)
-        grads = _gradients(p, r, None, ones, None, wanted, p.dtype, r)
+        grads = gradients(p, r, None, ones, None, wanted, p.dtype, r)
         return r.sum(dtype=torch.float64).to(p.dtype), grads, None
-    r, _ = rows(p)
-    value, g, dpositive = outer_form(outer, r.double(), None if positive is None else positive.double())
-    grads = Gradients()
-    if any(wanted):
-        grads = _gradients(p, r, None, g.to(p.dtype), None, wanted, p.dtype, None)
-    return value.to(p.dtype), grads, None if dpositive is None else dpositive.to(p.dtype)
+    return from_rows(p, rows(p)[0], positive, outer, wanted, partial(gradients, p))
+
+
+def far(s: Sides) -> Tensor:
+    """(the largest norm of x, of y, the largest bx + by): what bounds every logit, by Cauchy and Schwarz."""
+    largest = [_largest_norm(s.x, s.norm_x), _largest_norm(s.y, s.norm_y)]
+    bias = torch.zeros_like(largest[0])
+    for each in (s.p.bias_x, s.p.bias_y):
+        bias = bias if each is None else bias + each.amax()
+    return torch.stack((*largest, bias))
+
+
+def _largest_norm(rows: Tensor, squared: Tensor | None) -> Tensor:
+    if squared is not None:
+        return squared.amax().sqrt()
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).amax()
 
 
 def aligned(t: Tensor) -> Tensor:
@@ -181,6 +184,3 @@ def dot_precision(t: Tensor) -> str:
     if setting == "none":
         setting = torch.backends.fp32_precision
     return "tf32" if t.dtype == torch.float32 and setting == "tf32" else "ieee"
-
-
-__all__: list[Any] = ["gradients", "rows", "total"]

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.sides import Sides
+from ..backends.tiles import Weighting
+from ..equation.problem import Problem
 from .generated_pairs import PAIRS
-from .sides import Sides
 
 # Multiply and add as one instruction in the fused kernels, which issue slots can bind; said aloud since Triton 3.10 changes
 # its default.
@@ -37,8 +39,9 @@ def dense(t: Tensor | None, absent: Tensor) -> Tensor:
 
 def vectors(s: Sides, swapped: bool = False) -> dict[str, Any]:
     """The arguments that say what z is, by the kernels' parameter names; swapped: with the roles of x and y exchanged."""
-    p = s.p
-    sides = [(s.norm_x, p.bias_x, s.groups[0]), (s.norm_y, p.bias_y, s.groups[1])]
+    p, mask = s.p, s.p.mask
+    group_y = mask.group_x if mask.group_y is None else mask.group_y
+    sides = [(s.norm_x, p.bias_x, mask.group_x), (s.norm_y, p.bias_y, group_y)]
     (nx, bx, gx), (ny, by, gy) = reversed(sides) if swapped else sides
     pointers = {"NX": nx, "NY": ny, "BX": bx, "BY": by, "GX": gx, "GY": gy}
     constants = (*p.pair.constants, 0.0, 0.0)[:2]
@@ -64,18 +67,34 @@ def pair_slope(s: Sides) -> Any:
     return PAIRS[s.p.pair.name][1]
 
 
-def softmax_reference(r: Tensor, c: Tensor, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """((rho, close), g, h) for reductions.softmax_weights, without reading a value on the host.
+def difference(p: Problem) -> int:
+    """row_offset - col_offset, clamped to what can meet: n and m are below 2^31."""
+    bound = 2**31 - 1
+    return max(-bound, min(bound, p.mask.row_offset - p.mask.col_offset))
 
-    close: g_i e^(rho - r_i) and h_j e^(rho - c_j) take the places of g and h; 0 where nothing was reduced.
+
+def weight_arguments(by: Weighting, absent: Tensor) -> dict[str, object]:
+    """The arguments that say what turns z into weights."""
+    pointers = {"G": by.g, "H": by.h, "R": by.r, "C": by.c, "REFERENCE": by.reference}
+    flags = {"HAS_G": by.g is not None, "HAS_H": by.h is not None}
+    return {**{name: present(t, absent) for name, t in pointers.items()}, **flags}
+
+
+def prepared(by: Weighting) -> Weighting:
+    """The weighting as reductions.softmax_weights reads it where r and c meet, without reading a value on the host.
+
+    (rho, close) as reference. close: g_i e^(rho - r_i) and h_j e^(rho - c_j) take the places of g and h; 0 where nothing was
+    reduced.
     """
-    both = torch.cat((r, c))
+    if by.g is None or by.h is None or by.r is None or by.c is None:
+        return by
+    both = torch.cat((by.r, by.c))
     finite = torch.isfinite(both)
     high = torch.where(finite, both, float("-inf")).amax()
     low = torch.where(finite, both, float("inf")).amin()
     rho = (0.5 * (high + low)).nan_to_num(0.0)
     close = (high - low < 56.0) & torch.isfinite(high - low)
     factors = torch.where(torch.isneginf(both), 0.0, torch.exp(rho - both))
-    both_upstream = torch.cat((g, h))
-    both_upstream = torch.where(close, both_upstream * factors, both_upstream)
-    return torch.stack((rho, close.to(rho.dtype))), both_upstream[: len(r)], both_upstream[len(r) :]
+    upstream = torch.cat((by.g, by.h))
+    g, h = torch.where(close, upstream * factors, upstream).split((len(by.r), len(by.c)))
+    return Weighting(g, h, by.r, by.c, torch.stack((rho, close.to(rho.dtype))))

@@ -1,7 +1,7 @@
 """The backend's three functions: which form serves this problem, and the guards that both forms need.
 
 FASTCL_TRITON (read at each call) picks the form: strip, fused, or auto (the default: the predictions of tuning.py).
-FASTCL_TRITON_WORKSPACE_MB bounds the workspace of the strip form; strip.default_workspace says what it is unless told.
+FASTCL_WORKSPACE_MB bounds the workspace of the strip form; tiles.default_workspace says what it is unless told.
 
 torch.compile sees one opaque op for each direction, whole and without a new graph for another batch size (tested). The
 kernels are not wrapped by torch.library.wrap_triton, since that would give nothing and take something: there is nothing to
@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 
 from ..equation.problem import Gradients, Problem, Wanted
-from . import fused, strip, tuning
+from . import fused, tuning
 from .launching import on_device
+from .strip import Strip
 
 FORM_VARIABLE = "FASTCL_TRITON"
-WORKSPACE_VARIABLE = "FASTCL_TRITON_WORKSPACE_MB"
 FORMS = ("strip", "fused", "auto")
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r (n,), and c (m,) when p.columns."""
     with _plain(p):
-        return fused.rows(p) if form(p, gradients=False) == "fused" else strip.rows(p, workspace_bytes(p))
+        return fused.rows(p) if form(p, gradients=False) == "fused" else Strip(p).rows()
 
 
 def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
@@ -39,7 +39,7 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
     with _plain(p):
         if form(p, gradients=True) == "fused":
             return fused.gradients(p, r, c, g, h, wanted)
-        return strip.gradients(p, r, c, g, h, wanted, workspace_bytes(p))
+        return Strip(p).gradients(r, c, g, h, wanted)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
@@ -47,7 +47,7 @@ def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tu
     with _plain(p):
         if form(p, gradients=any(wanted)) == "fused":
             return fused.total(p, positive, outer, wanted)
-        return strip.total(p, positive, outer, wanted, workspace_bytes(p))
+        return Strip(p).total(positive, outer, wanted)
 
 
 def form(p: Problem, gradients: bool) -> str:
@@ -62,24 +62,6 @@ def form(p: Problem, gradients: bool) -> str:
     if gradients and not fused.holds_gradients(p):
         return "strip"
     return tuning.predicted_form(p, fused.dot_precision(p.x)) if name == "auto" else name
-
-
-def workspace_bytes(p: Problem) -> int:
-    """The bound on the strip form's workspace.
-
-    Raises:
-        ValueError: if FASTCL_TRITON_WORKSPACE_MB is not a positive number.
-    """
-    text = os.environ.get(WORKSPACE_VARIABLE)
-    if not text:
-        return strip.default_workspace(p)
-    try:
-        megabytes = float(text)
-    except ValueError:
-        megabytes = 0.0
-    if not 0.0 < megabytes < 1e9:
-        raise ValueError(f"{WORKSPACE_VARIABLE}: expected a positive number of megabytes, got {text!r}")
-    return int(megabytes * (1 << 20))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ namespace fastcl::cuda::strip {
 namespace {
 
 // Bounds the workspace; read at each call.
-constexpr char workspace_variable[] = "FASTCL_CUDA_WORKSPACE_MB";
+constexpr char workspace_variable[] = "FASTCL_WORKSPACE_MB";
 // Beyond this side a tile's products gain nothing: W Y of 8192 x 512 already fills an H100 with blocks of 128 x 256.
 constexpr int64_t largest_side = 8192;
 // Under this many rows the products of a strip as wide as the matrix, W Y and W^T X, cost more than a second sweep.

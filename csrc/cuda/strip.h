@@ -22,7 +22,7 @@ Gradients gradients(const Problem& p, const Tensor& r, const Tensor& c, const Te
 // Value and gradients of the total form, all in the accumulation dtype.
 Total total(const Problem& p, const Tensor& positive, Outer outer, const Wanted& wanted);
 
-// What a workspace may take: by FASTCL_CUDA_WORKSPACE_MB, or by the size of the gradients.
+// What a workspace may take: by FASTCL_WORKSPACE_MB, or by the size of the gradients.
 int64_t workspace_bytes(const Problem& p);
 
 // out += unit a b in the accumulation dtype, unit being one number, or undefined for 1.

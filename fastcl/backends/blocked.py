@@ -1,25 +1,19 @@
-"""The fallback of every platform: row blocks in pure PyTorch, any device and dtype, O(block * m) memory, deterministic.
+"""The fallback of every platform: the tiles in pure PyTorch, any device and dtype, O(n d) memory, deterministic.
 
-A block of rows of z is formed by one matmul into a reused buffer, reduced, and turned in place into weights; the gradients
-are two more matmuls. With y None only the columns at and right of the block's own rows are formed: half the work, since the
-block's columns stand for the rows that come later.
+A tile of z is formed by one matmul into a reused buffer, reduced, and turned in place into weights; the gradients are two more
+matmuls.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..equation.problem import Gradients, Problem, Wanted
-from ..equation.reductions import merge
-from .reference import outer_form
-from .sides import Sides, Sums
+from .tiles import State, Tile, Tiles, Weighting, product
 
-# One buffer of z, and one as large beside it for a log-sum-exp. On a CPU both should stay near the cores' own caches (of 1, 2, 4,
-# 8 and 16 MiB, 8 was the quickest at n = 2048 and 8192); elsewhere each block costs launches.
+# Of z, and as much beside it for a log-sum-exp. On a CPU both should stay near the cores' own caches (of 1, 2, 4, 8 and 16 MiB,
+# 8 was the quickest at n = 2048 and 8192); elsewhere each tile costs launches.
 BUFFER_BYTES = {"cpu": 8 << 20}
 BUFFER_BYTES_ELSEWHERE = 64 << 20
 
@@ -29,207 +23,135 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-class Block(NamedTuple):
-    """Rows [start, stop) of z against columns [first, m)."""
-
-    start: int
-    stop: int
-    first: int
-    z: Tensor
+def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
+    """r, and c when asked, in one sweep."""
+    return Blocks(p).rows()
 
 
-class Blocks(Sides):
-    """The blocks of z, one after the other in one buffer; the shift of a log-sum-exp stays outside (see `shift`)."""
+def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+    """The gradients of <g, r> + <h, c>, in one sweep that forms z again."""
+    return Blocks(p).gradients(r, c, g, h, wanted)
+
+
+def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
+    """Value and gradients, in one sweep wherever a tile knows its own weights: the log-sum-exp of x with itself does not."""
+    return Blocks(p).total(positive, outer, wanted)
+
+
+class Blocks(Tiles):
+    """The operations on a tile, which holds z but for the shift of a log-sum-exp."""
+
+    align = one_sweep_rows = 1
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p)
-        budget = BUFFER_BYTES.get(p.x.device.type, BUFFER_BYTES_ELSEWHERE) // self.x.element_size()
-        self.block = max(1, min(p.n, budget // max(1, p.m)))
-        self.buffer = self.x.new_empty(self.block * p.m)
-        # A second buffer for exponentials: memory fresh from the system costs its page faults anew at every block.
-        self.spare = self.x.new_empty(self.block * p.m if p.reduce == "logsumexp" else 0)
-        # log-sum-exp(z + b) = log-sum-exp(z) + b: n additions where every pair would take one.
-        self.shift = p.shift if p.reduce == "logsumexp" else p.shift.new_zeros(())
+        self.lse = p.reduce == "logsumexp"
+        # A second buffer for exponentials: memory fresh from the system costs its page faults anew at every tile.
+        self.spare = self.dot
 
-    def __iter__(self) -> Iterator[Block]:
-        """Every block in order; each overwrites the z of the one before."""
-        p = self.p
-        for start in range(0, p.n, self.block):
-            stop = min(p.n, start + self.block)
-            first = start if p.y is None else 0
-            block = Block(start, stop, first, self._matrix(self.buffer, stop - start, p.m - first))
-            self._fill(block)
-            if p.reduce == "logsumexp":
-                self.mask_(block, block.z, float("-inf"))
-            yield block
+    @property
+    def element_bytes(self) -> int:
+        return (2 if self.lse else 1) * super().element_bytes
 
-    def mask_(self, block: Block, values: Tensor, value: float) -> Tensor:
-        """Put `value` in place of what the mask leaves out of the block's values; off the diagonal only that is touched."""
+    def default_workspace(self) -> int:
+        return (2 if self.lse else 1) * BUFFER_BYTES.get(self.p.x.device.type, BUFFER_BYTES_ELSEWHERE)
+
+    def product(self, tile: Tile) -> None:
+        """z: log-sum-exp(z + b) = log-sum-exp(z) + b, n additions where every pair would take one."""
+        p, s, z = self.p, self.sides, tile.dot
+        x, y = s.x[tile.rows], s.y[tile.cols]
+        if s.norm_x is None or s.norm_y is None:
+            product(x * p.scale, y.T, z)
+        else:
+            torch.addmm(s.norm_y[None, tile.cols], x, y.T, alpha=-2.0, out=z)
+            z.add_(s.norm_x[tile.rows, None]).clamp_(min=0.0).mul_(p.scale)
+        if p.bias_x is not None:
+            z.add_((p.bias_x[tile.rows] if self.lse else p.bias_x[tile.rows] + p.shift)[:, None])
+        elif not self.lse:
+            z.add_(p.shift)
+        if p.bias_y is not None:
+            z.add_(p.bias_y[None, tile.cols])
+        if self.lse:
+            self.mask_(tile, z, float("-inf"))
+
+    def reduce(self, tile: Tile, columns: bool) -> tuple[Tensor, Tensor | None]:
+        values = tile.dot if self.lse else self.mask_(tile, self.p.pair.f(tile.dot), 0.0)
+        parts = self.logsumexp if self.lse else _sums
+        return parts(values, 1), parts(values, 0) if columns else None
+
+    def weigh(
+        self, tile: Tile, by: Weighting | None, rows: bool, cols: bool, value: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        f = _sums(self.mask_(tile, self.p.pair.f(tile.dot), 0.0), 1) if value else None
+        w = self.softmax_weights(tile, by) if by is not None and self.lse else self.sum_weights(tile, by)
+        return w, _sums(w, 1) if rows else None, _sums(w, 0) if cols else None, f
+
+    def join(self, parts: Tensor, state: State, factor: float = 1.0) -> None:
+        if state.top is None:
+            state.sum.add_(parts[0, 0], alpha=factor)
+            return
+        top, total = parts[:, 0]
+        higher = torch.maximum(state.top, top)
+        reference = torch.where(torch.isinf(higher), 0.0, higher)
+        total = total * torch.exp(top - reference)
+        state.sum.mul_(torch.exp(state.top - reference)).add_(total)
+        state.top.copy_(higher)
+
+    def sum_weights(self, tile: Tile, by: Weighting | None) -> Tensor:
+        """f'(z_ij) (g_i + h_j); by None both are 1."""
+        w = self.p.pair.df(tile.dot)
+        if by is not None:
+            assert by.g is not None
+            w *= by.g[tile.rows, None] if by.h is None else by.g[tile.rows, None] + by.h[None, tile.cols]
+        elif self.sides.symmetric:
+            w *= 2.0
+        return self.mask_(tile, w, 0.0)
+
+    def softmax_weights(self, tile: Tile, by: Weighting) -> Tensor:
+        """g_i e^(z_ij - r_i) + h_j e^(z_ij - c_j), over z."""
+        z, columns = tile.dot, None
+        assert by.r is not None and by.g is not None
+        square = not self.has_own_columns(tile)
+        if by.h is not None and by.c is not None and not square:
+            columns = self.exponentials(z, (by.c[tile.cols] - self.p.shift)[None, :]).mul_(by.h[None, tile.cols])
+        w = self.exponentials(z, (by.r[tile.rows] - self.p.shift)[:, None], in_place=True).mul_(by.g[tile.rows, None])
+        if square:
+            # z_ij and z_ji round apart, and r_j was reduced from z_ji: what takes r_j off must be z_ji too.
+            columns = self.beside(w).copy_(w.T)
+        return w if columns is None else w.add_(columns)
+
+    def mask_(self, tile: Tile, values: Tensor, value: float) -> Tensor:
+        """Put `value` in place of what the mask leaves out of the tile's values; off the diagonal only that is touched."""
         mask = self.p.mask
         if mask.kind == "off_diagonal":
-            offset = block.start - block.first + mask.row_offset - mask.col_offset
+            offset = tile.i0 - tile.j0 + mask.row_offset - mask.col_offset
             if -values.shape[0] < offset < values.shape[1]:
                 values.diagonal(offset).fill_(value)
         elif mask.kind != "all":
             assert mask.group_x is not None
-            groups = mask.group_x[block.start : block.stop, None]
-            others = (mask.group_x if mask.group_y is None else mask.group_y)[None, block.first :]
+            groups = mask.group_x[tile.rows, None]
+            others = (mask.group_x if mask.group_y is None else mask.group_y)[None, tile.cols]
             values.masked_fill_(groups == others if mask.kind == "across_groups" else groups != others, value)
         return values
 
     def exponentials(self, z: Tensor, minus: Tensor, in_place: bool = False) -> Tensor:
         """exp(z - minus), 0 where minus is -inf (there z is -inf everywhere); in the spare buffer or over z."""
-        out = z if in_place else self._matrix(self.spare, *z.shape)
+        out = z if in_place else self.beside(z)
         return torch.sub(z, torch.where(torch.isneginf(minus), 0.0, minus), out=out).exp_()
 
     def logsumexp(self, z: Tensor, dim: int) -> Tensor:
-        """-inf where nothing is left, NaN only from NaN."""
-        if z.shape[dim] == 0:
-            return z.sum(dim) - float("inf")
+        """Its parts: NaN only from NaN, and a top of infinity where one is."""
         top = z.amax(dim, keepdim=True)
-        top.masked_fill_(torch.isinf(top), 0.0)
-        return self.exponentials(z, top).sum(dim).log_().add_(top.squeeze(dim))
+        reference = torch.where(torch.isinf(top), 0.0, top)
+        total = self.exponentials(z, reference).sum(dim)
+        return torch.stack((top.squeeze(dim) + self.p.shift, total))[:, None]
 
-    @staticmethod
-    def _matrix(buffer: Tensor, rows: int, columns: int) -> Tensor:
-        return buffer[: rows * columns].view(rows, columns)
-
-    def _fill(self, block: Block) -> None:
-        p, z = self.p, block.z
-        x, y = self.x[block.start : block.stop], self.y[block.first :]
-        if p.operand == "dot":
-            torch.mm(x * p.scale, y.T, out=z)
-        else:
-            assert self.norm_x is not None and self.norm_y is not None
-            torch.addmm(self.norm_y[None, block.first :], x, y.T, alpha=-2.0, out=z)
-            z.add_(self.norm_x[block.start : block.stop, None]).clamp_(min=0.0).mul_(p.scale)
-        if p.bias_x is not None:
-            z.add_((p.bias_x[block.start : block.stop] + p.shift - self.shift)[:, None])
-        elif p.reduce == "sum":
-            z.add_(p.shift)
-        if p.bias_y is not None:
-            z.add_(p.bias_y[None, :])
+    def beside(self, z: Tensor) -> Tensor:
+        """Room for as many elements as z has."""
+        if self.spare.numel() < self.dot.numel():
+            self.spare = torch.empty_like(self.dot)
+        return self.matrix(self.spare, *z.shape)
 
 
-class BlockSums(Sums):
-    """The four sums, gathered block by block."""
-
-    def add(self, block: Block, w: Tensor) -> None:
-        """Add the block's weights; with y None its columns right of the block stand for later rows too."""
-        x, y = self.sides.x[block.start : block.stop], self.sides.y[block.first :]
-        if self.wy is not None:
-            self.wy[block.start : block.stop].addmm_(w, y)
-        if self.w_rows is not None:
-            self.w_rows[block.start : block.stop] += w.sum(1)
-        own = block.stop - block.start if self.sides.p.y is None else 0
-        later = slice(block.first + own, None)
-        if self.wtx is not None:
-            self.wtx[later].addmm_(w[:, own:].T, x)
-        if self.w_cols is not None:
-            self.w_cols[later] += w[:, own:].sum(0)
-
-
-def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
-    """r, and c when asked, in one sweep."""
-    blocks = Blocks(p)
-    nothing = float("-inf") if p.reduce == "logsumexp" else 0.0
-    r = blocks.x.new_full((p.n,), nothing)
-    c = r if p.y is None else (blocks.x.new_full((p.m,), nothing) if p.columns else None)
-    for block in blocks:
-        values = block.z if p.reduce == "logsumexp" else blocks.mask_(block, p.pair.f(block.z), 0.0)
-        reduce, join = (blocks.logsumexp, merge) if p.reduce == "logsumexp" else (torch.sum, torch.add)
-        if c is not None:
-            own = block.stop - block.start if p.y is None else 0
-            later = c[block.first + own :]
-            later.copy_(join(later, reduce(values[:, own:], 0)))
-        here = r[block.start : block.stop]
-        here.copy_(join(here, reduce(values, 1)))
-    r.add_(blocks.shift)
-    if p.columns and c is not None:
-        c.add_(blocks.shift)
-    return r, c if p.columns else None
-
-
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
-    """The gradients of <g, r> + <h, c>, in one sweep that forms z again."""
-    blocks = Blocks(p)
-    sums = BlockSums(blocks, wanted)
-    if p.y is None:
-        c, h = r, g
-    for block in blocks:
-        here, there = slice(block.start, block.stop), slice(block.first, None)
-        if p.reduce == "sum":
-            w = p.pair.df(block.z)
-            w *= g[here, None] if h is None else g[here, None] + h[None, there]
-            blocks.mask_(block, w, 0.0)
-        else:
-            w = block.z
-            columns = None
-            if h is not None:
-                assert c is not None
-                columns = blocks.exponentials(w, (c[there] - blocks.shift)[None, :]).mul_(h[None, there])
-            w = blocks.exponentials(w, (r[here] - blocks.shift)[:, None], in_place=True).mul_(g[here, None])
-            if p.y is None:
-                # z_ij and z_ji round apart, and r_j was reduced from z_ji: what takes r_j off must be z_ji too.
-                assert columns is not None
-                own = slice(0, block.stop - block.start)
-                columns[:, own] = w[:, own].T
-            if columns is not None:
-                w += columns
-        sums.add(block, w)
-    return sums.gradients(p.x.dtype)
-
-
-def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
-    """Value and gradients, in one sweep wherever a block knows its own weights: the log-sum-exp of x with itself does not."""
-    if p.reduce == "logsumexp" and p.y is None:
-        r, _ = rows(p)
-        value, g, dpositive = outer_form(outer, r.double(), None if positive is None else positive.double())
-        dx = gradients(p, r, None, g.to(p.dtype), None, wanted) if any(wanted) else Gradients()
-        return value.to(p.dtype), dx._replace(x=_cast(dx.x, p.dtype)), _cast(dpositive, p.dtype)
-    blocks = Blocks(p)
-    sums = BlockSums(blocks, wanted)
-    value = blocks.x.new_full((), float("-inf") if outer == "pooled" else 0.0, dtype=torch.float64)
-    dpositive = torch.zeros_like(positive) if positive is not None else None
-    for block in blocks:
-        if p.reduce == "sum":
-            value, w = value + _block_sum(blocks, block), _sum_weights(blocks, block) if any(wanted) else None
-        else:
-            here = slice(block.start, block.stop)
-            unshifted = blocks.logsumexp(block.z, 1)
-            r = unshifted + blocks.shift
-            part, g, dp = outer_form(outer, r.double(), None if positive is None else positive[here].double())
-            if dpositive is not None and dp is not None:
-                dpositive[here] = dp.to(p.dtype)
-            before, value = value, merge(value, part) if outer == "pooled" else value + part
-            if outer == "pooled":
-                # g is relative to the block: bring it, and all that was gathered, to the running log-sum-exp.
-                finite = torch.where(torch.isneginf(value), 0.0, value)
-                g = torch.exp(r.double() - finite)
-                sums.scale_(torch.exp(before - finite).to(p.dtype))
-            w = None
-            if any(wanted):
-                w = blocks.exponentials(block.z, unshifted[:, None], in_place=True).mul_(g.to(p.dtype)[:, None])
-        if w is not None:
-            sums.add(block, w)
-    return value.to(p.dtype), sums.gradients(p.dtype), dpositive
-
-
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
-
-
-def _block_sum(blocks: Blocks, block: Block) -> Tensor:
-    """Sum of f over the block; with y None each pair right of the block's own square counts in both orders."""
-    f = blocks.mask_(block, blocks.p.pair.f(block.z), 0.0)
-    if blocks.p.y is not None:
-        return f.sum(dtype=torch.float64)
-    own = block.stop - block.start
-    return f[:, :own].sum(dtype=torch.float64) + 2.0 * f[:, own:].sum(dtype=torch.float64)
-
-
-def _sum_weights(blocks: Blocks, block: Block) -> Tensor:
-    w = blocks.p.pair.df(block.z)
-    if blocks.p.y is None:
-        w *= 2.0
-    return blocks.mask_(block, w, 0.0)
+def _sums(values: Tensor, dim: int) -> Tensor:
+    return values.sum(dim)[None, None]

@@ -1,4 +1,4 @@
-"""What every backend in PyTorch shares: the two sides of a problem, and the gradients that follow from four sums.
+"""What the backends in Python share: the two sides of a problem, and the gradients that follow from four sums.
 
 W Y (n, d)   W^T X (m, d)   W 1 (n,)   W^T 1 (m,)
 """
@@ -12,59 +12,72 @@ from ..equation.problem import Gradients, Problem, Wanted
 
 
 class Sides:
-    """x and y in the accumulation dtype; for sqdist both minus a common centre, with their squared norms."""
+    """x and y as they are multiplied; for sqdist both minus a common centre, with their squared norms.
 
-    def __init__(self, p: Problem) -> None:
-        self.p = p
-        self.x = p.x.to(p.dtype)
-        self.y = self.x if p.y is None else p.y.to(p.dtype)
+    |x - y|^2 from norms and products would lose what the rows have in common. Rows of 16 bits stay so where their products are
+    exact in float32; everything else is in the accumulation dtype.
+    """
+
+    def __init__(self, p: Problem, dtype: torch.dtype | None = None) -> None:
+        """dtype: that of the rows, the accumulation dtype unless told."""
+        self.p, self.symmetric = p, p.y is None
+        self.n, self.m, self.d = p.n, p.m, p.x.shape[1]
+        dtype = dtype or p.dtype
+        x = p.x.to(dtype)
+        y = x if p.y is None else p.y.to(dtype)
+        if p.operand == "sqdist" and self.m:
+            centre = y.mean(0) if dtype == p.dtype else _exact_centre(x, y)
+            x, y = x - centre, y if p.y is None else y - centre
+        self.x = _multipliable(x)
+        self.y = self.x if p.y is None else _multipliable(y)
         self.norm_x = self.norm_y = None
         if p.operand == "sqdist":
-            centre = self.y.mean(0) if p.m else 0.0
-            self.x = self.x - centre
-            self.y = self.x if p.y is None else self.y - centre
-            self.norm_x = self.x.square().sum(1)
-            self.norm_y = self.norm_x if p.y is None else self.y.square().sum(1)
+            self.norm_x = _squared_norms(self.x, p.dtype)
+            self.norm_y = self.norm_x if p.y is None else _squared_norms(self.y, p.dtype)
 
 
 class Sums:
-    """The four sums, those that the wanted gradients need, and the gradients."""
+    """The four sums, those that the wanted gradients need, and the gradients.
 
-    def __init__(self, sides: Sides, wanted: Wanted, filled: bool = True) -> None:
-        """filled: whether W Y and W^T X begin with zeros; else whoever asked writes them whole."""
+    With x itself W^T X is W Y and W^T 1 is W 1: each pair is gathered in both of its roles.
+    """
+
+    def __init__(self, sides: Sides, wanted: Wanted, width: int | None = None, filled: bool = True) -> None:
+        """width: that of the rows in memory, d unless told; filled: whether W Y and W^T X begin with zeros."""
         self.sides, self.wanted = sides, wanted
-        p = sides.p
-        new = Tensor.new_zeros if filled else Tensor.new_empty
-        self.wy = new(sides.x, sides.x.shape) if wanted.x or wanted.scale else None
-        self.wtx = self.wy if p.y is None else (new(sides.y, sides.y.shape) if wanted.y else None)
-        ones = any(wanted[2:]) or (p.operand == "sqdist" and any(wanted))
-        self.w_rows = sides.x.new_zeros(p.n) if ones else None
-        self.w_cols = self.w_rows if p.y is None else (sides.y.new_zeros(p.m) if ones else None)
+        zeros = sides.p.scale.new_zeros
+        new = zeros if filled else sides.p.scale.new_empty
+        sqdist, width = sides.p.operand == "sqdist", width or sides.d
+        wy = wanted.x or (wanted.scale and not wanted.y)
+        ones = wanted.shift or wanted.bias_x or (sqdist and (wanted.x or wanted.scale))
+        self.wy = new((sides.n, width))[:, : sides.d] if wy else None
+        self.w_rows = zeros(sides.n) if ones else None
+        self.wtx, self.w_cols = self.wy, self.w_rows
+        if not sides.symmetric:
+            ones = wanted.bias_y or (sqdist and (wanted.y or wanted.scale))
+            self.wtx = new((sides.m, width))[:, : sides.d] if wanted.y else None
+            self.w_cols = zeros(sides.m) if ones else None
 
     def scale_(self, factor: Tensor) -> None:
-        """Multiply all that was gathered so far (x against y; with x itself the sums are shared)."""
-        assert self.sides.p.y is not None
-        for sums in (self.wy, self.wtx, self.w_rows, self.w_cols):
+        """Multiply all that was gathered so far."""
+        gathered = (self.wy, self.w_rows) if self.sides.symmetric else (self.wy, self.w_rows, self.wtx, self.w_cols)
+        for sums in gathered:
             if sums is not None:
                 sums.mul_(factor)
 
-    def gradients(self, dtype: torch.dtype) -> Gradients:
-        """Read reference.py's header: the same four sums, the same formulas, dX and dY formed in place."""
-        p, s, wanted = self.sides.p, self.sides, self.wanted
-        half = 0.5 if p.y is None else 1.0
-        da = db = None
-        if wanted.shift:
-            assert self.w_rows is not None
-            db = half * self.w_rows.sum()
-        if wanted.scale:
-            assert self.wy is not None and self.w_rows is not None and self.w_cols is not None
-            da = (s.x * self.wy).sum()
-            if s.norm_x is not None and s.norm_y is not None:
-                da = (self.w_rows * s.norm_x).sum() + (self.w_cols * s.norm_y).sum() - 2.0 * da
-            da = half * da
-        dx = self._finish(self.wy, self.w_rows, s.x, dtype) if wanted.x else None
+    def gradients(self, dtype: torch.dtype, unit: Tensor | None = None) -> Gradients:
+        """Read reference.py's header: the same four sums, the same formulas, dX and dY formed in place.
+
+        The gathered weights are in `unit`. With x itself each pair was gathered twice, and what is no row takes one half.
+        """
+        if unit is not None:
+            self.scale_(unit)
+        s, wanted = self.sides, self.wanted
+        half = 0.5 if s.symmetric else 1.0
+        da = half * self._scale_gradient() if wanted.scale else None  # before the sums are overwritten
+        db = half * self.w_rows.sum() if wanted.shift and self.w_rows is not None else None
         return Gradients(
-            x=dx,
+            x=self._finish(self.wy, self.w_rows, s.x, dtype) if wanted.x else None,
             y=self._finish(self.wtx, self.w_cols, s.y, dtype) if wanted.y else None,
             scale=da,
             shift=db,
@@ -72,9 +85,43 @@ class Sums:
             bias_y=self.w_cols if wanted.bias_y else None,
         )
 
+    def _scale_gradient(self) -> Tensor:
+        """<W, U> without U: <x, W Y> row by row, and the norms that go with it."""
+        s = self.sides
+        rows, sums = (s.x, self.wy) if self.wy is not None else (s.y, self.wtx)
+        assert sums is not None
+        inner = (rows * sums).sum()
+        if s.norm_x is None or s.norm_y is None:
+            return inner
+        assert self.w_rows is not None and self.w_cols is not None
+        return (self.w_rows * s.norm_x).sum() + (self.w_cols * s.norm_y).sum() - 2.0 * inner
+
     def _finish(self, sums: Tensor | None, weights: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """a W Y, or 2a (diag(W 1) X - W Y)."""
         assert sums is not None
         if self.sides.p.operand == "sqdist":
             assert weights is not None
             sums.addcmul_(weights[:, None], rows, value=-1.0).mul_(-2.0)
         return sums.mul_(self.sides.p.scale).to(dtype)
+
+
+def _exact_centre(x: Tensor, y: Tensor) -> Tensor:
+    """The mean of y in 16 bits, and 0 in the columns where that would round a row.
+
+    A row within a factor of two of the mean loses nothing (Sterbenz), and only a cloud that is far from the origin for its
+    size needs the centre. A rounded row would be off by 2^-9 of itself, which no centre is worth.
+    """
+    centre = y.mean(0, dtype=torch.float32).to(y.dtype)
+    exact = torch.ones_like(centre, dtype=torch.bool)
+    for rows in (x,) if x is y else (x, y):
+        exact &= ((rows - centre).float() == rows.float() - centre.float()).all(0)
+    return torch.where(exact, centre, 0.0)
+
+
+def _multipliable(rows: Tensor) -> Tensor:
+    """The rows themselves where they or their columns are unit-strided, as matrix products take them; otherwise a copy."""
+    return rows if 1 in rows.stride() else rows.contiguous()
+
+
+def _squared_norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).square()

@@ -132,7 +132,7 @@ def test_right_and_the_same_in_every_schedule(case: Case) -> None:
 
 def test_strips_of_a_small_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several strips, the triangle's on and off the diagonal."""
-    monkeypatch.setenv("FASTCL_CUDA_WORKSPACE_MB", "0.01")
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", "0.01")
     for p in (problem(300, 270, 32, columns=True, dtype=BF16), problem(300, None, 32, dtype=BF16)):
         with emulated_hopper() as session:
             check_rows_and_gradients(p, serving(p))

@@ -96,7 +96,7 @@ CASES = SUBSET + [case for case in everything() if case not in SUBSET] if EVERYT
 @pytest.fixture(autouse=True)
 def _several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """A workspace of several tiles."""
-    monkeypatch.setenv("FASTCL_CUDA_WORKSPACE_MB", "0.2")
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", "0.2")
     monkeypatch.setenv("FASTCL_CUDA", "strip")
 
 
@@ -222,7 +222,7 @@ def test_cuda_and_triton_agree(dtype: torch.dtype, mask: str, pair: str, monkeyp
     from fastcl import triton_kernels
     from tests.triton.emulation import emulated as triton_emulated
 
-    monkeypatch.setenv("FASTCL_TRITON_WORKSPACE_MB", "0.2")
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", "0.2")
     p = problem(140, 150, 20, pair=pair, mask=mask, columns=True, bias=True, dtype=dtype)
     up = upstream(p)
     mine = answers(p)
@@ -309,7 +309,7 @@ def test_memory_left_unwritten_is_noticed() -> None:
 
 def test_access_is_coalesced_and_without_bank_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of whole blocks: no access asks for more sectors, or takes more shared-memory wavefronts, than its bytes need."""
-    monkeypatch.setenv("FASTCL_CUDA_WORKSPACE_MB", "2")
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", "2")
     for pair in ("identity", "softplus"):
         p = problem(128, 256, 16, pair=pair, columns=True, bias=True, dtype=BF16)
         with emulated() as session:
@@ -323,7 +323,7 @@ def test_access_is_coalesced_and_without_bank_conflicts(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("mask", ["off_diagonal", "across_groups"])
 def test_one_exponential_a_pair(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In both kernels, 1/43 more where weights bring r and c to one reference; two where r or c are far from it."""
-    monkeypatch.setenv("FASTCL_CUDA_WORKSPACE_MB", "2")
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", "2")
     n, m = 128, 256
     p = problem(n, m, 16, mask=mask, columns=True, dtype=BF16)
     up = upstream(p)

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl.backends import blocked
 
 from .combinations import Combination, assert_same, combinations, eager, inputs, total_id, totals, value_and_gradients
 
@@ -16,7 +15,7 @@ SIZES = [(11, 7, 5), (1, 1, 1), (2, 9, 3), (0, 3, 2), (3, 0, 2), (4, 5, 0)]
 @pytest.fixture
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of three rows of eleven float64 columns, so that even small problems take several, the last one ragged."""
-    monkeypatch.setattr(blocked, "BUFFER_BYTES", {"cpu": 3 * 11 * 8})
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", str(3 * 11 * 8 / 2**20))
 
 
 @pytest.mark.usefixtures("_small_blocks")

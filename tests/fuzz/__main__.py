@@ -50,7 +50,7 @@ def strategy(kind: str, number: int) -> tuple[st.SearchStrategy[Case], Callable[
     if kind == "interpreted":
         # Tiles of 32 x 32 or so: several of them at sizes that the interpreter can run.
         form = ("strip", "fused")[number % 2]
-        return draws.interpreted(), place(TRITON_INTERPRET="1", FASTCL_TRITON=form, FASTCL_TRITON_WORKSPACE_MB="0.005")
+        return draws.interpreted(), place(TRITON_INTERPRET="1", FASTCL_TRITON=form, FASTCL_WORKSPACE_MB="0.005")
     return draws.cases(kind), place()
 
 

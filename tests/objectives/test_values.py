@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import fastcl
-from fastcl.backends import blocked
 from tests import oracle
 from tests.golden import Record, records
 
@@ -92,8 +91,8 @@ def test_blocks_add_up(case: Case, index: int, rows_of_a_block: int, monkeypatch
     """The blocked backend with blocks of one row and of a few: the same as in one block."""
     n, d = 11, 4
     found = []
-    for buffer in (blocked.BUFFER_BYTES["cpu"], rows_of_a_block * n * 8):
-        monkeypatch.setattr(blocked, "BUFFER_BYTES", {"cpu": buffer})
+    for megabytes in ("8", str(rows_of_a_block * n * 8 / 2**20)):
+        monkeypatch.setenv("FASTCL_WORKSPACE_MB", megabytes)
         rows = case.rows_of(n, d)
         value = library(case, rows, "blocked", **case.arguments(index, n, d, rows[0]))
         found.append([value, *gradients(value, rows)])

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch._dynamo.testing
 from fastcl.triton_kernels import strip, tuning
-from fastcl.triton_kernels.sides import Sides
 
 import fastcl
 from fastcl import triton_kernels
 from fastcl.backends import reference
 from fastcl.backends.choice import BackendUnavailableError, choose
+from fastcl.backends.sides import Sides
 from fastcl.equation.problem import Gradients, Problem, Wanted
 from tests.objectives.cases import CASES, Case
 
@@ -40,7 +40,7 @@ OPERANDS = ("dot", "sqdist")
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("FASTCL_TRITON", request.param)
     # Tiles of 32 x 32 or so: several of them, ragged, at sizes that the interpreter can run.
-    monkeypatch.setenv("FASTCL_TRITON_WORKSPACE_MB", "0.005")
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", "0.005")
     return str(request.param)
 
 
@@ -273,7 +273,9 @@ def test_compiles_whole_and_for_every_batch_size(form: str) -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
         compilations = compilations or counter.frame_count
     assert counter.frame_count == compilations
-    nodes = [node for graph in counter.graphs for node in graph.graph.nodes]  # floats of the signature may be inputs of a graph
+    nodes = [
+        node for graph in counter.graphs for node in graph.graph.nodes
+    ]  # floats of the signature may be inputs of a graph
     ops = [str(node.target) for node in nodes if node.op == "call_function" and "fastcl" in str(node.target)]
     assert ops == ["fastcl.pair_reduce"], ops
 
@@ -291,15 +293,16 @@ def test_auto_leaves_out_the_form_that_an_older_compiler_makes_a_race_of(
     assert tuning.predicted_form(problem(3, 4, 128, dtype=torch.float16), "ieee") == form
 
 
-def test_no_grid_is_taller_than_a_card_takes() -> None:
+def test_no_grid_is_taller_than_a_card_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few queries against millions of keys, and millions of rows against few columns: no blocks beyond 65,535 along y."""
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", "16384")
     for n, m in ((2, 2_200_000), (1, 5_000_000), (5_000_000, 1), (3_000_000, None)):
         x = torch.empty(n, 0, dtype=torch.float16)
         p = problem(1, 1, 1).__class__(
             **{**problem(1, 1, 1).__dict__, "x": x, "y": None if m is None else x.new_empty(m, 0)}
         )
         for full_width in (False, True):
-            rows, _ = strip.tile_shape(p, 1 << 34, full_width)
+            rows, _ = strip.Strip(p).shape(full_width)
             for block in (tuning.STRIP_REDUCE, tuning.STRIP_WEIGHTS):
                 assert -(-min(rows, n) // block[0]) <= strip.MOST_BLOCKS
 
@@ -307,7 +310,7 @@ def test_no_grid_is_taller_than_a_card_takes() -> None:
 @pytest.mark.parametrize("text", ["-1", "0", "much"])
 def test_bad_workspace_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("FASTCL_TRITON", "strip")
-    monkeypatch.setenv("FASTCL_TRITON_WORKSPACE_MB", text)
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", text)
     with pytest.raises(ValueError, match="expected a positive number of megabytes"):
         triton_kernels.rows(problem(3, 4, 8))
 

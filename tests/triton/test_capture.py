@@ -35,7 +35,7 @@ def _launches(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, name, Launched())
     monkeypatch.setattr(fused, "aligned", lambda rows: rows)  # which asks for an address
     monkeypatch.setattr(tuning, "architecture", lambda device: "sm_80")
-    monkeypatch.setenv("FASTCL_TRITON_WORKSPACE_MB", "0.005")
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", "0.005")
 
 
 @pytest.mark.parametrize("form", ["strip", "fused"])

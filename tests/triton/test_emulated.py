@@ -19,6 +19,7 @@ from fastcl.triton_kernels import fused, strip, tuning
 
 import fastcl
 from fastcl import triton_kernels
+from fastcl.backends.tiles import State
 from fastcl.equation.problem import Problem
 from tools import ptxemu
 from tools.ptxemu import triton as ptxemu_triton
@@ -106,7 +107,7 @@ CASES = SUBSET + [case for case in everything() if case not in SUBSET] if EVERYT
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch: pytest.MonkeyPatch):
     """A workspace of several tiles, and torch's float32 precision put back."""
-    monkeypatch.setenv("FASTCL_TRITON_WORKSPACE_MB", "0.2")
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", "0.2")
     before = torch.backends.cuda.matmul.fp32_precision
     yield
     torch.backends.cuda.matmul.fp32_precision = before
@@ -182,10 +183,9 @@ def test_memory_left_unwritten_is_noticed() -> None:
     """The instrument itself: a kernel that reads what nobody wrote is a fault."""
     p = problem(40, 50, 16, dtype=BF16)
     with emulated(80):
-        state = strip.State(p, 50)
-        parts = state.parts(2, 50)
+        unwritten = p.scale.new_empty(2, 2, 50)
         with pytest.raises(ptxemu.Uninitialized):
-            state.merge(parts, 2, 0, 50)
+            strip.Strip(p).join(unwritten, State.of(p, 50))
 
 
 def test_offsets_past_two_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
