@@ -224,7 +224,7 @@ def test_a_centre_that_would_round_rows_is_not_taken() -> None:
     g = torch.Generator().manual_seed(0)
     rows = torch.randn(50, 3, generator=g).half() + torch.tensor([100.0, 0.0, 100.0]).half()
     rows[7, 2] = 0.001
-    sides = Sides(Problem(**{**problem(50, None, 3, operand="sqdist").__dict__, "x": rows}))
+    sides = Sides(Problem(**{**problem(50, None, 3, operand="sqdist").__dict__, "x": rows}), rows.dtype)
     assert sides.x[:, 1:].equal(rows[:, 1:])
     assert sides.x[:, 0].abs().max() < 10
     assert (sides.x[:, 0].float() - rows[:, 0].float()).unique().numel() == 1
