@@ -64,6 +64,17 @@ class QueuedMoCo(nn.Module):
         return loss
 
 
+class TargetedMINC(losses.MINCLoss):
+    """MINC with its averaged statistic, and the target network that this needs; rows bounded as for the spectral loss."""
+
+    def __init__(self, dim: int, backend: str | None) -> None:
+        super().__init__(dim, ema=0.8, mu=4.0, backend=backend)
+
+    def forward(self, u: Tensor, v: Tensor) -> Any:  # type: ignore[override]
+        (u1, u2), (target_u, target_v) = u.chunk(2), v.chunk(2)
+        return super().forward(u1, u2, target_u=target_u, target_v=target_v)
+
+
 class TwoWayMoCo(losses.MoCoV3Loss):
     """MoCo v3 of the queries of both views and the keys of both."""
 
@@ -95,7 +106,7 @@ OBJECTIVES = {
     "dhel": Entry("DHEL", losses.DHELLoss),
     "kcl": Entry("KCL Gaussian", partial(losses.KCLLoss, gamma=3.0)),
     "spectral": Entry("spectral", partial(losses.SpectralLoss, mu=4.0)),
-    "minc": Entry("MINC", partial(losses.MINCLoss, gha=False), sized=True),
+    "minc": Entry("MINC", TargetedMINC, sized=True, momentum=True, both=True),
     "f_mi_alpha": Entry("f-MI alpha", losses.FMIAlphaLoss),
     "siglip": Entry("SigLIP", losses.SigLIPLoss),
     "debiased": Entry("debiased", losses.DebiasedLoss),

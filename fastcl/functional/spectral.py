@@ -186,7 +186,8 @@ def minc(
     v: Tensor,
     statistic: Tensor,
     *,
-    gha: bool = True,
+    gha: bool = False,
+    mu: Positive | None = None,
     target_u: Tensor | None = None,
     target_v: Tensor | None = None,
     normalize: bool = False,
@@ -211,7 +212,9 @@ def minc(
         u: (n, d) floating, the first views.
         v: (n, d), dtype of u, the second views.
         statistic: (d, d) floating, the second moment of rows; used in the accumulation dtype, without gradient.
-        gha: whether to deflate by its lower triangle (with the diagonal), the generalised Hebbian algorithm.
+        gha: whether to deflate by its lower triangle (with the diagonal), the generalised Hebbian algorithm: the coordinates then
+            come in the order of their eigenvalues, with the smaller steps that this takes.
+        mu: the largest squared norm > 0 of a row, targets too, as in `spectral`; None leaves rows as they are.
         target_u: (n, d) or None, features of a target network for the first views; None takes u.
         target_v: (n, d) or None, the same for the second views.
         normalize: whether to scale rows, targets too, to unit length first.
@@ -241,12 +244,17 @@ def minc(
     targets = [u if target_u is None else target_u, v if target_v is None else target_v]
     for name, target in zip(("target_u", "target_v"), targets, strict=True):
         checks.pair_of_matrices("u", u, name, target, same_rows=True)
-    if normalize:
-        u, v, *targets = (normalize_rows(x) for x in (u, v, *targets))
+    u, v, *targets = (_bounded(x, normalize, mu) for x in (u, v, *targets))
     loss = []
     for z, partner in ((u, targets[1]), (v, targets[0])):
         loss.append(row_dot(z, deflated(z.detach(), statistic, gha) - partner.detach()))
     return reduced(loss[0] + loss[1], reduction, "minc")
+
+
+def _bounded(x: Tensor, normalize: bool, mu: float | Tensor | None) -> Tensor:
+    """Rows normalised and clipped, as asked."""
+    x = normalize_rows(x) if normalize else x
+    return x if mu is None else clip_norms(x, checks.scalar("mu", mu, x).sqrt())
 
 
 def deflated(z: Tensor, statistic: Tensor, gha: bool) -> Tensor:
@@ -272,6 +280,7 @@ def second_moment(
     target_v: Tensor | None = None,
     width: int,
     normalize: bool = False,
+    mu: Positive | None = None,
     group: Group | None = None,
     gradient: str = "ddp",
     strategy: str = "auto",
@@ -287,8 +296,7 @@ def second_moment(
     if u.shape[1] != width:
         raise ValueError(f"u: expected rows of the statistic's width, d = {width}, got d = {u.shape[1]}")
     at_least(1, u, "minc")
-    if normalize:
-        u, v = normalize_rows(u), normalize_rows(v)
+    u, v = _bounded(u, normalize, mu), _bounded(v, normalize, mu)
     z, n = stacked(u, v).to(accumulation_dtype(u.dtype)), batch.count(u)
     return Moment(batch.summed(product(z.T, z)) / (2 * n), batch.total(row_dot(u, v)) / n)
 

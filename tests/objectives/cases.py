@@ -346,7 +346,7 @@ CASES = (
     ),
     Case(
         "minc",
-        grid=({}, {"gha": False}, {"normalize": True}),
+        grid=({}, {"gha": True}, {"mu": 0.5}, {"normalize": True, "mu": 2.0}),
         given=statistic,
         rows=0,
         groups=False,

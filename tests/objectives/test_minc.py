@@ -32,7 +32,7 @@ def test_minc_of_the_batch_is_half_the_pooled_spectral_gradient() -> None:
     """Without GHA, EMA and target network MINC descends the spectral loss over both views."""
     rows = leaves()
     z = torch.cat(rows).detach()
-    got = gradients(F.minc(*rows, z.T @ z / len(z), gha=False), rows)
+    got = gradients(F.minc(*rows, z.T @ z / len(z)), rows)
     want = gradients(pooled_spectral(*rows), rows)
     for a, b in zip(got, want, strict=True):
         close(a, b / 2, rtol=1e-12)
@@ -44,10 +44,10 @@ def test_minc_is_its_direction() -> None:
     (u, v), (tu, tv) = leaves(n, d), two_views(n, d, seed=4)
     statistic = two_views(3 * d, d, seed=5)[0]
     statistic = statistic.T @ statistic
-    gu, gv = gradients(F.minc(u, v, statistic, target_u=tu, target_v=tv), [u, v])
+    gu, gv = gradients(F.minc(u, v, statistic, gha=True, target_u=tu, target_v=tv), [u, v])
     close(gu, (u @ statistic.tril().T - tv) / n, rtol=1e-12)
     close(gv, (v @ statistic.tril().T - tu) / n, rtol=1e-12)
-    gu, _ = gradients(F.minc(u, v, statistic, gha=False), [u, v])
+    gu, _ = gradients(F.minc(u, v, statistic), [u, v])
     close(gu, (u @ statistic.T - v) / n, rtol=1e-12)
 
 
@@ -73,6 +73,7 @@ def chain() -> tuple[Tensor, Tensor, Tensor]:
     return first.repeat_interleave(counts[first, second]), second.repeat_interleave(counts[first, second]), spectrum
 
 
+@pytest.mark.filterwarnings("ignore:MINCLoss. ema")  # plain gradient descent, in steps that its lag allows
 @pytest.mark.parametrize("ema", [0.0, 0.8])
 def test_gha_finds_the_ordered_spectrum_of_a_markov_chain(ema: float) -> None:
     """The fixed point has Lambda = diag(lambda_1 >= lambda_2 >= ...); without GHA only up to a rotation."""
@@ -93,26 +94,46 @@ def test_gha_finds_the_ordered_spectrum_of_a_markov_chain(ema: float) -> None:
     assert float((found[False] - torch.diag(spectrum[:d])).abs().max()) > 0.05
 
 
-def test_the_statistic_is_a_moving_average() -> None:
+@pytest.mark.parametrize("mu", [None, 0.5])
+def test_the_statistic_is_a_moving_average(mu: float | None) -> None:
     """The first batch sets it, later ones move it in training; evaluation leaves it alone."""
-    loss, ema = MINCLoss(4, ema=0.7), 0.7
+    loss, ema = MINCLoss(4, ema=0.7, gha=True, mu=mu), 0.7
     want = torch.zeros(4, 4, dtype=DOUBLE)
     for seed in range(3):
         u, v = (x.float() for x in two_views(9, 4, seed))
-        value = loss(u, v)
+        value = loss(u, v, target_u=u, target_v=v)
+        if mu is not None:
+            u, v = (x * (mu**0.5 / x.norm(dim=1, keepdim=True)).clamp(max=1.0) for x in (u, v))
         moment = oracle.second_moment(u.double(), v.double())
         want = moment if seed == 0 else ema * want + (1 - ema) * moment
         torch.testing.assert_close(loss.statistic.double(), want, rtol=1e-5, atol=1e-6)
         # What is used is the statistic with this batch in it; what is reported is the value at it.
-        torch.testing.assert_close(value.double(), oracle.minc(u.double(), v.double(), want), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(value.double(), oracle.minc(u.double(), v.double(), want, gha=True), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(
             loss.value.double(), oracle.minc_value(u.double(), v.double(), want), rtol=1e-5, atol=1e-5
         )
+        torch.testing.assert_close(loss.lag.double(), (moment - want).norm() / want.norm(), rtol=1e-4, atol=1e-5)
     loss.eval()
     before = copy.deepcopy(loss.state_dict())
     loss(*(x.float() for x in two_views(9, 4, seed=9)))
     for key, kept in loss.state_dict().items():
         assert torch.equal(kept, before[key])
+
+
+def test_an_average_without_a_target_warns_in_training() -> None:
+    rows = leaves()
+    loss = MINCLoss(4, ema=0.8).double()
+    with pytest.warns(UserWarning, match="ema=0.8 in training without a target network"):
+        loss(*rows)
+    loss(*rows, target_u=rows[0], target_v=rows[1])  # any other warning is an error here
+    loss.eval()(*rows)
+    MINCLoss(4).double()(*rows)
+
+
+def test_no_lag_of_rows_that_are_zero() -> None:
+    loss = MINCLoss(4)
+    loss(torch.zeros(3, 4), torch.zeros(3, 4))
+    assert float(loss.lag) == 0.0
 
 
 def test_the_statistic_is_saved_and_stays_in_float32() -> None:

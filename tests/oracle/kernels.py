@@ -142,7 +142,8 @@ def minc(
     v: Tensor,
     statistic: Tensor,
     *,
-    gha: bool = True,
+    gha: bool = False,
+    mu: float | None = None,
     target_u: Tensor | None = None,
     target_v: Tensor | None = None,
     normalize: bool = False,
@@ -152,8 +153,10 @@ def minc(
     Its gradient is the MINC direction (arXiv 2504.16667): power iteration, deflated as in Sanger 1989 (GHA).
     """
     u, v = (unit(u), unit(v)) if normalize else (u, v)
-    tu = (u if target_u is None else unit(target_u) if normalize else target_u).detach()
-    tv = (v if target_v is None else unit(target_v) if normalize else target_v).detach()
+    tu = u if target_u is None else unit(target_u) if normalize else target_u
+    tv = v if target_v is None else unit(target_v) if normalize else target_v
+    u, v, tu, tv = (x if mu is None else _clipped(x, mu) for x in (u, v, tu, tv))
+    tu, tv = tu.detach(), tv.detach()
     matrix = (statistic.tril() if gha else statistic).detach()
     terms = []
     for i in range(len(u)):
