@@ -52,7 +52,7 @@ def kernels(n: int, d: int) -> list[Kernel]:
         y: Any, scale: float, operand: str, pair: str, reduce: str, columns: bool, x: Tensor = x
     ) -> tuple[Any, ...]:
         return (
-            x, y, torch.tensor(scale), zero, None, None, None, None, 0, 0, "off_diagonal", operand, pair, [], reduce, columns,
+            x, y, torch.tensor(scale), zero, None, None, None, None, 0, 0, 0, "off_diagonal", operand, pair, [], reduce, columns,
         )  # fmt: skip
 
     both = problem(y, 14.0, "dot", "identity", "logsumexp", True)

@@ -15,11 +15,12 @@
   const at::Tensor &x, const std::optional<at::Tensor>&y, const at::Tensor &scale, const at::Tensor &shift,               \
       const std::optional<at::Tensor>&bias_x, const std::optional<at::Tensor>&bias_y,                                     \
       const std::optional<at::Tensor>&group_x, const std::optional<at::Tensor>&group_y, int64_t row_offset,               \
-      int64_t col_offset, c10::string_view mask, c10::string_view operand, c10::string_view pair,                         \
+      int64_t col_offset, int64_t period, c10::string_view mask, c10::string_view operand, c10::string_view pair,         \
       at::ArrayRef<double> constants, c10::string_view reduce, bool columns
 #define FASTCL_ARGUMENTS                                                                                              \
   ::fastcl::Arguments {                                                                                               \
-    x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, mask, operand, pair, constants, reduce, columns \
+    x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, period, mask, operand, pair, constants, \
+        reduce, columns                                                                                               \
   }
 
 namespace fastcl {
@@ -40,7 +41,7 @@ struct Arguments {
   const OptionalTensor& y;
   const Tensor &scale, &shift;
   const OptionalTensor &bias_x, &bias_y, &group_x, &group_y;
-  int64_t row_offset, col_offset;
+  int64_t row_offset, col_offset, period;
   std::string_view mask, operand, pair;
   at::ArrayRef<double> constants;
   std::string_view reduce;

@@ -15,10 +15,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..equation.masks import by_groups
 from ..equation.problem import Gradients, Problem, Wanted
 from . import fused, tuning
 from .launching import on_device
@@ -30,13 +32,13 @@ FORMS = ("strip", "fused", "auto")
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r (n,), and c (m,) when p.columns."""
-    with _plain(p):
+    with _plain(p) as p:
         return fused.rows(p) if form(p, gradients=False) == "fused" else Strip(p).rows()
 
 
 def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
     """The gradients of <g, r> + <h, c>; dx and dy in the dtype of x."""
-    with _plain(p):
+    with _plain(p) as p:
         if form(p, gradients=True) == "fused":
             return fused.gradients(p, r, c, g, h, wanted)
         return Strip(p).gradients(r, c, g, h, wanted)
@@ -44,7 +46,7 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients, all in the accumulation dtype."""
-    with _plain(p):
+    with _plain(p) as p:
         if form(p, gradients=any(wanted)) == "fused":
             return fused.total(p, positive, outer, wanted)
         return Strip(p).total(positive, outer, wanted)
@@ -65,7 +67,12 @@ def form(p: Problem, gradients: bool) -> str:
 
 
 @contextmanager
-def _plain(p: Problem) -> Iterator[None]:
-    """Neither autograd nor autocast inside: a product of float32 sums stays float32. And Triton launches on x's device."""
+def _plain(p: Problem) -> Iterator[Problem]:
+    """Neither autograd nor autocast inside: a product of float32 sums stays float32. And Triton launches on x's device.
+
+    The problem as the kernels take it: of several left-out diagonals groups say the same.
+    """
     with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False), on_device(p.x):
-        yield
+        if p.mask.period:
+            p = replace(p, mask=by_groups(p.mask, p.n, None if p.y is None else p.m, p.x.device))
+        yield p

@@ -46,6 +46,7 @@ Prepared<T>::Prepared(const Arguments& a) {
   for (size_t k = 0; k < a.constants.size(); k++) task.constants[k] = T(a.constants[k]);
   task.row_offset = a.row_offset;
   task.col_offset = a.col_offset;
+  task.period = a.period;
   task.d = a.x.size(1);
 
   x = readable<T>(a.x);

@@ -41,6 +41,7 @@ struct Task {
   Operand operand = Operand::dot;
   MaskKind mask = MaskKind::all;
   int64_t row_offset = 0, col_offset = 0;
+  int64_t period = 0;  // off_diagonal leaves out the diagonal at their difference, and those a period from there
   Reduction reduce = Reduction::sum;
   int pair = 0;  // index into pair_entries, for Reduction::sum
   T constants[2] = {};

@@ -163,10 +163,12 @@ class TileWorker {
   bool set_keep(int64_t i, int64_t j) {
     const int64_t height = task_.x.count - i, width = task_.y.count - j;
     const bool ragged = height < G::pane_rows || width < G::cols;
-    // In row r of this pane, column (diagonal + r) is the row's own.
+    // In row r of this pane, column (diagonal + r) is the row's own, and so are those a period from there.
     const int64_t diagonal = (i + task_.row_offset) - (j + task_.col_offset);
+    const int64_t left_out[] = {diagonal, diagonal - task_.period, diagonal + task_.period};
+    const auto crosses = [](int64_t d) { return d > -G::pane_rows && d < G::cols; };
     const bool by_groups = task_.mask == MaskKind::across_groups || task_.mask == MaskKind::within_groups;
-    const bool on_diagonal = task_.mask == MaskKind::off_diagonal && diagonal > -G::pane_rows && diagonal < G::cols;
+    const bool on_diagonal = task_.mask == MaskKind::off_diagonal && (crosses(left_out[0]) || crosses(left_out[1]) || crosses(left_out[2]));
     if (!ragged && !by_groups && !on_diagonal) return false;
 
     for (int64_t r = 0; r < G::pane_rows; r++) {
@@ -179,7 +181,9 @@ class TileWorker {
       } else {
         for (int c = 0; c < G::cols; c++) keep[c] = -1;
       }
-      if (on_diagonal && diagonal + r >= 0 && diagonal + r < G::cols) keep[diagonal + r] = 0;
+      if (on_diagonal)
+        for (const int64_t d : left_out)
+          if (d + r >= 0 && d + r < G::cols) keep[d + r] = 0;
       if (ragged)
         for (int c = 0; c < G::cols; c++) keep[c] = r < height && c < width ? keep[c] : 0;
     }

@@ -41,7 +41,14 @@ Problem::Problem(const Arguments& a) : x(a.x), symmetric(!a.y), columns(a.column
   scale = a.scale.to(dtype).reshape({}), shift = a.shift.to(dtype).reshape({});
   bias_x = contiguous(a.bias_x), bias_y = contiguous(a.bias_y);
   group_x = contiguous(a.group_x), group_y = a.group_y ? contiguous(a.group_y) : group_x;
-  diff = offset_difference(a.row_offset, a.col_offset);
+  diff = offset_difference(a.row_offset, a.col_offset), period = a.period;
+  if (mask == MaskKind::off_diagonal && period > 0 && period < least_period) {
+    // Diagonals so near each other cross most blocks of so few pairs: groups say the same.
+    const auto whole = x.options().dtype(at::kLong);
+    mask = MaskKind::across_groups;
+    group_x = (at::arange(n, whole) + diff).remainder(period);
+    group_y = symmetric ? group_x : at::arange(m, whole).remainder(period);
+  }
   std::copy(a.constants.begin(), a.constants.end(), constants.begin());
 }
 
@@ -64,7 +71,7 @@ Sides::Sides(const Problem& p) {
 }
 
 Equation Sides::equation(const Problem& p, bool swapped) const {
-  Equation e{p.operand, p.mask, p.reduce, p.pair, {p.constants[0], p.constants[1]}, p.diff, pointer(p.scale), pointer(p.shift),
+  Equation e{p.operand, p.mask, p.reduce, p.pair, {p.constants[0], p.constants[1]}, p.diff, p.period, pointer(p.scale), pointer(p.shift),
              pointer(norm_x), pointer(norm_y), pointer(p.bias_x), pointer(p.bias_y), nullptr, nullptr};
   if (p.mask == MaskKind::across_groups || p.mask == MaskKind::within_groups) {
     e.group_x = p.group_x.const_data_ptr<int64_t>();

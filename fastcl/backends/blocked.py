@@ -125,8 +125,9 @@ class Blocks(Tiles):
         mask = self.p.mask
         if mask.kind == "off_diagonal":
             offset = tile.i0 - tile.j0 + mask.row_offset - mask.col_offset
-            if -values.shape[0] < offset < values.shape[1]:
-                values.diagonal(offset).fill_(value)
+            for left_out in {offset, offset - mask.period, offset + mask.period}:
+                if -values.shape[0] < left_out < values.shape[1]:
+                    values.diagonal(left_out).fill_(value)
         elif mask.kind != "all":
             assert mask.group_x is not None
             groups = mask.group_x[tile.rows, None]

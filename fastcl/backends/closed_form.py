@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..equation.masks import by_groups
 from ..equation.problem import Gradients, Problem, Wanted
 from .row_dot import row_dot
 from .sides import Sides, Sums
@@ -33,7 +34,8 @@ def applies(p: Problem) -> bool:
         return False
     if p.pair.name == "identity":
         return True
-    gram = p.pair.name == "square" and p.operand == "dot" and p.mask.kind in ("all", "off_diagonal")
+    plain = p.mask.kind in ("all", "off_diagonal") and not p.mask.period
+    gram = p.pair.name == "square" and p.operand == "dot" and plain
     return gram and p.bias_x is None and p.bias_y is None and gram_is_cheaper(p.n, p.m, p.x.shape[1])
 
 
@@ -59,10 +61,10 @@ class Visits:
     """Sums over the visited pairs: across(Q)_i = sum_{j in M(i)} Q_j, and back(Q)_j = sum_{i: j in M(i)} Q_i."""
 
     def __init__(self, p: Problem) -> None:
-        self.p, self.kind = p, p.mask.kind
-        if p.mask.group_x is not None:
-            group_y = p.mask.group_y
-            index = classes(p.mask.group_x if group_y is None else torch.cat([p.mask.group_x, group_y]))
+        mask = by_groups(p.mask, p.n, p.m, p.x.device) if p.mask.period else p.mask
+        self.p, self.kind = p, mask.kind
+        if mask.group_x is not None:
+            index = classes(mask.group_x if mask.group_y is None else torch.cat([mask.group_x, mask.group_y]))
             self.classes, self.of_x, self.of_y = len(index), index[: p.n], index[len(index) - p.m :]
 
     def across(self, q: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 def visited(mask: Mask, rows: Tensor, cols: Tensor) -> Tensor | None:
     """The boolean block M[rows, cols] for index vectors `rows` and `cols`; None when every pair is visited."""
     if mask.kind == "off_diagonal":
+        if mask.period:
+            return ((rows + mask.row_offset)[:, None] - (cols + mask.col_offset)[None, :]) % mask.period != 0
         return (rows + mask.row_offset)[:, None] != (cols + mask.col_offset)[None, :]
     if mask.kind == "all":
         return None

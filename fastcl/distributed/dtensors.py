@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..equation.checks import is_dtensor
-from ..equation.masks import Mask
+from ..equation.masks import Mask, by_groups
 from .agreement import COUNTS, check_settings
 from .derivatives import first_derivatives
 from .shards import Shards
@@ -210,6 +210,12 @@ def pairs(form: str, op: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         wire = Wire(place.group)
         mine = torch.tensor([local["x"].shape[0]], device=wire.device)
         shards = Shards(wire, (tuple(wire.everywhere(mine).view(-1).tolist()),))
+        if isinstance(mask, Mask) and mask.period:
+            y, first = local.get("y"), mask.row_offset + shards.first(local["x"])
+            shifted = mask._replace(
+                row_offset=first, col_offset=first if y is None else mask.col_offset + shards.first(y)
+            )
+            arguments["mask"] = by_groups(shifted, len(local["x"]), None if y is None else len(y), local["x"].device)
         answer = getattr(shards, form)(**arguments)
         answer = shared(answer, wire.world) if form == "pair_total" else answer
     if isinstance(answer, tuple):

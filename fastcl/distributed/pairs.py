@@ -119,7 +119,7 @@ class Sweep:
         row_offset, col_offset, kind = plan.mask_of(visit)
         both = (plan.columns or plan.same) and not alone
         arguments = (
-            self.x[rows], y, self.scale, self.shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, kind,
+            self.x[rows], y, self.scale, self.shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, 0, kind,
             plan.operand, plan.pair, list(plan.constants), plan.reduce, both,
         )  # fmt: skip
         return arguments, tuple(came)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .arguments import DTYPES, as_tensor, boolean, cast, dense, integer, kind_of, number, one_of, positive_number, real
-from .masks import KINDS, Mask
+from .masks import KINDS, Mask, three_diagonals
 from .pairs import PairFunction, pair_function
 from .problem import OPERANDS, OUTERS, REDUCTIONS, accumulation_dtype
 
@@ -123,13 +123,16 @@ def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:
         )
     one_of("mask", m.kind, KINDS)
     if m.kind in ("all", "off_diagonal"):
-        offsets = (integer(name, getattr(m, name), expected=INDEX) for name in ("row_offset", "col_offset"))
-        m = m._replace(row_offset=next(offsets), col_offset=next(offsets))
+        names = ("row_offset", "col_offset", "period")
+        m = m._replace(**{name: integer(name, getattr(m, name), expected=INDEX) for name in names})
+        if m.period < 0:
+            raise ValueError(f"period: expected how many rows lie between two views, 0 or more, got {m.period}")
         if y is None and m.row_offset != m.col_offset:
             raise ValueError(
                 f"mask: x with itself needs equal offsets, got row_offset={m.row_offset} and col_offset={m.col_offset}; pass y=x"
             )
-        return m
+        periodic = m.kind == "off_diagonal" and m.period
+        return three_diagonals(m, x.shape[0], None if y is None else y.shape[0], x.device) if periodic else m
     group_x = groups("group_x", m.group_x, x.shape[0], "x", x)
     if y is None:
         if m.group_y is not None and m.group_y is not m.group_x:

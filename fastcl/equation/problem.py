@@ -22,9 +22,9 @@ OUTERS = ("sum", "contrast", "pooled")
 
 PROBLEM = (
     "Tensor x, Tensor? y, Tensor scale, Tensor shift, Tensor? bias_x, Tensor? bias_y, Tensor? group_x, Tensor? group_y, "
-    "SymInt row_offset, SymInt col_offset, str mask, str operand, str pair, float[] constants, str reduce, bool columns"
+    "SymInt row_offset, SymInt col_offset, SymInt period, str mask, str operand, str pair, float[] constants, str reduce, bool columns"
 )
-LENGTH = 16  # of PROBLEM
+LENGTH = 17  # of PROBLEM
 DIFFERENTIABLE = 6  # x, y, scale, shift, bias_x, bias_y lead it, in the order of Wanted and Gradients
 
 
@@ -67,17 +67,17 @@ def pack(p: Problem) -> tuple[Any, ...]:
     """The problem as the flat arguments of PROBLEM."""
     m = p.mask
     return (
-        p.x, p.y, p.scale, p.shift, p.bias_x, p.bias_y, m.group_x, m.group_y, m.row_offset, m.col_offset, m.kind,
-        p.operand, p.pair.name, list(p.pair.constants), p.reduce, p.columns,
+        p.x, p.y, p.scale, p.shift, p.bias_x, p.bias_y, m.group_x, m.group_y, m.row_offset, m.col_offset, m.period,
+        m.kind, p.operand, p.pair.name, list(p.pair.constants), p.reduce, p.columns,
     )  # fmt: skip
 
 
 def unpack(arguments: tuple[Any, ...]) -> Problem:
     """The problem from the flat arguments of PROBLEM."""
-    (x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, mask,
+    (x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, period, mask,
      operand, pair, constants, reduce, columns) = arguments[:LENGTH]  # fmt: skip
     f = PairFunction.registry[pair](*constants)
-    kept = Mask(mask, row_offset, col_offset, group_x, group_y)
+    kept = Mask(mask, row_offset, col_offset, group_x, group_y, period)
     return Problem(x, y, scale, shift, bias_x, bias_y, kept, operand, f, reduce, columns)
 
 

@@ -84,8 +84,8 @@ def dcl(
     mask = own_pairs_left_out(groups, z, views=2)
     if symmetric:
         return 0.5 * _free_energies(z, None, a, mask, reduction, 2, backend) - reduced(p, reduction, "dcl")
-    assert mask.group_x is not None
-    mask = across_groups(mask.group_x[: u.shape[0]], mask.group_x)
+    if mask.group_x is not None:
+        mask = across_groups(mask.group_x[: u.shape[0]], mask.group_x)
     return _free_energies(u, z, a, mask, reduction, 1, backend) - reduced(p, reduction, "dcl")
 
 

@@ -212,6 +212,8 @@ def stacked(u: Tensor, v: Tensor) -> Tensor:
 def own_pairs_left_out(groups: Tensor | None, rows: Tensor, views: int = 1) -> Mask:
     """The mask of the negatives: other rows, or rows of other groups; with several stacked views, `groups` is repeated.
 
+    Ranks stack their views each for itself, so that a row's index in the union does not tell its views: groups do.
+
     Args:
         groups: (n,) int64 or None.
         rows: (n * views, d) rows that the mask is for.
@@ -222,6 +224,8 @@ def own_pairs_left_out(groups: Tensor | None, rows: Tensor, views: int = 1) -> M
         checks.groups("groups", groups, n, "the batch", rows)
     elif views == 1:
         return off_diagonal()
+    elif not batch.beyond_this_process():
+        return off_diagonal(period=n)
     else:
         groups = batch.first(rows) // views + torch.arange(n, device=rows.device)
     return across_groups(groups if views == 1 else groups.repeat(views))

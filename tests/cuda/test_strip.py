@@ -71,6 +71,7 @@ SUBSET = [
     Case(80, 200, 150, 24, BF16, pair="softplus", mask="within_groups"),
     Case(80, 150, 140, 24, F32, pair="log1p", mask="all", bias=True),
     Case(80, 1, 1, 3),
+    Case(80, 140, 700, 8, mask="two_diagonals"),
 ]
 
 

@@ -93,10 +93,12 @@ def drawn(seed: int) -> Drawn:
     gx, gy = torch.randint(0, 3, (n,), generator=g), None if itself else torch.randint(0, 3, (m,), generator=g)
     row_offset = luck.choice([0, 0, 1, 3, -2])
     offsets = (row_offset, row_offset if itself else luck.choice([0, 0, 1, 2]))
+    periodic = (*offsets, luck.choice([1, 2, 3, 4]))
     mask, keep = luck.choice(
         [
             ("all", pairwise.everything),
             (fastcl.off_diagonal(*offsets), pairwise.off_diagonal(*offsets)),
+            (fastcl.off_diagonal(*periodic), pairwise.off_diagonal(*periodic)),
             (fastcl.across_groups(gx, gy), pairwise.across_groups(gx, gy)),
             (fastcl.within_groups(gx, gy), pairwise.within_groups(gx, gy)),
         ]

@@ -53,8 +53,10 @@ def everything(i: int, j: int) -> bool:
     return True
 
 
-def off_diagonal(row_offset: int = 0, col_offset: int = 0) -> Keep:
-    """Pairs of different global index."""
+def off_diagonal(row_offset: int = 0, col_offset: int = 0, period: int = 0) -> Keep:
+    """Pairs of different global index; with a period, of indices that differ modulo it."""
+    if period:
+        return lambda i, j: (i + row_offset - j - col_offset) % period != 0
     return lambda i, j: i + row_offset != j + col_offset
 
 

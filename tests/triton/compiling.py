@@ -43,7 +43,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ELEMENT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # Arguments of each kind; every other argument that is no constexpr is a pointer to float32.
 INTEGERS = {
-    "n", "m", "d", "diff", "sx", "sy", "swy", "pitch", "i0", "j0", "rows_pitch", "cols_pitch", "columns_pitch",
+    "n", "m", "d", "diff", "period", "sx", "sy", "swy", "pitch", "i0", "j0", "rows_pitch", "cols_pitch", "columns_pitch",
     "count", "size", "programs",
 }  # fmt: skip
 FLOATS = {"k0", "k1", "factor"}

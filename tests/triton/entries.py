@@ -2,6 +2,7 @@
 
 python -m tests.triton.entries [--missing] [sm_80 sm_90 ...]    compile them and write compiled.json
 python -m tests.triton.entries --print                          the record as a table
+python -m tests.triton.entries --try [sm_80 ...]                what this Triton makes of them, one a line; nothing is written
 
 --missing keeps what was compiled from the kernels as they are now. Spills are STACK bytes and STL and LDL instructions (on
 gfx942: spilled vector registers). No GPU is used and nothing is timed.
@@ -147,6 +148,14 @@ def faults(entry: Entry, found: Report) -> str | None:
     return None
 
 
+def tried(entry: Entry) -> str:
+    """Whether it builds here, and else why not."""
+    try:
+        return faults(entry, entry.compile()) or "builds"
+    except Exception as error:  # a compiler's own, of any class
+        return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+
+
 def table(record: dict[str, Report]) -> str:
     """The record as people read it. Blocks: what registers, shared memory and warps let one multiprocessor hold."""
     lines = [
@@ -180,6 +189,11 @@ def source_digest() -> str:
 def main(arguments: list[str]) -> None:
     if arguments == ["--print"]:
         print(table(load_record().entries))
+        return
+    if arguments[:1] == ["--try"]:
+        found = {entry.key: entry for arch in arguments[1:] or ARCHITECTURES for entry in entries(arch)}
+        for entry in found.values():
+            print(entry.key, "|", tried(entry), flush=True)
         return
     missing = "--missing" in arguments
     digest = source_digest()

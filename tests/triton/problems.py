@@ -55,9 +55,10 @@ def problem(
     x, y = unit(n).to(dtype), None if m is None else unit(m).to(dtype)
     cols = n if m is None else m
     group_x, group_y = torch.randint(0, 3, (n,), generator=g), torch.randint(0, 3, (cols,), generator=g)
-    grouped = (group_x, None if m is None else group_y) if "groups" in mask else (None, None)
-    # An offset of two: the diagonal leaves the first rows and crosses tile borders.
-    row_offset = 2 if mask == "off_diagonal" and m is not None else 0
+    grouped = [group_x, None if m is None else group_y] if "groups" in mask else [None, None]
+    # The diagonal leaves the first rows and crosses tile borders; one of two, which only their period brings near, likewise.
+    row_offset = {"off_diagonal": 2, "two_diagonals": 540}.get(mask, 0) if m is not None else 0
+    period = 520 if mask == "two_diagonals" else 0
     small = accumulation_dtype(dtype)
     biases = [(torch.randn(size, generator=g) * 0.1).to(small) if bias and m else None for size in (n, cols)]
     f = pair if isinstance(pair, PairFunction) else PAIRS.get(pair) or pair_function(pair)
@@ -66,7 +67,7 @@ def problem(
         default = 5.0
     return Problem(
         x, y, torch.tensor(default if scale is None else scale, dtype=small), torch.tensor(shift, dtype=small), *biases,
-        Mask(mask, row_offset, 0, *grouped), operand, f, "logsumexp" if f.name == "identity" else "sum", columns,
+        Mask("off_diagonal" if period else mask, row_offset, 0, *grouped, period), operand, f, "logsumexp" if f.name == "identity" else "sum", columns,
     )  # fmt: skip
 
 

@@ -73,6 +73,8 @@ SUBSET = [
     Case("strip", 90, 150, None, 64, pair="softplus"),
     Case("fused", 80, 200, 150, 72, F32, pair="exp", operand="sqdist", precision="tf32"),
     Case("fused", 80, 40, 50, 40, F32, precision="ieee", mask="across_groups"),
+    Case("strip", 80, 140, 700, 16, mask="two_diagonals"),
+    Case("fused", 80, 140, 700, 64, mask="two_diagonals"),
 ]
 
 
