@@ -1,4 +1,7 @@
-"""The library's own matrix products: in the dtype of their factors, whatever autocast says, forward and backward."""
+"""The library's own matrix products: in the dtype of their factors, whatever autocast says, forward and backward.
+
+Of 16-bit rows on CUDA they are taken by tensor cores, into float32: products of 16-bit numbers are exact there.
+"""
 
 from __future__ import annotations
 
@@ -41,3 +44,29 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (a, b), (g,), (of_a, of_b) = ctx.saved_tensors, upstream, ctx.needs_input_grad
         return (product(g, b.T) if of_a else None), (product(a.T, g) if of_b else None)
+
+
+def on_tensor_cores(x: Tensor) -> bool:
+    """Whether 16-bit rows are multiplied as they are, into float32: by CUDA, and where no setting lets float16 add up in itself."""
+    if x.dtype not in (torch.bfloat16, torch.float16) or x.device.type != "cuda" or torch.version.hip is not None:
+        return False
+    into_float32 = "dtype" in torch.ops.aten.mm.overloads()  # from torch 2.8 on
+    return into_float32 and not (x.dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation)
+
+
+def narrow_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32 of a 16-bit matrix and one of 16 bits or of float32, which two of 16 bits stand for.
+
+    Two bfloat16 numbers hold 16 bits of a float32 number, two float16 numbers 22 of the largest one of the matrix, which is
+    brought to 2^12 by a power of two: less is lost than where the result is rounded to 16 bits.
+    """
+    if b.dtype == a.dtype:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    unit = None
+    if a.dtype == torch.float16:
+        unit = torch.exp2(torch.floor(torch.log2(b.abs().amax().clamp(1e-30, 3e38))) - 12.0).nan_to_num(1.0)
+        b = b / unit
+    high = b.to(a.dtype)
+    low = (b - high).nan_to_num(0.0, 0.0, 0.0).to(a.dtype)  # infinite entries have no rest
+    found = torch.mm(a, high, out_dtype=torch.float32).add_(torch.mm(a, low, out_dtype=torch.float32))
+    return found if unit is None else found.mul_(unit)

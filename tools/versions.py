@@ -32,7 +32,7 @@ SHORT = (
 BESIDE = ("numpy", "setuptools>=77", "wheel", "ninja", "pytest>=8", "pytest-benchmark>=5", "pytest-xdist", "hypothesis")
 
 
-class Failed(Exception):
+class StepError(Exception):
     """A step that did not do what it should; its log says more."""
 
 
@@ -43,7 +43,7 @@ def ran(log: Path, command: Sequence[str | Path], **settings: str) -> str:
     )
     log.write_text(done.stdout + done.stderr)
     if done.returncode:
-        raise Failed(f"{log.relative_to(ROOT)}: {(done.stdout + done.stderr).strip().splitlines()[-1][:200]}")
+        raise StepError(f"{log.relative_to(ROOT)}: {(done.stdout + done.stderr).strip().splitlines()[-1][:200]}")
     return done.stdout
 
 
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             cells += {"triton": triton, "torch": torch}[chosen.package](version, chosen)
             failed |= any(";" in cell for cell in cells)
-        except Failed as error:
+        except StepError as error:
             cells.append(f"FAILED: {error}")
             failed = True
         rows.append("| " + " | ".join(cells) + " |")

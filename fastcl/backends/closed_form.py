@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..equation.masks import by_groups
 from ..equation.problem import Gradients, Problem, Wanted
+from ..precision import narrow_product, on_tensor_cores
 from .row_dot import row_dot
 from .sides import Sides, Sums
 
@@ -190,14 +191,39 @@ class Gram(Sides):
         super().__init__(p)
         self.offset = p.mask.row_offset - p.mask.col_offset
         self.diagonal = p.mask.kind == "off_diagonal"
+        self.narrow = on_tensor_cores(p.x)
 
     @cached_property
     def gram_y(self) -> Tensor:
-        return self.y.T @ self.y
+        return self._moment(self.y)
 
     @cached_property
     def gram_x(self) -> Tensor:
-        return self.gram_y if self.p.y is None else self.x.T @ self.x
+        return self.gram_y if self.p.y is None else self._moment(self.x)
+
+    def _given(self, rows: Tensor) -> Tensor:
+        """x or y as it was given, where tensor cores multiply its 16-bit rows; else as it is."""
+        if not self.narrow:
+            return rows
+        return self.p.x if self.p.y is None or rows is self.x else self.p.y
+
+    def _moment(self, rows: Tensor, weighted: Tensor | None = None) -> Tensor:
+        """rows^T weighted, or rows^T rows."""
+        given = self._given(rows)
+        other = given if weighted is None else weighted
+        return narrow_product(given.T, other) if self.narrow else given.T @ other
+
+    def _times(self, rows: Tensor, matrix: Tensor) -> Tensor:
+        """rows @ matrix, (d, d)."""
+        given = self._given(rows)
+        return narrow_product(given, matrix) if self.narrow else given @ matrix
+
+    def _affine(self, row: Tensor, rows: Tensor, matrix: Tensor, out: Tensor) -> None:
+        """out = rows @ matrix + row."""
+        if self.narrow:
+            torch.add(self._times(rows, matrix), row, out=out)
+        else:
+            torch.addmm(row, rows, matrix, out=out)
 
     @cached_property
     def sum_y(self) -> Tensor:
@@ -222,7 +248,7 @@ class Gram(Sides):
 
     def _along(self, x: Tensor, y: Tensor, gram_y: Tensor, offset: int) -> Tensor:
         a, b = self.p.scale, self.p.shift
-        r = a * a * row_dot(x @ gram_y, x) + 2.0 * a * b * (x @ y.sum(0)) + b * b * y.shape[0]
+        r = a * a * row_dot(self._times(x, gram_y), x) + 2.0 * a * b * (x @ y.sum(0)) + b * b * y.shape[0]
         return r - self._left_out(x, y, offset)[1].square() if self.diagonal else r
 
     def rows(self) -> Tensor:
@@ -256,7 +282,7 @@ class Gram(Sides):
         a, b = self.p.scale, self.p.shift
         partner, z = self._left_out(x, y, offset) if self.diagonal else (y, y)
         if wy is not None:
-            torch.addmm(weight * b * s, x, weight * a * gram_y, out=wy)
+            self._affine(weight * b * s, x, weight * a * gram_y, wy)
             if self.diagonal:
                 wy.addcmul_(z[:, None], partner, value=-weight)
         if ones is not None:
@@ -271,7 +297,7 @@ class Gram(Sides):
         wy, ones = torch.zeros_like(x), x.new_zeros(x.shape[0])
         if g is not None:
             s = y.sum(0)
-            torch.addmm(b * s, x, a * gram_y, out=wy)
+            self._affine(b * s, x, a * gram_y, wy)
             ones += g * (a * (x @ s) + b * y.shape[0])
             if self.diagonal:
                 wy.addcmul_(z[:, None], partner, value=-1.0)
@@ -280,7 +306,8 @@ class Gram(Sides):
         if h is not None:
             hy = h[:, None] * y
             s = hy.sum(0)
-            wy.addmm_(x, a * (y.T @ hy)).add_(b * s)
+            moment = a * self._moment(y, hy)
+            (wy.add_(self._times(x, moment)) if self.narrow else wy.addmm_(x, moment)).add_(b * s)
             ones += a * (x @ s) + b * h.sum()
             if self.diagonal:
                 z = z * shifted(h, x.shape[0], offset)

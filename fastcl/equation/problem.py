@@ -22,7 +22,8 @@ OUTERS = ("sum", "contrast", "pooled")
 
 PROBLEM = (
     "Tensor x, Tensor? y, Tensor scale, Tensor shift, Tensor? bias_x, Tensor? bias_y, Tensor? group_x, Tensor? group_y, "
-    "SymInt row_offset, SymInt col_offset, SymInt period, str mask, str operand, str pair, float[] constants, str reduce, bool columns"
+    "SymInt row_offset, SymInt col_offset, SymInt period, "
+    "str mask, str operand, str pair, float[] constants, str reduce, bool columns"
 )
 LENGTH = 17  # of PROBLEM
 DIFFERENTIABLE = 6  # x, y, scale, shift, bias_x, bias_y lead it, in the order of Wanted and Gradients

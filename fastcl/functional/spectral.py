@@ -15,7 +15,7 @@ from ..equation.arguments import Positive
 from ..equation.masks import Mask
 from ..equation.pairs import Square
 from ..equation.problem import accumulation_dtype
-from ..precision import product
+from ..precision import narrow_product, on_tensor_cores, product
 from .energy import Pairs, Potential, visits
 from .gram import PlainSpectral, ordinary
 from .rows import (
@@ -261,7 +261,8 @@ def deflated(z: Tensor, statistic: Tensor, gha: bool) -> Tensor:
     """(n, d) T z of each row, in the accumulation dtype whatever autocast says."""
     dtype = accumulation_dtype(z.dtype)
     t = statistic.detach().to(dtype)
-    return product(z.to(dtype), (t.tril() if gha else t).T)
+    t = (t.tril() if gha else t).T
+    return narrow_product(z, t) if on_tensor_cores(z) else product(z.to(dtype), t)
 
 
 class Moment(NamedTuple):

@@ -13,8 +13,8 @@ from fastcl.backends import extension
 assert extension.library is not None, extension.reason
 VALID: dict[str, Any] = {
     "x": torch.ones(4, 3), "y": torch.ones(5, 3), "scale": torch.tensor(1.0), "shift": torch.tensor(0.0), "bias_x": None,
-    "bias_y": None, "group_x": None, "group_y": None, "row_offset": 0, "col_offset": 0, "period": 0, "mask": "all", "operand": "dot",
-    "pair": "identity", "constants": [], "reduce": "logsumexp", "columns": False,
+    "bias_y": None, "group_x": None, "group_y": None, "row_offset": 0, "col_offset": 0, "period": 0, "mask": "all",
+    "operand": "dot", "pair": "identity", "constants": [], "reduce": "logsumexp", "columns": False,
 }  # fmt: skip
 MASKS = "'all', 'off_diagonal', 'across_groups', 'within_groups'"
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -1,12 +1,17 @@
-"""The closed forms wait for no device: a CUDA graph captures them, groups included."""
+"""The closed forms wait for no device: a CUDA graph captures them, groups included. Tensor cores take products of 16-bit rows."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcl.backends import closed_form
+from fastcl import precision
+from fastcl.backends import closed_form, reference
 from fastcl.backends.closed_form import classes
 from fastcl.equation.masks import KINDS
 from tests.triton.problems import all_wanted, problem, upstream
@@ -33,3 +38,81 @@ def test_classes_name_equal_groups_equally() -> None:
     assert torch.equal(index[:, None] == index, groups[:, None] == groups)
     assert int(index.min()) >= 0 and int(index.max()) < len(groups)
     assert classes(groups[:0]).shape == (0,)
+
+
+class Products(TorchDispatchMode):
+    """Matrix products by name and dtypes; those of 16 bits into float32, which CUDA alone has, are taken here for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, set[torch.dtype]]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" not in op.__name__:
+            return op(*args, **(kwargs or {}))
+        self.seen.append((op.__name__, {t.dtype for t in args if isinstance(t, Tensor)}))
+        if op is torch.ops.aten.mm.dtype and args[0].device.type == "cpu":
+            return args[0].float() @ args[1].float()
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("mask", ["all", "off_diagonal"])
+@pytest.mark.parametrize("m", [120, None])
+def test_tensor_cores_take_the_products_of_half_rows(
+    m: int | None, mask: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each product has both operands in 16 bits, and what was split in two for that is lost in no result's rounding."""
+    monkeypatch.setattr(closed_form, "on_tensor_cores", lambda x: x.dtype == dtype)
+    p = problem(150, m, 24, pair="square", mask=mask, columns=m is not None, dtype=dtype)
+    up = upstream(p)
+    with Products() as products:
+        (r, c), form = closed_form.rows(p), closed_form._form(p)
+        found = [r, c, *form.gradients(up.g, up.h, all_wanted(p)).gradients(torch.float32)]
+        value, sums = form.total(all_wanted(p))
+        found += [value, *sums.gradients(torch.float32)]
+    assert {("mm.dtype", frozenset({dtype}))} == {(name, frozenset(kinds)) for name, kinds in products.seen}
+    exact = p.__class__(**{**p.__dict__, "x": p.x.double(), "y": None if p.y is None else p.y.double()})
+    wanted = [*reference.rows(exact), *reference.gradients(exact, r, c, up.g, up.h, all_wanted(p))]
+    total = reference.total(exact, None, "sum", all_wanted(p))
+    for mine, theirs in zip(found, [*wanted, total[0], *total[1]], strict=True):
+        if theirs is not None:
+            assert (
+                float((mine.double() - theirs).norm() / theirs.norm()) < 4e-5
+            )  # a quarter of float16's eps was 2.4e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_cuda_rows_of_16_bits_go_to_tensor_cores(dtype: torch.dtype) -> None:
+    """On fake CUDA tensors: no product of float32, unless torch lets float16 add up in float16."""
+    p = problem(40, None, 8, pair="square", mask="all", dtype=dtype)
+
+    def products() -> set[str]:
+        with FakeTensorMode():
+            given = {k: v for k, v in p.__dict__.items() if isinstance(v, Tensor)}
+            on_card = p.__dict__ | {k: torch.empty(v.shape, dtype=v.dtype, device="cuda") for k, v in given.items()}
+            with Products() as seen:
+                closed_form.rows(p.__class__(**on_card))
+        return {name for name, _ in seen.seen}
+
+    assert products() == {"mm.dtype"}
+    before = torch.backends.cuda.matmul.allow_fp16_accumulation
+    torch.backends.cuda.matmul.allow_fp16_accumulation = True
+    try:
+        assert ("mm.dtype" in products()) == (dtype == torch.bfloat16)
+    finally:
+        torch.backends.cuda.matmul.allow_fp16_accumulation = before
+
+
+def test_other_rows_are_multiplied_as_before() -> None:
+    assert not any(precision.on_tensor_cores(torch.ones(2, 2, dtype=t)) for t in (torch.float32, torch.bfloat16))
+
+
+def test_what_is_infinite_or_nothing_stays_so() -> None:
+    a = torch.eye(2, dtype=torch.float16)
+    for entry in (float("inf"), float("nan"), 0.0, 3e38, 1e-30):
+        b = torch.full((2, 2), entry)
+        with Products():
+            torch.testing.assert_close(
+                precision.narrow_product(a, b), a.float() @ b, equal_nan=True, rtol=1e-6, atol=0.0
+            )

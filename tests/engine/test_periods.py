@@ -39,7 +39,9 @@ def test_kernels_are_told_the_same_pairs(period: int) -> None:
             pairs = list(itertools.product(range(n), range(n if m is None else m)))
             assert [keeps(told, i, j) for i, j in pairs] == [keep(i, j) for i, j in pairs], (asked, n, m, told)
             if told.kind == "off_diagonal" and told.period and pairs:
-                assert told.period < n + (n if m is None else m) and (m is not None or told.row_offset == told.col_offset)
+                assert told.period < n + (n if m is None else m) and (
+                    m is not None or told.row_offset == told.col_offset
+                )
             kinds.add((told.kind, told.period > 0))
     assert ("across_groups", False) in kinds or period > 3
 
@@ -69,7 +71,9 @@ def test_the_same_as_groups(n: int, m: int | None, offsets: tuple[int, int], per
         found = [call(x, None if m is None else y, mask, backend) for mask in masks]
         for mine, theirs in zip(*found, strict=True):
             scale = float(theirs[theirs.isfinite()].abs().max()) if theirs.numel() else 1.0
-            torch.testing.assert_close(mine, theirs, rtol=tight, atol=tight * scale, msg=lambda e, b=backend: f"{b}: {e}")
+            torch.testing.assert_close(
+                mine, theirs, rtol=tight, atol=tight * scale, msg=lambda e, b=backend: f"{b}: {e}"
+            )
 
 
 def _rows(x: Tensor, y: Tensor | None, mask: Mask, backend: str) -> list[Tensor]:
@@ -89,9 +93,13 @@ def _total(x: Tensor, y: Tensor | None, mask: Mask, backend: str) -> list[Tensor
 
 
 def _identity(x: Tensor, y: Tensor | None, mask: Mask, backend: str) -> list[Tensor]:
-    found = fastcl.pair_reduce(*((x,) if y is None else (x, y)), pair="square", reduce="sum", mask=mask, backend=backend)
+    found = fastcl.pair_reduce(
+        *((x,) if y is None else (x, y)), pair="square", reduce="sum", mask=mask, backend=backend
+    )
     assert isinstance(found, Tensor)
-    same = fastcl.pair_reduce(*((x,) if y is None else (x, y)), pair="identity", reduce="sum", mask=mask, backend=backend)
+    same = fastcl.pair_reduce(
+        *((x,) if y is None else (x, y)), pair="identity", reduce="sum", mask=mask, backend=backend
+    )
     return [found, same]
 
 
@@ -114,5 +122,5 @@ def test_losses_of_two_views_are_those_of_one_group_each(name: str, backend: str
 
 @pytest.mark.parametrize(("period", "error"), [(-1, ValueError), (1.5, TypeError), (torch.tensor(2), TypeError)])
 def test_a_wrong_period(period: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="^period: expected "):
+    with pytest.raises(error, match=r"^period: expected "):
         fastcl.pair_reduce(torch.randn(4, 2), mask=fastcl.off_diagonal(period=period))

@@ -65,9 +65,10 @@ def problem(
     default, shift = affine(f, operand)
     if f.name == "identity" and operand == "dot":
         default = 5.0
+    visited = Mask("off_diagonal" if period else mask, row_offset, 0, *grouped, period)
     return Problem(
         x, y, torch.tensor(default if scale is None else scale, dtype=small), torch.tensor(shift, dtype=small), *biases,
-        Mask("off_diagonal" if period else mask, row_offset, 0, *grouped, period), operand, f, "logsumexp" if f.name == "identity" else "sum", columns,
+        visited, operand, f, "logsumexp" if f.name == "identity" else "sum", columns,
     )  # fmt: skip
 
 
