@@ -61,8 +61,7 @@ def _part(name: str, part: Result) -> Iterator[str]:
     for r in found:
         if "absent" in r and "method" not in r:
             yield f"{name}: {r['absent']}"
-    if any("verdict" in r for r in found):
-        yield from (_verdict(r) for r in found if "verdict" in r)
+    yield from _verdicts([r for r in found if "verdict" in r])
     timed = [r for r in found if "method" in r]
     if timed:
         yield from _timed(next(r for r in found if "ceiling" in r), timed)
@@ -87,9 +86,13 @@ def _why(row: Result) -> str:
     return next((f"{key}: {row[key]}"[:60] for key in ("absent", "failed", "cut") if key in row), "no figure")
 
 
-def _verdict(r: Result) -> str:
-    times = ", ".join(f"{name} {ms:.3g}" for name, ms in r["ms"].items())
-    return f"{r['backend']} {r['op']} d = {r['d']}: {r['verdict']} ({times} ms)"
+def _verdicts(found: list[Result]) -> Iterator[str]:
+    """A line for each column of a dispatch table; the JSON has the times of every form."""
+    columns: dict[str, list[str]] = {}
+    for r in found:
+        said = f"d = {r['d']} {r['verdict']}, {r['best']} {r['ms'][r['best']]:.3g} ms"
+        columns.setdefault(f"{r['backend']} {r['kind']} {r['op']}", []).append(said)
+    yield from (f"{column}: {'; '.join(said)}" for column, said in columns.items())
 
 
 def _named(r: Result) -> str:

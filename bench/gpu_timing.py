@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ FLUSH_CALLS = 2  # times the size of the L2 cache
 PRODUCT = 8192
 ROUNDS = 12
 HALF = torch.bfloat16
+KINDS = {"half": HALF, "tf32": torch.float32}
 # loss, rows a view, d, products of 2 n n d that are counted
 CASES = {
     "clip-64k": Case("clip-64k", "clip", 65536, 512, 4),
@@ -152,7 +154,11 @@ def timed(day: Day, name: str) -> Iterator[Result]:
     for method, row in rows.items():
         yield row | figures(seconds.get(method, []), case, rate)
     if "eager" in able and day.left > 0.2 * whole:
-        compiled = Plan("torch.compile", partial(step, torch.compile(EAGER[case.loss], dynamic=False), x, y))
+        # Inductor's first call takes half a minute of a CPU, and nothing there is a figure.
+        by = "inductor" if clock.cuda else "aot_eager"
+        compiled = Plan(
+            "torch.compile", partial(step, torch.compile(EAGER[case.loss], dynamic=False, backend=by), x, y)
+        )
         row = {"case": name, "method": "torch.compile"} | first_calls(compiled, clock, x, y)
         if "failed" not in row:
             row |= figures(in_turns([compiled], clock, day, 2.0)["torch.compile"], case, rate)
@@ -223,33 +229,41 @@ def _bytes_of_copy(case: Case) -> int:
 
 
 def dispatch(day: Day) -> Iterator[Result]:
-    """Rows and gradients of a log-sum-exp by each form, and the strip's tiles: what the tables predicted, and what is quickest."""
-    clock, n = Clock(day.device), day.rows or 16384
-    for backend in dict.fromkeys(r.backend for r in routes(day.device, HALF) if r.backend in FORMS):
-        form, workspace, names = FORMS[backend]
-        for d in (64, 128, 256, 512, 768, 1024):
-            if day.left < 0:
-                yield {"cut": f"{backend} from d = {d} on"}
-                return
-            found: Result = {"backend": backend, "d": d, "n": n}
-            try:
-                p, module = _problem(n, d, day.device), choice.choose(backend, day.device, HALF)[1]
-                r, c = module.rows(p)
-                g = torch.full((n,), 1.0 / n, device=day.device)
-                wanted = Wanted(True, True, False, False, False, False)
-                for kind, run in (
-                    ("rows", partial(module.rows, p)),
-                    ("gradients", partial(module.gradients, p, r, c, g, g, wanted)),
-                ):
-                    routes_ = [Plan(name, run, {form: name}) for name in names]
-                    if kind == "gradients":
-                        routes_ += [
-                            Plan(f"strip, tile {side}", run, {form: "strip", workspace: mb})
-                            for side, mb in TILES.items()
-                        ]
-                    yield found | {"op": kind} | verdict(_milliseconds(routes_, clock, day))
-            except Exception as error:
-                yield found | {"failed": first_line(error)}
+    """Rows and gradients of a log-sum-exp by each form, and the strip's tiles: what the tables predicted, and what is quickest.
+
+    Two-byte rows by every backend, then float32 ones as tf32: the two columns that the tables have.
+    """
+    clock = Clock(day.device)
+    backends = dict.fromkeys(r.backend for r in routes(day.device, HALF) if r.backend in FORMS)
+    for (kind, dtype), backend, d in product(KINDS.items(), backends, (64, 128, 256, 512, 768, 1024)):
+        if day.left < 0:
+            yield {"cut": f"{backend}, {kind}, from d = {d} on"}
+            return
+        found: Result = {"backend": backend, "kind": kind, "d": d, "n": day.rows or 16384}
+        before = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # says nothing to two-byte rows
+        try:
+            for op, ms in _of_forms(backend, found["n"], d, dtype, clock, day):
+                yield found | {"op": op} | verdict(ms)
+        except Exception as error:
+            yield found | {"right": False, "failed": first_line(error)}
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before
+
+
+def _of_forms(
+    backend: str, n: int, d: int, dtype: torch.dtype, clock: Clock, day: Day
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Milliseconds of rows, then of gradients, by each form."""
+    form, workspace, names = FORMS[backend]
+    p, module = _problem(n, d, dtype, day.device), choice.choose(backend, day.device, dtype)[1]
+    r, c = module.rows(p)
+    g = torch.full((n,), 1.0 / n, device=day.device)
+    wanted = Wanted(True, True, False, False, False, False)
+    rows, gradients = partial(module.rows, p), partial(module.gradients, p, r, c, g, g, wanted)
+    yield "rows", _milliseconds([Plan(name, rows, {form: name}) for name in names], clock, day)
+    tiles = [Plan(f"strip, tile {side}", gradients, {form: "strip", workspace: mb}) for side, mb in TILES.items()]
+    yield "gradients", _milliseconds([*(Plan(name, gradients, {form: name}) for name in names), *tiles], clock, day)
 
 
 def _milliseconds(plans: list[Plan], clock: Clock, day: Day) -> dict[str, float]:
@@ -268,8 +282,8 @@ def verdict(ms: dict[str, float]) -> Result:
     return {"ms": ms, "best": best, "verdict": said}
 
 
-def _problem(n: int, d: int, device: torch.device) -> Problem:
-    x, y = (torch.nn.functional.normalize(t.detach()) for t in Case("", "clip", n, d, 1).inputs(HALF, device.type))
+def _problem(n: int, d: int, dtype: torch.dtype, device: torch.device) -> Problem:
+    x, y = (torch.nn.functional.normalize(t.detach()) for t in Case("", "clip", n, d, 1).inputs(dtype, device.type))
     scale, shift = torch.tensor(14.0, device=device), torch.tensor(0.0, device=device)
     return Problem(
         x, y, scale, shift, None, None, Mask("off_diagonal"), "dot", pair_function("identity"), "logsumexp", True

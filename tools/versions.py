@@ -1,12 +1,12 @@
 """What other versions of Triton and torch make of this package, on a machine without a GPU.
 
-    python -m tools.versions triton 3.3.1 3.6.0 [--arch sm_90 sm_80] [--emulated]
+    python -m tools.versions triton 3.3.1 3.6.0 [--arch sm_90 sm_80] [--every] [--emulated]
     python -m tools.versions torch 2.10.0 2.14.1 [--tests PATH ...]
 
 Each version is installed once, into a folder of its own under build/versions: Triton beside the torch that runs this, torch in an
-environment of its own, into which the package is built. Triton compiles every entry of tuning.py, in each form, and with
---emulated runs them under tools/ptxemu; torch imports, answers `fastcl doctor --check` and passes the tests named. Logs lie beside,
-and the last lines printed are rows of a Markdown table. The status is 1 where a version failed.
+environment of its own, into which the package is built. Triton compiles one of each kernel, with --every all that tuning.py has,
+and with --emulated runs them under tools/ptxemu; torch imports, answers `fastcl doctor --check` and passes the tests
+named. Logs lie beside, and the last lines printed are rows of a Markdown table. The status is 1 where a version failed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def triton(version: str, chosen: argparse.Namespace) -> Iterator[str]:
     beside = {"PYTHONPATH": f"{folder}", "TRITON_CACHE_DIR": f"{folder}.cache"}
     for arch in chosen.arch:
         log = FOLDER / f"triton-{version}.{arch}.log"
-        said = ran(log, [sys.executable, "-m", "tests.triton.entries", "--try", arch], **beside).splitlines()
+        few = [] if chosen.every else ["--few"]
+        said = ran(log, [sys.executable, "-m", "tests.triton.entries", "--try", *few, arch], **beside).splitlines()
         wrong = [line for line in said if not line.endswith("| builds")]
         yield f"{len(said) - len(wrong)} of {len(said)}" + "".join(f"; {line.split(' ', 1)[1]}" for line in wrong)
     if chosen.emulated:
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("package", choices=("triton", "torch"))
     parser.add_argument("versions", nargs="+")
     parser.add_argument("--arch", nargs="+", default=["sm_90", "sm_80"], help="default sm_90 sm_80")
+    parser.add_argument("--every", action="store_true", help="compile every entry of tuning.py")
     parser.add_argument("--emulated", action="store_true", help="run the kernels under tools/ptxemu, too")
     parser.add_argument("--tests", nargs="+", default=list(SHORT), help="paths for pytest; a short suite unless told")
     chosen = parser.parse_args(arguments)

@@ -345,5 +345,13 @@ def fences_before_wgmma(version: str) -> bool:
     The fused kernels for sm_90 hold one fence.proxy.async under 3.6.0 and 3.7.0, before the loop alone, and the tiles that
     cp.async brings within it are read without one (tools/ptxemu: SharedRace); under 3.7.1 they hold two.
     """
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-    return numbers >= (3, 7, 1)
+    return numbers(version) >= (3, 7, 1)
+
+
+def compiles_gradient(version: str) -> bool:
+    """Whether this Triton takes fused_gradient as it is written: 3.3 refuses `a and b and c` ("use parentheses")."""
+    return numbers(version) >= (3, 4)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -200,4 +200,29 @@ def test_the_table_is_short_however_much_fails() -> None:
 
 @pytest.mark.parametrize(("auto", "said"), [(1.0, "confirmed"), (2.0, "refuted: fused is 2.00 times as fast as auto")])
 def test_a_dispatch_table_has_a_verdict(auto: float, said: str) -> None:
-    assert gpu_timing.verdict({"auto": auto, "strip": 1.5, "fused": 1.0})["verdict"] == said
+    found = gpu_timing.verdict({"auto": auto, "strip": 1.5, "fused": 1.0})
+    assert found["verdict"] == said
+    rows = [{"backend": "cuda", "kind": "tf32", "op": "rows", "d": d} | found for d in (64, 128)]
+    results = {"device": "cuda", "built": "", "rivals": "", "parts": {"dispatch": {"results": rows, "seconds": 1.0}}}
+    assert f"cuda tf32 rows: d = 64 {said}, fused 1 ms; d = 128 {said}, fused 1 ms" in table(results, 60)
+
+
+def test_both_columns_of_a_dispatch_table_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every form of every backend that has some, by two-byte rows and by tf32; torch's precision is put back."""
+    asked: list[tuple[str, torch.dtype]] = []
+
+    def of_forms(backend: str, n: int, d: int, dtype: torch.dtype, clock: object, day: object) -> object:
+        asked.append((backend, dtype))
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        yield "rows", {"auto": 1.0, "strip": 1.0}
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(gpu_timing, "_of_forms", of_forms)
+    monkeypatch.setattr(
+        gpu_timing, "routes", lambda *rest: [Route("cuda auto", "cuda"), Route("triton auto", "triton")]
+    )
+    before = torch.backends.cuda.matmul.fp32_precision
+    results = list(gpu_timing.dispatch(gpu_checks.Day(CPU, ROWS, end=1e12)))
+    assert set(asked) == {(b, t) for b in ("cuda", "triton") for t in (torch.bfloat16, torch.float32)}
+    assert {r.get("verdict") or r["failed"] for r in results} == {"confirmed", "RuntimeError: no kernel"}
+    assert torch.backends.cuda.matmul.fp32_precision == before

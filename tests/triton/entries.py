@@ -2,7 +2,8 @@
 
 python -m tests.triton.entries [--missing] [sm_80 sm_90 ...]    compile them and write compiled.json
 python -m tests.triton.entries --print                          the record as a table
-python -m tests.triton.entries --try [sm_80 ...]                what this Triton makes of them, one a line; nothing is written
+python -m tests.triton.entries --try [--few] [sm_80 ...]        what this Triton makes of them, or of one of each kernel; nothing
+                                                                is written
 
 --missing keeps what was compiled from the kernels as they are now. Spills are STACK bytes and STL and LDL instructions (on
 gfx942: spilled vector registers). No GPU is used and nothing is timed.
@@ -67,6 +68,14 @@ def entries(arch: str) -> Iterator[Entry]:
         for gradient_tile in gradient_tiles:
             yield from _gradient(arch, *kind_reduce.split(), gradient_tile)
     yield from _strip(arch)
+
+
+def one_of_each(arch: str) -> Iterator[Entry]:
+    """One of each kernel at d = 128, where users begin."""
+    for entry in entries(arch):
+        served = "strip" in entry.name or ("half" in entry.name and "d = 128" in entry.name)
+        if served and not any(part in entry.name for part in ("itself", "two", "references")):
+            yield entry
 
 
 def _split(tile: Any) -> tuple[dict[str, Any], int, int]:
@@ -191,7 +200,9 @@ def main(arguments: list[str]) -> None:
         print(table(load_record().entries))
         return
     if arguments[:1] == ["--try"]:
-        found = {entry.key: entry for arch in arguments[1:] or ARCHITECTURES for entry in entries(arch)}
+        few = "--few" in arguments
+        architectures = [a for a in arguments[1:] if a != "--few"] or ARCHITECTURES
+        found = {entry.key: entry for arch in architectures for entry in (one_of_each if few else entries)(arch)}
         for entry in found.values():
             print(entry.key, "|", tried(entry), flush=True)
         return
