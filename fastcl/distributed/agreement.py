@@ -29,6 +29,7 @@ CONVENTIONS = ("ddp", "exact")
 SETTINGS = {"gradient": CONVENTIONS, "strategy": STRATEGIES}
 ROWS = 8  # more tensors of rows, and numbers of rows, than any objective has
 COUNTS = ("pairs",)  # arguments that are a number of rows, hence each rank's own
+WEIGHTS = ("positives[2]",)  # vectors of numbers that are no setting: one for each of what is each rank's own
 REHEARSED: set[tuple[Any, ...]] = set()  # calls whose checks have passed in this process
 
 
@@ -76,13 +77,17 @@ class Call:
         self.arguments.pop("group", None)
         self.refusal = transforms.refusal("group=", self.arguments.values())
         values = dict(_leaves(self.arguments | self.settings))
-        self.rows = {name: t for name, t in values.items() if isinstance(t, Tensor) and _are_rows(t)}
+        self.rows = {
+            name: t for name, t in values.items() if isinstance(t, Tensor) and (_are_rows(t) or _are_weights(name, t))
+        }
         self.counts = {name: n for name, n in values.items() if name in COUNTS and _is_size(n)}
         described = {
             name: "a number of rows" if name in self.counts else _described(value, name in self.rows)
             for name, value in values.items()
         }
-        if self.refusal is None:  # else there is nothing to compare: a transform's tensors describe themselves otherwise
+        if (
+            self.refusal is None
+        ):  # else there is nothing to compare: a transform's tensors describe themselves otherwise
             self.words = {"objective": self.name, "grad mode": str(torch.is_grad_enabled())} | described
 
     @property
@@ -198,6 +203,10 @@ def _mapped(value: Any, made: Callable[[Tensor], Tensor]) -> Any:
 def _are_rows(t: Tensor) -> bool:
     """A matrix, or one group or label for each row; vectors of numbers are settings."""
     return not t.is_nested and (t.dim() == 2 or (t.dim() == 1 and not t.is_floating_point()))
+
+
+def _are_weights(name: str, t: Tensor) -> bool:
+    return name in WEIGHTS and not t.is_nested and t.dim() == 1
 
 
 def _is_size(n: Any) -> bool:

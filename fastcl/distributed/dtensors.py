@@ -149,11 +149,11 @@ def over_placement(function: Callable[..., Any], arguments: dict[str, Any]) -> A
         return function(**(arguments | held | {name: local_number(t) for name, t in numbers.items()}))
     place = Placement.of(rows)
     place.check_group(arguments.get("group"))
-    for name in COUNTS if place.sharded is not None else ():
+    for name in (*COUNTS, "positives") if place.sharded is not None else ():
         if arguments.get(name) is not None:
+            got = arguments[name] if name in COUNTS else type(arguments[name]).__name__
             raise ValueError(
-                f"{name}: expected None where rows are sharded, got {arguments[name]}: each rank has its own; "
-                "pass own rows and group= instead"
+                f"{name}: expected None where rows are sharded, got {got}: each rank has its own; pass own rows and group= instead"
             )
     local = {name: t.to_local() for name, t in rows.items()}  # type: ignore[attr-defined]
     local |= {name: _held(name, t) for name, t in tensors.items() if name in whole}

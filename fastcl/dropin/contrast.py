@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from ..equation import checks
 from ..equation.masks import off_diagonal
+from ..equation.problem import accumulation_dtype
 from ..functional.rows import row_dot, softplus, times
 from ..ops import pair_reduce, pair_total
+from ..precision import product
+
+BLOCK = 2**20  # entries of logits that are held at once, of a teacher and of a student
 
 
 def positives(x: Tensor, y: Tensor, offset: int, scale: float | Tensor) -> Tensor:
@@ -41,3 +48,31 @@ def symmetric_cross_entropy(x: Tensor, y: Tensor, scale: float | Tensor) -> Tens
     p = positives(x, y, 0, scale)
     r, c = pair_reduce(x, y, scale=scale, mask=off_diagonal(), columns=True)
     return 0.5 * (softplus(r - p) + softplus(c[: x.shape[0]] - p)).mean()
+
+
+def distillation(
+    x: Tensor, y: Tensor, scale: float | Tensor, x_t: Tensor, y_t: Tensor, scale_t: float | Tensor
+) -> Tensor:
+    """mean_i [ LSE_j z_ij - sum_j q_ij z_ij ], z_ij = scale <x_i, y_j>, q_i the softmax over j of scale_t <x_t_i, y_t_j>.
+
+    Args:
+        x: (n, d), the student's rows.
+        y: (m, d), what they are compared with.
+        scale: a number or a tensor with one element.
+        x_t: (n, e), the teacher's rows.
+        y_t: (m, e).
+        scale_t: a number or a tensor with one element.
+    """
+    r = pair_reduce(x, y, scale=scale)
+    assert isinstance(r, Tensor)
+    rows = max(1, BLOCK // max(y.shape[0], 1))
+    parts = zip(x.split(rows), x_t.split(rows), strict=True)
+    expected = [checkpoint(_expected, a, y, a_t, y_t, scale_t, use_reentrant=False) for a, a_t in parts]
+    return (r - times(scale, torch.cat(expected))).mean()
+
+
+def _expected(x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale_t: float | Tensor) -> Tensor:
+    """sum_j q_ij <x_i, y_j>, of a block of rows."""
+    wide, wide_t = accumulation_dtype(x.dtype), accumulation_dtype(x_t.dtype)
+    teacher = product(x_t.to(wide_t), y_t.to(wide_t).T) * checks.scalar("dist_logit_scale", scale_t, x_t)
+    return (teacher.softmax(1).to(wide) * product(x.to(wide), y.to(wide).T)).sum(1)

@@ -1,4 +1,4 @@
-"""NTXentLoss, DCLLoss and DCLWLoss as in lightly 1.6 (lightly/loss/ntx_ent_loss.py, dcl_loss.py).
+"""NTXentLoss, DirectCLRLoss, DCLLoss, DCLWLoss, MACLLoss and HypersphereLoss as in lightly 1.6 (lightly/loss).
 
     from lightly.loss import NTXentLoss, DCLLoss, DCLWLoss
     ->  from fastcl.dropin.lightly import NTXentLoss, DCLLoss, DCLWLoss
@@ -20,9 +20,11 @@ from torch.nn import functional as F
 
 from ..distributed import agreed
 from ..equation import checks
+from ..equation.arguments import positive_real
 from ..equation.masks import Mask, across_groups
-from ..functional.rows import normalize_rows, row_dot
-from ..ops import pair_total
+from ..functional.rows import normalize_rows, row_dot, softplus
+from ..functional.uniformity import align_uniform
+from ..ops import pair_reduce, pair_total
 from . import ranks
 
 
@@ -139,6 +141,141 @@ class NTXentLoss(nn.Module):
         if unit0.requires_grad:
             self.memory_bank.enqueue(unit1.detach())
         return total / p.shape[0]
+
+
+class DirectCLRLoss(NTXentLoss):
+    """NTXentLoss of the first loss_dim columns of each row, without a projection head.
+
+    Source: Jing et al. 2021 (arXiv 2110.09348), section 6.
+
+    Args:
+        loss_dim: how many columns, > 0.
+        temperature, memory_bank_size, gather_distributed: see NTXentLoss.
+
+    Raises:
+        ValueError: for values that do not fit.
+    """
+
+    def __init__(
+        self,
+        loss_dim: int = 64,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__(temperature, memory_bank_size, gather_distributed)
+        self.loss_dim = checks.integer("loss_dim", loss_dim, least=1)
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            out0: (n, ...) floating, the first views; further dimensions are flattened.
+            out1: of the shape and dtype of out0, the second views.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: for shapes that do not fit, or no rows.
+            TypeError: for unsupported or mixed dtypes.
+        """
+        loss: Tensor = super().forward(*(out.flatten(1)[:, : self.loss_dim] for out in (out0, out1)))
+        return loss
+
+
+class MACLLoss(nn.Module):
+    """Model-aware contrastive learning: NT-Xent whose temperature follows the alignment, and whose rows are reweighted.
+
+        L = mean_{i <= 2n} sg(1 / (1 - P_i)) l_i,   l_i = LSE_{k != i} s_ik / t - s_ip(i) / t,   P_i = e^{-l_i}
+        t = tau (1 + alpha (sg(mean_i s_ip(i)) - A_0)),   s over z = [z0; z1]
+
+    Source: Huang et al. 2023 (arXiv 2207.07874).
+
+    Args:
+        temperature: tau >= 1e-8.
+        alpha: how much the temperature follows, in [0, 1].
+        A_0: the alignment at which the temperature is tau, in [0, 1].
+
+    Raises:
+        ValueError: for values that do not fit.
+    """
+
+    def __init__(self, temperature: float = 0.1, alpha: float = 0.5, A_0: float = 0.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.eps = 1e-8
+        if positive_real("temperature", temperature) < self.eps:
+            raise ValueError(f"temperature: expected a number >= 1e-8, got {temperature}")
+        for name, value in (("alpha", alpha), ("A_0", A_0)):
+            if not 0.0 <= checks.real(name, value) <= 1.0:
+                raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+        self.alpha = alpha
+        self.A_0 = A_0
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            z0: (n, d) floating, the first views.
+            z1: (n, d), dtype of z0, the second views.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: for shapes that do not fit, or no rows.
+            TypeError: for unsupported or mixed dtypes.
+        """
+        checks.pair_of_matrices("z0", z0, "z1", z1, same_rows=True)
+        if z0.shape[0] == 0:
+            raise ValueError("z0: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+        views = _Views.of(normalize_rows(z0), normalize_rows(z1), gather=False)
+        aligned = row_dot(views.rows, views.partners)
+        scale = 1.0 / (self.temperature * (1.0 + self.alpha * (aligned.detach().mean() - self.A_0)))
+        r = pair_reduce(views.rows, scale=scale, mask=views.mask)
+        assert isinstance(r, Tensor)
+        losses = softplus(r - scale * aligned)
+        return (losses / (self.eps - torch.expm1(-losses.detach()))).mean()
+
+
+class HypersphereLoss(nn.Module):
+    """Alignment and uniformity, the latter as the mean of both views.
+
+        L = mean_i |x_i - y_i|^alpha + lam (U(x) + U(y)) / 2,   U(x) = log mean_{i < j} e^{-t |x_i - x_j|^2}
+
+    Source: Wang & Isola 2020 (arXiv 2005.10242), section 4.1.2.
+
+    Args:
+        t: of the uniformity, > 0.
+        lam: its weight.
+        alpha: the power of the alignment, > 0.
+
+    Raises:
+        ValueError: for values that do not fit.
+    """
+
+    def __init__(self, t: float = 1.0, lam: float = 1.0, alpha: float = 2.0) -> None:
+        super().__init__()
+        self.t = positive_real("t", t)
+        self.lam = checks.real("lam", lam)
+        self.alpha = positive_real("alpha", alpha)
+
+    def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            z_a: (n, d) floating, n >= 2, the first views.
+            z_b: (n, d), dtype of z_a, the second views.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: for shapes that do not fit, or fewer than 2 rows.
+            TypeError: for unsupported or mixed dtypes.
+        """
+        return align_uniform(z_a, z_b, alpha=self.alpha, t=self.t, weight=self.lam)
 
 
 class DCLLoss(nn.Module):

@@ -1,4 +1,4 @@
-"""ClipLoss and SigLipLoss as in open_clip 3 (open_clip/loss.py).
+"""ClipLoss, CoCaLoss, DistillClipLoss and SigLipLoss as in open_clip 3 (open_clip/loss.py).
 
 from open_clip import ClipLoss            ->   from fastcl.dropin.open_clip import ClipLoss
 from open_clip.loss import SigLipLoss     ->   from fastcl.dropin.open_clip import SigLipLoss
@@ -16,7 +16,7 @@ from ..functional.sigmoid import siglip
 from ..functional.softmax import clip
 from ..ops import pair_total
 from . import ranks
-from .contrast import cross_entropy
+from .contrast import cross_entropy, distillation
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
@@ -140,6 +140,143 @@ class ClipLoss(nn.Module):
         return torch.cat([shards[:, :k].flatten(0, 1), shards[:, k:].flatten(0, 1)])
 
 
+class CoCaLoss(ClipLoss):
+    """ClipLoss beside the cross entropy of captions, each with its weight.
+
+    Source: Yu et al. 2022 (arXiv 2205.01917), eq. 4.
+
+    Args:
+        caption_loss_weight: of the captions' cross entropy.
+        clip_loss_weight: of ClipLoss; 0 leaves it out.
+        pad_id: the label of positions that do not count.
+        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: see ClipLoss.
+    """
+
+    def __init__(
+        self,
+        caption_loss_weight: float,
+        clip_loss_weight: float,
+        pad_id: int = 0,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ) -> None:
+        super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod)
+        self.clip_loss_weight = checks.real("clip_loss_weight", clip_loss_weight)
+        self.caption_loss_weight = checks.real("caption_loss_weight", caption_loss_weight)
+        self.caption_loss = nn.CrossEntropyLoss(ignore_index=pad_id)
+
+    def forward(  # type: ignore[override]
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        logit_scale: Tensor | float,
+        output_dict: bool = False,
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        """Both losses of one batch, weighted.
+
+        Args:
+            image_features, text_features, logit_scale: see ClipLoss.
+            logits: (n, positions, vocabulary) floating, of the captions' tokens.
+            labels: (n, positions) int64, the tokens.
+            output_dict: whether to return {"contrastive_loss": ..., "caption_loss": ...}.
+
+        Returns:
+            (contrastive loss, caption loss), scalars, or the dictionary.
+
+        Raises:
+            ValueError, TypeError: as ClipLoss; PyTorch's cross entropy says what is wrong with logits and labels.
+        """
+        clip_loss = torch.zeros((), dtype=torch.int64, device=logits.device)  # as the original's: nothing to train
+        if self.clip_loss_weight:
+            loss = super().forward(image_features, text_features, logit_scale)
+            assert isinstance(loss, Tensor)
+            clip_loss = self.clip_loss_weight * loss
+        caption_loss = self.caption_loss_weight * self.caption_loss(logits.permute(0, 2, 1), labels)
+        if output_dict:
+            return {"contrastive_loss": clip_loss, "caption_loss": caption_loss}
+        return clip_loss, caption_loss
+
+
+class DistillClipLoss(ClipLoss):
+    """ClipLoss beside the cross entropy of a teacher's softmaxes with the student's, in both directions.
+
+        D = mean_i [ LSE_j z_ij - sum_j q_ij z_ij ] / 2 + the same of columns,   q_i = softmax_j of the teacher's logits
+
+    The student's log-sum-exps are those of its logits; the teacher's expectation is taken in blocks of rows, which are
+    formed again in the backward pass: memory is that of a block.
+
+    Args:
+        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: see ClipLoss.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        dist_image_features: Tensor,
+        dist_text_features: Tensor,
+        dist_logit_scale: Tensor | float,
+        output_dict: bool = False,
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        """Both losses of one batch.
+
+        Args:
+            image_features, text_features, logit_scale: the student's; see ClipLoss.
+            dist_image_features: (n, e) floating, the teacher's.
+            dist_text_features: (n, e), dtype of dist_image_features.
+            dist_logit_scale: > 0, a number or a tensor with one element.
+            output_dict: whether to return {"contrastive_loss": ..., "distill_loss": ...}.
+
+        Returns:
+            (contrastive loss, distillation loss), scalars, or the dictionary.
+
+        Raises:
+            ValueError, TypeError: as ClipLoss, for student and teacher.
+        """
+        contrastive = super().forward(image_features, text_features, logit_scale)
+        assert isinstance(contrastive, Tensor)
+        names = ("dist_image_features", "dist_text_features")
+        checks.pair_of_matrices(names[0], dist_image_features, names[1], dist_text_features, same_rows=True)
+        checks.pair_of_matrices("image_features", image_features, "text_features", text_features, same_rows=True)
+        if dist_image_features.shape[0] != image_features.shape[0]:
+            raise ValueError(
+                f"dist_image_features: expected one row for each row of image_features, {image_features.shape[0]}, got "
+                f"{dist_image_features.shape[0]}"
+            )
+        checks.positive_number("dist_logit_scale", dist_logit_scale)
+        sides = self._sides(image_features, text_features)
+        teacher = self._sides(dist_image_features, dist_text_features)
+        parts = [
+            distillation(*student, logit_scale, *of, dist_logit_scale)
+            for student, of in zip(sides, teacher, strict=True)
+        ]
+        distill = 0.5 * (parts[0] + parts[1])
+        if output_dict:
+            return {"contrastive_loss": contrastive, "distill_loss": distill}
+        return contrastive, distill
+
+    def _sides(self, images: Tensor, texts: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The rows of each direction's logits and what they are compared with."""
+        if self.world_size == 1:
+            return [(images, texts), (texts, images)]
+        ranks.require(self.rank, self.world_size)
+        if self.gather_with_grad:
+            gather = ranks.gathered_with_gradient
+        else:
+            gather = ranks.gathered if self.local_loss else ranks.gathered_with_own
+        all_images, all_texts = gather(images), gather(texts)
+        if self.local_loss:
+            return [(images, all_texts), (texts, all_images)]
+        return [(all_images, all_texts), (all_texts, all_images)]
+
+
 class SigLipLoss(nn.Module):
     """Each image with each text is a binary choice of its own.
 
@@ -153,13 +290,20 @@ class SigLipLoss(nn.Module):
         rank: of this process.
         world_size: the number of processes; above 1 torch.distributed must run.
         dist_impl: how texts travel: "bidir" (None) and "shift" around the ring, "reduce" by sums, "gather" all at once.
+        chunk_size: None or an integer > 0, accepted either way (as in open_clip 4): no n x n logits are formed, whole or
+            in chunks.
 
     Raises:
-        ValueError: for an unknown dist_impl, or a rank that is not in the world.
+        ValueError: for an unknown dist_impl, a chunk_size that is not > 0, or a rank that is not in the world.
     """
 
     def __init__(
-        self, cache_labels: bool = False, rank: int = 0, world_size: int = 1, dist_impl: str | None = None
+        self,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dist_impl: str | None = None,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         _check_rank(rank, world_size)
@@ -167,6 +311,7 @@ class SigLipLoss(nn.Module):
         self.rank = rank
         self.world_size = world_size
         self.dist_impl = checks.one_of("dist_impl", dist_impl or "bidir", DIST_IMPLS)
+        self.chunk_size = None if chunk_size is None else checks.integer("chunk_size", chunk_size, least=1)
 
     def _check(
         self,

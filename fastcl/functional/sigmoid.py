@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from .. import batch
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from .aligned import aligned_views
+from .positives import Pairs, Positives, Side, between
 from .rows import (
     check_reduction,
     negatives_of_each,
@@ -26,6 +31,7 @@ def siglip(
     *,
     logit_scale: Positive,
     logit_bias: float | Tensor,
+    positives: Positives | None = None,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -38,6 +44,8 @@ def siglip(
 
         L = mean_{i < n} [ softplus(-z_ii) + sum_{j < m, j != i} softplus(z_ij) ],   z_ij = logit_scale <x_i, y_j> + logit_bias
 
+    With `positives`, pairs (i, j) of weights w: mean_i [ sum_j w_ij softplus(-z_ij) + the same sum over all other pairs ].
+
     Source: Zhai et al. 2023 (arXiv 2303.15343), eq. 1; both scalars are learned there, from scale 10 and bias -10.
 
     Args:
@@ -45,6 +53,7 @@ def siglip(
         y: (m, d) with m >= n, dtype of x; y_i is the positive of x_i, rows beyond n are negatives only.
         logit_scale: the factor itself (not its logarithm) > 0, a number or a tensor with one element (may want gradients).
         logit_bias: a number or a tensor with one element (may want gradients).
+        positives: (i, j) or (i, j, weights), as in info_nce: x_i matches y_j. Then m and n are any. In place of `groups`.
         groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
@@ -68,6 +77,8 @@ def siglip(
     check_reduction(reduction)
     a, b = checks.positive_number("logit_scale", logit_scale), checks.number("logit_bias", logit_bias)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
+    if positives is not None:
+        return _siglip_of_pairs(Pairs.of(positives, groups, x, y), a, b, reduction, backend)
     n, m = x.shape[0], y.shape[0]
     if m < n:
         raise ValueError(
@@ -82,3 +93,27 @@ def siglip(
         return positive + r
     total = pair_total(x, y, outer="sum", pair="softplus", reduce="sum", mask=mask, scale=a, shift=b, backend=backend)
     return reduced_total(reduced(positive, "sum", "siglip") + total, x, reduction, "siglip")
+
+
+def _siglip_of_pairs(pairs: Pairs, a: float | Tensor, b: float | Tensor, reduction: str, backend: str | None) -> Tensor:
+    """SigLIP of listed positives; one that is visited all the same is taken out again, once."""
+    x, y = pairs.x, pairs.y
+    z = pairs.products(a) + checks.scalar("logit_bias", b, x)
+    mask, hidden = between(pairs)
+    side = Side(pairs.i, x.shape[0], pairs.weight)
+    visited = torch.where(hidden | pairs.repeated(), 0.0, softplus(z))
+    losses = side.sum(pairs.weight * softplus(-z) - visited)
+    sweep: dict[str, Any] = {
+        "pair": "softplus",
+        "reduce": "sum",
+        "mask": mask,
+        "scale": a,
+        "shift": b,
+        "backend": backend,
+    }
+    if reduction == "none":
+        r = pair_reduce(x, y, **sweep)
+        assert isinstance(r, Tensor)
+        return losses + r
+    total = pair_total(x, y, outer="sum", **sweep)
+    return reduced_total(batch.total(losses) + total, x, reduction, "siglip")

@@ -2,7 +2,7 @@
 
 softplus(r_i - p_i) = LSE_{all j} z_ij - z_ii,   r_i = LSE_{j != i} z_ij,   p_i = z_ii
 
-Row i of one side matches row i of the other; rows beyond are negatives only.
+Row i of one side matches row i of the other; rows beyond are negatives only. With `positives=` the pairs that match are listed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import batch
 from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
+from ..equation.masks import across_groups
 from .aligned import aligned_views
+from .positives import Pairs, Positives, Side, between, mean_over, some
 from .rows import (
     check_reduction,
     inverse,
@@ -27,6 +30,7 @@ from .rows import (
     stacked,
     times,
 )
+from .smoothing import exchanged, mean_logit, share
 
 
 @over_ranks
@@ -35,6 +39,8 @@ def info_nce(
     y: Tensor,
     *,
     temperature: Positive = 0.07,
+    label_smoothing: float = 0.0,
+    positives: Positives | None = None,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -45,14 +51,21 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE, one direction: each row of x finds its row of y among all rows of y.
 
-        L = mean_i [ LSE_j s_ij / tau - s_ii / tau ],   s_ij = <x_i, y_j>
+        L = mean_i [ LSE_j z_ij - (1 - eps) p_i - eps mean_j z_ij ],   z_ij = <x_i, y_j> / tau,   p_i = z_ii
 
-    Source: van den Oord et al. 2018 (arXiv 1807.03748), eq. 4.
+    With `positives`, pairs (i, j) of weights w: p_i = sum_j w_ij z_ij / sum_j w_ij, and the mean is over rows that have one.
+
+    Source: van den Oord et al. 2018 (arXiv 1807.03748), eq. 4; eps: Szegedy et al. 2016 (arXiv 1512.00567), section 7; several
+    positives: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
 
     Args:
         x: (n, d) floating, the anchors.
         y: (m, d) with m >= n, dtype of x; y_i is the positive of x_i, rows beyond n are negatives only.
         temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        label_smoothing: eps in [0, 1], the share of the target that is spread evenly over the pairs of the normaliser.
+        positives: (i, j) or (i, j, weights), each of k elements: x_i matches y_j, i and j int64, within own rows also where these
+            are spread over ranks; weights floating, >= 0, without gradient, None for 1. Then m and n are any, and a pair may be
+            listed several times. None for row i with row i.
         groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
@@ -74,19 +87,38 @@ def info_nce(
         0.3408
     """
     check_reduction(reduction)
-    a = inverse("temperature", temperature)
+    a, eps = inverse("temperature", temperature), share("label_smoothing", label_smoothing)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
+    if positives is not None:
+        return _info_nce_of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend)
     n, m = x.shape[0], y.shape[0]
     if m < n:
         raise ValueError(f"y: expected at least one row for each row of x, {n}, got {m}; y_i is the positive of x_i")
     mask = negatives_of_each(groups, x, y)
     p = times(a, s)
+    spread = eps * (p - mean_logit(x, y, p, a, mask, backend)) if eps else None
     if reduction == "none":
         r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
         assert isinstance(r, Tensor)
-        return softplus(r - p)
+        loss = softplus(r - p)
+        return loss if spread is None else loss + spread
     total = pair_total(x, y, outer="contrast", positive=p, scale=a, mask=mask, backend=backend)
-    return reduced_total(total, x, reduction, "info_nce")
+    return reduced_total(total if spread is None else total + batch.total(spread), x, reduction, "info_nce")
+
+
+def _info_nce_of_pairs(pairs: Pairs, a: float | Tensor, eps: float, reduction: str, backend: str | None) -> Tensor:
+    """InfoNCE of listed positives."""
+    if reduction == "mean":
+        some(pairs, "info_nce")
+    x, y, p = pairs.x, pairs.y, pairs.products(a)
+    mask, hidden = between(pairs)
+    r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
+    assert isinstance(r, Tensor)
+    side = Side(pairs.i, x.shape[0], pairs.weight)
+    loss = side.cross_entropy(r, p, hidden)
+    if eps:
+        loss = loss + eps * torch.where(side.has(), side.mean(p) - mean_logit(x, y, None, a, None, backend), 0.0)
+    return mean_over(loss, side, reduction)
 
 
 @over_ranks
@@ -95,7 +127,9 @@ def clip(
     y: Tensor,
     *,
     logit_scale: Positive,
+    label_smoothing: float = 0.0,
     pairs: int | None = None,
+    positives: Positives | None = None,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -109,16 +143,21 @@ def clip(
         L = mean_{i < k} [ (LSE_{j < m} z_ij + LSE_{j < n} z_ji) / 2 - z_ii ],   z_ij = logit_scale <x_i, y_j>
 
     The first k rows of x and y match; rows beyond them are negatives of the other side (hard captions, as in NegCLIP) and have no
-    term of their own. Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; Yuksekgonul et al. 2022 (arXiv 2210.01936).
+    term of their own. With `label_smoothing` or `positives` each direction is that of info_nce; the mean of each is over the rows
+    of its side that have positives, and L is half of their sum.
+
+    Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; Yuksekgonul et al. 2022 (arXiv 2210.01936).
 
     Args:
         x: (n, d) floating, for instance image features.
         y: (m, d), dtype of x; for i < k, y_i is the positive of x_i.
         logit_scale: the factor itself (not its logarithm), 1 / tau; a number > 0 or a tensor with one element (may want gradients).
+        label_smoothing: eps in [0, 1], the share of the target that is spread evenly over the pairs of the normaliser.
         pairs: k, how many rows match, 0 to min(n, m); None for min(n, m). Smaller where both sides have further negatives.
+        positives: (i, j) or (i, j, weights), as in info_nce: x_i matches y_j; in place of `pairs` and `groups`.
         groups: (max(n, m),) int64, one group for row i of x and row i of y: rows of equal groups are no negatives of each other.
         normalize: whether to scale rows to unit length first.
-        reduction: "mean", "sum" or "none" (k values).
+        reduction: "mean", "sum" or "none" (k values; with `positives` n + m halves, those of x first).
         backend: see fastcl.pair_reduce.
         group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
             Each rank has n, m and k of its own.
@@ -126,7 +165,7 @@ def clip(
         strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
-        A scalar, or (k,) for "none"; float32 (float64 for float64 input).
+        A scalar, or (k,) or (n + m,) for "none"; float32 (float64 for float64 input).
 
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no pairs.
@@ -142,13 +181,42 @@ def clip(
         0.000136
     """
     check_reduction(reduction)
-    a = checks.positive_number("logit_scale", logit_scale)
+    a, eps = checks.positive_number("logit_scale", logit_scale), share("label_smoothing", label_smoothing)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
+    if positives is not None:
+        if pairs is not None:
+            raise ValueError("pairs: expected None beside positives, which list what matches; leave one of them out")
+        return _clip_of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend)
     k = _matching(pairs, x, y)
     p = times(a, leading(s, k))
     # A row beyond the pairs leaves out the row of its own index, which is beyond them too: neither has a term.
-    r, c = pair_reduce(x, y, scale=a, mask=negatives_of_each(groups, x, y), columns=True, backend=backend)
-    return reduced(0.5 * (softplus(leading(r, k) - p) + softplus(leading(c, k) - p)), reduction, "clip")
+    mask = negatives_of_each(groups, x, y)
+    r, c = pair_reduce(x, y, scale=a, mask=mask, columns=True, backend=backend)
+    losses = 0.5 * (softplus(leading(r, k) - p) + softplus(leading(c, k) - p))
+    if eps:
+        losses = losses + eps * (
+            p - 0.5 * (mean_logit(x, y, p, a, mask, backend) + mean_logit(y, x, p, a, exchanged(mask), backend))
+        )
+    return reduced(losses, reduction, "clip")
+
+
+def _clip_of_pairs(pairs: Pairs, a: float | Tensor, eps: float, reduction: str, backend: str | None) -> Tensor:
+    """CLIP of listed positives."""
+    if reduction == "mean":
+        some(pairs, "clip")
+    x, y, p = pairs.x, pairs.y, pairs.products(a)
+    mask, hidden = between(pairs)
+    r, c = pair_reduce(x, y, scale=a, mask=mask, columns=True, backend=backend)
+    parts = []
+    for index, own, other, lse in ((pairs.i, x, y, r), (pairs.j, y, x, c)):
+        side = Side(index, own.shape[0], pairs.weight)
+        loss = side.cross_entropy(lse, p, hidden)
+        if eps:
+            loss = loss + eps * torch.where(
+                side.has(), side.mean(p) - mean_logit(own, other, None, a, None, backend), 0.0
+            )
+        parts.append(0.5 * mean_over(loss, side, reduction))
+    return torch.cat(parts) if reduction == "none" else parts[0] + parts[1]
 
 
 def _matching(pairs: int | None, x: Tensor, y: Tensor) -> int:
@@ -171,6 +239,7 @@ def nt_xent(
     v: Tensor,
     *,
     temperature: Positive = 0.5,
+    positives: Positives | None = None,
     groups: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -183,12 +252,16 @@ def nt_xent(
 
         L = mean_{i <= 2n} [ LSE_{k != i} s_ik / tau - s_ip(i) / tau ],   s over z = [u; v], p(i) the other view of i
 
+    With `positives` s_ip(i) is the weighted mean over the rows listed for row i, and L the mean over rows that have one.
+
     Source: Chen et al. 2020 (arXiv 2002.05709), eq. 1; the authors' TensorFlow code returns twice this mean.
 
     Args:
         u: (n, d) floating, the first views.
         v: (n, d), dtype of u, the second views.
         temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        positives: (i, k) or (i, k, weights), as in info_nce, of the 2n rows of z: z_k is a positive of z_i, k != i. Both (i, k) and
+            (k, i) where each is one of the other; None for the other view. In place of `groups`.
         groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
@@ -213,6 +286,8 @@ def nt_xent(
     a = inverse("temperature", temperature)
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     z = stacked(u, v)
+    if positives is not None:
+        return _nt_xent_of_pairs(Pairs.of(positives, groups, z, z), a, reduction, backend)
     p = times(a, s).repeat(2)
     mask = own_pairs_left_out(groups, z, views=2)
     if reduction == "none":
@@ -221,3 +296,15 @@ def nt_xent(
         return softplus(r - p)
     total = pair_total(z, outer="contrast", positive=p, scale=a, mask=mask, backend=backend)
     return reduced_total(total, z, reduction, "nt_xent")
+
+
+def _nt_xent_of_pairs(pairs: Pairs, a: float | Tensor, reduction: str, backend: str | None) -> Tensor:
+    """NT-Xent of listed positives."""
+    if reduction == "mean":
+        some(pairs, "nt_xent")
+    of = pairs.couples()
+    r = pair_reduce(pairs.x, scale=a, mask=across_groups(of), backend=backend)
+    assert isinstance(r, Tensor)
+    side = Side(pairs.i, pairs.x.shape[0], pairs.weight)
+    hidden = of.index_select(0, pairs.i) == of.index_select(0, pairs.j)
+    return mean_over(side.cross_entropy(r, pairs.products(a), hidden), side, reduction)

@@ -12,7 +12,7 @@ from .scale import LogitScale, learnable_or_fixed
 
 
 class SigLIPLoss(Objective, function=functional.siglip):
-    """SigLIP with its learned scale and bias. Call: loss(x, y, groups=None).
+    """SigLIP with its learned scale and bias. Call: loss(x, y, positives=None, groups=None).
 
     The scale is the module `logit_scale` (a LogitScale, whose parameter `log` starts at log(10)), the bias the parameter
     `logit_bias`, from -10: most pairs are negatives, and the start says so (Zhai et al. 2023, section 3.2).

@@ -12,7 +12,7 @@ from .scale import LogitScale
 
 
 class InfoNCELoss(Objective, function=functional.info_nce):
-    """InfoNCE, one direction. Call: loss(x, y, groups=None).
+    """InfoNCE, one direction. Call: loss(x, y, positives=None, groups=None).
 
     Examples:
         >>> loss = fastcl.losses.InfoNCELoss(temperature=0.5)
@@ -22,10 +22,11 @@ class InfoNCELoss(Objective, function=functional.info_nce):
     """
 
     temperature: float | Tensor = 0.07
+    label_smoothing: float = 0.0
 
 
 class NTXentLoss(Objective, function=functional.nt_xent):
-    """NT-Xent (SimCLR). Call: loss(u, v, groups=None).
+    """NT-Xent (SimCLR). Call: loss(u, v, positives=None, groups=None).
 
     Examples:
         >>> loss = fastcl.losses.NTXentLoss(temperature=0.5)
@@ -38,7 +39,7 @@ class NTXentLoss(Objective, function=functional.nt_xent):
 
 
 class CLIPLoss(Objective, function=functional.clip):
-    """CLIP with its learned scale. Call: loss(x, y, pairs=None, groups=None).
+    """CLIP with its learned scale. Call: loss(x, y, pairs=None, positives=None, groups=None).
 
     The scale is the module `logit_scale` (a LogitScale, whose parameter `log` starts at log(1 / 0.07)), and never exceeds 100
     (Radford et al. 2021, section 2.5).
@@ -58,6 +59,7 @@ class CLIPLoss(Objective, function=functional.clip):
     """
 
     logit_scale: float | LogitScale = 1 / 0.07
+    label_smoothing: float = 0.0
     largest_scale: float | None = 100.0
     learnable: bool = True
 

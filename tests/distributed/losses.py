@@ -35,10 +35,13 @@ def check(case: Case, index: int, dtype: torch.dtype, layout: str, how: dict[str
     views = 2 if case.inputs.__name__ == "both_views_at_once" else 1
     reduction = how.get("reduction", "mean")
     d = RIESZ_WIDTH if dtype == torch.float32 and "riesz" in _kernel(case, index) else D
-    exact = _whole(case, index, (n, d), torch.float64, reduction)
-    theirs = exact if dtype == torch.float64 else _whole(case, index, (n, d), dtype, reduction)
     leaves = case.rows_of(n, d, dtype)
     arguments = case.arguments(index, n, d, leaves[0]) | {"reduction": reduction}
+    local, given = None, arguments.get("positives")
+    if given is not None:  # a row's positives are among the rows of its rank
+        local = _within_ranks(given, sizes, [len(leaf) for leaf in leaves], case.name == "nt_xent")
+    exact = _whole(case, index, (n, d), torch.float64, reduction, local)
+    theirs = exact if dtype == torch.float64 else _whole(case, index, (n, d), dtype, reduction, local)
     scalars = _scalars(case, arguments, dtype)
     if views == 2:  # the whole batch of such a case is stacked; any cut of it will do
         sizes = [2 * size for size in sizes]
@@ -52,6 +55,8 @@ def check(case: Case, index: int, dtype: torch.dtype, layout: str, how: dict[str
         for name, value in arguments.items()
     }
     gradient = how.get("gradient", "ddp")
+    if local is not None:
+        mine["positives"] = _of_rank(local, sizes, [len(leaf) for leaf in leaves], rank, case.name == "nt_xent")
     if "pairs" in mine:  # what the rows beyond are cut to, the last rank gets
         mine["pairs"] = sizes[rank]
     loss = getattr(functional, case.name)(
@@ -61,7 +66,10 @@ def check(case: Case, index: int, dtype: torch.dtype, layout: str, how: dict[str
     held = float(world) if gradient == "ddp" and reduction != "none" else 1.0
     errors = []
     if reduction == "none":
-        errors.append(_rows_error(_first(loss), theirs[0], exact[0], sizes, rank, _rows_per_row(theirs[0], n, views)))
+        blocks = [n * views] * (theirs[0].shape[0] // (n * views))
+        if local is not None:
+            blocks = [len(leaves[0])] * case.rows if case.rows == 1 or case.name == "nt_xent" else [*map(len, leaves)]
+        errors.append(_rows_error(_first(loss), theirs[0], exact[0], sizes, rank, blocks))
     else:
         errors.append(
             distance(_first(loss), theirs[0], exact[0], max(1.0, case.terms(arguments), float(exact[0].abs())))
@@ -88,10 +96,17 @@ def _kernel(case: Case, index: int) -> str:
 
 
 def _whole(
-    case: Case, index: int, size: tuple[int, int], dtype: torch.dtype, reduction: str
+    case: Case,
+    index: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    reduction: str,
+    positives: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     leaves = case.rows_of(*size, dtype)
     arguments = case.arguments(index, *size, leaves[0])
+    if positives is not None:
+        arguments["positives"] = positives
     scalars = _scalars(case, arguments, dtype)
     loss = _first(getattr(functional, case.name)(*leaves, **(arguments | scalars), reduction=reduction))
     loss.sum().backward()
@@ -107,6 +122,25 @@ def _scalars(case: Case, arguments: dict[str, Any], dtype: torch.dtype) -> dict[
     }
 
 
+def _places(index: Tensor, sizes: list[int], rows: int, stacked: bool) -> tuple[Tensor, Tensor]:
+    """The rank that has each row of the whole batch, as `cut` cuts it, and the row's index there; stacked: of two views."""
+    ends = torch.tensor([*torch.tensor(sizes).cumsum(0).tolist()[:-1], rows])
+    view, row = (index // rows, index % rows) if stacked else (torch.zeros_like(index), index)
+    owner = torch.searchsorted(ends, row, right=True)
+    own = torch.diff(ends, prepend=torch.zeros(1, dtype=ends.dtype))
+    return owner, view * own[owner] + row - (ends - own)[owner]
+
+
+def _within_ranks(given: tuple[Tensor, ...], sizes: list[int], rows: list[int], stacked: bool) -> tuple[Tensor, ...]:
+    owners = [_places(index, sizes, of, stacked)[0] for index, of in zip(given[:2], rows, strict=True)]
+    return tuple(part[owners[0] == owners[1]] for part in given)
+
+
+def _of_rank(given: tuple[Tensor, ...], sizes: list[int], rows: list[int], rank: int, stacked: bool) -> tuple[Any, ...]:
+    (owner, i), (_, j) = (_places(index, sizes, of, stacked) for index, of in zip(given[:2], rows, strict=True))
+    return tuple(part[owner == rank] for part in (i, j, *given[2:]))
+
+
 def _first(loss: Any) -> Tensor:
     return loss[0] if isinstance(loss, tuple) else loss
 
@@ -115,17 +149,12 @@ def _largest(t: Tensor) -> float:
     return max(float(t.abs().max()), 1e-3)
 
 
-def _rows_per_row(rows: Tensor, n: int, views: int) -> int:
-    return rows.shape[0] // (n * views)
-
-
-def _rows_error(ours: Tensor, theirs: Tensor, exact: Tensor, sizes: list[int], rank: int, stacked: int) -> float:
-    n = sum(sizes)
-    parts = [
-        (cut(theirs[k * n : (k + 1) * n], sizes, rank), cut(exact[k * n : (k + 1) * n], sizes, rank))
-        for k in range(stacked)
-    ]
-    theirs, exact = (torch.cat(p) for p in zip(*parts, strict=True))
+def _rows_error(
+    ours: Tensor, theirs: Tensor, exact: Tensor, sizes: list[int], rank: int, blocks: list[int]
+) -> float:
+    """Of values that come in blocks, each of one side's rows."""
+    own = [[cut(block, sizes, rank) for block in values.split(blocks)] for values in (theirs, exact)]
+    theirs, exact = (torch.cat(parts) for parts in own)
     return distance(ours, theirs, exact, max(1.0, _largest(exact)) if len(exact) else 1.0)
 
 

@@ -6,7 +6,7 @@ test_cases.py fails while a public function has no line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,29 @@ def pairs(n: int, d: int, u: Tensor) -> Arguments:
     return {"pairs": min(n, u.shape[0])}
 
 
+def several(n: int, d: int, u: Tensor) -> Arguments:
+    """Positives by index, weighted: each row with the row of its index but the last, which has none, and where there are enough:
+    a row with two columns, two rows with one column, three pairs of two rows and two columns, a pair listed twice.
+    """
+    i = torch.arange(max(min(n, u.shape[0]) - 1, min(n, u.shape[0], 1)))
+    extra = [(0, len(i)), (2, 1), (3, 4), (5, 5)] if len(i) > 5 else [(0, len(i))] if len(i) > 2 else []
+    if len(i) > 5:
+        i = i[i != 2]  # which has but the column of row 1
+    more = torch.tensor(extra, dtype=torch.int64).reshape(-1, 2)
+    rows, columns = torch.cat([i, more[:, 0]]), torch.cat([i, more[:, 1]])
+    return {"positives": (rows, columns, (0.5 + torch.arange(len(rows)) % 3).to(u.dtype))}
+
+
+def several_views(n: int, d: int, u: Tensor) -> Arguments:
+    """Positives by index among both views: the other view, for most of the rows both ways; some have another row's views too."""
+    n = min(n, u.shape[0])
+    i = torch.arange(n)
+    rows, columns = [i, i[: n - n // 3] + n], [i + n, i[: n - n // 3]]
+    if n > 2:
+        rows, columns = [*rows, i[:1], i[1:2]], [*columns, i[2:3], i[:1] + n]
+    return {"positives": (torch.cat(rows), torch.cat(columns))}
+
+
 def statistic(n: int, d: int, u: Tensor) -> Arguments:
     """A (d, d) second moment, as float32 as the module keeps it would be; here in the rows' dtype."""
     z = torch.randn(3 * d + 1, d, generator=generator(5), dtype=torch.float64)
@@ -159,6 +182,12 @@ class Case:
         size = max(1.0 / float(default.get("temperature", 1.0)), float(default.get("logit_scale", 1.0)))
         return size * (1.0 + float(default.get("beta", 0.0)))
 
+    def values(self, rows: Sequence[Tensor], arguments: Arguments) -> int:
+        """How many values "none" gives."""
+        if "positives" not in arguments:
+            return self.rows * int(arguments.get("pairs", min(map(len, rows))))
+        return len(rows[0]) if self.rows == 1 else len(rows[0]) + len(rows[1])
+
     def sets(self) -> range:
         """Indices for `arguments`."""
         return range(len(self.grid) + (1 if self.groups else 0))
@@ -222,7 +251,7 @@ _KCL_GRID = (
 CASES = (
     Case(
         "info_nce",
-        grid=({}, {"normalize": False, "temperature": 0.5}),
+        grid=({}, {"normalize": False, "temperature": 0.5}, {"label_smoothing": 0.1, "temperature": 0.3}),
         scalars={"temperature": 0.2},
         sharp={"temperature": 1e-3},
         small=by_temperature,
@@ -235,9 +264,61 @@ CASES = (
         sharp={"temperature": 1e-3},
         small=by_temperature,
     ),
+    *(
+        Case(
+            "info_nce",
+            inputs,
+            label=f"-positives{label}",
+            grid=({"temperature": 0.3}, {"normalize": False, "temperature": 8.0, "label_smoothing": 0.2}),
+            given=several,
+            scalars={"temperature": 0.2},
+            groups=False,
+        )
+        for inputs, label in ((two_views, ""), (more_columns, "-more-columns"), (more_rows, "-more-rows"))
+    ),
+    Case("info_nce", label="-smooth-groups", grid=({"label_smoothing": 0.4, "temperature": 0.3},)),
+    Case("clip", more_of_both, label="-smooth", grid=({"logit_scale": 3.0, "label_smoothing": 0.1},), given=pairs),
+    *(
+        Case(
+            "clip",
+            inputs,
+            label=f"-positives{label}",
+            grid=({"logit_scale": 5.0}, {"logit_scale": 1.5, "normalize": False, "label_smoothing": 0.1}),
+            given=several,
+            scalars={"logit_scale": 10.0},
+            rows=2,
+            groups=False,
+        )
+        for inputs, label in ((two_views, ""), (more_columns, "-more-columns"))
+    ),
+    Case(
+        "nt_xent",
+        label="-positives",
+        grid=({}, {"normalize": False, "temperature": 1.0}),
+        given=several_views,
+        scalars={"temperature": 0.5},
+        rows=2,
+        groups=False,
+    ),
+    *(
+        Case(
+            "siglip",
+            inputs,
+            label=f"-positives{label}",
+            grid=({"logit_scale": 10.0, "logit_bias": -10.0},),
+            given=several,
+            scalars={"logit_scale": 10.0, "logit_bias": -3.0},
+            groups=False,
+        )
+        for inputs, label in ((two_views, ""), (more_rows, "-more-rows"))
+    ),
     Case(
         "clip",
-        grid=({"logit_scale": 14.3}, {"logit_scale": 1.5, "normalize": False}),
+        grid=(
+            {"logit_scale": 14.3},
+            {"logit_scale": 1.5, "normalize": False},
+            {"logit_scale": 5.0, "label_smoothing": 0.1},
+        ),
         scalars={"logit_scale": 10.0},
         sharp={"logit_scale": 1e3},
         small=by_scale,

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from .cases import CASES, Case
@@ -173,7 +174,7 @@ def test_meta_tensors_have_the_right_shape(case: Case) -> None:
         rows, arguments = of_size(case, N)
         chosen = arguments | ({"reduction": reduction} if case.rows else {})
         real = library(case, rows, None, **chosen)
-        moved = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in chosen.items()}
+        moved = tree_map_only(torch.Tensor, lambda t: t.to("meta"), chosen)
         shadow = library(case, [x.to("meta") for x in rows], None, **moved)
         assert shadow.device.type == "meta"
         assert (shadow.shape, shadow.dtype) == (real.shape, real.dtype)

@@ -50,9 +50,10 @@ def test_reductions_agree(case: Case) -> None:
     rows = case.rows_of(n, d)
     arguments = case.arguments(0, n, d, rows[0])
     none, total, mean = (library(case, rows, None, **arguments, reduction=r) for r in ("none", "sum", "mean"))
-    assert none.shape == (case.rows * arguments.get("pairs", min(len(x) for x in rows)),)
+    assert none.shape == (case.values(rows, arguments),)
     close(none.sum(), total)
-    close(none.mean(), mean)
+    if "positives" not in arguments or case.name == "siglip":  # the mean is over the rows that have positives
+        close(none.mean(), mean)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)

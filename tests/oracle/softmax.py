@@ -19,18 +19,54 @@ def info_nce(
     groups: Groups = None,
     reduction: str = "mean",
     pairs: int | None = None,
+    label_smoothing: float = 0.0,
+    positives: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """LSE_j x_i.y_j / tau - x_i.y_i / tau (van den Oord et al. 2018, eq. 4).
 
-    Rows of y beyond the number of x are negatives only. `pairs`: only the first so many rows of x.
+    Rows of y beyond the number of x are negatives only. `pairs`: only the first so many rows of x. `positives`: the target of
+    a row is spread over its pairs by their weights; `label_smoothing`: a share of it evenly over all.
     """
     x, y = (unit(x), unit(y)) if normalize else (x, y)
     keep = negatives(groups)
     rows = []
+    if positives is not None:
+        logits = [[dot(a, b) / temperature for b in y] for a in x]
+        return _of_pairs(logits, positives, label_smoothing, reduction, x)
     for i in range(len(x) if pairs is None else pairs):
         logits = {j: dot(x[i], y[j]) / temperature for j in range(len(y)) if j == i or keep(i, j)}
-        rows.append(lse(list(logits.values()), x) - logits[i])
+        spread = add(list(logits.values()), x) / len(logits)
+        aligned = (1 - label_smoothing) * logits[i] + label_smoothing * spread
+        rows.append(lse(list(logits.values()), x) - aligned)
     return reduced(rows, reduction)
+
+
+def weights_of(positives: Sequence[Tensor]) -> dict[int, dict[int, float]]:
+    """{row: {column: weight}}; the weights of a pair that is listed twice add up."""
+    weights = positives[2].tolist() if len(positives) > 2 else [1.0] * len(positives[0])
+    found: dict[int, dict[int, float]] = {}
+    for i, j, w in zip(positives[0].tolist(), positives[1].tolist(), weights, strict=True):
+        row = found.setdefault(i, {})
+        row[j] = row.get(j, 0.0) + w
+    return found
+
+
+def _of_pairs(
+    logits: Sequence[Sequence[Tensor]], positives: Sequence[Tensor], smoothing: float, reduction: str, like: Tensor
+) -> Tensor:
+    """Cross entropy of each row with its weights as target; 0 in a row without, which the mean does not count."""
+    weights, rows, counted = weights_of(positives), [], 0
+    for i, row in enumerate(logits):
+        total = sum(weights.get(i, {}).values())
+        if total == 0:
+            rows.append(like.new_zeros(()))
+            continue
+        counted += 1
+        aligned = add([w / total * row[j] for j, w in weights[i].items()], like)
+        visited = [z for z in row if z is not None]
+        spread = add(visited, like) / len(visited)
+        rows.append(lse(visited, like) - (1 - smoothing) * aligned - smoothing * spread)
+    return reduced(rows, reduction) if reduction != "mean" else add(rows, like) / max(counted, 1)
 
 
 def clip(
@@ -42,10 +78,19 @@ def clip(
     normalize: bool = True,
     groups: Groups = None,
     reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    positives: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Half the sum of row and column cross entropy of the rows that match (Radford et al. 2021, figure 3)."""
     way = {"temperature": 1 / logit_scale, "normalize": normalize, "groups": groups, "reduction": "none"}
-    way["pairs"] = min(len(x), len(y)) if pairs is None else pairs
+    way |= {"pairs": min(len(x), len(y)) if pairs is None else pairs, "label_smoothing": label_smoothing}
+    if positives is not None:
+        way["reduction"], exchanged = reduction, (positives[1], positives[0], *positives[2:])
+        parts = [
+            info_nce(x, y, **way, positives=positives) / 2,  # type: ignore[arg-type]
+            info_nce(y, x, **way, positives=exchanged) / 2,  # type: ignore[arg-type]
+        ]
+        return torch.cat(parts) if reduction == "none" else parts[0] + parts[1]
     rows = (info_nce(x, y, **way) + info_nce(y, x, **way)) / 2  # type: ignore[arg-type]
     return reduced(list(rows), reduction)
 
@@ -68,9 +113,13 @@ def nt_xent(
     normalize: bool = True,
     groups: Groups = None,
     reduction: str = "mean",
+    positives: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """LSE_{k != i} z_i.z_k / tau - z_i.z_p(i) / tau over the 2n rows of [u; v] (Chen et al. 2020, eq. 1)."""
     z, partner, keep = _two_views(u, v, normalize, groups)
+    if positives is not None:
+        logits = [[None if i == k else dot(z[i], z[k]) / temperature for k in range(len(z))] for i in range(len(z))]
+        return _of_pairs(logits, positives, 0.0, reduction, z)  # type: ignore[arg-type]
     rows = []
     for i in range(len(z)):
         logits = {k: dot(z[i], z[k]) / temperature for k in range(len(z)) if keep(i, k)}
@@ -211,12 +260,19 @@ def siglip(
     normalize: bool = True,
     groups: Groups = None,
     reduction: str = "mean",
+    positives: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """sum_j softplus(-t_ij z_ij), t = 1 on the diagonal, -1 off it, z = scale s + bias (Zhai et al. 2023)."""
     x, y = (unit(x), unit(y)) if normalize else (x, y)
     keep = negatives(groups)
     rows = []
     for i in range(len(x)):
+        if positives is not None:
+            z = [logit_scale * dot(x[i], b) + logit_bias for b in y]
+            weights = weights_of(positives).get(i, {})
+            terms = [weights[j] * _softplus(-z[j]) if j in weights else _softplus(z[j]) for j in range(len(y))]
+            rows.append(add(terms, x))
+            continue
         terms = [_softplus(-(logit_scale * dot(x[i], y[i]) + logit_bias))]
         terms += [_softplus(logit_scale * dot(x[i], y[j]) + logit_bias) for j in range(len(y)) if keep(i, j)]
         rows.append(add(terms, x))

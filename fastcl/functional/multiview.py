@@ -1,0 +1,149 @@
+"""Several views of each sample at once: one positive term that all pairs of views share, not a loss for each pair of views."""
+
+from __future__ import annotations
+
+from functools import reduce
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from ..batch import pair_reduce
+from ..distributed import Group, over_ranks
+from ..equation import checks
+from ..equation.arguments import Positive
+from ..equation.reductions import merge
+from ..precision import full_precision
+from .rows import (
+    at_least,
+    check_reduction,
+    inverse,
+    normalize_rows,
+    own_pairs_left_out,
+    reduced,
+    row_dot,
+    softplus,
+    times,
+)
+
+LOG_2 = 0.6931471805599453
+
+
+@over_ranks
+def mv_info_nce(
+    *views: Tensor,
+    temperature: Positive = 0.1,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
+) -> Tensor:
+    """MV-InfoNCE: InfoNCE of V views, whose positive is the sum over all pairs of views and whose negatives are all other samples.
+
+        L = mean_i [ log sum_l sum_{(m, j) != (l, i)} e^{<u_i^l, u_j^m> / tau} - log sum_{l != m} e^{<u_i^l, u_i^m> / tau} ]
+
+    The first sum holds the second: a row is softplus(r_i - p_i), with r_i of the other samples' rows alone.
+
+    Source: Koromilas et al. 2025 (arXiv 2507.06979), and the authors' code.
+
+    Args:
+        views: V >= 2 matrices (n, d) floating, of one dtype: row i of each is a view of sample i.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        groups: (n,) int64, one group per sample: samples of equal groups are no negatives of each other.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for fewer than two views, shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    a = inverse("temperature", temperature)
+    rows = _checked(views, normalize)
+    with full_precision(rows[0].device):
+        z = torch.cat(rows)
+    r = pair_reduce(z, scale=a, mask=own_pairs_left_out(groups, z, views=len(rows)), backend=backend)
+    assert isinstance(r, Tensor)
+    losses = softplus(_log_sum(r.chunk(len(rows))) - (LOG_2 + _log_sum(_aligned(rows, a))))
+    return reduced(losses, reduction, "mv_info_nce")
+
+
+@over_ranks
+def mv_dhel(
+    *views: Tensor,
+    temperature: Positive = 0.3,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
+) -> Tensor:
+    """MV-DHEL: alignment over all pairs of V views, and an energy of each view by itself, in a tile of its own.
+
+        L = mean_i [ -log sum_{l < m} e^{<u_i^l, u_i^m> / tau} + sum_l LSE_{j != i} <u_i^l, u_j^l> / tau ]
+
+    With two views it is DHEL's joint form.
+
+    Source: Koromilas et al. 2025 (arXiv 2507.06979), and the authors' code.
+
+    Args:
+        views: V >= 2 matrices (n, d) floating, n >= 2, of one dtype: row i of each is a view of sample i.
+        temperature: tau > 0, a number or a tensor with one element (may want gradients).
+        groups: (n,) int64, one group per sample: samples of equal groups are no negatives of each other.
+        normalize: whether to scale rows to unit length first.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input). Without any negative it is -inf.
+
+    Raises:
+        ValueError: for fewer than two views, shapes or values that do not fit, or fewer than 2 rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    a = inverse("temperature", temperature)
+    rows = _checked(views, normalize)
+    at_least(2, rows[0], "mv_dhel")
+    mask = own_pairs_left_out(groups, rows[0])
+    losses = -_log_sum(_aligned(rows, a))
+    for x in rows:
+        r = pair_reduce(x, scale=a, mask=mask, backend=backend)
+        assert isinstance(r, Tensor)
+        losses = losses + r
+    return reduced(losses, reduction, "mv_dhel")
+
+
+def _checked(views: tuple[Tensor, ...], normalize: bool) -> list[Tensor]:
+    """The views, of one shape and dtype, normalised when asked."""
+    first = checks.matrix("views[0]", views[0]) if views else None
+    if first is None or len(views) < 2:
+        raise ValueError(f"views: expected at least 2, got {len(views)}; pass each as an argument of its own")
+    for k, other in enumerate(views[1:], 1):
+        checks.pair_of_matrices("views[0]", first, f"views[{k}]", other, same_rows=True)
+    return [normalize_rows(x) if normalize else x for x in views]
+
+
+def _aligned(rows: list[Tensor], a: float | Tensor) -> list[Tensor]:
+    """a <u_i^l, u_i^m> of every pair of views."""
+    return [times(a, row_dot(u, v)) for u, v in combinations(rows, 2)]
+
+
+def _log_sum(terms: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """The log-sum-exp of terms, row by row."""
+    return reduce(merge, terms)

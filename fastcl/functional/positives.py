@@ -1,0 +1,206 @@
+"""Positives by index: pairs (i_p, j_p) with weights w_p >= 0, any number of them in each row and each column.
+
+    sum_p over the pairs of row i:   mean_i = sum_p w_p z_p / sum_p w_p,   each z_p formed once, O(k d) for k pairs
+
+The normaliser of a row is the log-sum-exp over all its pairs. Where the positives of a row and those of its partners make a star (a
+row with its columns, or a column with its rows, that have no others) a mask of groups leaves them out of the sweep, and they are
+put back from z_p, so that a small loss is not the difference of large numbers; elsewhere they stay in the sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .. import batch
+from ..equation import checks
+from ..equation.arguments import as_tensor, kind_of
+from ..equation.masks import Mask, across_groups
+from ..equation.problem import accumulation_dtype
+from .rows import softplus, times
+
+Positives: TypeAlias = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a call, checked; `weight` in the accumulation dtype, without gradient.
+
+    x, y: the rows, normalised. i, j: (k,) int64, of x and of y. weight: (k,).
+    """
+
+    x: Tensor
+    y: Tensor
+    i: Tensor
+    j: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, positives: Any, groups: Any, x: Tensor, y: Tensor) -> Pairs:
+        """The checked pairs; groups, which say the same in another way, are not given beside them.
+
+        Raises:
+            TypeError: positives are no sequence of two or three tensors, or of other dtypes.
+            ValueError: their lengths or devices differ, or groups are given too.
+        """
+        if isinstance(positives, Tensor) or not isinstance(positives, Sequence):
+            kind = kind_of(positives)
+            raise TypeError(
+                f"positives: expected (rows, columns) or (rows, columns, weights), got {kind}; pass a tuple"
+            )
+        if len(positives) not in (2, 3):
+            raise ValueError(
+                f"positives: expected (rows, columns) or (rows, columns, weights), got {len(positives)} parts"
+            )
+        if groups is not None:
+            raise ValueError(
+                "groups: expected None beside positives, which say which pairs match; leave one of them out"
+            )
+        if any(map(checks.is_dtensor, positives)):
+            raise TypeError("positives: expected plain tensors, got DTensors; pass indices into own rows, and group=")
+        i = _index("positives[0]", positives[0], None, x)
+        j = _index("positives[1]", positives[1], i.shape[0], x)
+        dtype = accumulation_dtype(x.dtype)
+        if len(positives) == 2 or positives[2] is None:
+            return cls(x, y, i, j, torch.ones(i.shape[0], dtype=dtype, device=x.device))
+        weight = checks.vector("positives[2]", positives[2], i.shape[0], "positives[0]", i)
+        return cls(x, y, i, j, weight.detach().to(dtype))
+
+    def products(self, scale: float | Tensor) -> Tensor:
+        """(k,) scale <x_i, y_j> of each pair."""
+        dtype = self.weight.dtype
+        u = (self.x.index_select(0, self.i).to(dtype) * self.y.index_select(0, self.j).to(dtype)).sum(1)
+        return times(scale, u)
+
+    def stars(self) -> tuple[Tensor, Tensor]:
+        """A group for each row of x and of y: those of one star share theirs, every other row has one of its own."""
+        n, m = self.x.shape[0], self.y.shape[0]
+        partner_of_x, partner_of_y = _one_of(self.i, self.j, n), _one_of(self.j, self.i, m)
+        single_x, single_y = counts(self.i, n) == 1, counts(self.j, m) == 1
+        centre_x = _all_of(
+            self.i, single_y.index_select(0, self.j), n
+        )  # with all columns of the row having no other row
+        centre_y = _all_of(self.j, single_x.index_select(0, self.i), m)
+        own_x = 2 * (batch.first(self.x) + torch.arange(n, device=self.x.device))
+        own_y = 2 * (batch.first(self.y) + torch.arange(m, device=self.x.device)) + 1
+        joins = single_x & ~centre_x & _at(centre_y, partner_of_x)
+        joined = single_y & _at(centre_x, partner_of_y)
+        return torch.where(joins, _at(own_y, partner_of_x), own_x), torch.where(joined, _at(own_x, partner_of_y), own_y)
+
+    def couples(self) -> Tensor:
+        """A group for each row of x = y: two rows that are each other's only positives share theirs."""
+        n = self.x.shape[0]
+        index = torch.arange(n, device=self.x.device)
+        partner, single = _one_of(self.i, self.j, n), counts(self.i, n) == 1
+        both = single & _at(single, partner) & (_at(partner, partner) == index)
+        return batch.first(self.x) + torch.where(both, torch.minimum(index, partner), index)
+
+    def repeated(self) -> Tensor:
+        """(k,) whether the pair stands before in the list."""
+        key = self.i * max(self.y.shape[0], 1) + self.j
+        ordered, order = key.sort(stable=True)
+        again = torch.zeros_like(key, dtype=torch.bool)
+        again[1:] = ordered[1:] == ordered[:-1]
+        return torch.empty_like(again).scatter_(0, order, again)
+
+
+@dataclass(frozen=True)
+class Side:
+    """The pairs as one side sees them.
+
+    index: (k,) the row of each pair. rows: how many rows there are. weight: (k,).
+    """
+
+    index: Tensor
+    rows: int
+    weight: Tensor
+
+    def sum(self, values: Tensor) -> Tensor:
+        """(rows,) the sum over the pairs of each row."""
+        return values.new_zeros(self.rows).index_add(0, self.index, values)
+
+    def has(self) -> Tensor:
+        """(rows,) whether a row has a positive of a weight > 0."""
+        return self.sum(self.weight) > 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(rows,) the weighted mean over the pairs of each row, 0 of none."""
+        total = self.sum(self.weight)
+        share = self.weight / torch.where(total > 0, total, 1.0).index_select(0, self.index)
+        return self.sum(share * values)
+
+    def cross_entropy(self, r: Tensor, p: Tensor, hidden: Tensor) -> Tensor:
+        """(rows,) the log-sum-exp over all pairs minus the mean of the positives; 0 in a row without one.
+
+        Args:
+            r: (rows,) log-sum-exp of the visited pairs.
+            p: (k,) logits of the positives.
+            hidden: (k,) which of them were not visited; in each row all of them or none.
+        """
+        most = r.detach().new_full((self.rows,), float("-inf"))
+        most = most.scatter_reduce(0, self.index, p.detach().to(r.dtype), "amax")
+        most = torch.where(most.isneginf(), 0.0, most)
+        away = counts(self.index, self.rows, hidden) > 0
+        scaled = torch.exp(torch.where(hidden, p - most.index_select(0, self.index), float("-inf")))
+        back = most + torch.where(away, self.sum(scaled), 1.0).log()
+        mean = self.mean(p)
+        loss = torch.where(away, softplus(torch.where(away, r - back, 0.0)) + (back - mean), r - mean)
+        return torch.where(self.has(), loss, 0.0)
+
+
+def counts(index: Tensor, rows: int, which: Tensor | None = None) -> Tensor:
+    """(rows,) how many of the pairs are of each row."""
+    ones = torch.ones_like(index) if which is None else which.to(index.dtype)
+    return torch.zeros(rows, dtype=index.dtype, device=index.device).index_add(0, index, ones)
+
+
+def mean_over(losses: Tensor, side: Side, reduction: str) -> Tensor:
+    """The losses of a side, their sum, or their mean over the rows that have positives."""
+    if reduction == "none":
+        return losses
+    total = batch.total(losses)
+    return total if reduction == "sum" else total / batch.total(side.has().to(losses.dtype)).clamp(min=1.0)
+
+
+def some(pairs: Pairs, objective: str) -> None:
+    """A mean needs something to be taken over."""
+    if batch.count(pairs.i) < 1:
+        raise ValueError(f"{objective}: expected at least 1 row with a positive, got an empty list; skip such batches")
+
+
+def between(pairs: Pairs) -> tuple[Mask, Tensor]:
+    """The mask of two sides, and which pairs it leaves out."""
+    of_x, of_y = pairs.stars()
+    return across_groups(of_x, of_y), of_x.index_select(0, pairs.i) == of_y.index_select(0, pairs.j)
+
+
+def _index(name: str, index: Any, length: int | None, x: Tensor) -> Tensor:
+    """An int64 vector of indices on the device of x."""
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        advice = as_tensor(name, index, ", dtype=torch.int64") or "; convert it with .long()"
+        raise TypeError(f"{name}: expected an int64 tensor, got {kind_of(index)}{advice}")
+    if index.dim() != 1 or (length is not None and index.shape[0] != length):
+        wanted = "(k,), one index for each pair" if length is None else f"({length},), as many as positives[0]"
+        raise ValueError(f"{name}: expected shape {wanted}, got {tuple(index.shape)}")
+    if index.device != x.device:
+        raise ValueError(f"{name}: expected the device of the rows, {x.device}, got {index.device}; move it")
+    return index
+
+
+def _one_of(index: Tensor, other: Tensor, rows: int) -> Tensor:
+    """(rows,) the largest `other` among the pairs of a row: its only one where it has one, 0 where it has none."""
+    return torch.zeros(rows, dtype=index.dtype, device=index.device).scatter_reduce(0, index, other, "amax")
+
+
+def _all_of(index: Tensor, which: Tensor, rows: int) -> Tensor:
+    """(rows,) whether a row has pairs, and all of them are of those."""
+    return (counts(index, rows) > 0) & (counts(index, rows, ~which) == 0)
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """values[index]; where there are no values nothing asks."""
+    return values.index_select(0, index) if values.shape[0] else index.new_zeros(index.shape, dtype=values.dtype)
