@@ -27,7 +27,7 @@ from .wire import Wire
 
 CONVENTIONS = ("ddp", "exact")
 SETTINGS = {"gradient": CONVENTIONS, "strategy": STRATEGIES}
-ROWS = 8  # more tensors of rows, and numbers of rows, than any objective has
+ROWS = 16  # more tensors of rows, and numbers of rows, than any objective has
 COUNTS = ("pairs",)  # arguments that are a number of rows, hence each rank's own
 WEIGHTS = ("positives[2]",)  # vectors of numbers that are no setting: one for each of what is each rank's own
 REHEARSED: set[tuple[Any, ...]] = set()  # calls whose checks have passed in this process
@@ -266,10 +266,34 @@ class Rehearsal:
 
 
 def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name, with defaults filled in."""
-    arguments = inspect.signature(function).bind(*args, **kwargs)
+    """The arguments by name, with defaults filled in; those of a `*views` are views[0], views[1], ... (see `named`)."""
+    signature = inspect.signature(function)
+    arguments = signature.bind(*args, **kwargs)
     arguments.apply_defaults()
-    return dict(arguments.arguments)
+    found = dict(arguments.arguments)
+    several = _several(signature)
+    if several is None:
+        return found
+    return {f"{several}[{k}]": value for k, value in enumerate(found.pop(several))} | found
+
+
+def named(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which may be called with what `bound` found, by names alone."""
+    several = _several(inspect.signature(function))
+    if several is None:
+        return function
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        listed = [kwargs.pop(name) for name in [*kwargs] if name.startswith(f"{several}[")]
+        return function(*args, *listed, **kwargs)
+
+    return call
+
+
+def _several(signature: inspect.Signature) -> str | None:
+    """The name of a `*views`."""
+    return next((name for name, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL), None)
 
 
 def agreed(

@@ -15,7 +15,7 @@ from .. import batch, loss_scaling, transforms
 from ..equation.arguments import declared
 from ..equation.checks import is_dtensor
 from . import dtensors
-from .agreement import Call, agree, bound, check_settings
+from .agreement import Call, agree, bound, check_settings, named
 from .shards import Shards
 from .wire import Wire
 
@@ -33,12 +33,12 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
 
     Its arguments are checked by their annotations first. Without a group the body then runs as it is.
     """
-    checked = declared(function)
+    checked = named(declared(function))
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if any(map(is_dtensor, args)) or any(map(is_dtensor, kwargs.values())):
-            return dtensors.over_placement(call, bound(function, args, kwargs))
+            return dtensors.over_placement(named(call), bound(function, args, kwargs))
         if kwargs.get("group") is None:
             check_settings(kwargs)
             return loss_scaling.scaled(checked, args, kwargs)

@@ -55,10 +55,11 @@ class Shards:
     def sizes(self, rows: int, device: torch.device) -> tuple[int, ...]:
         """How many rows each rank has of a tensor that has `rows` here.
 
-        Rows of a formula are those of an argument, two views of them stacked, or those that match in two arguments. Where that
-        does not tell on every rank which they are (all ranks know all layouts, hence agree on that), the ranks ask each other.
+        Rows of a formula are those of an argument, views of them stacked, or those that match in two arguments. Where
+        that does not tell on every rank which they are (all ranks know all layouts, hence agree on that), the ranks ask each other.
         """
-        stacked = {tuple(views * n for n in layout) for layout in self.layouts for views in (1, 2)}
+        alike = max(map(self.layouts.count, self.layouts), default=1)  # no more views than arguments of as many rows
+        stacked = {tuple(views * n for n in layout) for layout in self.layouts for views in range(1, max(2, alike) + 1)}
         stacked |= {tuple(map(min, *two)) for two in combinations(self.layouts, 2)}
         if all(len({layout[k] for layout in stacked}) == len(stacked) for k in range(self.wire.world)):
             for layout in stacked:

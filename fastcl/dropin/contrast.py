@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from ..equation import checks
 from ..equation.masks import off_diagonal
 from ..equation.problem import accumulation_dtype
 from ..functional.rows import row_dot, softplus, times
 from ..ops import pair_reduce, pair_total
-from ..precision import product
+from ..precision import full_precision
 
 BLOCK = 2**20  # entries of logits that are held at once, of a teacher and of a student
 
@@ -65,14 +68,54 @@ def distillation(
     """
     r = pair_reduce(x, y, scale=scale)
     assert isinstance(r, Tensor)
-    rows = max(1, BLOCK // max(y.shape[0], 1))
-    parts = zip(x.split(rows), x_t.split(rows), strict=True)
-    expected = [checkpoint(_expected, a, y, a_t, y_t, scale_t, use_reentrant=False) for a, a_t in parts]
-    return (r - times(scale, torch.cat(expected))).mean()
+    dtype = torch.promote_types(accumulation_dtype(x.dtype), accumulation_dtype(x_t.dtype))
+    sides = (t.to(dtype) for t in (x, y, x_t, y_t))
+    expected: Tensor = _Expected.apply(*sides, checks.scalar("dist_logit_scale", scale_t, x_t).to(dtype))
+    return (r - times(scale, expected.to(r.dtype))).mean()
 
 
-def _expected(x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale_t: float | Tensor) -> Tensor:
-    """sum_j q_ij <x_i, y_j>, of a block of rows."""
-    wide, wide_t = accumulation_dtype(x.dtype), accumulation_dtype(x_t.dtype)
-    teacher = product(x_t.to(wide_t), y_t.to(wide_t).T) * checks.scalar("dist_logit_scale", scale_t, x_t)
-    return (teacher.softmax(1).to(wide) * product(x.to(wide), y.to(wide).T)).sum(1)
+class _Expected(torch.autograd.Function):
+    """e_i = sum_j q_ij <x_i, y_j>, q_i the softmax over j of t_ij = a <x_t_i, y_t_j>, in blocks of rows that share two buffers.
+
+    With g the upstream gradient, that of <x_i, y_j> is g_i q_ij, and that of t_ij is g_i q_ij (<x_i, y_j> - e_i).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor) -> Tensor:
+        expected = x.new_empty(x.shape[0])
+        for rows, q, s in _blocks(x, y, x_t, y_t, scale):
+            torch.sum(s.mul_(q), 1, out=expected[rows])
+        ctx.save_for_backward(x, y, x_t, y_t, scale, expected)
+        return expected
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
+        x, y, x_t, y_t, scale, expected = ctx.saved_tensors
+        dx, dy, dx_t, dy_t, dscale = (torch.zeros_like(t) for t in (x, y, x_t, y_t, scale))
+        with full_precision(x.device):
+            for rows, q, s in _blocks(x, y, x_t, y_t, scale):
+                q.mul_(upstream[0][rows, None])
+                torch.mm(q, y, out=dx[rows])
+                dy.addmm_(q.T, x[rows])
+                s.sub_(expected[rows, None]).mul_(q)
+                torch.mm(s, y_t, out=dx_t[rows])
+                dy_t.addmm_(s.T, x_t[rows])
+            dscale += (dx_t * x_t).sum()
+        return dx, dy, dx_t * scale, dy_t * scale, dscale
+
+
+def _blocks(x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows, their q and their <x_i, y_j>, in buffers that the next block overwrites."""
+    (n, _), m = x.shape, y.shape[0]
+    size = max(1, min(n, BLOCK // max(m, 1)))
+    teacher, student = x.new_empty(2, size, m)
+    with full_precision(x.device):
+        for start in range(0, n, size):
+            rows = slice(start, min(n, start + size))
+            q, s = teacher[: rows.stop - start], student[: rows.stop - start]
+            torch.mm(x_t[rows], y_t.T, out=q)
+            q.mul_(scale).sub_(q.amax(1, keepdim=True)).exp_()
+            q.div_(q.sum(1, keepdim=True))
+            torch.mm(x[rows], y.T, out=s)
+            yield rows, q, s

@@ -169,7 +169,7 @@ class CoCaLoss(ClipLoss):
         self.caption_loss_weight = checks.real("caption_loss_weight", caption_loss_weight)
         self.caption_loss = nn.CrossEntropyLoss(ignore_index=pad_id)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         image_features: Tensor,
         text_features: Tensor,
@@ -215,7 +215,7 @@ class DistillClipLoss(ClipLoss):
         local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: see ClipLoss.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         image_features: Tensor,
         text_features: Tensor,

@@ -265,14 +265,15 @@ def declared(function: Callable[P, R]) -> Callable[P, R]:
     A half-precision temperature is widened before anything is made of it: its inverse has no half-precision digits to lose.
     """
     table = checks_of_function(function)
-    places = tuple((k, name) for k, name in enumerate(inspect.signature(function).parameters) if name in table)
+    parameters = enumerate(inspect.signature(function).parameters.items())
+    places = tuple((-1 if p.kind is p.KEYWORD_ONLY else k, name) for k, (name, p) in parameters if name in table)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         rows = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() == 2), None)
         given: list[Any] = list(args)
         for k, name in places:
-            if k < len(given):
+            if 0 <= k < len(given):
                 given[k] = _taken(table[name], name, given[k], rows)
             elif name in kwargs:
                 kwargs[name] = _taken(table[name], name, kwargs[name], rows)

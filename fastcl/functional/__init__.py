@@ -6,12 +6,14 @@ from .divergence import FMICLTerms, f_micl, f_micl_dv
 from .kernel import kcl
 from .labels import sup_con
 from .momentum import moco, moco_v3
+from .multiview import mv_dhel, mv_info_nce
 from .powers import f_mi_alpha
 from .sigmoid import siglip
 from .sincere import sincere
 from .softmax import clip, info_nce, nt_xent
 from .spectral import minc, spectral
 from .spread import spread_out
+from .temperature_free import temperature_free_info_nce
 from .uniformity import align_uniform, alignment, uniformity
 
 __all__ = [
@@ -31,11 +33,14 @@ __all__ = [
     "minc",
     "moco",
     "moco_v3",
+    "mv_dhel",
+    "mv_info_nce",
     "nt_xent",
     "siglip",
     "sincere",
     "spectral",
     "spread_out",
     "sup_con",
+    "temperature_free_info_nce",
     "uniformity",
 ]

@@ -78,9 +78,9 @@ class Pairs:
 
 
 def visits(x: Tensor, y: Tensor | None, mask: Mask) -> Tensor:
-    """(n,) how many pairs the mask visits in each row of x against y of as many rows; no host read, no gradient."""
+    """(n,) how many pairs the mask visits in each row of x against y of at least as many rows; no host read, no gradient."""
     if mask.kind in ("all", "off_diagonal") and not mask.period:
-        n = batch.count(x) - (mask.kind == "off_diagonal")
+        n = batch.count(x if y is None else y) - (mask.kind == "off_diagonal")
         return torch.full((x.shape[0],), n, dtype=accumulation_dtype(x.dtype), device=x.device)
     narrow = (x.detach()[:, :0], None if y is None else y.detach()[:, :0])
     counts = pair_reduce(*narrow, pair="identity", reduce="sum", mask=mask, scale=0.0, shift=1.0)

@@ -8,6 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from .. import batch
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
@@ -27,6 +28,7 @@ from .rows import (
 )
 
 LOG_2 = 0.6931471805599453
+MOST = 15  # views that ranks agree on, beside groups
 
 
 @over_ranks
@@ -134,6 +136,8 @@ def _checked(views: tuple[Tensor, ...], normalize: bool) -> list[Tensor]:
     first = checks.matrix("views[0]", views[0]) if views else None
     if first is None or len(views) < 2:
         raise ValueError(f"views: expected at least 2, got {len(views)}; pass each as an argument of its own")
+    if batch.beyond_this_process() and len(views) > MOST:
+        raise ValueError(f"views: expected at most {MOST} over ranks, got {len(views)}; leave group out, or pass fewer")
     for k, other in enumerate(views[1:], 1):
         checks.pair_of_matrices("views[0]", first, f"views[{k}]", other, same_rows=True)
     return [normalize_rows(x) if normalize else x for x in views]

@@ -9,6 +9,7 @@ from ..backends import choice
 from ..batch import pair_reduce
 from ..equation import checks
 from ..equation.masks import Mask, across_groups
+from .energy import visits
 from .rows import leading
 
 
@@ -48,10 +49,4 @@ def mean_logit(
     if mask is None or p is None:
         return total / max(batch.count(y), 1)
     k = p.shape[0]
-    total = leading(total, k) + p
-    if mask.kind == "off_diagonal":
-        return total / max(batch.count(y), 1)
-    narrow = x.detach()[:, :0], y.detach()[:, :0]
-    visited = pair_reduce(*narrow, pair="identity", reduce="sum", mask=mask, scale=0.0, shift=1.0)
-    assert isinstance(visited, Tensor)
-    return total / (leading(visited, k) + 1.0)
+    return (leading(total, k) + p) / (leading(visits(x, y, mask), k) + 1.0)

@@ -6,10 +6,11 @@ from .divergence import FMICLDVLoss, FMICLLoss
 from .kernel import KCLLoss
 from .labels import SINCERELoss, SupConLoss
 from .momentum import MoCoLoss, MoCoQueue, MoCoV3Loss
+from .multiview import MVDHELLoss, MVInfoNCELoss
 from .objective import Objective
 from .scale import LogitScale
 from .sigmoid import SigLIPLoss
-from .softmax import CLIPLoss, InfoNCELoss, NTXentLoss
+from .softmax import CLIPLoss, InfoNCELoss, NTXentLoss, TemperatureFreeInfoNCELoss
 from .spectral import FMIAlphaLoss, MINCLoss, SpectralLoss
 from .uniformity import AlignmentLoss, AlignUniformLoss, SpreadOutLoss, UniformityLoss
 
@@ -28,6 +29,8 @@ __all__ = [
     "KCLLoss",
     "LogitScale",
     "MINCLoss",
+    "MVDHELLoss",
+    "MVInfoNCELoss",
     "MoCoLoss",
     "MoCoQueue",
     "MoCoV3Loss",
@@ -38,5 +41,6 @@ __all__ = [
     "SpectralLoss",
     "SpreadOutLoss",
     "SupConLoss",
+    "TemperatureFreeInfoNCELoss",
     "UniformityLoss",
 ]

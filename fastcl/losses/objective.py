@@ -110,11 +110,13 @@ class Objective(_Declared):
             return  # a subclass computes one of what is not there yet
         given = {name: getattr(self, name) for name in self.settings if name not in ACROSS_RANKS}
         given = {name: 1.0 if isinstance(value, nn.Module) else value for name, value in given.items()}
-        rows = [p for p in signature(self.function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
+        rows = [p for p in signature(self.function).parameters.values() if p.kind in kinds]
+        first = f"{rows[0].name}[0]" if rows[0].kind is Parameter.VAR_POSITIONAL else rows[0].name
         try:
             self.function(*(None for _ in rows), **given)
         except TypeError as error:
-            if not str(error).startswith(f"{rows[0].name}: expected a tensor, got NoneType"):
+            if not str(error).startswith(f"{first}: expected a tensor, got NoneType"):
                 raise
 
     def arguments(self) -> dict[str, Any]:

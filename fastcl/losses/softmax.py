@@ -25,6 +25,12 @@ class InfoNCELoss(Objective, function=functional.info_nce):
     label_smoothing: float = 0.0
 
 
+class TemperatureFreeInfoNCELoss(Objective, function=functional.temperature_free_info_nce):
+    """InfoNCE without a temperature. Call: loss(x, y, groups=None)."""
+
+    eps: float = 1e-6
+
+
 class NTXentLoss(Objective, function=functional.nt_xent):
     """NT-Xent (SimCLR). Call: loss(u, v, positives=None, groups=None).
 

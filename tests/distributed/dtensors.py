@@ -56,7 +56,7 @@ def objectives(reduction: str, rank: int, world: int) -> float:
                 continue
             plain = [t.detach() for t in case.rows_of(N, D, torch.float64)]
             arguments = case.arguments(0, N, D, plain[0]) | {"reduction": reduction}
-            if len({t.shape[0] for t in plain[:2]}) > 1 or arguments.get("pairs") is not None:
+            if len({t.shape[0] for t in plain[:2]}) > 1 or not {"pairs", "positives"}.isdisjoint(arguments):
                 continue  # refused where rows are sharded
             numbers = {name: torch.tensor(float(arguments.get(name, v))).double() for name, v in case.scalars.items()}
             answers = []
@@ -177,6 +177,10 @@ def refused(rank: int, world: int) -> float:
         ("groups: expected a DTensor", lambda: functional.info_nce(rows, rows, groups=torch.arange(N))),
         ("y: expected as many rows as x", lambda: fastcl.pair_reduce(rows, distribute_tensor(x[1:], mesh, [Shard(0)]))),
         ("pairs: expected None where rows are sharded", lambda: functional.clip(rows, rows, logit_scale=2.0, pairs=3)),
+        (
+            "positives: expected None where rows are sharded",
+            lambda: functional.info_nce(rows, rows, positives=(torch.arange(2), torch.arange(2))),
+        ),
         ("mask: expected equal offsets", lambda: fastcl.pair_reduce(rows, rows, mask=fastcl.off_diagonal(1, 0))),
         (
             "group: rows that are DTensors bring their own",

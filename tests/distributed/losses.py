@@ -149,9 +149,7 @@ def _largest(t: Tensor) -> float:
     return max(float(t.abs().max()), 1e-3)
 
 
-def _rows_error(
-    ours: Tensor, theirs: Tensor, exact: Tensor, sizes: list[int], rank: int, blocks: list[int]
-) -> float:
+def _rows_error(ours: Tensor, theirs: Tensor, exact: Tensor, sizes: list[int], rank: int, blocks: list[int]) -> float:
     """Of values that come in blocks, each of one side's rows."""
     own = [[cut(block, sizes, rank) for block in values.split(blocks)] for values in (theirs, exact)]
     theirs, exact = (torch.cat(parts) for parts in own)

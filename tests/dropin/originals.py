@@ -57,7 +57,7 @@ def open_clip() -> ModuleType:
 
 @cache
 def lightly() -> ModuleType:
-    """A module with lightly's NTXentLoss, DCLLoss and DCLWLoss."""
+    """A module with lightly's losses of two views."""
     ops = ModuleType("torchvision.ops")
     ops.StochasticDepth = type("StochasticDepth", (), {})  # type: ignore[attr-defined]
     torchvision = ModuleType("torchvision")
@@ -65,7 +65,7 @@ def lightly() -> ModuleType:
     empty = ("lightly", "lightly.loss", "lightly.models", "lightly.models.modules", "lightly.utils")
     with _imports(*empty, stand_ins={"torchvision": torchvision, "torchvision.ops": ops}):
         losses = ModuleType("losses")
-        for module in ("ntx_ent_loss", "dcl_loss"):
+        for module in ("ntx_ent_loss", "dcl_loss", "directclr_loss", "macl_loss", "hypersphere_loss"):
             losses.__dict__.update(vars(importlib.import_module(f"lightly.loss.{module}")))
     return losses
 

@@ -29,7 +29,7 @@ def original(name: str, *arguments: object, **more: object) -> Callable[..., Ten
     return call
 
 
-@pytest.mark.parametrize("name", ["NTXentLoss", "DCLLoss", "DCLWLoss"])
+@pytest.mark.parametrize("name", ["NTXentLoss", "DirectCLRLoss", "DCLLoss", "DCLWLoss", "MACLLoss", "HypersphereLoss"])
 def test_signatures(name: str) -> None:
     theirs, mine = getattr(originals.lightly(), name), getattr(ours, name)
     for method in ("__init__", "forward"):
@@ -49,6 +49,37 @@ def test_two_views(name: str, n: int, d: int, temperature: float) -> None:
 @pytest.mark.parametrize("name", ["NTXentLoss", "DCLLoss", "DCLWLoss"])
 def test_defaults(name: str) -> None:
     assert_agree(getattr(ours, name)(), original(name), two_views(11, 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("DirectCLRLoss", ()),
+        ("DirectCLRLoss", (3, 0.2)),
+        ("MACLLoss", ()),
+        ("MACLLoss", (0.3, 0.2, 0.1)),
+        ("MACLLoss", (0.05, 1.0, 0.0)),
+        ("HypersphereLoss", ()),
+        ("HypersphereLoss", (2.0, 0.3, 1.0)),
+    ],
+)
+def test_others_of_two_views(name: str, arguments: tuple[float, ...]) -> None:
+    assert_agree(getattr(ours, name)(*arguments), original(name, *arguments), two_views(13, 7))
+    if name == "DirectCLRLoss":
+        maps = [view.reshape(13, 7, 1, 1) for view in two_views(13, 7)]
+        assert_agree(ours.DirectCLRLoss(*arguments), original(name, *arguments), maps)
+
+
+def test_what_the_others_refuse() -> None:
+    for call, message in (
+        (lambda: ours.MACLLoss(1e-9), "temperature: expected a number >= 1e-8"),
+        (lambda: ours.MACLLoss(alpha=2.0), r"alpha: expected a number in \[0, 1\]"),
+        (lambda: ours.MACLLoss(A_0=-1.0), r"A_0: expected a number in \[0, 1\]"),
+        (lambda: ours.DirectCLRLoss(0), "loss_dim"),
+        (lambda: ours.HypersphereLoss(t=-1.0), "t: expected a number > 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_one_row() -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fastcl.dropin import contrast
 from fastcl.dropin import open_clip as ours
 
 from . import originals
-from .compare import assert_agree, two_views, unit
+from .compare import assert_agree, rows, two_views, unit
 
 SIZES = [(1, 3), (2, 5), (13, 7), (40, 16)]
 SCALES = [0.5, 14.3, 100.0]
@@ -20,14 +21,45 @@ def leaves(n: int, d: int, scale: float, bias: float) -> list[torch.Tensor]:
     return [x, y, torch.tensor(scale).double(), torch.tensor([bias]).double()]
 
 
-@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+@pytest.mark.parametrize("name", ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss"])
 def test_signatures(name: str) -> None:
     theirs, mine = getattr(originals.open_clip(), name), getattr(ours, name)
     for method in ("__init__", "forward"):
         a, b = inspect.signature(getattr(mine, method)), inspect.signature(getattr(theirs, method))
-        assert [(p.name, p.default, p.kind) for p in a.parameters.values()] == [
-            (p.name, p.default, p.kind) for p in b.parameters.values()
-        ]
+        assert [(p.name, p.default, p.kind) for p in a.parameters.values() if p.name != "chunk_size"] == [
+            (p.name, p.default, p.kind) for p in b.parameters.values() if p.name != "chunk_size"
+        ]  # open_clip 4 has chunk_size, 3 does not
+
+
+def test_logits_in_chunks_are_no_logits_too() -> None:
+    every = leaves(13, 7, 14.3, -10.0)
+    assert_agree(ours.SigLipLoss(chunk_size=4), originals.open_clip().SigLipLoss(), every)
+    with pytest.raises(ValueError, match="chunk_size: expected an integer > 0"):
+        ours.SigLipLoss(chunk_size=0)
+
+
+@pytest.mark.parametrize("part", ["contrastive_loss", "distill_loss"])
+@pytest.mark.parametrize(("n", "block"), [(2, 2**20), (13, 2**20), (13, 40)])
+def test_distillation(part: str, n: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of student and teacher, whose widths differ; in one block of rows and in several."""
+    monkeypatch.setattr(contrast, "BLOCK", block)
+    teacher = [unit(v) for v in two_views(n, 9, seed=5)]
+    every = [*leaves(n, 7, 14.3, 0.0)[:3], *teacher, torch.tensor(30.0).double()]
+    mine, theirs = ours.DistillClipLoss(), originals.open_clip().DistillClipLoss()
+    assert_agree(lambda *t: mine(*t, output_dict=True)[part], lambda *t: theirs(*t, output_dict=True)[part], every)
+
+
+@pytest.mark.parametrize("weights", [(2.0, 0.5), (1.0, 0.0)])
+def test_captions(weights: tuple[float, float]) -> None:
+    logits, labels = rows(13, 4, 11, seed=3), torch.arange(52).reshape(13, 4) % 11
+    every = [*leaves(13, 7, 14.3, 0.0)[:3], logits]
+    mine, theirs = ours.CoCaLoss(*weights), originals.open_clip().CoCaLoss(*weights)
+    for k in (0, 1):
+        a, b = (loss(*every[:2], logits, labels, every[2])[k] for loss in (mine, theirs))
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    assert_agree(
+        lambda x, y, a, z: sum(mine(x, y, z, labels, a)), lambda x, y, a, z: sum(theirs(x, y, z, labels, a)), every
+    )
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -66,6 +66,12 @@ def four_views(n: int, d: int, seed: int = 0) -> Rows:
     return (*two_views(n, d, seed), *two_views(n, d, seed + 1))
 
 
+def three_views(n: int, d: int, seed: int = 0) -> Rows:
+    """Three views of each row."""
+    u, v = two_views(n, d, seed)
+    return u, v, u + 0.7 * torch.randn(n, d, generator=generator(seed + 2), dtype=torch.float64)
+
+
 def both_views_at_once(n: int, d: int, seed: int = 0) -> Rows:
     """Both views in one matrix, (2n, d)."""
     return (torch.cat(two_views(n, d, seed)),)
@@ -387,6 +393,23 @@ CASES = (
         scalars={"temperature": 0.3},
         smallest=2,
         sharp={"temperature": 1e-3},
+    ),
+    *(
+        Case(
+            name,
+            inputs,
+            label=label,
+            grid=({"temperature": 0.3}, {"normalize": False, "temperature": 2.0}),
+            scalars={"temperature": 0.3},
+            smallest=smallest,
+            sharp={"temperature": 1e-3},
+        )
+        for name, smallest in (("mv_info_nce", 1), ("mv_dhel", 2))
+        for inputs, label in ((two_views, ""), (three_views, "-three"))
+    ),
+    *(
+        Case("temperature_free_info_nce", inputs, label=label)
+        for inputs, label in ((two_views, ""), (more_columns, "-more-columns"))
     ),
     Case(
         "kcl",

@@ -30,6 +30,8 @@ def parts(case: Case) -> tuple[list[torch.Tensor], dict[str, Any], list[str]]:
     """Rows, arguments, and what the function calls its rows."""
     rows = [x.detach().float() for x in case.rows_of(4, 3)]
     names = list(inspect.signature(getattr(F, case.name)).parameters)
+    if names[0] == "views":  # any number of them, each an argument
+        names = [f"views[{k}]" for k in range(len(rows))] + names[1:]
     return rows, case.arguments(0, 4, 3, rows[0]), names
 
 
@@ -73,14 +75,18 @@ def test_views_agree(case: Case) -> None:
             (
                 rows[k].double(),
                 TypeError,
-                rf"{name}: expected the dtype of \w+, float32, got float64; convert one of them",
+                rf"{re.escape(name)}: expected the dtype of [\w\[\]]+, float32, got float64; convert one of them",
             ),
             (
                 rows[k][:, :2],
                 ValueError,
-                rf"{name}: expected rows of the width of \w+, d = 3, got d = 2; project both to one width",
+                rf"{re.escape(name)}: expected rows of the width of [\w\[\]]+, d = 3, got d = 2; project both to one width",
             ),
-            (rows[k].to("meta"), ValueError, rf"{name}: expected the device of \w+, cpu, got meta; move one of them"),
+            (
+                rows[k].to("meta"),
+                ValueError,
+                rf"{re.escape(name)}: expected the device of [\w\[\]]+, cpu, got meta; move one of them",
+            ),
         ):
             with pytest.raises(kind, match=f"^{message}$"):
                 given(bad)()

@@ -7,6 +7,7 @@ it gives the gradient. Names and arguments are those of fastcl.functional. Meant
     pairwise.py    the one equation, its masks, pair functions and reductions: fastcl.pair_reduce
     softmax.py     InfoNCE, CLIP, NT-Xent, MoCo, DCL, DHEL, SupCon, debiased and hard negatives, SigLIP
     kernels.py     alignment, uniformity, KCL, spectral, MINC and the alpha-divergences
+    multiview.py   MV-InfoNCE, MV-DHEL, and InfoNCE without a temperature
     fmicl.py       f-MICL: f', f* and f* o f' of each divergence, and the Donsker-Varadhan form
 """
 
@@ -23,6 +24,7 @@ from .kernels import (
     spread_out,
     uniformity,
 )
+from .multiview import mv_dhel, mv_info_nce, temperature_free_info_nce
 from .pairwise import pair_reduce, pair_total
 from .softmax import (
     clip,
@@ -56,6 +58,8 @@ __all__ = [
     "minc_value",
     "moco",
     "moco_v3",
+    "mv_dhel",
+    "mv_info_nce",
     "nt_xent",
     "pair_reduce",
     "pair_total",
@@ -65,5 +69,6 @@ __all__ = [
     "spectral",
     "spread_out",
     "sup_con",
+    "temperature_free_info_nce",
     "uniformity",
 ]

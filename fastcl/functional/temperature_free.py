@@ -1,0 +1,86 @@
+"""InfoNCE whose logits are log-odds of the cosine: nothing to tune, and gradients that vanish with alignment alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..batch import pair_reduce
+from ..distributed import Group, over_ranks
+from ..equation.arguments import PositiveReal
+from ..equation.pairs import Power
+from .energy import visits
+from .rows import (
+    check_reduction,
+    leading,
+    negatives_of_each,
+    plain_number,
+    reduced,
+    row_dot,
+    row_sqdist,
+    views,
+)
+
+
+@over_ranks
+def temperature_free_info_nce(
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: PositiveReal = 1e-6,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+    group: Group | None = None,
+    gradient: str = "ddp",
+    strategy: str = "auto",
+) -> Tensor:
+    """Temperature-free InfoNCE: the logit of a cosine s is 2 artanh(s) = log((1 + s) / (1 - s)), without a temperature.
+
+        L = mean_i log(1 + (1 - s_ii) / (1 + s_ii) sum_{j != i} (1 + s_ij) / (1 - s_ij))
+
+    The odds of a pair are 2 / (1 - s) - 1, so that one sum over pairs serves; a normalised positive's 1 - s is formed from
+    differences, and exact for aligned rows. 1 - s and 1 + s are taken as at least eps, with gradient 0 below.
+
+    Source: Kim & Kim 2025 (arXiv 2501.17683).
+
+    Args:
+        x: (n, d) floating, the anchors.
+        y: (m, d) with m >= n, dtype of x; y_i is the positive of x_i, rows beyond n are negatives only.
+        eps: the least 1 - s and 1 + s, a number > 0.
+        groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
+        normalize: whether to scale rows to unit length first; without, they have it already.
+        reduction: "mean", "sum" or "none" (n values).
+        backend: see fastcl.pair_reduce.
+        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
+        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+
+    Returns:
+        A scalar, or (n,) for "none"; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes or values that do not fit, or a mean over no rows.
+        TypeError: for unsupported or mixed dtypes.
+    """
+    check_reduction(reduction)
+    least = plain_number("eps", eps, positive=True)
+    x, y = views(x, y, normalize, same_rows=False)
+    n, m = x.shape[0], y.shape[0]
+    if m < n:
+        raise ValueError(f"y: expected at least one row for each row of x, {n}, got {m}; y_i is the positive of x_i")
+    mask = negatives_of_each(groups, x, y)
+    own = leading(y, n)
+    aligned = row_dot(x, own)
+    away = 1.0 - aligned
+    if normalize:  # rows of zeros have no length to be scaled to
+        short = (row_dot(x, x) < 0.5) | (row_dot(own, own) < 0.5)
+        away = torch.where(short, away, 0.5 * row_sqdist(x, own))
+    ratio = away.clamp(min=least) / (1.0 + aligned).clamp(min=least)
+    inverse = pair_reduce(
+        x, y, pair=Power(-1.0, least), reduce="sum", mask=mask, scale=-1.0, shift=1.0, backend=backend
+    )
+    assert isinstance(inverse, Tensor)
+    odds = (2.0 * inverse - visits(x, y, mask)).clamp(min=0.0)
+    return reduced(torch.log1p(ratio * odds), reduction, "temperature_free_info_nce")
