@@ -68,6 +68,11 @@ def mv_info_nce(
     Raises:
         ValueError: for fewer than two views, shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.functional.mv_info_nce(x, x, x, temperature=0.5)), 4)
+        0.4756
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
@@ -117,6 +122,11 @@ def mv_dhel(
     Raises:
         ValueError: for fewer than two views, shapes or values that do not fit, or fewer than 2 rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.functional.mv_dhel(x, x, x, temperature=0.5)), 4)
+        0.1972
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)

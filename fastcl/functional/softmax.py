@@ -179,6 +179,10 @@ def clip(
         torch.Size([256, 512])
         >>> round(float(fastcl.functional.clip(torch.eye(4), torch.eye(4), logit_scale=10.0)), 6)  # log(1 + 3 / e^10)
         0.000136
+        >>> captions = torch.eye(2).repeat_interleave(2, 0)  # two of each image
+        >>> listed = torch.tensor([0, 0, 1, 1]), torch.arange(4)
+        >>> round(float(fastcl.functional.clip(torch.eye(2), captions, logit_scale=10.0, positives=listed)), 4)
+        0.3466
     """
     check_reduction(reduction)
     a, eps = checks.positive_number("logit_scale", logit_scale), share("label_smoothing", label_smoothing)

@@ -63,6 +63,11 @@ def temperature_free_info_nce(
     Raises:
         ValueError: for shapes or values that do not fit, or a mean over no rows.
         TypeError: for unsupported or mixed dtypes.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(float(fastcl.functional.temperature_free_info_nce(x + 0.5 * x.roll(1, 1), x)), 4)
+        0.229
     """
     check_reduction(reduction)
     least = plain_number("eps", eps, positive=True)

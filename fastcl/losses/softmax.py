@@ -26,7 +26,14 @@ class InfoNCELoss(Objective, function=functional.info_nce):
 
 
 class TemperatureFreeInfoNCELoss(Objective, function=functional.temperature_free_info_nce):
-    """InfoNCE without a temperature. Call: loss(x, y, groups=None)."""
+    """InfoNCE without a temperature. Call: loss(x, y, groups=None).
+
+    Examples:
+        >>> loss = fastcl.losses.TemperatureFreeInfoNCELoss()
+        >>> x = torch.eye(4)
+        >>> round(loss(x + 0.5 * x.roll(1, 1), x).item(), 4)
+        0.229
+    """
 
     eps: float = 1e-6
 
