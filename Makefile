@@ -91,7 +91,7 @@ test-cuda-build:
 	@FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(CUDA_VENV)/bin/python -m pip install --verbose --no-build-isolation --no-deps \
 	    --force-reinstall . > build/cuda.log 2>&1 || { cat build/cuda.log; exit 1; }
 	@if grep -n "csrc/.*warning\|^ptxas.*warning" build/cuda.log; then echo "the CUDA kernels compile with warnings"; exit 1; fi
-	@$(CUDA_VENV)/bin/python -I tests/cuda/built.py $$(ls -d build/native-*+cu*)
+	@$(CUDA_VENV)/bin/python -I tests/cuda/built.py $$(ls -d build/cuda-*)
 
 # The CPU kernels with the address and undefined-behaviour sanitizers, in a copy of the tree; but for the tests that look at the
 # symbols of an ordinary build, and those of peak memory, which sanitizers fill with their own.
@@ -114,4 +114,4 @@ test-models: setup
 	    -n $(JOBS) tests/cpu/test_range.py tests/cpu/test_amx.py tests/cpu/test_extremes.py -k "not every_instruction_set" $(ARGS); done
 
 clean:
-	rm -rf $(STAMPS)/package build dist *.egg-info fastcl/_C.*.so fastcl/build_facts.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(STAMPS)/package build dist *.egg-info fastcl/libfastcl_*.so fastcl/build_facts.json .pytest_cache .mypy_cache .ruff_cache

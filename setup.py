@@ -1,10 +1,11 @@
-"""Builds fastcl._C: every C++ and CUDA source under csrc/, one ninja graph, one shared library.
+"""Builds fastcl's libraries of kernels from the sources under csrc/, each by one ninja graph.
 
-Where the sources lie says how they are compiled:
-    csrc/cpu/isa/*.cpp     once per instruction set (ISAS below), with -DFASTCL_ISA=<name> and its flags
-    csrc/cuda/*.{cu,cpp}   only where torch is a CUDA build and nvcc of the same major version is found
-    csrc/cuda/sm_90a/*.cu  for 9.0a alone, where 9.0 or 9.0a is built: instructions that no other architecture has
-    csrc/**/*.cpp          once, for the oldest processor of the platform
+    libfastcl_cpu.so    csrc/arguments.cpp, csrc/isa.cpp and csrc/cpu/**. It calls torch by the C functions of csrc/cpu/torch_abi.h
+                        alone, so that a build needs no torch, and one library serves torch 2.10 and later and any Python.
+        csrc/cpu/isa/*.cpp     once per instruction set (ISAS below), with -DFASTCL_ISA=<name> and its flags
+    libfastcl_cuda.so   csrc/arguments.cpp and csrc/cuda/**: only where torch is a CUDA build and nvcc of the same major version is
+                        found. It uses torch's C++ interface, and fits the torch that it was built against.
+        csrc/cuda/sm_90a/*.cu  for 9.0a alone, where 9.0 or 9.0a is built: instructions that no other architecture has
 
 What cannot be built is left out, and the package installs all the same on pure PyTorch: the reasons go
 into fastcl/build_facts.json, which `fastcl doctor` reads. A source that does not compile is an error.
@@ -25,7 +26,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import zlib
@@ -40,11 +40,20 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70.1 it was a part of the package wheel
+    try:
+        from wheel.bdist_wheel import bdist_wheel  # type: ignore[no-redef]
+    except ImportError:
+        bdist_wheel = None
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 FACTS = "build_facts.json"
+CPU, CUDA = "libfastcl_cpu.so", "libfastcl_cuda.so"
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
 DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"
 
@@ -128,7 +137,7 @@ class Compiler:
         """The compiler named by CXX, else the first of g++, clang++ and c++.
 
         Raises:
-            LeftOut: there is none, or it does not compile C++20 against Python's headers.
+            LeftOut: there is none, or it does not compile C++20.
         """
         if sys.platform == "win32":
             raise LeftOut("the kernels are not built on Windows", "use the Windows Subsystem for Linux")
@@ -143,12 +152,6 @@ class Compiler:
         compiler = cls(command, version, [*CXX_FLAGS, *extra])
         if complaint := compiler.complaint([], "#include <concepts>\n#include <vector>\n"):
             raise LeftOut(f"{command[0]} does not compile C++20: {complaint}", get_one)
-        if compiler.complaint([f"-I{sysconfig.get_path('include')}"], "#include <Python.h>\n"):
-            raise LeftOut("Python's headers (Python.h) were not found", f"apt install python3-dev; {REBUILD}")
-        # Compiled with OpenMP but not linked with it: the runtime is then the one that torch has loaded, so
-        # that torch.set_num_threads holds here too and no second pool of threads is started.
-        if compiler.complaint(["-fopenmp"], "#include <omp.h>\n") is None:
-            compiler.flags.append("-fopenmp")
         return compiler
 
     def complaint(self, flags: list[str], source: str) -> str | None:
@@ -265,8 +268,8 @@ class Graph:
         self.edges.append(f"build {target}: {rule} {path}\n  flags = {join(flags)}")
         self.objects.append(target)
 
-    def link(self, library: str) -> None:
-        self.edges.append(f"build {library}: link {' '.join(self.objects)}\ndefault {library}")
+    def link(self, library: str, after: str = "") -> None:
+        self.edges.append(f"build {library}: link {' '.join(self.objects)} | {after}\ndefault {library}")
 
     def run(self, ninja: list[str]) -> None:
         """Writes the file and runs ninja, which compiles only what has changed."""
@@ -292,42 +295,63 @@ def join(flags: Sequence[str]) -> str:
 
 
 class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of the command as it stands
-    """build_ext with torch imported only when something is to be compiled, and ninja doing the compiling."""
+    """build_ext with ninja doing the compiling, and torch imported only for the CUDA kernels."""
+
+    made: bool | None = None  # whether the last build made a library; None before one
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")[:-1], CPU))
 
     def build_extension(self, ext: Extension) -> None:
         began, before = time.perf_counter(), _of_children()
-        library = Path(self.get_ext_fullpath(ext.name)).resolve()
-        library.parent.mkdir(parents=True, exist_ok=True)
-        library.unlink(missing_ok=True)  # one left from an earlier build must not pass for this one's
+        folder = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        folder.mkdir(parents=True, exist_ok=True)
         facts: dict[str, Any] = {
             "fastcl": self.distribution.get_version(),
-            "torch": None,
-            "torch_cuda": None,
-            "python": sysconfig.get_config_var("SOABI"),
             "machine": platform.machine(),
             "compiler": None,
-            "nvcc": None,
             "cpu_isas": [],
+            "torch": None,  # this and what follows: of the CUDA kernels
+            "torch_cuda": None,
+            "nvcc": None,
             "cuda_archs": [],
+            "libraries": {},
             "left_out": {},
         }
-        if made := attempt("cpu", facts, lambda: compile_all(facts)):
-            shutil.copy2(made, library)
-            facts["library"] = fingerprint(library)
+        for name, part, compile_library in ((CPU, "cpu", compile_cpu), (CUDA, "cuda", compile_cuda)):
+            library = folder / name
+            library.unlink(missing_ok=True)  # one left from an earlier build must not pass for this one's
+            if made := attempt(part, facts, partial(compile_library, facts)):
+                shutil.copy2(made, library)
+                facts["libraries"][name] = fingerprint(library)
+        build_kernels.made = bool(facts["libraries"])
         facts["seconds"] = round(time.perf_counter() - began, 1)
         facts["compilers_seconds"] = round(_of_children() - before, 1)
-        (library.parent / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         report(facts)
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installs: the library and the facts beside the sources, and no library of before."""
+        """Editable installs: the libraries and the facts beside the sources, and no library of before."""
         build_py = self.get_finalized_command("build_py")
         for ext in self.extensions:
-            in_source, built = (Path(path) for path in self._get_inplace_equivalent(build_py, ext))
-            in_source.unlink(missing_ok=True)
-            for made in (built, built.with_name(FACTS)):
-                if made.exists():
-                    shutil.copy2(made, in_source.parent / made.name)
+            in_source, built = (Path(path).parent for path in self._get_inplace_equivalent(build_py, ext))
+            for name in (CPU, CUDA, FACTS):
+                (in_source / name).unlink(missing_ok=True)
+                if (built / name).exists():
+                    shutil.copy2(built / name, in_source / name)
+
+
+def wheel_command() -> dict[str, Any]:
+    """bdist_wheel with our tag: no library knows Python, and what has none runs anywhere."""
+    if bdist_wheel is None:
+        return {}
+
+    class wheel_of_kernels(bdist_wheel):  # noqa: N801 - as above
+        def get_tag(self) -> tuple[str, str, str]:
+            platform_tag: str = "any" if build_kernels.made is False else super().get_tag()[2]
+            return "py3", "none", platform_tag
+
+    return {"bdist_wheel": wheel_of_kernels}
 
 
 def fingerprint(path: Path) -> list[int]:
@@ -350,44 +374,86 @@ def import_torch() -> Any:
     return torch
 
 
-def compile_all(facts: dict[str, Any]) -> Path:
-    """Compiles and links every source that can be built here, and completes the facts.
+def compile_cpu(facts: dict[str, Any]) -> Path:
+    """Compiles and links the CPU kernels for every instruction set that the compiler takes, and adds to the facts.
 
     Raises:
-        LeftOut: there is no torch, no compiler or no ninja.
+        LeftOut: there is no compiler or no ninja.
     """
-    torch = import_torch()
-    facts |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
     compiler = Compiler.find()
     facts["compiler"] = compiler.version
     ninja = find_ninja()
-    if cuda := attempt("cuda", facts, lambda: Cuda.find(torch)):
-        facts |= {"nvcc": cuda.version, "cuda_archs": cuda.archs}
     isas = {"baseline": ISAS["baseline"]}
     for name in list(ISAS)[1:]:
         if isa := attempt(name, facts, partial(compiler.check, ISAS[name])):
             isas[name] = isa
     facts["cpu_isas"] = list(isas)
-    folder = ROOT / "build" / f"native-{torch.__version__}-{facts['python']}"
+    folder = ROOT / "build" / f"cpu-{facts['machine']}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_if_new(folder / "build_facts.h", facts_header(facts))
-
-    graph = Graph(folder, rules(compiler, cuda, [os.path.relpath(CSRC, folder), "."], torch.utils.cpp_extension))
-    for source in sorted(CSRC.rglob("*.cpp")):
-        place = source.relative_to(CSRC).parts
-        if place[:2] != ("cpu", "isa") and (cuda or place[0] != "cuda"):
-            graph.compile("cxx", source)
+    listed = " ".join(f"X({name})" for name in isas)
+    write_if_new(
+        folder / "isas.h",
+        f"// Written by setup.py at each build.\n#pragma once\n#define FASTCL_FOR_EACH_ISA(X) {listed}\n",
+    )
+    # A library without a symbol stands in for torch's: the loader finds by its name the one that torch has loaded, and the C
+    # functions in it. Threads are those of torch too, by one of these functions: nothing here is linked with an OpenMP.
+    write_if_new(folder / "stub.cpp", "")
+    csrc = os.path.relpath(CSRC, folder)
+    flags = [*compiler.flags, "-I.", f"-I{csrc}", "-include", f"{csrc}/cpu/glibc.h"]
+    linux = sys.platform != "darwin"
+    link = (
+        ["-shared", "-L.", "-Wl,--no-as-needed", "-ltorch_cpu"]
+        if linux
+        else ["-bundle", "-undefined", "dynamic_lookup"]
+    )
+    graph = Graph(folder, rules(compiler, flags, link))
+    for source in (CSRC / "arguments.cpp", CSRC / "isa.cpp", *sorted(CSRC.glob("cpu/*.cpp"))):
+        graph.compile("cxx", source)
     for name, isa in isas.items():
         for source in sorted(CSRC.glob("cpu/isa/*.cpp")):
             graph.compile("cxx", source, isa.compile_flags(name), name)
-    if cuda:
-        for source in sorted(CSRC.glob("cuda/*.cu")):
-            graph.compile("nvcc", source, cuda.arch_flags())
-        for source in sorted(CSRC.glob("cuda/sm_90a/*.cu")) if cuda.hopper_flags() else []:
-            graph.compile("nvcc", source, cuda.hopper_flags())
-    graph.link("_C.so")
+    if linux:
+        graph.rules.append(f"rule stub\n  command = {join(compiler.command)} -shared -Wl,-soname,$out -o $out $in")
+        graph.edges.append("build libtorch_cpu.so: stub stub.cpp")
+    graph.link(CPU, "libtorch_cpu.so" if linux else "")
     graph.run(ninja)
-    return folder / "_C.so"
+    return folder / CPU
+
+
+def compile_cuda(facts: dict[str, Any]) -> Path:
+    """Compiles and links the CUDA kernels and their schedules against the torch that is installed, and adds to the facts.
+
+    Raises:
+        LeftOut: there is no torch with CUDA, no nvcc for it, no compiler or no ninja.
+    """
+    torch = import_torch()
+    cuda = Cuda.find(torch)
+    compiler, ninja = Compiler.find(), find_ninja()
+    facts |= {
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "nvcc": cuda.version,
+        "cuda_archs": cuda.archs,
+    }
+    folder = ROOT / "build" / f"cuda-{torch.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
+    cpp_extension = torch.utils.cpp_extension
+    includes = [f"-I{os.path.relpath(CSRC, folder)}", *system(cuda.include_dirs())]
+    link = ["-shared", *(f"-L{path}" for path in cpp_extension.library_paths()), "-lc10", "-ltorch", "-ltorch_cpu"]
+    # The CUDA runtime and cuBLAS come in through torch's libraries: the copies that torch itself has loaded.
+    link += ["-Wl,--no-as-needed", "-lc10_cuda", "-ltorch_cuda"]
+    flags = [*compiler.flags, *includes, *system(cpp_extension.include_paths())]
+    nvcc = [cuda.nvcc, *NVCC_FLAGS, "-ccbin", compiler.command[0], *includes]
+    graph = Graph(folder, [*rules(compiler, flags, link), f"rule nvcc\n  command = {join(nvcc)} {COMPILING}"])
+    for source in (CSRC / "arguments.cpp", *sorted(CSRC.glob("cuda/**/*.cpp"))):
+        graph.compile("cxx", source)
+    for source in sorted(CSRC.glob("cuda/*.cu")):
+        graph.compile("nvcc", source, cuda.arch_flags())
+    for source in sorted(CSRC.glob("cuda/sm_90a/*.cu")) if cuda.hopper_flags() else []:
+        graph.compile("nvcc", source, cuda.hopper_flags())
+    graph.link(CUDA)
+    graph.run(ninja)
+    return folder / CUDA
 
 
 def system(folders: Sequence[str | Path]) -> list[str]:
@@ -395,33 +461,16 @@ def system(folders: Sequence[str | Path]) -> list[str]:
     return [part for folder in folders for part in ("-isystem", str(folder))]
 
 
-def rules(compiler: Compiler, cuda: Cuda | None, own: list[str], cpp_extension: Any) -> list[str]:
-    """ninja's three rules: a C++ object, a CUDA object, and the library."""
-    includes = [f"-I{path}" for path in own] + system(cuda.include_dirs() if cuda else [])
-    common = [f"-DFASTCL_WITH_CUDA={int(cuda is not None)}", "-DTORCH_EXTENSION_NAME=_C", *includes]
-    cxx = [*compiler.flags, *common, *system([*cpp_extension.include_paths(), sysconfig.get_path("include")])]
-    link = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-    link += [f"-L{path}" for path in cpp_extension.library_paths()]
-    link += ["-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
-    # The CUDA runtime and cuBLAS come in through torch's libraries: the copies that torch itself has loaded.
-    link += ["-Wl,--no-as-needed", "-lc10_cuda", "-ltorch_cuda"] if cuda else []
-    link += shlex.split(os.environ.get("LDFLAGS", ""))
-    compiling = "$flags -c $in -o $out -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc"
-    lines = [f"rule cxx\n  command = {join([*compiler.command, *cxx])} {compiling}"]
-    if cuda:
-        nvcc = [cuda.nvcc, *NVCC_FLAGS, "-ccbin", compiler.command[0], *includes]
-        lines += [f"rule nvcc\n  command = {join(nvcc)} {compiling}"]
-    return [*lines, f"rule link\n  command = {join(compiler.command)} $in -o $out {join(link)}"]
+COMPILING = "$flags -c $in -o $out -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc"
 
 
-def facts_header(facts: dict[str, Any]) -> str:
-    """The facts for the library itself, and the list of instruction sets for its table of kernels."""
-    isas = " ".join(f"X({name})" for name in facts["cpu_isas"])
-    return (
-        "// Written by setup.py at each build.\n#pragma once\n"
-        f"#define FASTCL_FOR_EACH_ISA(X) {isas}\n"
-        f'namespace fastcl {{ constexpr char build_facts[] = R"json({json.dumps(facts)})json"; }}\n'
-    )
+def rules(compiler: Compiler, flags: Sequence[str], link: Sequence[str]) -> list[str]:
+    """ninja's rules for a C++ object and the library."""
+    link = [*link, *shlex.split(os.environ.get("LDFLAGS", ""))]
+    return [
+        f"rule cxx\n  command = {join([*compiler.command, *flags])} {COMPILING}",
+        f"rule link\n  command = {join(compiler.command)} $in -o $out {join(link)}",
+    ]
 
 
 def write_if_new(path: Path, text: str) -> None:
@@ -459,7 +508,7 @@ if __name__ == "__main__":
         # triton_kernels/ lies beside csrc/, but its import name at the top level belongs to another package.
         packages=[*find_packages(include=["fastcl", "fastcl.*"]), "fastcl.triton_kernels"],
         package_dir={"fastcl.triton_kernels": "triton_kernels"},
-        ext_modules=[Extension("fastcl._C", sources=[], depends=sources, language="c++")],
-        cmdclass={"build_ext": build_kernels},
+        ext_modules=[Extension("fastcl.libfastcl_cpu", sources=[], depends=sources, language="c++")],
+        cmdclass={"build_ext": build_kernels, **wheel_command()},
         **{"license_expression" if setuptools_version() >= (77, 0) else "license": "MIT"},
     )

@@ -42,13 +42,13 @@ Result = dict[str, Any]
 
 
 def build(seconds: float, root: Path = ROOT) -> str:
-    """fastcl._C beside the sources: the one that was carried here where it opens, else built for this machine's torch."""
+    """The libraries beside the sources: the one that was carried here where it opens, else built for this machine's torch."""
     probe = [
         sys.executable,
         "-W",
         "ignore",
         "-c",
-        "from fastcl.backends import extension as e; print(e.library is not None, e.reason)",
+        "from fastcl.backends import extension as e; print(not e.reason and not e.cuda_reason, e.reason, e.cuda_reason)",
     ]
     link = root / "fastcl" / "triton_kernels"
     if not link.exists():

@@ -1,7 +1,6 @@
 #include "arguments.h"
 
 #include <initializer_list>
-#include <string>
 #include <utility>
 
 namespace fastcl {
@@ -12,58 +11,76 @@ E chosen(std::string_view argument, std::string_view value, std::initializer_lis
   std::string list;
   for (const auto& [name, e] : names) {
     if (name == value) return e;
-    list += (list.empty() ? "'" : ", '") + std::string(name) + "'";
+    list += text_of(list.empty() ? "'" : ", '", name, "'");
   }
-  TORCH_CHECK_VALUE(false, argument, ": expected one of ", list, ", got '", value, "'");
+  refuse_value(text_of(argument, ": expected one of ", list, ", got '", value, "'"));
 }
 
 int pair_index(std::string_view name) {
   for (int i = 0; i < pair_count; i++)
     if (name == pair_entries[i].name) return i;
-  TORCH_CHECK_VALUE(false, "pair: expected a pair function that was built in, got '", name,
-                    "'; run python -m fastcl.equation.codegen and build again");
+  refuse_value(text_of("pair: expected a pair function that was built in, got '", name,
+                       "'; run python -m fastcl.equation.codegen and build again"));
 }
 
-void check_device(std::string_view name, const Tensor& t, const Tensor& x) {
-  TORCH_CHECK_VALUE(t.device() == x.device(), name, ": expected a tensor on the device of x, ", x.device(), ", got one on ", t.device());
+constexpr std::string_view name_of(ScalarKind kind) {
+  return kind == ScalarKind::float64 ? "float64" : kind == ScalarKind::float32 ? "float32" : "int64";
 }
 
-void check_scalar(std::string_view name, const Tensor& t, const Tensor& x) {
-  TORCH_CHECK_VALUE(t.numel() == 1, name, ": expected one element, got shape ", t.sizes());
+void check_scalar(std::string_view name, const Described& t, const Described& x) {
+  int64_t count = 1;
+  for (int64_t k = 0; k < t.dim; k++) count *= t.sizes[k];
+  FASTCL_CHECK_VALUE(count == 1, name, ": expected one element, got shape ", t);
+  FASTCL_CHECK_TYPE(t.kind != ScalarKind::other && t.kind != ScalarKind::int64, name, ": expected a floating dtype, got ", t.dtype);
   check_device(name, t, x);
 }
 
-void check_vector(std::string_view name, const OptionalTensor& v, int64_t length, at::ScalarType dtype, const Tensor& x) {
-  if (!v) return;
-  TORCH_CHECK_VALUE(v->dim() == 1 && v->size(0) == length, name, ": expected shape (", length, ",), got ", v->sizes());
-  TORCH_CHECK_TYPE(v->scalar_type() == dtype, name, ": expected ", dtype, ", got ", v->scalar_type());
-  check_device(name, *v, x);
+// The dtype of r, c and everything scalar.
+ScalarKind accumulation(const Described& x) { return x.kind == ScalarKind::float64 ? ScalarKind::float64 : ScalarKind::float32; }
+
+void check_vector(std::string_view name, const Described& v, int64_t length, ScalarKind kind, const Described& x) {
+  if (!v.there) return;
+  FASTCL_CHECK_VALUE(v.dim == 1 && v.sizes[0] == length, name, ": expected shape (", length, ",), got ", v);
+  FASTCL_CHECK_TYPE(v.kind == kind, name, ": expected ", name_of(kind), ", got ", v.dtype);
+  check_device(name, v, x);
 }
 
 }  // namespace
 
+void append(std::string& text, const Described& t) {
+  text += "[";
+  for (int64_t k = 0; k < t.dim; k++) text += (k > 0 ? ", " : "") + std::to_string(t.sizes[k]);
+  text += "]";
+}
+
+void check_device(std::string_view name, const Described& t, const Described& x) {
+  FASTCL_CHECK_VALUE(t.device_type == x.device_type && t.device_index == x.device_index, name, ": expected a tensor on the device of x, ",
+                     x.device, ":", int64_t(x.device_index), ", got one on ", t.device, ":", int64_t(t.device_index));
+}
+
 void Arguments::check_tensors() const {
-  TORCH_CHECK_VALUE(x.dim() == 2, "x: expected a matrix (n, d), got shape ", x.sizes());
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf,
-                   "x: expected float64, float32, bfloat16 or float16, got ", dtype);
-  if (y) {
-    TORCH_CHECK_VALUE(y->dim() == 2 && y->size(1) == x.size(1), "y: expected a matrix (m, ", x.size(1), "), got shape ", y->sizes());
-    TORCH_CHECK_TYPE(y->scalar_type() == dtype, "y: expected the dtype of x, ", dtype, ", got ", y->scalar_type());
-    check_device("y", *y, x);
+  FASTCL_CHECK_VALUE(x.dim == 2, "x: expected a matrix (n, d), got shape ", x);
+  FASTCL_CHECK_TYPE(x.kind != ScalarKind::other && x.kind != ScalarKind::int64,
+                    "x: expected float64, float32, bfloat16 or float16, got ", x.dtype);
+  if (y.there) {
+    FASTCL_CHECK_VALUE(y.dim == 2 && y.sizes[1] == x.sizes[1], "y: expected a matrix (m, ", x.sizes[1], "), got shape ", y);
+    FASTCL_CHECK_TYPE(y.kind == x.kind, "y: expected the dtype of x, ", x.dtype, ", got ", y.dtype);
+    check_device("y", y, x);
   }
+  const int64_t n = x.sizes[0], m = y.there ? y.sizes[0] : n;
   check_scalar("scale", scale, x);
   check_scalar("shift", shift, x);
-  check_vector("bias_x", bias_x, n(), accumulation(), x);
-  check_vector("bias_y", bias_y, m(), accumulation(), x);
-  check_vector("group_x", group_x, n(), at::kLong, x);
-  check_vector("group_y", group_y, m(), at::kLong, x);
+  check_vector("bias_x", bias_x, n, accumulation(x), x);
+  check_vector("bias_y", bias_y, m, accumulation(x), x);
+  check_vector("group_x", group_x, n, ScalarKind::int64, x);
+  check_vector("group_y", group_y, m, ScalarKind::int64, x);
 }
 
 Choices Arguments::check() const {
   check_tensors();
-  TORCH_CHECK_VALUE(y || !(columns || bias_x || bias_y || group_y), "y: x with itself takes no columns, biases or second groups; pass y=x");
-  TORCH_CHECK_VALUE(y || row_offset == col_offset, "mask: x with itself needs equal offsets, got ", row_offset, " and ", col_offset);
+  FASTCL_CHECK_VALUE(y.there || !(columns || bias_x.there || bias_y.there || group_y.there),
+                     "y: x with itself takes no columns, biases or second groups; pass y=x");
+  FASTCL_CHECK_VALUE(y.there || row_offset == col_offset, "mask: x with itself needs equal offsets, got ", row_offset, " and ", col_offset);
   const Choices c{chosen<Operand>("operand", operand, {{"dot", Operand::dot}, {"sqdist", Operand::sqdist}}),
                   chosen<MaskKind>("mask", mask, {{"all", MaskKind::all},
                                                   {"off_diagonal", MaskKind::off_diagonal},
@@ -71,19 +88,20 @@ Choices Arguments::check() const {
                                                   {"within_groups", MaskKind::within_groups}}),
                   chosen<Reduction>("reduce", reduce, {{"sum", Reduction::sum}, {"logsumexp", Reduction::logsumexp}}), pair_index(pair)};
   if (c.mask == MaskKind::across_groups || c.mask == MaskKind::within_groups) {
-    TORCH_CHECK_VALUE(group_x, "mask: '", mask, "' needs group_x");
-    TORCH_CHECK_VALUE(group_y || n() == m(), "group_y: expected ", m(), " groups, got none");
+    const int64_t m = y.there ? y.sizes[0] : x.sizes[0];
+    FASTCL_CHECK_VALUE(group_x.there, "mask: '", mask, "' needs group_x");
+    FASTCL_CHECK_VALUE(group_y.there || x.sizes[0] == m, "group_y: expected ", m, " groups, got none");
   }
-  TORCH_CHECK_VALUE(c.reduce == Reduction::sum || pair == "identity", "pair: reduce='logsumexp' goes with 'identity' only, got '", pair, "'");
+  FASTCL_CHECK_VALUE(c.reduce == Reduction::sum || pair == "identity", "pair: reduce='logsumexp' goes with 'identity' only, got '", pair, "'");
   const int needed = pair_entries[c.pair].constants;
-  TORCH_CHECK_VALUE(int(constants.size()) >= needed && constants.size() <= 2, "constants: '", pair, "' needs ", needed, ", got ", constants.size());
+  FASTCL_CHECK_VALUE(int(constants) >= needed && constants <= 2, "constants: '", pair, "' needs ", int64_t(needed), ", got ", int64_t(constants));
   return c;
 }
 
 Outer outer_of(std::string_view name, Reduction reduce, bool has_positive) {
   const Outer outer = chosen<Outer>("outer", name, {{"sum", Outer::sum}, {"contrast", Outer::contrast}, {"pooled", Outer::pooled}});
-  TORCH_CHECK_VALUE(reduce == Reduction::logsumexp || outer == Outer::sum, "outer: 'contrast' and 'pooled' go with reduce='logsumexp' only");
-  TORCH_CHECK_VALUE(has_positive == (outer == Outer::contrast), "positive: expected a vector exactly for outer='contrast'");
+  FASTCL_CHECK_VALUE(reduce == Reduction::logsumexp || outer == Outer::sum, "outer: 'contrast' and 'pooled' go with reduce='logsumexp' only");
+  FASTCL_CHECK_VALUE(has_positive == (outer == Outer::contrast), "positive: expected a vector exactly for outer='contrast'");
   return outer;
 }
 

@@ -1,32 +1,29 @@
-// The op's flat arguments (fastcl/ops.py has the schema), as both compiled backends take them and check them.
-// ATen only: no CUDA header, and nothing here reads a tensor's values.
+// The op's flat arguments (fastcl/ops.py has the schema) as both compiled backends check them, before memory is touched.
+// No tensor and no torch header: each backend describes its own tensors (csrc/cpu/tensors.h, csrc/cuda/problem.h).
 #pragma once
 
-#include <ATen/ATen.h>
-
-#include <array>
-#include <optional>
+#include <cstddef>
+#include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "pair_reduce.h"
 
-// The parameters of an op's implementation, and the Arguments made of them.
-#define FASTCL_PROBLEM                                                                                                    \
-  const at::Tensor &x, const std::optional<at::Tensor>&y, const at::Tensor &scale, const at::Tensor &shift,               \
-      const std::optional<at::Tensor>&bias_x, const std::optional<at::Tensor>&bias_y,                                     \
-      const std::optional<at::Tensor>&group_x, const std::optional<at::Tensor>&group_y, int64_t row_offset,               \
-      int64_t col_offset, int64_t period, c10::string_view mask, c10::string_view operand, c10::string_view pair,         \
-      at::ArrayRef<double> constants, c10::string_view reduce, bool columns
-#define FASTCL_ARGUMENTS                                                                                              \
-  ::fastcl::Arguments {                                                                                               \
-    x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, period, mask, operand, pair, constants, \
-        reduce, columns                                                                                               \
-  }
-
 namespace fastcl {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+// The dtypes that an argument may have.
+enum class ScalarKind { float32, float64, bfloat16, float16, int64, other };
+
+// What a check needs to know of a tensor.
+struct Described {
+  bool there = false;
+  int64_t dim = 0;
+  const int64_t* sizes = nullptr;
+  ScalarKind kind = ScalarKind::other;
+  const char* dtype = "";     // its name, for messages
+  int device_type = 0, device_index = 0;
+  const char* device = "";
+};
 
 // What the names stand for.
 struct Choices {
@@ -37,23 +34,14 @@ struct Choices {
 };
 
 struct Arguments {
-  const Tensor& x;
-  const OptionalTensor& y;
-  const Tensor &scale, &shift;
-  const OptionalTensor &bias_x, &bias_y, &group_x, &group_y;
+  Described x, y, scale, shift, bias_x, bias_y, group_x, group_y;
   int64_t row_offset, col_offset, period;
   std::string_view mask, operand, pair;
-  at::ArrayRef<double> constants;
+  size_t constants;  // how many
   std::string_view reduce;
   bool columns;
 
-  bool in_double() const { return x.scalar_type() == at::kDouble; }
-  // The dtype of r, c and everything scalar.
-  at::ScalarType accumulation() const { return in_double() ? at::kDouble : at::kFloat; }
-  int64_t n() const { return x.size(0); }
-  int64_t m() const { return y ? y->size(0) : x.size(0); }
-
-  // Raises for what no kernel may be given, before any memory is touched.
+  // Raises for what no kernel may be given.
   Choices check() const;
 
  private:
@@ -63,11 +51,34 @@ struct Arguments {
 // Which of the six gradients to form.
 struct Wanted {
   bool x, y, scale, shift, bias_x, bias_y;
-  explicit Wanted(const std::array<bool, 6>& w) : x(w[0]), y(w[1]), scale(w[2]), shift(w[3]), bias_x(w[4]), bias_y(w[5]) {}
+  template <class Six>
+  explicit Wanted(const Six& w) : x(w[0]), y(w[1]), scale(w[2]), shift(w[3]), bias_x(w[4]), bias_y(w[5]) {}
   bool any() const { return x || y || scale || shift || bias_x || bias_y; }
 };
 
 // The outer function of a total form, checked against what it goes with.
 Outer outer_of(std::string_view name, Reduction reduce, bool has_positive);
+
+void check_device(std::string_view name, const Described& t, const Described& x);
+
+// ValueError and TypeError, in the way of the library that links this.
+[[noreturn]] void refuse_value(const std::string& message);
+[[noreturn]] void refuse_type(const std::string& message);
+
+// Words and numbers, one after the other.
+inline void append(std::string& text, std::string_view word) { text += word; }
+inline void append(std::string& text, int64_t number) { text += std::to_string(number); }
+void append(std::string& text, const Described& t);  // its shape
+template <class... Parts>
+std::string text_of(const Parts&... parts) {
+  std::string text;
+  (append(text, parts), ...);
+  return text;
+}
+
+#define FASTCL_CHECK_VALUE(condition, ...) \
+  if (!(condition)) ::fastcl::refuse_value(::fastcl::text_of(__VA_ARGS__))
+#define FASTCL_CHECK_TYPE(condition, ...) \
+  if (!(condition)) ::fastcl::refuse_type(::fastcl::text_of(__VA_ARGS__))
 
 }  // namespace fastcl

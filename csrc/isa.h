@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "build_facts.h"  // FASTCL_FOR_EACH_ISA(X): X(baseline) X(avx2) ..., those that were built, narrowest first
+#include "isas.h"  // FASTCL_FOR_EACH_ISA(X): X(baseline) X(avx2) ..., those that were built, narrowest first
 
 namespace fastcl {
 

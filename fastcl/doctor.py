@@ -10,7 +10,6 @@ import platform
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from types import ModuleType
 
 import torch
 from torch import distributed as dist
@@ -129,18 +128,20 @@ def built() -> Iterator[tuple[str, str]]:
     yield "in use", "yes" if library else f"no: {extension.reason}"
     if facts is None:
         return
-    yield "built for", f"torch {facts['torch']}, {facts['python']}"
-    yield "compiler", str(facts["compiler"]) + (f" and nvcc {facts['nvcc']}" if facts["nvcc"] else "")
+    oldest = ".".join(map(str, extension.OLDEST_TORCH))
+    yield "built for", f"{facts['machine']}, torch {oldest} and later, any Python"
+    yield "compiler", str(facts["compiler"])
     yield "instruction sets", ", ".join(facts["cpu_isas"]) or "none"
     if library:
         yield "usable here", ", ".join(library.usable_isas())
         yield "chosen", chosen_isa(library)
-    yield "CUDA kernels", ", ".join(facts["cuda_archs"]) or "none"
+    archs = ", ".join(facts["cuda_archs"])
+    yield "CUDA kernels", f"{archs} for torch {facts['torch']}, by nvcc {facts['nvcc']}" if archs else "none"
     for part, why in facts["left_out"].items():
         yield f"left out: {part}", f"{why['reason']}. To mend it: {why['remedy']}"
 
 
-def chosen_isa(library: ModuleType) -> str:
+def chosen_isa(library: extension.Library) -> str:
     """The instruction set of the CPU kernels, or what is wrong with the one that was asked for."""
     asked = os.environ.get("FASTCL_CPU_ISA")
     try:

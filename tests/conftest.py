@@ -1,9 +1,12 @@
-"""Every test runs with uninitialised memory poisoned: torch.empty gives NaN (or the largest integer)."""
+"""Every test runs with uninitialised memory poisoned: torch.empty gives NaN (or the largest integer), and so do csrc/cpu's own."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+os.environ["FASTCL_POISON"] = "1"  # csrc/cpu reads it at its first use of memory
 
 
 @pytest.fixture(autouse=True)

@@ -1,42 +1,119 @@
 #include "prepare.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <new>
 
 namespace fastcl::cpu {
 namespace {
 
 constexpr double log2_e = 1.4426950408889634074;
+constexpr int64_t block = 256;  // rows whose mean is one thread's
 
-// Rows that a kernel can read in place: of T, each row contiguous. No copy where they already are.
+// The one element of a tensor, in T.
 template <class T>
-Tensor readable(const Tensor& rows) {
-  const Tensor converted = rows.to(c10::CppTypeToScalarType<T>::value);
-  return converted.stride(1) == 1 || converted.size(1) <= 1 ? converted : converted.contiguous();
+double value_of(const Tensor& t) {
+  return with_type(t.kind(), [&](auto as) { return double(T(*t.data_as<decltype(as)>())); });
+}
+
+// A new matrix whose row i is what make(i, row) writes.
+template <class T, class Make>
+Rows<T> made(TorchHost& memory, int64_t count, int64_t d, const Make& make) {
+  auto* data = static_cast<T*>(memory.allocate(size_t(count * d) * sizeof(T)));
+  for_each_row(count, d, [&](int64_t i) { make(i, data + i * d); });
+  return {data, d, count, d};
+}
+
+// Rows that a kernel can read: in place where they are of T and each is contiguous.
+template <class T>
+Rows<T> readable(const Tensor& rows, TorchHost& memory) {
+  const int64_t count = rows.size(0), d = rows.size(1), step = rows.stride(1);
+  if (rows.kind() == kind_of<T> && (step == 1 || d <= 1)) return {rows.data_as<T>(), rows.stride(0), count, d};
+  return with_type(rows.kind(), [&](auto as) {
+    const auto* data = rows.data_as<decltype(as)>();
+    return made<T>(memory, count, d, [=, stride = rows.stride(0)](int64_t i, T* row) {
+      const auto* from = data + i * stride;
+      if (step == 1) for (int64_t k = 0; k < d; k++) row[k] = T(from[k]);
+      else for (int64_t k = 0; k < d; k++) row[k] = T(from[k * step]);
+    });
+  });
+}
+
+// The mean row, in double, block by block so that it does not depend on the number of threads.
+template <class T>
+std::vector<T> mean_of(const Rows<T>& rows) {
+  const int64_t blocks = (rows.count + block - 1) / block;
+  std::vector<double> sums(blocks * rows.d);
+  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * block; i < std::min(end * block, rows.count); i++)
+      for (int64_t k = 0; k < rows.d; k++) sums[i / block * rows.d + k] += double(rows[i][k]);
+  });
+  std::vector<T> mean(rows.d);
+  for (int64_t k = 0; k < rows.d; k++) {
+    double sum = 0;
+    for (int64_t b = 0; b < blocks; b++) sum += sums[b * rows.d + k];
+    mean[k] = T(sum / double(rows.count));
+  }
+  return mean;
 }
 
 }  // namespace
 
+Given::Given(Stack& s)
+    : x(s.tensor()), y(s.optional_tensor()), scale(s.tensor()), shift(s.tensor()), bias_x(s.optional_tensor()), bias_y(s.optional_tensor()),
+      group_x(s.optional_tensor()), group_y(s.optional_tensor()), row_offset(s.integer()), col_offset(s.integer()), period(s.integer()), mask(s.text()),
+      operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()) {}
+
+Choices Given::check() const {
+  return Arguments{x.describe(), describe(y), scale.describe(), shift.describe(), describe(bias_x), describe(bias_y), describe(group_x),
+                   describe(group_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns}
+      .check();
+}
+
 Host TorchHost::host() {
-  return Host{this, at::in_parallel_region() ? 1 : at::get_num_threads(),
+  return Host{this, thread_count(),
               [](void*, int tasks, void (*body)(void*, int), void* argument) {
-                at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+                parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
                   for (int64_t t = begin; t < end; t++) body(argument, int(t));
                 });
               },
               [](void* self, size_t bytes) { return static_cast<TorchHost*>(self)->allocate(bytes); }};
 }
 
+TorchHost::Kept& TorchHost::kept() {
+  thread_local Kept kept;
+  return kept;
+}
+
+TorchHost::TorchHost() {
+  Kept& k = kept();
+  if (k.lent) return;
+  if (!k.memory) k.memory.reset(std::aligned_alloc(64, kept_bytes));
+  rest_ = static_cast<char*>(k.memory.get());
+  rest_bytes_ = rest_ == nullptr ? 0 : kept_bytes;
+  borrows_ = k.lent = true;
+}
+
+TorchHost::~TorchHost() {
+  if (borrows_) kept().lent = false;
+}
+
 void* TorchHost::allocate(size_t bytes) {
-  memory_.push_back(at::empty({int64_t(std::max<size_t>(bytes, 64))}, at::kByte));
-  return memory_.back().data_ptr();
+  constexpr size_t line = 64;
+  bytes = (std::max(bytes, line) + line - 1) / line * line;
+  void* memory = rest_;
+  if (bytes <= rest_bytes_) {
+    rest_ += bytes, rest_bytes_ -= bytes;
+  } else {
+    memory = memory_.emplace_back(std::aligned_alloc(line, bytes)).get();
+    if (memory == nullptr) throw std::bad_alloc();
+  }
+  return poisoned() ? std::memset(memory, 0xff, bytes) : memory;
 }
 
 template <class T>
-Prepared<T>::Prepared(const Arguments& a) {
+Prepared<T>::Prepared(const Given& a) {
   const Choices choices = a.check();
   task.self = !a.y;
   task.operand = choices.operand;
@@ -49,27 +126,32 @@ Prepared<T>::Prepared(const Arguments& a) {
   task.period = a.period;
   task.d = a.x.size(1);
 
-  x = readable<T>(a.x);
-  y = task.self ? x : readable<T>(*a.y);
-  if (task.operand == Operand::sqdist && y.size(0) > 0) {
+  x = readable<T>(a.x, memory);
+  y = task.self ? x : readable<T>(*a.y, memory);
+  if (task.operand == Operand::sqdist && y.count > 0) {
     // |x|^2 + |y|^2 - 2 <x, y> cancels for a cloud far from the origin; about a point in its midst it does not.
-    const Tensor centre = y.mean(0, false, at::kDouble).to(y.scalar_type());
-    x = x - centre;
-    y = task.self ? x : y - centre;
+    const std::vector<T> centre = mean_of(y);
+    auto centred = [&](const Rows<T>& rows) {
+      return made<T>(memory, rows.count, rows.d, [&](int64_t i, T* row) {
+        for (int64_t k = 0; k < rows.d; k++) row[k] = rows[i][k] - centre[k];
+      });
+    };
+    x = centred(x);
+    y = task.self ? x : centred(y);
   }
   // The 11 bits of a float16 are two bfloat16; centred rows are floats.
-  const auto given = a.x.scalar_type();
-  const int parts = task.operand == Operand::sqdist ? 3 : given == at::kBFloat16 ? 1 : given == at::kHalf ? 2 : 3;
+  const ScalarKind given = a.x.kind();
+  const int parts = task.operand == Operand::sqdist ? 3 : given == ScalarKind::bfloat16 ? 1 : given == ScalarKind::float16 ? 2 : 3;
   task.x.parts = task.y.parts = parts;
-  scale = a.scale.item<T>();
+  scale = value_of<T>(a.scale);
   prepare_sides();
   if (largest_u() > Range<T>::largest_u) shorten();
   set_units(a);
   if (task.mask == MaskKind::across_groups || task.mask == MaskKind::within_groups) {
     auto groups_of = [&](const Tensor& group) {
       auto* groups = memory.vector<int64_t>(group.size(0));
-      const Tensor contiguous = group.contiguous();
-      std::copy_n(contiguous.const_data_ptr<int64_t>(), group.size(0), groups);
+      const auto* given = group.data_as<int64_t>();
+      for (int64_t i = 0; i < group.size(0); i++) groups[i] = given[i * group.stride(0)];
       return groups;
     };
     task.x.group = groups_of(*a.group_x);
@@ -92,10 +174,10 @@ void Prepared<T>::prepare_sides() {
 }
 
 template <class T>
-void Prepared<T>::prepare_side(Side<T>& side, const Tensor& rows) {
-  side.rows = rows.const_data_ptr<T>();
-  side.row_stride = rows.stride(0);
-  side.count = rows.size(0);
+void Prepared<T>::prepare_side(Side<T>& side, const Rows<T>& rows) {
+  side.rows = rows.data;
+  side.row_stride = rows.stride;
+  side.count = rows.count;
   // Nothing weighs: 0 times an exponential that is 0 for every z.
   side.weight = memory.vector<T>(side.count);
   T* reference = memory.vector<T>(side.count);
@@ -120,27 +202,38 @@ double Prepared<T>::largest_u() const {
 // Divides the rows by powers of two so that u does not overflow. The scale takes them back, as far as it can: beyond, z overflows.
 template <class T>
 void Prepared<T>::shorten() {
-  auto length = [&](const Tensor& rows) { return rows.numel() ? rows.abs().amax().template item<double>() * std::sqrt(double(task.d)) : 0.0; };
+  auto length = [&](const Rows<T>& rows) {
+    double largest = 0;  // NaN stays, as above
+    for (int64_t i = 0; i < rows.count; i++)
+      for (int64_t k = 0; k < rows.d; k++)
+        if (const double e = std::abs(double(rows[i][k])); !(e <= largest) && !std::isnan(largest)) largest = e;
+    return largest * std::sqrt(double(task.d));
+  };
   longest_x_ = length(x), longest_y_ = task.self ? longest_x_ : length(y);
   const double excess = std::ceil(std::log2(largest_u() / Range<T>::largest_u));
   const double room = std::floor(std::log2(Range<T>::largest_z / std::abs(scale)));
   if (const double power = std::fmin(excess, room); std::isfinite(excess) && power > 0) {
     const bool alike = task.self || task.operand == Operand::sqdist;
     x_unit = std::exp2(std::ceil(power / 2)), y_unit = alike ? x_unit : std::exp2(std::floor(power / 2));
-    x = x * (1 / x_unit), y = task.self ? x : y * (1 / y_unit);
+    auto divided = [&](const Rows<T>& rows, T by) {
+      return made<T>(memory, rows.count, rows.d, [&](int64_t i, T* row) {
+        for (int64_t k = 0; k < rows.d; k++) row[k] = rows[i][k] * by;
+      });
+    };
+    x = divided(x, T(1 / x_unit)), y = task.self ? x : divided(y, T(1 / y_unit));
   }
   prepare_sides();
 }
 
 // What each row brings to z, in the given unit; the largest of them, infinite ones left out: they are padding.
 template <class T>
-double Prepared<T>::set_terms(Side<T>& side, const std::optional<Tensor>& bias, double shift, double unit) {
+double Prepared<T>::set_terms(Side<T>& side, const OptionalTensor& bias, double shift, double unit) {
   T* term = memory.vector<T>(side.count);
-  const Tensor contiguous = bias ? bias->contiguous() : Tensor();
-  const T* b = bias ? contiguous.const_data_ptr<T>() : nullptr;
+  const T* b = bias ? bias->data_as<T>() : nullptr;
+  const int64_t step = bias ? bias->stride(0) : 0;
   double largest = 0;
   for (int64_t i = 0; i < side.count; i++) {
-    const double exact = (shift + (b ? double(b[i]) : 0.0)) * unit;
+    const double exact = (shift + (b ? double(b[i * step]) : 0.0)) * unit;
     term[i] = T(exact);
     if (std::isfinite(exact)) largest = std::fmax(largest, std::abs(exact));
   }
@@ -150,13 +243,14 @@ double Prepared<T>::set_terms(Side<T>& side, const std::optional<Tensor>& bias, 
 
 // z's unit, and the largest z that there can be.
 template <class T>
-void Prepared<T>::set_units(const Arguments& a) {
-  const double shift = a.shift.item<T>(), u = largest_u(), whole_scale = scale * x_unit * y_unit;
+void Prepared<T>::set_units(const Given& a) {
+  const double shift = value_of<T>(a.shift), u = largest_u(), whole_scale = scale * x_unit * y_unit;
   const bool logarithmic = task.reduce == Reduction::logsumexp;
+  const OptionalTensor none;
   auto set = [&](double unit) {
     task.scale = T(whole_scale * unit);
     const double x_terms = set_terms(task.x, a.bias_x, shift, unit);
-    return x_terms + set_terms(task.y, task.self ? std::nullopt : a.bias_y, 0, unit);  // in x with itself the shift counts once
+    return x_terms + set_terms(task.y, task.self ? none : a.bias_y, 0, unit);  // in x with itself the shift counts once
   };
   const double terms = set(logarithmic ? log2_e : 1);
   if (!logarithmic) return;
@@ -203,13 +297,13 @@ void Prepared<T>::forget_values() {
 
 template <class T>
 void Prepared<T>::want_gradients(const Wanted& wanted, bool weight_sums) {
-  auto zeros = [&](const Side<T>& side) { return at::zeros({side.count, task.d}, x.options()); };
+  auto product = [&](const Side<T>& side, OptionalTensor& into) {
+    into = zeros({side.count, task.d}, kind_of<T>);
+    return into->template mutable_data_as<T>();
+  };
   // da needs one of the two products.
-  if (wanted.x || (wanted.scale && !wanted.y)) x_product = zeros(task.x);
-  if (task.self) y_product = x_product;
-  else if (wanted.y) y_product = zeros(task.y);
-  task.x.product = x_product.defined() ? x_product.mutable_data_ptr<T>() : nullptr;
-  task.y.product = y_product.defined() ? y_product.mutable_data_ptr<T>() : nullptr;
+  task.x.product = wanted.x || (wanted.scale && !wanted.y) ? product(task.x, x_product) : nullptr;
+  task.y.product = task.self ? task.x.product : wanted.y ? product(task.y, y_product) : nullptr;
   if (weight_sums) {
     task.x.weight_sum = memory.vector<double>(task.x.count);
     task.y.weight_sum = task.self ? task.x.weight_sum : memory.vector<double>(task.y.count);

@@ -1,19 +1,56 @@
 // From the op's tensors to what the kernels read: O(n d) work, once for each call.
 #pragma once
 
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
-#include "../arguments.h"
 #include "kernels.h"
 #include "range.h"
+#include "tensors.h"
 
 namespace fastcl::cpu {
 
-// torch's intra-op threads and torch's allocator, as the kernels see them. Memory lives as long as this object.
+// The op's arguments: its tensors, and what is checked of them.
+struct Given {
+  Tensor x;
+  OptionalTensor y;
+  Tensor scale, shift;
+  OptionalTensor bias_x, bias_y, group_x, group_y;
+  int64_t row_offset, col_offset, period;
+  std::string mask, operand, pair;
+  std::vector<double> constants;
+  std::string reduce;
+  bool columns;
+
+  explicit Given(Stack& stack);  // PROBLEM of fastcl/equation/problem.py
+  bool in_double() const { return x.kind() == ScalarKind::float64; }
+  Choices check() const;
+};
+
+// torch's intra-op threads, and memory, as the kernels see them. Memory lives as long as this object.
 class TorchHost {
-  std::vector<Tensor> memory_;
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  // What a small call needs comes from memory that the calling thread keeps: given back, the system would take its pages away, and
+  // for 128 rows to touch them anew took a tenth of a call.
+  static constexpr size_t kept_bytes = size_t(1) << 21;
+  struct Kept {
+    std::unique_ptr<void, Free> memory;
+    bool lent = false;
+  };
+  static Kept& kept();
+
+  std::vector<std::unique_ptr<void, Free>> memory_;
+  char* rest_ = nullptr;  // of what was lent
+  size_t rest_bytes_ = 0;
+  bool borrows_ = false;
 
  public:
+  TorchHost();
+  ~TorchHost();
+  TorchHost(const TorchHost&) = delete;
   Host host();
   void* allocate(size_t bytes);
   // Elements [0, count) for use and `slack` more that may be read, all zero.
@@ -25,15 +62,24 @@ class TorchHost {
   }
 };
 
+// A matrix in T, each row contiguous, in torch's memory or the host's.
+template <class T>
+struct Rows {
+  const T* data = nullptr;
+  int64_t stride = 0, count = 0, d = 0;
+  const T* operator[](int64_t i) const { return data + i * stride; }
+};
+
 // Both sides in T, with everything that z needs; sums and gradients are asked for on top.
 template <class T>
 class Prepared {
  public:
-  explicit Prepared(const Arguments& a);
+  explicit Prepared(const Given& a);
 
   Task<T> task;
   TorchHost memory;
-  Tensor x, y;      // rows as the kernels read them: in T, centred for sqdist, times a power of two where they are very long
+  // Rows as the kernels read them: in T, centred for sqdist, times a power of two where they are very long.
+  Rows<T> x, y;
   double scale;     // a
   double x_unit = 1, y_unit = 1;  // what the rows were divided by
 
@@ -50,15 +96,15 @@ class Prepared {
   void sweep(Step step) { kernels_->sweep(task, step, memory.host()); }
   bool strip(const RowWeights& weights) { return kernels_->strip(task, weights, memory.host()); }
 
-  Tensor x_product, y_product;
+  OptionalTensor x_product, y_product;
 
  private:
   void prepare_sides();
-  void prepare_side(Side<T>& side, const Tensor& rows);
+  void prepare_side(Side<T>& side, const Rows<T>& rows);
   void shorten();
   double largest_u() const;
-  double set_terms(Side<T>& side, const std::optional<Tensor>& bias, double shift, double unit);
-  void set_units(const Arguments& a);
+  double set_terms(Side<T>& side, const OptionalTensor& bias, double shift, double unit);
+  void set_units(const Given& a);
   const Kernels<T>* kernels_ = &kernels<T>();
   double bound_ = 0;
   double longest_x_ = 0, longest_y_ = 0;  // the largest norms

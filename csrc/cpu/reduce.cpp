@@ -1,7 +1,5 @@
 #include "reduce.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 
 namespace fastcl::cpu {
@@ -18,7 +16,7 @@ template <class T>
 double inner(const Side<T>& side, const T* product, int64_t d) {
   constexpr int64_t block = 64;
   std::vector<double> sums((side.count + block - 1) / block);
-  at::parallel_for(0, int64_t(sums.size()), 8, [&](int64_t begin, int64_t end) {
+  parallel_for(int64_t(sums.size()), 8, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++)
       for (int64_t i = b * block; i < std::min((b + 1) * block, side.count); i++)
         for (int64_t k = 0; k < d; k++) sums[b] += double(side.rows[i * side.row_stride + k]) * double(product[i * d + k]);
@@ -37,28 +35,33 @@ double sum_of(const double* v, const T* factor, int64_t count) {
 
 template <class T>
 Tensor tensor_of(const double* v, int64_t count, double factor) {
-  Tensor out = at::empty({count}, c10::CppTypeToScalarType<T>::value);
-  T* o = out.mutable_data_ptr<T>();
+  Tensor out = empty({count}, kind_of<T>);
+  T* o = out.mutable_data_as<T>();
   for (int64_t i = 0; i < count; i++) o[i] = T(v[i] * factor);
   return out;
 }
 
 // dx = a W Y, or -2a (W Y - diag(W 1) X); in double, so that no factor leaves the range on its way.
+// dx = a W Y, or -2a (W Y - diag(W 1) X), rounded to T and then to the rows' dtype; in double, so that no factor leaves the range on
+// its way.
 template <class T>
-Tensor gradient_of(const Prepared<T>& p, const Side<T>& side, Tensor& product, double factor, at::ScalarType dtype) {
+Tensor gradient_of(const Prepared<T>& p, const Side<T>& side, OptionalTensor& product, double factor, ScalarKind kind) {
   const bool sqdist = p.task.operand == Operand::sqdist;
   const int64_t d = p.task.d;
   const double slope = sqdist ? -2 * factor * p.scale : factor * p.scale;
-  T* out = product.mutable_data_ptr<T>();
-  at::parallel_for(0, side.count, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, d)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      T* o = out + i * d;
-      const T* row = side.rows + i * side.row_stride;
-      if (sqdist) for (int64_t k = 0; k < d; k++) o[k] = T(slope * (double(o[k]) - side.weight_sum[i] * double(row[k])));
-      else for (int64_t k = 0; k < d; k++) o[k] = T(slope * double(o[k]));
-    }
+  const T* sums = product->template data_as<T>();
+  Tensor out = kind == kind_of<T> ? std::move(*product) : empty({side.count, d}, kind);
+  with_type(kind, [&](auto as) {
+    using U = decltype(as);
+    U* all = out.mutable_data_as<U>();
+    for_each_row(side.count, d, [&](int64_t i) {
+      U* o = all + i * d;
+      const T *s = sums + i * d, *row = side.rows + i * side.row_stride;
+      if (sqdist) for (int64_t k = 0; k < d; k++) o[k] = U(T(slope * (double(s[k]) - side.weight_sum[i] * double(row[k]))));
+      else for (int64_t k = 0; k < d; k++) o[k] = U(T(slope * double(s[k])));
+    });
   });
-  return product.to(dtype);
+  return out;
 }
 
 }  // namespace
@@ -130,55 +133,75 @@ Step set_weights(Prepared<T>& p, const Normalisers& x, const double* g, const No
 }
 
 template <class T>
-std::array<Tensor, 6> finish(Prepared<T>& p, const Wanted& wanted, double factor, at::ScalarType dtype) {
+Six finish(Prepared<T>& p, const Wanted& wanted, double factor, ScalarKind kind) {
   const Side<T>&x = p.task.x, &y = p.task.y;
-  const Tensor absent = at::empty({0}, p.x.options());
+  const Tensor absent = empty({0}, kind_of<T>);
   // In x with itself w_ij holds both orders of a pair, and each pair comes twice.
   const double once = p.task.self ? 0.5 * factor : factor;
-  std::array<Tensor, 6> out;
-  out.fill(absent);
-  if (wanted.scale) {
+  auto scale = [&] {
     // No pair, no product: the pointers of empty tensors are null, which below means another thing.
     const bool none = x.count == 0 || y.count == 0;
     double u = none ? 0 : x.product ? inner(x, x.product, p.task.d) : inner(y, y.product, p.task.d);
     if (p.task.operand == Operand::sqdist)
       u = sum_of(x.weight_sum, x.norm, x.count) + sum_of(y.weight_sum, y.norm, y.count) - 2 * u;
-    out[2] = scalar<T>(once * u * p.x_unit * p.y_unit);
-  }
-  if (wanted.shift) out[3] = scalar<T>(once * sum_of<T>(x.weight_sum, nullptr, x.count));
-  if (wanted.bias_x) out[4] = tensor_of<T>(x.weight_sum, x.count, factor);
-  if (wanted.bias_y) out[5] = tensor_of<T>(y.weight_sum, y.count, factor);
-  if (wanted.x) out[0] = gradient_of(p, x, p.x_product, factor * p.y_unit, dtype);
-  if (wanted.y) out[1] = gradient_of(p, y, p.y_product, factor * p.x_unit, dtype);
-  return out;
+    return scalar<T>(once * u * p.x_unit * p.y_unit);
+  };
+  // The scale's first: it reads the products, which the others replace.
+  Tensor of_scale = wanted.scale ? scale() : absent.again();
+  return {wanted.x ? gradient_of(p, x, p.x_product, factor * p.y_unit, kind) : absent.again(),
+          wanted.y ? gradient_of(p, y, p.y_product, factor * p.x_unit, kind) : absent.again(), std::move(of_scale),
+          wanted.shift ? scalar<T>(once * sum_of<T>(x.weight_sum, nullptr, x.count)) : absent.again(),
+          wanted.bias_x ? tensor_of<T>(x.weight_sum, x.count, factor) : absent.again(),
+          wanted.bias_y ? tensor_of<T>(y.weight_sum, y.count, factor) : absent.again()};
+}
+
+template <class T>
+const T* vector_of(const char* name, const Tensor& v, int64_t count, const Given& a, TorchHost& memory) {
+  FASTCL_CHECK_VALUE(v.dim() == 1 && v.size(0) == count, name, ": expected shape (", count, ",), got ", v.describe());
+  FASTCL_CHECK_TYPE(v.kind() != ScalarKind::other && v.kind() != ScalarKind::int64, name, ": expected a floating dtype, got ", v.describe().dtype);
+  check_device(name, v.describe(), a.x.describe());
+  T* copy = memory.vector<T>(count);
+  with_type(v.kind(), [&](auto as) {
+    const auto* given = v.data_as<decltype(as)>();
+    for (int64_t i = 0; i < count; i++) copy[i] = T(given[i * v.stride(0)]);
+  });
+  return copy;
 }
 
 namespace {
 
 template <class T>
-std::tuple<Tensor, Tensor> rows_of(const Arguments& a) {
+void rows_of(const Given& a, Stack results) {
   Prepared<T> p(a);
   reduce_all(p, a.columns);
-  auto results = [&](const Side<T>& side, int64_t count) {
-    Tensor r = at::empty({count}, p.x.options());
-    for (int64_t i = 0; i < count; i++) r.mutable_data_ptr<T>()[i] = T(reduced(p, side, i));
-    return r;
+  auto put = [&](const Side<T>& side, int64_t count) {
+    Tensor r = empty({count}, kind_of<T>);
+    T* values = r.mutable_data_as<T>();
+    for (int64_t i = 0; i < count; i++) values[i] = T(reduced(p, side, i));
+    results.put(std::move(r));
   };
-  return {results(p.task.x, p.task.x.count), results(p.task.y, a.columns ? p.task.y.count : 0)};
+  put(p.task.x, p.task.x.count);
+  put(p.task.y, a.columns ? p.task.y.count : 0);
 }
+
+// r, c, g or h.
+template <class T>
+struct Vector {
+  const T* data;
+  int64_t count;
+};
 
 // Whether exp(z - r) can be formed of r itself: beyond, its rounding would show.
 template <class T>
-bool is_exact(const Tensor& r) {
-  const T* v = r.const_data_ptr<T>();
-  return std::all_of(v, v + r.numel(), [](T ri) { return ri == -INFINITY || std::abs(ri) <= Range<T>::exact_r; });
+bool is_exact(const Vector<T>& r) {
+  return std::all_of(r.data, r.data + r.count, [](T ri) { return ri == -INFINITY || std::abs(ri) <= Range<T>::exact_r; });
 }
 
 template <class T>
-Normalisers normalisers_of(const Tensor& r) {
-  Normalisers all(r.numel());
+Normalisers normalisers_of(const Vector<T>& r) {
+  Normalisers all(r.count);
   for (size_t i = 0; i < all.size(); i++) {
-    const double log2_r = double(r.const_data_ptr<T>()[i]) * log2_e, reference = std::floor(log2_r);
+    const double log2_r = double(r.data[i]) * log2_e, reference = std::floor(log2_r);
     all[i] = log2_r == -INFINITY ? Normaliser{0, 0} : Normaliser{reference, std::exp2(reference - log2_r)};
   }
   return all;
@@ -187,10 +210,10 @@ Normalisers normalisers_of(const Tensor& r) {
 // From the values of these pairs alone, which may be few of those in r: exp(z - r) = exp(z - own) exp(own - r). What r's rounding
 // explains of own - r is no difference.
 template <class T>
-Normalisers normalisers_of(const Prepared<T>& p, const Side<T>& side, const Tensor& r) {
+Normalisers normalisers_of(const Prepared<T>& p, const Side<T>& side, const Vector<T>& r) {
   Normalisers all = normalisers_of(p, side);
   for (size_t i = 0; i < all.size(); i++) {
-    const T ri = r.const_data_ptr<T>()[i];
+    const T ri = r.data[i];
     const double own = reduced(p, side, i), difference = own - double(ri);
     if (all[i].factor != 0 && T(own) != ri && !(std::abs(difference) <= Range<T>::epsilon * std::abs(double(ri)))) all[i].factor *= std::exp(difference);
   }
@@ -198,57 +221,54 @@ Normalisers normalisers_of(const Prepared<T>& p, const Side<T>& side, const Tens
 }
 
 template <class T>
-std::array<Tensor, 6> gradients_of(const Arguments& a, const Tensor& r_, const Tensor& c_, const Tensor& g_, const Tensor& h_, const Wanted& wanted) {
+void gradients_of(const Given& a, const std::array<Tensor, 4>& given, const Wanted& wanted, Stack results) {
   Prepared<T> p(a);
-  const auto dtype = c10::CppTypeToScalarType<T>::value;
-  auto vector = [&](const char* name, const Tensor& v, int64_t count) {
-    TORCH_CHECK_VALUE(v.dim() == 1 && v.size(0) == count, name, ": expected shape (", count, ",), got ", v.sizes());
-    return v.to(dtype).contiguous();
-  };
   const int64_t n = p.task.x.count, m = a.columns ? p.task.y.count : 0;
-  const Tensor r = vector("r", r_, n), c = vector("c", c_, m), g = vector("g", g_, n), h = vector("h", h_, m);
+  auto vector = [&](const char* name, const Tensor& v, int64_t count) { return Vector<T>{vector_of<T>(name, v, count, a, p.memory), count}; };
+  const Vector<T> r = vector("r", given[0], n), c = vector("c", given[1], m), g = vector("g", given[2], n), h = vector("h", given[3], m);
   Step step = Step::weigh;
   if (p.task.reduce == Reduction::sum) {
-    auto set = [&](Side<T>& side, const Tensor& g) {
-      T* weight = p.memory.template vector<T>(side.count);
-      std::copy_n(g.const_data_ptr<T>(), g.numel(), weight);
-      side.weight = weight;
-    };
-    set(p.task.x, g);
+    p.task.x.weight = g.data;
     if (p.task.self) p.task.y.weight = p.task.x.weight;
-    else if (m) set(p.task.y, h);
+    else if (m) p.task.y.weight = h.data;
   } else {
-    const Tensor exact_g = g.to(at::kDouble), exact_h = h.to(at::kDouble);
-    const double *gs = exact_g.const_data_ptr<double>(), *hs = exact_h.const_data_ptr<double>();
-    if (is_exact<T>(r) && is_exact<T>(c)) {
-      step = set_weights(p, normalisers_of<T>(r), gs, normalisers_of<T>(c), hs);
+    const std::vector<double> gs(g.data, g.data + n), hs(h.data, h.data + m);
+    if (is_exact(r) && is_exact(c)) {
+      step = set_weights(p, normalisers_of(r), gs.data(), normalisers_of(c), hs.data());
     } else {
       reduce_all(p, a.columns, false);
       const Normalisers of_x = normalisers_of(p, p.task.x, r);
-      step = set_weights(p, of_x, gs, m ? normalisers_of(p, p.task.y, c) : Normalisers(), hs);
+      step = set_weights(p, of_x, gs.data(), m ? normalisers_of(p, p.task.y, c) : Normalisers(), hs.data());
       p.forget_values();
     }
   }
   p.want_gradients(wanted, needs_weight_sums(wanted, p.task.operand));
   if (wanted.any()) p.sweep(step);
-  return finish(p, wanted, 1, a.x.scalar_type());
+  for (Tensor& t : finish(p, wanted, 1, a.x.kind())) results.put(std::move(t));
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> kernel_rows(const Arguments& a) {
-  return a.in_double() ? rows_of<double>(a) : rows_of<float>(a);
+void kernel_rows(Stack stack) {
+  const Stack results = stack;
+  const Given a(stack);
+  a.in_double() ? rows_of<double>(a, results) : rows_of<float>(a, results);
 }
 
-std::array<Tensor, 6> kernel_gradients(const Arguments& a, const Tensor& r, const Tensor& c, const Tensor& g, const Tensor& h, const Wanted& wanted) {
-  return a.in_double() ? gradients_of<double>(a, r, c, g, h, wanted) : gradients_of<float>(a, r, c, g, h, wanted);
+void kernel_gradients(Stack stack) {
+  const Stack results = stack;
+  const Given a(stack);
+  const std::array<Tensor, 4> given{stack.tensor(), stack.tensor(), stack.tensor(), stack.tensor()};
+  const Wanted wanted(stack.six_booleans());
+  a.in_double() ? gradients_of<double>(a, given, wanted, results) : gradients_of<float>(a, given, wanted, results);
 }
 
-#define FASTCL_INSTANTIATE(T)                                                  \
+#define FASTCL_INSTANTIATE(T)                                                                                                \
   template void reduce_all<T>(Prepared<T>&, bool, bool);                                                                     \
   template Normalisers normalisers_of<T>(const Prepared<T>&, const Side<T>&);                                                \
   template Step set_weights<T>(Prepared<T>&, const Normalisers&, const double*, const Normalisers&, const double*);          \
-  template std::array<Tensor, 6> finish<T>(Prepared<T>&, const Wanted&, double, at::ScalarType);
+  template const T* vector_of<T>(const char*, const Tensor&, int64_t, const Given&, TorchHost&);                             \
+  template Six finish<T>(Prepared<T>&, const Wanted&, double, ScalarKind);
 FASTCL_INSTANTIATE(float)
 FASTCL_INSTANTIATE(double)
 #undef FASTCL_INSTANTIATE

@@ -47,22 +47,29 @@ Step set_weights(Prepared<T>& p, const Normalisers& x, const double* g, const No
 // A number as a tensor; infinite beyond T.
 template <class T>
 Tensor scalar(double value) {
-  Tensor out = at::empty({}, c10::CppTypeToScalarType<T>::value);
-  *out.mutable_data_ptr<T>() = T(value);
+  Tensor out = empty({}, kind_of<T>);
+  *out.mutable_data_as<T>() = T(value);
   return out;
 }
 
+using Six = std::array<Tensor, 6>;
+
 // The six gradients from the four sums, times a factor; the matrices in the given dtype. What is beyond it is infinite.
 template <class T>
-std::array<Tensor, 6> finish(Prepared<T>& p, const Wanted& wanted, double factor, at::ScalarType dtype);
+Six finish(Prepared<T>& p, const Wanted& wanted, double factor, ScalarKind kind);
 
 // Whether the gradients need W 1 and W^T 1.
 inline bool needs_weight_sums(const Wanted& w, Operand operand) {
   return w.shift || w.bias_x || w.bias_y || (operand == Operand::sqdist && w.any());
 }
 
-std::tuple<Tensor, Tensor> kernel_rows(const Arguments& a);
-std::array<Tensor, 6> kernel_gradients(const Arguments& a, const Tensor& r, const Tensor& c, const Tensor& g, const Tensor& h, const Wanted& wanted);
-std::array<Tensor, 8> kernel_total(const Arguments& a, const std::optional<Tensor>& positive, std::string_view outer, const Wanted& wanted);
+// A vector of that length in T, and elements beyond it that may be read; converted where it is of another floating dtype.
+template <class T>
+const T* vector_of(const char* name, const Tensor& v, int64_t count, const Given& a, TorchHost& memory);
+
+// The three ops: they take their arguments off the stack and put their results there.
+void kernel_rows(Stack stack);
+void kernel_gradients(Stack stack);
+void kernel_total(Stack stack);
 
 }  // namespace fastcl::cpu

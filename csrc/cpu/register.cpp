@@ -1,24 +1,11 @@
-// The CPU kernels under the schemas of fastcl/ops.py, and the machine's limit for the benchmark.
-#include <torch/library.h>
-
+// The CPU kernels under the schemas of fastcl/ops.py, the instruction sets, and the machine's limit for the benchmark.
 #include <chrono>
 
+#include "../isa.h"
 #include "reduce.h"
 
 namespace fastcl::cpu {
 namespace {
-
-std::tuple<Tensor, Tensor> rows(FASTCL_PROBLEM) { return kernel_rows(FASTCL_ARGUMENTS); }
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gradients(FASTCL_PROBLEM, const Tensor& r, const Tensor& c, const Tensor& g,
-                                                                     const Tensor& h, std::array<bool, 6> wanted) {
-  return std::tuple_cat(kernel_gradients(FASTCL_ARGUMENTS, r, c, g, h, Wanted(wanted)));
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> total(FASTCL_PROBLEM, const OptionalTensor& positive,
-                                                                                 c10::string_view outer, std::array<bool, 6> wanted) {
-  return std::tuple_cat(kernel_total(FASTCL_ARGUMENTS, positive, outer, Wanted(wanted)));
-}
 
 // Flops a second of fused multiply-adds in registers, on all of torch's threads at once.
 double fma_peak(double seconds) {
@@ -37,16 +24,29 @@ double fma_peak(double seconds) {
   return sum / std::chrono::duration<double>(clock::now() - begin).count();
 }
 
+template <void (*kernel)(Stack)>
+void boxed(StableIValue* stack, uint64_t, uint64_t) {
+  kernel(Stack(stack));
+}
+
+void boxed_fma_peak(StableIValue* stack, uint64_t, uint64_t) {
+  const double seconds = Stack(stack).number();
+  Stack(stack).put(fma_peak(seconds));
+}
+
+void boxed_usable_isas(StableIValue* stack, uint64_t, uint64_t) {
+  std::string names;
+  for (const std::string& isa : usable_isas()) names += (names.empty() ? "" : " ") + isa;
+  Stack(stack).put_text(names);
+}
+
+void boxed_chosen_isa(StableIValue* stack, uint64_t, uint64_t) { Stack(stack).put_text(chosen_isa()); }
+
+const Registration kernel_ops("CPU", {{"kernel_rows", boxed<kernel_rows>}, {"kernel_gradients", boxed<kernel_gradients>}, {"kernel_total", boxed<kernel_total>}});
+// Without a tensor there is no device to dispatch on.
+const Registration facts("CompositeExplicitAutograd", {{"cpu_fma_peak", boxed_fma_peak, "cpu_fma_peak(float seconds) -> float"},
+                                                       {"cpu_usable_isas", boxed_usable_isas, "cpu_usable_isas() -> str"},
+                                                       {"cpu_chosen_isa", boxed_chosen_isa, "cpu_chosen_isa() -> str"}});
+
 }  // namespace
-
-TORCH_LIBRARY_IMPL(fastcl, CPU, m) {
-  m.impl("kernel_rows", rows);
-  m.impl("kernel_gradients", gradients);
-  m.impl("kernel_total", total);
-}
-
-TORCH_LIBRARY_FRAGMENT(fastcl, m) {
-  m.def("cpu_fma_peak(float seconds) -> float", fma_peak);
-}
-
 }  // namespace fastcl::cpu

@@ -1,26 +1,29 @@
 // What is O(n d) beside the sweeps, where torch's own operators would pass over memory several times.
-#include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "tensors.h"
+
 namespace fastcl::cpu {
 namespace {
 
-using at::Tensor;
-
-// Rows in memory, each contiguous.
+// Rows in memory, each contiguous: copied where they are not.
 template <class T>
-struct Rows {
-  Tensor tensor;
+struct Matrix {
+  std::vector<T> copy;
   const T* data;
   int64_t stride, d;
-  explicit Rows(const Tensor& t) : tensor(t.size(1) <= 1 || t.stride(1) == 1 ? t : t.contiguous()), data(tensor.const_data_ptr<T>()),
-                                   stride(tensor.stride(0)), d(tensor.size(1)) {}
+
+  explicit Matrix(const Tensor& t) : data(t.data_as<T>()), stride(t.stride(0)), d(t.size(1)) {
+    const int64_t step = t.stride(1);
+    if (step == 1 || d <= 1) return;
+    copy.resize(t.count());
+    for_each_row(t.size(0), d, [&](int64_t i) {
+      for (int64_t k = 0; k < d; k++) copy[i * d + k] = data[i * stride + k * step];
+    });
+    data = copy.data(), stride = d;
+  }
   const T* operator[](int64_t i) const { return data + i * stride; }
 };
 
@@ -36,31 +39,21 @@ double inner(const T* x, const T* y, int64_t d) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-template <class Body>
-void for_each_row(int64_t n, int64_t d, Body body) {
-  at::parallel_for(0, n, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, d)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) body(i);
-  });
-}
-
-Tensor row_dot(const Tensor& x, const Tensor& y) {
+void row_dot(StableIValue* arguments, uint64_t, uint64_t) {
+  Stack stack(arguments), results = stack;
+  const Tensor x = stack.tensor(), y = stack.tensor();
   for (const Tensor* t : {&x, &y}) {
-    TORCH_CHECK_TYPE(t->scalar_type() == at::kFloat, "cpu_row_dot: expected float32 rows, got ", t->scalar_type());
-    TORCH_CHECK_VALUE(t->dim() == 2, "cpu_row_dot: expected a matrix (n, d), got shape ", t->sizes());
+    FASTCL_CHECK_TYPE(t->kind() == ScalarKind::float32, "cpu_row_dot: expected float32 rows, got ", t->describe().dtype);
+    FASTCL_CHECK_VALUE(t->dim() == 2, "cpu_row_dot: expected a matrix (n, d), got shape ", t->describe());
   }
-  TORCH_CHECK_VALUE(x.sizes() == y.sizes(), "cpu_row_dot: expected two matrices of one shape, got ", x.sizes(), " and ", y.sizes());
+  FASTCL_CHECK_VALUE(x.same_shape(y), "cpu_row_dot: expected two matrices of one shape, got ", x.describe(), " and ", y.describe());
   const int64_t n = x.size(0), d = x.size(1);
-  Tensor out = at::empty({n}, x.options());
-  const Rows<float> xs(x), ys(y);
-  float* o = out.mutable_data_ptr<float>();
+  Tensor out = empty({n}, ScalarKind::float32);
+  const Matrix<float> xs(x), ys(y);
+  float* o = out.mutable_data_as<float>();
   for_each_row(n, d, [&](int64_t i) { o[i] = float(inner(xs[i], ys[i], d)); });
-  return out;
+  results.put(std::move(out));
 }
-
-// float64 is left out: there the definition is torch's alone.
-#define FASTCL_DISPATCH(dtype, name, ...)                                                                          \
-  AT_DISPATCH_SWITCH(dtype, name, AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__) \
-                                      AT_DISPATCH_CASE(at::kHalf, __VA_ARGS__))
 
 constexpr double least_norm = 1e-12;
 
@@ -86,49 +79,52 @@ void tangent(const T* g, const T* x, T* out, int64_t d) {
   for (int64_t k = 0; k < d; k++) out[k] = T(float((at(k) - by * double(float(x[k]))) * factor));
 }
 
+// float64 is left out: there the definition is torch's alone.
 void check_rows(const char* name, const Tensor& t) {
-  TORCH_CHECK_VALUE(t.dim() == 2, name, ": expected a matrix (n, d), got shape ", t.sizes());
+  FASTCL_CHECK_VALUE(t.dim() == 2, name, ": expected a matrix (n, d), got shape ", t.describe());
+  FASTCL_CHECK_TYPE(t.kind() == ScalarKind::float32 || t.kind() == ScalarKind::bfloat16 || t.kind() == ScalarKind::float16, name,
+                    ": expected float32, bfloat16 or float16, got ", t.describe().dtype);
 }
 
 // x / max(|x|, 1e-12) in the dtype of x, in one pass, where torch's operators take five that no norm overflows in.
-Tensor unit_rows(const Tensor& x) {
+void unit_rows(StableIValue* arguments, uint64_t, uint64_t) {
+  Stack stack(arguments), results = stack;
+  const Tensor x = stack.tensor();
   check_rows("cpu_unit_rows", x);
-  Tensor out = at::empty({x.size(0), x.size(1)}, x.options());
-  FASTCL_DISPATCH( x.scalar_type(), "cpu_unit_rows", [&] {
-    const Rows<scalar_t> rows(x);
-    scalar_t* o = out.mutable_data_ptr<scalar_t>();
-    for_each_row(x.size(0), rows.d, [&](int64_t i) {
-      const double inverse = inverse_of(std::sqrt(inner(rows[i], rows[i], rows.d)));
-      for (int64_t k = 0; k < rows.d; k++) o[i * rows.d + k] = scalar_t(float(double(float(rows[i][k])) * inverse));
+  const int64_t n = x.size(0), d = x.size(1);
+  Tensor out = empty({n, d}, x.kind());
+  with_type(x.kind(), [&](auto as) {
+    using T = decltype(as);
+    const Matrix<T> rows(x);
+    T* o = out.mutable_data_as<T>();
+    for_each_row(n, d, [&](int64_t i) {
+      const double inverse = inverse_of(std::sqrt(inner(rows[i], rows[i], d)));
+      for (int64_t k = 0; k < d; k++) o[i * d + k] = T(float(double(float(rows[i][k])) * inverse));
     });
   });
-  return out;
+  results.put(std::move(out));
 }
 
-Tensor unit_rows_backward(const Tensor& g, const Tensor& x) {
+void unit_rows_backward(StableIValue* arguments, uint64_t, uint64_t) {
+  Stack stack(arguments), results = stack;
+  const Tensor g = stack.tensor(), x = stack.tensor();
   check_rows("cpu_unit_rows_backward", x);
-  TORCH_CHECK_VALUE(g.sizes() == x.sizes() && g.scalar_type() == x.scalar_type(),
-                    "cpu_unit_rows_backward: expected a gradient like x, got ", g.sizes(), " and ", x.sizes());
-  Tensor out = at::empty({x.size(0), x.size(1)}, x.options());
-  FASTCL_DISPATCH( x.scalar_type(), "cpu_unit_rows_backward", [&] {
-    const Rows<scalar_t> gradients(g), rows(x);
-    scalar_t* o = out.mutable_data_ptr<scalar_t>();
-    for_each_row(x.size(0), rows.d, [&](int64_t i) { tangent(gradients[i], rows[i], o + i * rows.d, rows.d); });
+  FASTCL_CHECK_VALUE(g.same_shape(x) && g.kind() == x.kind(), "cpu_unit_rows_backward: expected a gradient like x, got ", g.describe(), " and ",
+                     x.describe());
+  const int64_t n = x.size(0), d = x.size(1);
+  Tensor out = empty({n, d}, x.kind());
+  with_type(x.kind(), [&](auto as) {
+    using T = decltype(as);
+    const Matrix<T> gradients(g), rows(x);
+    T* o = out.mutable_data_as<T>();
+    for_each_row(n, d, [&](int64_t i) { tangent(gradients[i], rows[i], o + i * d, d); });
   });
-  return out;
+  results.put(std::move(out));
 }
+
+const Registration registration("CPU", {{"cpu_row_dot", row_dot, "cpu_row_dot(Tensor x, Tensor y) -> Tensor"},
+                                        {"cpu_unit_rows", unit_rows, "cpu_unit_rows(Tensor x) -> Tensor"},
+                                        {"cpu_unit_rows_backward", unit_rows_backward, "cpu_unit_rows_backward(Tensor g, Tensor x) -> Tensor"}});
 
 }  // namespace
-
-TORCH_LIBRARY_FRAGMENT(fastcl, m) {
-  m.def("cpu_row_dot(Tensor x, Tensor y) -> Tensor");
-  m.def("cpu_unit_rows(Tensor x) -> Tensor");
-  m.def("cpu_unit_rows_backward(Tensor g, Tensor x) -> Tensor");
-}
-TORCH_LIBRARY_IMPL(fastcl, CPU, m) {
-  m.impl("cpu_row_dot", row_dot);
-  m.impl("cpu_unit_rows", unit_rows);
-  m.impl("cpu_unit_rows_backward", unit_rows_backward);
-}
-
 }  // namespace fastcl::cpu

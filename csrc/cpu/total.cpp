@@ -12,6 +12,8 @@ namespace {
 double softplus(double z) { return z > 0 ? z + std::log1p(std::exp(-z)) : std::log1p(std::exp(z)); }
 double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
 
+using Eight = std::array<Tensor, 8>;
+
 // The outer function of a row's log-sum-exp, gathered row by row.
 template <class T>
 struct OuterForm {
@@ -36,21 +38,18 @@ class Total {
   Prepared<T> p_;
   const Wanted wanted_;
   OuterForm<T> form_;
-  Tensor positive_, dpositive_;
+  Tensor dpositive_;
 
  public:
-  Total(const Arguments& a, const std::optional<Tensor>& positive, std::string_view outer, const Wanted& wanted)
-      : p_(a), wanted_(wanted), form_{outer_of(outer, p_.task.reduce, positive.has_value()), nullptr, nullptr} {
-    const int64_t count = positive ? p_.task.x.count : 0;
-    dpositive_ = at::zeros({count}, p_.x.options());
+  Total(const Given& a, const OptionalTensor& positive, std::string_view outer, const Wanted& wanted)
+      : p_(a), wanted_(wanted), form_{outer_of(outer, p_.task.reduce, positive.has_value()), nullptr, nullptr},
+        dpositive_(zeros({positive ? p_.task.x.count : 0}, kind_of<T>)) {
     if (!positive) return;
-    TORCH_CHECK_VALUE(positive->dim() == 1 && positive->size(0) == count, "positive: expected shape (", count, ",), got ", positive->sizes());
-    positive_ = positive->to(p_.x.scalar_type()).contiguous();
-    form_.positive = positive_.template const_data_ptr<T>();
-    form_.dpositive = dpositive_.template mutable_data_ptr<T>();
+    form_.positive = vector_of<T>("positive", *positive, p_.task.x.count, a, p_.memory);
+    form_.dpositive = dpositive_.template mutable_data_as<T>();
   }
 
-  std::array<Tensor, 8> run() {
+  Eight run() {
     const bool sum = p_.task.reduce == Reduction::sum;
     if (!wanted_.any()) return without_gradients();
     if (sum) return of_a_sum();
@@ -61,9 +60,10 @@ class Total {
  private:
   void want_gradients() { p_.want_gradients(wanted_, needs_weight_sums(wanted_, p_.task.operand)); }
 
-  std::array<Tensor, 8> results(double value, double factor) {
-    const auto g = finish(p_, wanted_, factor, p_.x.scalar_type());
-    return {scalar<T>(value), g[0], g[1], g[2], g[3], g[4], g[5], dpositive_};
+  Eight results(double value, double factor) {
+    Six g = finish(p_, wanted_, factor, kind_of<T>);
+    return {scalar<T>(value),   std::move(g[0]), std::move(g[1]), std::move(g[2]),
+            std::move(g[3]),    std::move(g[4]), std::move(g[5]), std::move(dpositive_)};
   }
 
   double sum_of_values() const {
@@ -84,7 +84,7 @@ class Total {
     return highest + std::log2(sum);
   }
 
-  std::array<Tensor, 8> without_gradients() {
+  Eight without_gradients() {
     reduce_all(p_, false);
     if (form_.outer == Outer::pooled) return results(ln_2 * log2_of_all(), 1);
     for (int64_t i = 0; i < p_.task.x.count; i++) form_.add(i, reduced(p_, p_.task.x, i));
@@ -94,14 +94,14 @@ class Total {
   // In x with itself both orders of a pair count: w_ij = f'(z_ij) (1 + 1).
   double both_orders() const { return p_.task.self ? 2 : 1; }
 
-  std::array<Tensor, 8> of_a_sum() {
+  Eight of_a_sum() {
     p_.want_values(p_.task.self);
     want_gradients();
     p_.sweep(Step::both);
     return results(sum_of_values(), both_orders());
   }
 
-  std::array<Tensor, 8> pooled() {
+  Eight pooled() {
     if (p_.share(true)) {
       p_.want_values(p_.task.self);
       want_gradients();
@@ -120,7 +120,7 @@ class Total {
   }
 
   // contrast, or the sum of log-sum-exps
-  std::array<Tensor, 8> by_rows() {
+  Eight by_rows() {
     if (!p_.task.self && p_.task.x.count > 0 && p_.task.y.count > 0 && p_.share(true)) {
       want_gradients();
       const RowWeights weights{this, [](void* self, int64_t begin, int64_t end, const double* values, double* rho) {
@@ -146,7 +146,7 @@ class Total {
     return true;
   }
 
-  std::array<Tensor, 8> gradients_by_rows(const std::vector<double>& g, double value) {
+  Eight gradients_by_rows(const std::vector<double>& g, double value) {
     const Step step = set_weights(p_, normalisers_of(p_, p_.task.x), g.data());
     p_.forget_values();
     want_gradients();
@@ -156,14 +156,22 @@ class Total {
 
   void drop_gradients() {
     for (Side<T>* side : {&p_.task.x, &p_.task.y}) side->product = nullptr, side->weight_sum = nullptr;
-    p_.x_product = p_.y_product = Tensor();
+    p_.x_product.reset(), p_.y_product.reset();
   }
 };
 
 }  // namespace
 
-std::array<Tensor, 8> kernel_total(const Arguments& a, const std::optional<Tensor>& positive, std::string_view outer, const Wanted& wanted) {
-  return a.in_double() ? Total<double>(a, positive, outer, wanted).run() : Total<float>(a, positive, outer, wanted).run();
+void kernel_total(Stack stack) {
+  Stack results = stack;
+  const Given a(stack);
+  const OptionalTensor positive = stack.optional_tensor();
+  const std::string outer = stack.text();
+  const Wanted wanted(stack.six_booleans());
+  auto put = [&](Eight all) {
+    for (Tensor& t : all) results.put(std::move(t));
+  };
+  a.in_double() ? put(Total<double>(a, positive, outer, wanted).run()) : put(Total<float>(a, positive, outer, wanted).run());
 }
 
 }  // namespace fastcl::cpu

@@ -41,7 +41,7 @@ Tensor vector(const char* name, const Tensor& v, int64_t length, const Problem& 
 
 std::tuple<Tensor, Tensor> rows(FASTCL_PROBLEM) {
   const Plain plain(x);
-  const Problem p(FASTCL_ARGUMENTS);
+  const Problem p(FASTCL_GIVEN);
   const auto [r, c] = chosen(form(p, false), strip::rows, fused::rows, hopper::rows)(p);
   return {present(r, p), present(c, p)};
 }
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> rows(FASTCL_PROBLEM) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gradients(FASTCL_PROBLEM, const Tensor& r, const Tensor& c, const Tensor& g,
                                                                      const Tensor& h, std::array<bool, 6> wanted) {
   const Plain plain(x);
-  const Problem p(FASTCL_ARGUMENTS);
+  const Problem p(FASTCL_GIVEN);
   const auto of_y = [&](const char* name, const Tensor& v) { return p.columns ? vector(name, v, p.m, p) : Tensor(); };
   const auto serve = chosen(form(p, true), strip::gradients, fused::gradients, hopper::gradients);
   return std::tuple_cat(present(serve(p, vector("r", r, p.n, p), of_y("c", c), vector("g", g, p.n, p), of_y("h", h), Wanted(wanted)), p));
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gradients(FASTCL_PROB
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> total(FASTCL_PROBLEM, const OptionalTensor& positive,
                                                                                  c10::string_view outer_name, std::array<bool, 6> wanted) {
   const Plain plain(x);
-  const Problem p(FASTCL_ARGUMENTS);
+  const Problem p(FASTCL_GIVEN);
   const Outer outer = outer_of(outer_name, p.reduce, positive.has_value());
   const auto serve = chosen(form(p, Wanted(wanted).any()), strip::total, fused::total, hopper::total);
   const Total t = serve(p, positive ? vector("positive", *positive, p.n, p) : Tensor(), outer, Wanted(wanted));

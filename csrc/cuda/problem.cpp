@@ -4,8 +4,22 @@
 #include <limits>
 #include <string>
 
-namespace fastcl::cuda {
+namespace fastcl {
+
+void refuse_value(const std::string& message) { C10_THROW_ERROR(ValueError, message); }
+void refuse_type(const std::string& message) { C10_THROW_ERROR(TypeError, message); }
+
+namespace cuda {
 namespace {
+
+Described describe(const Tensor& t) {
+  const auto dtype = t.scalar_type();
+  const ScalarKind kind = dtype == at::kDouble ? ScalarKind::float64 : dtype == at::kFloat ? ScalarKind::float32 : dtype == at::kBFloat16 ? ScalarKind::bfloat16
+                        : dtype == at::kHalf ? ScalarKind::float16 : dtype == at::kLong ? ScalarKind::int64 : ScalarKind::other;
+  return {true, t.dim(), t.sizes().data(), kind, at::toString(dtype), int(t.device().type()), std::max<int>(t.device().index(), 0),
+          t.is_cuda() ? "cuda" : t.is_cpu() ? "cpu" : "another"};
+}
+Described describe(const OptionalTensor& t) { return t ? describe(*t) : Described(); }
 
 // The vector as kernels read it, element after element; undefined where there is none.
 Tensor contiguous(const OptionalTensor& v) { return v ? v->contiguous() : Tensor(); }
@@ -32,12 +46,18 @@ Tensor exact_centre(const Tensor& x, const Tensor& y) {
 
 }  // namespace
 
-Problem::Problem(const Arguments& a) : x(a.x), symmetric(!a.y), columns(a.columns) {
+Choices Given::check() const {
+  return Arguments{describe(x), describe(y), describe(scale), describe(shift), describe(bias_x), describe(bias_y), describe(group_x),
+                   describe(group_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns}
+      .check();
+}
+
+Problem::Problem(const Given& a) : x(a.x), symmetric(!a.y), columns(a.columns) {
   const Choices choices = a.check();
   operand = choices.operand, mask = choices.mask, reduce = choices.reduce, pair = choices.pair;
   y = a.y.value_or(x);
-  n = a.n(), m = a.m(), d = x.size(1);
-  dtype = a.accumulation();
+  n = x.size(0), m = y.size(0), d = x.size(1);
+  dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   scale = a.scale.to(dtype).reshape({}), shift = a.shift.to(dtype).reshape({});
   bias_x = contiguous(a.bias_x), bias_y = contiguous(a.bias_y);
   group_x = contiguous(a.group_x), group_y = a.group_y ? contiguous(a.group_y) : group_x;
@@ -170,4 +190,5 @@ void check(int error, std::string_view launch) {
               "). An error of an earlier kernel can surface here: run with CUDA_LAUNCH_BLOCKING=1 to find it; backend='blocked' does without these kernels");
 }
 
-}  // namespace fastcl::cuda
+}  // namespace cuda
+}  // namespace fastcl

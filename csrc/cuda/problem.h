@@ -2,10 +2,46 @@
 // ATen only, no CUDA header: tensor values are never read on the host, and nothing here waits for the device.
 #pragma once
 
+#include <ATen/ATen.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+
 #include "../arguments.h"
 #include "launch.h"
 
+// The parameters of an op's implementation, and what they are gathered in.
+#define FASTCL_PROBLEM                                                                                                    \
+  const at::Tensor &x, const std::optional<at::Tensor>&y, const at::Tensor &scale, const at::Tensor &shift,               \
+      const std::optional<at::Tensor>&bias_x, const std::optional<at::Tensor>&bias_y,                                     \
+      const std::optional<at::Tensor>&group_x, const std::optional<at::Tensor>&group_y, int64_t row_offset,               \
+      int64_t col_offset, int64_t period, c10::string_view mask, c10::string_view operand, c10::string_view pair,                         \
+      at::ArrayRef<double> constants, c10::string_view reduce, bool columns
+#define FASTCL_GIVEN                                                                                                       \
+  ::fastcl::cuda::Given {                                                                                                  \
+    x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, period, mask, operand, pair, constants, reduce, columns \
+  }
+
 namespace fastcl::cuda {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// The op's arguments: its tensors, and what is checked of them.
+struct Given {
+  const Tensor& x;
+  const OptionalTensor& y;
+  const Tensor &scale, &shift;
+  const OptionalTensor &bias_x, &bias_y, &group_x, &group_y;
+  int64_t row_offset, col_offset, period;
+  std::string_view mask, operand, pair;
+  at::ArrayRef<double> constants;
+  std::string_view reduce;
+  bool columns;
+
+  Choices check() const;
+};
 
 // Undefined where not wanted.
 struct Gradients {
@@ -20,7 +56,7 @@ struct Total {
 
 // The problem, checked; its vectors are contiguous. dtype is that of r, c and everything scalar.
 struct Problem {
-  explicit Problem(const Arguments& a);
+  explicit Problem(const Given& a);
 
   Tensor x, y, scale, shift, bias_x, bias_y, group_x, group_y;  // y is x where the two are one; absent vectors are undefined
   bool symmetric, columns;

@@ -12,7 +12,7 @@ import torch
 from ..equation import checks
 from ..equation.arguments import BACKENDS
 from ..equation.pairs import Identity, PairFunction
-from . import blocked
+from . import blocked, extension
 
 ENVIRONMENT_VARIABLE = "FASTCL_BACKEND"
 
@@ -88,6 +88,8 @@ def choose(
         if why is not None:
             raise BackendUnavailableError(f"backend {name!r} cannot serve {device.type} tensors of {dtype}: {why}")
         return name, _module(name)
+    if device.type == "cpu" and extension.library is None:
+        extension.warn_once()
     for name in PREFERENCE.get(device.type, PREFERENCE_ELSEWHERE):
         if reason(name, device, dtype, pair) is None:
             return name, _module(name)

@@ -1,24 +1,45 @@
-"""The compiled extension fastcl._C: whether it fits this torch and this processor, and loading it if so.
+"""The compiled libraries of kernels: whether they fit this torch and this processor, and loading them if so.
 
-A library built for another torch can crash the process the moment it is opened, so the decision is made from
-the facts that the build wrote beside it (build_facts.json), before it is opened.
+libfastcl_cpu.so calls torch by its stable C interface, and serves torch 2.10 and later and any Python; libfastcl_cuda.so uses
+torch's C++ interface, and can crash the process the moment it is opened by another torch. So the decision is made from the facts
+that the build wrote beside them (build_facts.json), before one is opened.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import sysconfig
+import platform
+import re
 import warnings
 import zlib
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 FACTS = Path(__file__).parent.with_name("build_facts.json")
+CPU, CUDA = "libfastcl_cpu.so", "libfastcl_cuda.so"
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
+_said: list[str] = []  # the libraries that a warning at import was about
+OLDEST_TORCH = (2, 10)  # its stable interface is the first with threads and typed memory
+
+
+class Library:
+    """The CPU kernels, opened: torch.ops.fastcl has them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def usable_isas(self) -> list[str]:
+        """The instruction sets built that this processor has; narrowest first."""
+        names: str = torch.ops.fastcl.cpu_usable_isas()
+        return names.split()
+
+    def chosen_isa(self) -> str:
+        """The one that the kernels run with; ValueError where FASTCL_CPU_ISA names none of them."""
+        name: str = torch.ops.fastcl.cpu_chosen_isa()
+        return name
 
 
 def facts() -> dict[str, Any] | None:
@@ -29,8 +50,10 @@ def facts() -> dict[str, Any] | None:
     """
     try:
         content = json.loads(FACTS.read_text(encoding="utf-8"))
+        libraries = dict(content["libraries"])
         left_out = content["left_out"]
         words = [why[word] for why in left_out.values() for word in ("reason", "remedy")]
+        words += [*libraries, *content["cpu_isas"], *content["cuda_archs"], content["machine"]]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return content if all(isinstance(word, str) for word in words) else None
@@ -50,49 +73,69 @@ def fingerprint(path: Path) -> list[int]:
     return [size, check]
 
 
+def too_old() -> str | None:
+    """Why no kernel serves this torch; None where it is new enough."""
+    numbers = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if numbers is None or tuple(map(int, numbers.groups())) >= OLDEST_TORCH:
+        return None
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    return f"the kernels need torch {oldest} or later, and this is {torch.__version__}: pip install --upgrade torch"
+
+
 def misfit(built: dict[str, Any], path: Path) -> str | None:
     """Why the library that these facts describe must not be opened by this process; None when it fits."""
-    needs = [
-        ("Python", "python", sysconfig.get_config_var("SOABI")),
-        ("torch", "torch", str(torch.__version__)),
-        ("a torch with CUDA", "torch_cuda", torch.version.cuda),
-    ]
+    needs = [("processors of the kind", "machine", platform.machine())]
+    if path.name == CUDA:
+        needs += [("torch", "torch", str(torch.__version__)), ("a torch with CUDA", "torch_cuda", torch.version.cuda)]
     for name, key, here in needs:
         if built.get(key) != here:
             return f"it was built for {name} {built.get(key)}, and this is {here}; rebuild it: {REBUILD}"
     try:
-        damaged = "library" in built and built["library"] != fingerprint(path)
+        damaged = built["libraries"].get(path.name) != fingerprint(path)
     except OSError as error:
         return f"it cannot be read ({error}); rebuild it: {REBUILD}"
     return f"{path.name} is not what was built (an interrupted copy?); rebuild it: {REBUILD}" if damaged else None
 
 
-def open_library() -> tuple[ModuleType | None, str | None]:
-    """Opens fastcl._C, and thereby registers its kernels; warns where a library is there but cannot be used.
+def open_library(name: str, part: str) -> tuple[Path | None, str | None]:
+    """Opens a library, and thereby registers its kernels; warns where one is there but cannot be used.
 
     Returns:
-        The module and None; or None and the reason, with what mends it.
+        Its path and None; or None and the reason, with what mends it.
     """
-    built, path = facts(), FACTS.with_name(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
+    built, path = facts(), FACTS.with_name(name)
     if built is None and not path.exists():
-        return None, f"the compiled extension was not built; build it: {REBUILD}"
+        return None, f"the compiled kernels were not built; build them: {REBUILD}"
+    if why := too_old():
+        return None, why
     if built is None:
-        why: str | None = (
-            f"{FACTS.name}, which says what it was built for, is missing or damaged; rebuild it: {REBUILD}"
-        )
-    elif cause := built["left_out"].get("cpu"):
-        return None, f"the compiled extension was left out: {cause['reason']}. To mend it: {cause['remedy']}"
+        why = f"{FACTS.name}, which says what it was built for, is missing or damaged; rebuild it: {REBUILD}"
+    elif cause := built["left_out"].get(part):
+        return None, f"the compiled kernels were left out: {cause['reason']}. To mend it: {cause['remedy']}"
     else:
         why = misfit(built, path)
     if why is None:
         try:
-            return importlib.import_module("fastcl._C"), None
-        except ImportError as error:
+            torch.ops.load_library(path)
+            return path, None
+        except (OSError, RuntimeError) as error:
             why = f"it cannot be opened ({error}); rebuild it: {REBUILD}"
-    message = f"fastcl's compiled extension is not used, and fastcl runs on pure PyTorch: {why}"
+    message = f"fastcl's compiled {name} is not used, and fastcl runs without its kernels: {why}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
+    _said.append(path.name)
     return None, why
 
 
-# At import, once, under the import lock: `library` is fastcl._C or None, and `reason` says why it is None.
-library, reason = open_library()
+@cache
+def warn_once() -> None:
+    """Says at the first use of CPU tensors that they are served slowly, and why; not where that was said or asked for."""
+    if CPU not in _said and "FASTCL_BUILD_CPU=0" not in str(reason):
+        message = f"fastcl runs on pure PyTorch, which is slower than its kernels: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+# At import, once, under the import lock: `library` is the CPU kernels or None, `reason` says why it is None, and `cuda_reason` why
+# there are no CUDA kernels.
+_path, reason = open_library(CPU, "cpu")
+library = None if _path is None else Library(_path)
+_, cuda_reason = open_library(CUDA, "cuda")

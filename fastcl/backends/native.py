@@ -1,12 +1,14 @@
 """The compiled backends, "cpu" and "cuda": the kernels of csrc/ behind the protocol of a backend.
 
-torch's dispatcher finds the kernels by the device of x, and releases the interpreter's lock while they run.
+torch's dispatcher finds the kernels by the device of x, and releases the interpreter's lock while they run. They refuse what they
+must not read by ValueError: the CPU library knows no Python, and torch makes that of std::invalid_argument. A TypeError for a dtype
+that no check has seen yet, from a caller of torch.ops.fastcl, is raised here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,23 +17,17 @@ from ..equation.problem import Gradients, Problem, Wanted, pack
 from . import extension
 
 kernels = torch.ops.fastcl
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CAPABILITY = (8, 0)  # of the architectures that setup.py builds for unless told
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot serve this device and dtype, with what mends it; None when they can."""
-    if extension.library is None:
+    if device.type == "cpu":
         return extension.reason
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
-    if key is None or not _registered(key):
-        return f"the extension was built without kernels for {device.type}; rebuild it: {extension.REBUILD}"
-    return _gpu_reason(device) if key == "CUDA" else None
-
-
-@cache
-def _registered(key: str) -> bool:
-    """Whether the library, which registers its kernels when it is opened, at import, has some for this dispatch key."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("fastcl::kernel_rows", key)
+    if device.type != "cuda":
+        return f"there are no kernels for {device.type}; use backend='blocked'"
+    return extension.cuda_reason or _gpu_reason(device)
 
 
 def _gpu_reason(device: torch.device) -> str | None:
@@ -45,7 +41,7 @@ def _gpu_reason(device: torch.device) -> str | None:
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r, and c when asked."""
-    r, c = kernels.kernel_rows(*pack(p))
+    r, c = kernels.kernel_rows(*_packed(p))
     return r, c if p.columns else None
 
 
@@ -53,13 +49,25 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
     """The gradients of <g, r> + <h, c>."""
     absent = r.new_empty(0)
     given = [absent if t is None else t for t in (r, c, g, h)]
-    return _present(kernels.kernel_gradients(*pack(p), *given, list(wanted)), wanted)
+    return _present(kernels.kernel_gradients(*_packed(p), *given, list(wanted)), wanted)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients for an upstream gradient of 1."""
-    value, *answer, dpositive = kernels.kernel_total(*pack(p), positive, outer, list(wanted))
+    value, *answer, dpositive = kernels.kernel_total(*_packed(p), positive, outer, list(wanted))
     return value, _present(answer, wanted), None if positive is None else dpositive
+
+
+def _packed(p: Problem) -> tuple[Any, ...]:
+    """The problem as the op's arguments, its dtypes checked."""
+    if p.x.dtype not in DTYPES:
+        raise TypeError(f"x: expected float64, float32, bfloat16 or float16, got {p.x.dtype}")
+    vectors = (("bias_x", p.bias_x, p.dtype), ("bias_y", p.bias_y, p.dtype))
+    groups = (("group_x", p.mask.group_x, torch.int64), ("group_y", p.mask.group_y, torch.int64))
+    for name, t, dtype in (("y", p.y, p.x.dtype), *vectors, *groups):
+        if t is not None and t.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {t.dtype}")
+    return pack(p)
 
 
 def _present(answer: Sequence[Tensor], wanted: Wanted) -> Gradients:

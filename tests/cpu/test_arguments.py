@@ -19,13 +19,13 @@ VALID: dict[str, Any] = {
 MASKS = "'all', 'off_diagonal', 'across_groups', 'within_groups'"
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": torch.ones(4)}, ValueError, "x: expected a matrix (n, d), got shape [4]"),
-    ({"x": torch.ones(4, 3).int()}, TypeError, "x: expected float64, float32, bfloat16 or float16, got Int"),
+    ({"x": torch.ones(4, 3).int()}, TypeError, "x: expected float64, float32, bfloat16 or float16, got another dtype"),
     ({"y": torch.ones(5, 2)}, ValueError, "y: expected a matrix (m, 3), got shape [5, 2]"),
-    ({"y": torch.ones(5, 3).double()}, TypeError, "y: expected the dtype of x, Float, got Double"),
+    ({"y": torch.ones(5, 3).double()}, TypeError, "y: expected the dtype of x, float32, got float64"),
     ({"scale": torch.ones(2)}, ValueError, "scale: expected one element, got shape [2]"),
     ({"bias_x": torch.ones(3)}, ValueError, "bias_x: expected shape (4,), got [3]"),
-    ({"bias_y": torch.ones(5).double()}, TypeError, "bias_y: expected Float, got Double"),
-    ({"group_x": torch.ones(4)}, TypeError, "group_x: expected Long, got Float"),
+    ({"bias_y": torch.ones(5).double()}, TypeError, "bias_y: expected float32, got float64"),
+    ({"group_x": torch.ones(4)}, TypeError, "group_x: expected int64, got float32"),
     ({"mask": "other"}, ValueError, f"mask: expected one of {MASKS}, got 'other'"),
     ({"mask": "across_groups"}, ValueError, "mask: 'across_groups' needs group_x"),
     ({"mask": "within_groups", "group_x": torch.arange(4)}, ValueError, "group_y: expected 5 groups, got none"),
@@ -41,9 +41,14 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize(("change", "kind", "message"), REFUSED, ids=[r[2][:40] for r in REFUSED])
 def test_refused(change: dict[str, Any], kind: type[Exception], message: str) -> None:
     torch.ops.fastcl.kernel_rows(*VALID.values())
-    with pytest.raises(kind) as caught:
+    # The library knows no Python, and what torch makes of its exceptions is ValueError; TypeError comes from the op above it.
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below
         torch.ops.fastcl.kernel_rows(*(VALID | change).values())
-    assert str(caught.value).splitlines()[0] == message
+    assert str(caught.value) == message
+    if kind is TypeError:
+        name = message.split(":")[0]
+        with pytest.raises(TypeError, match=f"^{name}: expected "):
+            torch.ops.fastcl.pair_reduce(*(VALID | change).values(), "cpu")
 
 
 @pytest.mark.parametrize(

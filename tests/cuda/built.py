@@ -22,12 +22,13 @@ from fastcl.backends import choice, extension
 
 
 def is_built_linked_and_opened() -> str:
-    """fastcl._C for this torch, with every architecture that setup.py lists, in under fifteen minutes of two idle cores.
+    """libfastcl_cuda for this torch, with every architecture that setup.py lists, in under fifteen minutes of two idle cores.
 
     Counted in the compilers' own seconds: beside other jobs a build of nine minutes had taken thirty.
     """
     facts = extension.facts()
     assert extension.library is not None, extension.reason
+    assert extension.cuda_reason is None, extension.cuda_reason
     assert facts is not None and facts["torch_cuda"] == torch.version.cuda and facts["nvcc"], facts
     assert len(facts["cuda_archs"]) >= 6, facts["cuda_archs"]
     assert facts["compilers_seconds"] < 2 * 900, f"the compilers took {facts['compilers_seconds']} s"

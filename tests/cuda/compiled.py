@@ -1,7 +1,7 @@
 """What nvcc made of every CUDA kernel for every architecture, read from the objects of a build; needs no GPU and no torch.
 
 python -m tests.cuda.compiled           the record as a table
-python -m tests.cuda.compiled FOLDER    write the record of a build (build/native-...)
+python -m tests.cuda.compiled FOLDER    write the record of a build (build/cuda-...)
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from .emulation import CSRC
 
 needs_record = pytest.mark.skipif(
     not RECORD.exists(),
-    reason="no build is recorded yet: make test-cuda-build, then python -m tests.cuda.compiled build/native-*+cu*",
+    reason="no build is recorded yet: make test-cuda-build, then python -m tests.cuda.compiled build/cuda-*",
 )
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 

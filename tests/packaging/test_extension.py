@@ -1,12 +1,12 @@
-"""fastcl._C is opened only when it fits; what does not fit is refused with one warning, and pure PyTorch serves."""
+"""A compiled library is opened only when it fits; what does not fit is refused with one warning, and pure PyTorch serves."""
 
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shutil
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,7 @@ from fastcl.backends import extension
 from .conftest import MADE, ROOT, run
 from .test_installs import ONE_OP
 
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-REPORT = "from fastcl.backends import extension\nprint('LIBRARY', extension.library, extension.reason)\n"
+REPORT = "from fastcl.backends import extension\nprint('LIBRARY', extension.library, extension.reason, extension.cuda_reason)\n"
 
 
 @pytest.fixture
@@ -26,14 +25,16 @@ def package(tmp_path: Path) -> Path:
     """A copy of the package with the facts of a build for this torch, and a library that no process could open."""
     shutil.copytree(ROOT / "fastcl", tmp_path / "fastcl", ignore=MADE)
     facts = {
+        "machine": platform.machine(),
         "torch": str(torch.__version__),
         "torch_cuda": torch.version.cuda,
-        "python": sysconfig.get_config_var("SOABI"),
-        "left_out": {},
+        "cpu_isas": ["baseline"],
+        "cuda_archs": [],
+        "left_out": {"cuda": {"reason": "none is needed", "remedy": "none"}},
     }
-    library = tmp_path / "fastcl" / f"_C{SUFFIX}"
+    library = tmp_path / "fastcl" / extension.CPU
     library.write_bytes(b"not a library")
-    facts["library"] = extension.fingerprint(library)
+    facts["libraries"] = {library.name: extension.fingerprint(library)}
     (tmp_path / "fastcl" / "build_facts.json").write_text(json.dumps(facts))
     return tmp_path
 
@@ -49,14 +50,19 @@ def imported(folder: Path) -> tuple[str, list[str]]:
     [
         ("torch", "2.12.0+cpu", f"it was built for torch 2.12.0+cpu, and this is {torch.__version__}"),
         ("torch_cuda", "11.8", f"it was built for a torch with CUDA 11.8, and this is {torch.version.cuda}"),
-        ("python", "cpython-39-x86_64-linux-gnu", "it was built for Python cpython-39-x86_64-linux-gnu"),
+        ("machine", "sparc", f"it was built for processors of the kind sparc, and this is {platform.machine()}"),
     ],
 )
 def test_built_for_another(package: Path, key: str, value: str, words: str) -> None:
-    path = package / "fastcl" / "build_facts.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    """The CUDA kernels fit one torch, the CPU kernels one kind of processor."""
+    path, cuda = package / "fastcl" / "build_facts.json", key != "machine"
+    facts = json.loads(path.read_text()) | {key: value}
+    if cuda:
+        (path.parent / extension.CPU).rename(path.parent / extension.CUDA)
+        facts["left_out"] = {"cpu": {"reason": "FASTCL_BUILD_CPU=0 was set", "remedy": "none"}}
+    path.write_text(json.dumps(facts))
     report, warnings = imported(package)
-    assert report.startswith(f"LIBRARY None {words}")
+    assert words in report
     assert len(warnings) == 1
     assert words in warnings[0]
     assert "pip install --no-build-isolation" in warnings[0]
@@ -78,7 +84,8 @@ WRONG_FACTS = [
     "3",
     '"left_out"',
     '{"left_out": []}',
-    '{"left_out": {"cpu": 1}}',
+    '{"libraries": [], "cpu_isas": [], "cuda_archs": [], "machine": "", "left_out": {"cpu": 1}}',
+    '{"libraries": {}, "cpu_isas": 3, "cuda_archs": [], "machine": "", "left_out": {}}',
     "\xff",
 ]
 WRONG_FACTS += ['{"left_out": {"cpu": {"reason": 1, "remedy": null}}}', '{"left_out": {}, "torch": []}', "[" * 100_000]
@@ -92,7 +99,7 @@ def test_with_damaged_facts_it_is_not_opened(
     path.unlink() if content is None else path.write_text(content, encoding="latin-1")
     monkeypatch.setattr(extension, "FACTS", path)
     with pytest.warns(RuntimeWarning, match="pip install --no-build-isolation") as said:
-        library, reason = extension.open_library()
+        library, reason = extension.open_library(extension.CPU, "cpu")
     assert library is None
     assert len(said) == 1
     assert reason is not None
@@ -100,9 +107,9 @@ def test_with_damaged_facts_it_is_not_opened(
 
 def test_without_facts_and_library_nothing_is_said(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "FACTS", package / "build_facts.json")
-    library, reason = extension.open_library()
+    library, reason = extension.open_library(extension.CPU, "cpu")
     assert library is None
-    assert "was not built" in str(reason)
+    assert "were not built" in str(reason)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "zeros at its end", "empty", "gone"])
@@ -110,7 +117,7 @@ def test_a_damaged_library_is_one_warning(package: Path, damage: str) -> None:
     """As a whole process: opening what is cut short would end it."""
     if extension.library is None:
         pytest.skip(f"no compiled extension here: {extension.reason}")
-    built, path = Path(str(extension.library.__file__)), package / "fastcl" / f"_C{SUFFIX}"
+    built, path = extension.library.path, package / "fastcl" / extension.CPU
     content = built.read_bytes()
     half = len(content) // 2
     path.write_bytes(
@@ -125,12 +132,12 @@ def test_a_damaged_library_is_one_warning(package: Path, damage: str) -> None:
     assert "pip install --no-build-isolation" in warnings[0]
 
 
-def test_the_library_and_the_file_beside_it_tell_the_same() -> None:
-    if extension.library is None:
-        pytest.skip(f"no compiled extension here: {extension.reason}")
-    inside, beside = json.loads(extension.library.build_facts()), extension.facts()
-    assert beside is not None
-    assert inside == {key: value for key, value in beside.items() if key not in ("seconds", "compilers_seconds", "library")}
+def test_an_older_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, old in (("2.9.1+cu128", True), ("2.6.0", True), ("2.10.0", False), ("3.0.0a0+git", False)):
+        monkeypatch.setattr(torch, "__version__", version)
+        why = extension.too_old()
+        assert (why is not None) == old, version
+        assert not old or f"the kernels need torch 2.10 or later, and this is {version}" in str(why)
 
 
 def test_instruction_sets() -> None:

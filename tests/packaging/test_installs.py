@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -14,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from fastcl.backends import extension
+
 from .conftest import Environment, run
 
 MakeTree = Callable[[], Path]
-LIBRARY = f"fastcl/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+LIBRARY = f"fastcl/{extension.CPU}"
 
 # The op against its equation, by whatever backend `auto` takes.
 ONE_OP = """
@@ -109,7 +110,7 @@ def test_source_distribution(make_tree: MakeTree, environment: Environment, tmp_
     environment.execute(ONE_OP)
 
 
-@pytest.mark.parametrize("missing", ["CXX names none", "PATH has none", "no torch", "no Python.h"])
+@pytest.mark.parametrize("missing", ["CXX names none", "PATH has none"])
 def test_without_what_a_build_needs(
     missing: str, make_tree: MakeTree, environment: Environment, tmp_path: Path
 ) -> None:
@@ -121,23 +122,13 @@ def test_without_what_a_build_needs(
             {"PATH": str(tmp_path / "empty"), "CXX": ""},
             "no C++ compiler was found (tried g++, clang++, c++)",
         )
-    elif missing == "no torch":
-        (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')\n")
-        env, reason = {"PYTHONPATH": str(tmp_path)}, "torch could not be imported at build time (No module named torch)"
-    elif missing == "no Python.h":
-        fake = tmp_path / "fake_compiler"
-        fake.write_text(
-            '#!/bin/sh\ncase "$(cat $(echo "$@" | tr " " "\\n" | grep "probe.cpp$") 2>/dev/null)" in *Python.h*) exit 1;; esac\n'
-        )
-        fake.chmod(0o755)
-        env, reason = {"CXX": str(fake)}, "Python's headers (Python.h) were not found"
     tree = make_tree()
     assert f"fastcl: left out cpu: {reason}" in environment.install(tree, env=env)
     environment.execute(ONE_OP)
     said = doctor(environment)
-    assert f"in use no: the compiled extension was left out: {reason}" in said
+    assert f"in use no: the compiled kernels were left out: {reason}" in said
     assert "--no-build-isolation" in said
-    assert ("apt install" in said) == (missing != "no torch")
+    assert "apt install" in said
 
 
 def test_wanted_kernels_that_cannot_be_built_are_an_error(make_tree: MakeTree, environment: Environment) -> None:
@@ -158,8 +149,9 @@ def test_a_source_that_does_not_compile_is_an_error(make_tree: MakeTree, environ
 
 def test_a_changed_source_alone_is_compiled_again(make_tree: MakeTree) -> None:
     tree = make_tree()
-    for source in (tree / "csrc").glob("c*/**/*.cpp"):  # a small build: the module alone
-        source.unlink()
+    for source in (tree / "csrc").glob("c*/**/*.cpp"):  # a small build
+        if source.name != "tensors.cpp":
+            source.unlink()
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     baseline_only = {f"FASTCL_BUILD_{isa}": "0" for isa in ("AVX2", "AVX512", "AMX")}
     run(build, tree, baseline_only)
