@@ -6,6 +6,7 @@ dot = x[tile] y[tile]^T   ->  strip_weights  ->  W Y, W^T X, W 1, W^T 1
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import triton
@@ -28,25 +29,31 @@ class Strip(Tiles):
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p, p.x.dtype)
-        self.arguments = vectors(self.sides)
-        ones = p.scale.new_ones(p.n)
-        self.ones = Weighting(ones, ones if p.y is None else None)
+        self.arguments = vectors(self.sides) | {"diff": difference(p), "PAIR": pair_value(self.sides)} | STRIP_OPTIONS
+        self.slope = pair_slope(self.sides)
+        self.reducing, self.weighing = tuning.epilogue(tuning.STRIP_REDUCE), tuning.epilogue(tuning.STRIP_WEIGHTS)
+
+    @cached_property
+    def ones(self) -> Weighting:
+        """The weighting of the sum of all r."""
+        ones = self.p.scale.new_ones(self.p.n)
+        return Weighting(ones, ones if self.sides.symmetric else None)
 
     def reduce(self, tile: Tile, columns: bool) -> tuple[Tensor, Tensor | None]:
-        block, blocks_m, blocks_n = _blocks(tile, tuning.STRIP_REDUCE)
+        blocks_m, blocks_n = _blocks(tile, self.reducing)
         planes = 2 if self.p.reduce == "logsumexp" else 1
         row_parts = self.p.scale.new_empty((planes, blocks_n, tile.i1 - tile.i0))
         col_parts = self.p.scale.new_empty((planes, blocks_m, tile.j1 - tile.j0)) if columns else None
         strip_reduce[(blocks_n, blocks_m)](
-            S=tile.dot, ROWS=row_parts, COLS=present(col_parts, row_parts), PAIR=pair_value(self.sides), COLUMNS=columns,
-            **self._place(tile), **self.arguments, **block,
+            S=tile.dot, ROWS=row_parts, COLS=present(col_parts, row_parts), COLUMNS=columns,
+            **self._place(tile), **self.arguments, **self.reducing,
         )  # fmt: skip
         return row_parts, col_parts
 
     def weigh(
         self, tile: Tile, by: Weighting | None, rows: bool, cols: bool, value: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        block, blocks_m, blocks_n = _blocks(tile, tuning.STRIP_WEIGHTS)
+        blocks_m, blocks_n = _blocks(tile, self.weighing)
         shapes = (
             (rows, blocks_n, tile.i1 - tile.i0),
             (cols, blocks_m, tile.j1 - tile.j0),
@@ -56,9 +63,9 @@ class Strip(Tiles):
         row_parts, col_parts, values = (present(each, self.p.scale) for each in parts)
         weights = tile.dot if self.in_units else tile.weights
         strip_weights[(blocks_n, blocks_m)](
-            S=tile.dot, W=weights, ROWS=row_parts, COLS=col_parts, VALUES=values, PAIR=pair_value(self.sides),
-            SLOPE=pair_slope(self.sides), ROW_SUMS=rows, COL_SUMS=cols, VALUE=value,
-            **weight_arguments(by or self.ones, self.p.scale), **self._place(tile), **self.arguments, **block,
+            S=tile.dot, W=weights, ROWS=row_parts, COLS=col_parts, VALUES=values, SLOPE=self.slope,
+            ROW_SUMS=rows, COL_SUMS=cols, VALUE=value,
+            **weight_arguments(by or self.ones, self.p.scale), **self._place(tile), **self.arguments, **self.weighing,
         )  # fmt: skip
         return weights, *parts  # type: ignore[return-value]
 
@@ -74,12 +81,11 @@ class Strip(Tiles):
 
     def _place(self, tile: Tile) -> dict[str, int]:
         return {
-            "i0": tile.i0, "j0": tile.j0, "n": tile.i1, "m": tile.j1, "diff": difference(self.p), "pitch": tile.dot.stride(0),
+            "i0": tile.i0, "j0": tile.j0, "n": tile.i1, "m": tile.j1, "pitch": tile.dot.stride(0),
             "rows_pitch": tile.i1 - tile.i0, "cols_pitch": tile.j1 - tile.j0,
         }  # fmt: skip
 
 
-def _blocks(tile: Tile, shape: tuple[int, int]) -> tuple[dict[str, Any], int, int]:
-    """A kernel's block, and how many of rows and of columns the tile has."""
-    block = tuning.epilogue(shape) | STRIP_OPTIONS
-    return block, triton.cdiv(tile.i1 - tile.i0, block["BM"]), triton.cdiv(tile.j1 - tile.j0, block["BN"])
+def _blocks(tile: Tile, block: dict[str, Any]) -> tuple[int, int]:
+    """Blocks of rows and blocks of columns."""
+    return triton.cdiv(tile.i1 - tile.i0, block["BM"]), triton.cdiv(tile.j1 - tile.j0, block["BN"])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from ..equation.problem import Problem
+from ..equation.problem import REDUCTIONS, Problem
 from .availability import interpreted
 
 
@@ -55,13 +55,20 @@ class GradientTile(NamedTuple):
         return parts * (-(-d // self.BD) * self.BD + self.PART) * 5 // 8
 
 
+def _kept(BM: int, BN: int, d: int, num_warps: int = 8, num_stages: int = 2) -> GradientTile:
+    return GradientTile(BM, BN, d, d, True, num_warps, num_stages)
+
+
+def _parts(BM: int, BN: int, BD: int, PART: int, num_warps: int = 8, num_stages: int = 2) -> GradientTile:
+    return GradientTile(BM, BN, BD, PART, False, num_warps, num_stages)
+
+
+_KINDS = ("half", "tf32", "ieee")
 # architecture -> dtype (half: float16 and bfloat16; float32: tf32 or ieee) -> tiles, the narrowest width wins.
 ROWS: dict[str, dict[str, tuple[RowsTile, ...]]] = {
     "sm_80": {
         "half": (
-            RowsTile(128, 128, 64, True, 8, 2),
-            RowsTile(128, 128, 128, True, 8, 2),
-            RowsTile(128, 128, 256, True, 8, 2),
+            RowsTile(128, 128, 64, True, 8, 2), RowsTile(128, 128, 128, True, 8, 2), RowsTile(128, 128, 256, True, 8, 2),
             RowsTile(128, 128, 64, False, 8, 3),
         ),
         "tf32": (RowsTile(128, 128, 32, False, 8, 3),),
@@ -69,190 +76,79 @@ ROWS: dict[str, dict[str, tuple[RowsTile, ...]]] = {
     },
     "sm_90": {
         "half": (
-            RowsTile(128, 64, 64, True, 4, 2),
-            RowsTile(128, 64, 128, True, 4, 2),
-            RowsTile(128, 64, 256, True, 8, 2),
-            RowsTile(128, 64, 512, True, 8, 1),
-            RowsTile(256, 64, 64, False, 8, 3),
+            RowsTile(128, 64, 64, True, 4, 2), RowsTile(128, 64, 128, True, 4, 2), RowsTile(128, 64, 256, True, 8, 2),
+            RowsTile(128, 64, 512, True, 8, 1), RowsTile(256, 64, 64, False, 8, 3),
         ),
         "tf32": (RowsTile(128, 64, 32, False, 8, 3),),
         "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
     },
     "sm_100": {
         "half": (
-            RowsTile(128, 64, 64, True, 8, 1),
-            RowsTile(128, 64, 128, True, 8, 1),
-            RowsTile(128, 64, 256, True, 8, 1),
-            RowsTile(64, 32, 512, True, 4, 1),
-            RowsTile(128, 64, 64, False, 8, 3),
+            RowsTile(128, 64, 64, True, 8, 1), RowsTile(128, 64, 128, True, 8, 1), RowsTile(128, 64, 256, True, 8, 1),
+            RowsTile(64, 32, 512, True, 4, 1), RowsTile(128, 64, 64, False, 8, 3),
         ),
         "tf32": (RowsTile(128, 64, 32, False, 8, 3),),
         "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
     },
     "sm_120": {
-        "half": (
-            RowsTile(128, 128, 64, True, 8, 2),
-            RowsTile(128, 128, 128, True, 8, 2),
-            RowsTile(128, 128, 64, False, 8, 2),
-        ),
+        "half": (RowsTile(128, 128, 64, True, 8, 2), RowsTile(128, 128, 128, True, 8, 2), RowsTile(128, 128, 64, False, 8, 2)),
         "tf32": (RowsTile(128, 64, 32, False, 8, 2),),
         "ieee": (RowsTile(32, 32, 32, False, 4, 1),),
     },
     "gfx942": {
         "half": (
-            RowsTile(128, 128, 64, True, 8, 2),
-            RowsTile(128, 128, 128, True, 8, 1),
-            RowsTile(64, 64, 256, True, 4, 1),
+            RowsTile(128, 128, 64, True, 8, 2), RowsTile(128, 128, 128, True, 8, 1), RowsTile(64, 64, 256, True, 4, 1),
             RowsTile(128, 128, 64, False, 8, 2),
         ),
         "tf32": (RowsTile(128, 64, 32, False, 8, 2),),
         "ieee": (RowsTile(64, 32, 32, False, 4, 2),),
     },
-    "interpreter": {
-        kind: (RowsTile(32, 16, 32, True, 4, 1), RowsTile(32, 16, 32, False, 4, 1)) for kind in ("half", "tf32", "ieee")
-    },
+    "interpreter": dict.fromkeys(_KINDS, (RowsTile(32, 16, 32, True, 4, 1), RowsTile(32, 16, 32, False, 4, 1))),
 }  # fmt: skip
-# The same, by dtype and reduction: a sum that forms value and slope needs more registers than a log-sum-exp.
-GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
+# The same, by dtype, and by reduction where a sum, which forms value and slope, needs more registers than a log-sum-exp.
+_GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
     "sm_80": {
         "half logsumexp": (
-            GradientTile(128, 128, 64, 64, True, 8, 2),
-            GradientTile(128, 128, 128, 128, True, 8, 2),
-            GradientTile(128, 64, 256, 256, True, 8, 3),
-            GradientTile(64, 64, 512, 512, True, 8, 2),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
+            _kept(128, 128, 64), _kept(128, 128, 128), _kept(128, 64, 256, 8, 3), _kept(64, 64, 512), _parts(64, 64, 64, 256),
         ),
-        "half sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 64, 512, 512, True, 8, 2),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
-        ),
-        "tf32 logsumexp": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 32, 64, 256, False, 8, 2),
-        ),
-        "tf32 sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 32, 64, 256, False, 8, 2),
-        ),
-        "ieee logsumexp": (GradientTile(32, 32, 32, 64, False, 4, 2),),
-        "ieee sum": (GradientTile(32, 32, 32, 64, False, 4, 2),),
+        "half sum": (_kept(128, 64, 64), _kept(128, 64, 128), _kept(64, 64, 256), _kept(64, 64, 512), _parts(64, 64, 64, 256)),
+        "tf32": (_kept(128, 64, 64), _kept(64, 64, 128), _parts(64, 32, 64, 256)),
+        "ieee": (_parts(32, 32, 32, 64, 4, 2),),
     },
     "sm_90": {
         "half logsumexp": (
-            GradientTile(128, 128, 64, 64, True, 8, 2),
-            GradientTile(128, 128, 128, 128, True, 8, 2),
-            GradientTile(128, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 32, 512, 512, True, 8, 2),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
+            _kept(128, 128, 64), _kept(128, 128, 128), _kept(128, 64, 256), _kept(64, 32, 512), _parts(64, 64, 64, 256),
         ),
-        "half sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
-        ),
-        "tf32 logsumexp": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
-        ),
-        "tf32 sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
-        ),
-        "ieee logsumexp": (GradientTile(32, 32, 32, 32, False, 4, 1),),
-        "ieee sum": (GradientTile(32, 32, 32, 32, False, 4, 1),),
+        "half sum": (_kept(128, 64, 64), _kept(128, 64, 128), _kept(64, 64, 256), _parts(64, 64, 64, 256)),
+        "tf32": (_kept(128, 64, 64), _kept(128, 64, 128), _parts(64, 64, 64, 256)),
+        "ieee": (_parts(32, 32, 32, 32, 4, 1),),
     },
     "sm_100": {
         "half logsumexp": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 32, 512, 512, True, 8, 2),
-            GradientTile(128, 64, 64, 256, False, 8, 2),
+            _kept(128, 64, 64), _kept(128, 64, 128), _kept(64, 64, 256), _kept(64, 32, 512), _parts(128, 64, 64, 256),
         ),
-        "half sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 2),
-            GradientTile(128, 64, 256, 256, True, 8, 1),
-            GradientTile(128, 64, 64, 256, False, 8, 2),
-        ),
-        "tf32 logsumexp": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 64, 128, 128, True, 8, 1),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
-        ),
-        "tf32 sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
-        ),
-        "ieee logsumexp": (GradientTile(32, 32, 32, 32, False, 4, 1),),
-        "ieee sum": (GradientTile(32, 32, 32, 32, False, 4, 1),),
+        "half sum": (_kept(128, 64, 64), _kept(128, 64, 128), _kept(128, 64, 256, 8, 1), _parts(128, 64, 64, 256)),
+        "tf32 logsumexp": (_kept(128, 64, 64), _kept(64, 64, 128, 8, 1), _parts(64, 64, 64, 256)),
+        "tf32 sum": (_kept(128, 64, 64), _kept(64, 64, 128), _parts(64, 64, 64, 256)),
+        "ieee": (_parts(32, 32, 32, 32, 4, 1),),
     },
     "sm_120": {
-        "half logsumexp": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 32, 64, 256, False, 8, 2),
-        ),
-        "half sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 2),
-            GradientTile(64, 64, 256, 256, True, 8, 2),
-            GradientTile(64, 32, 64, 128, False, 8, 2),
-        ),
-        "tf32 logsumexp": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 32, 128, 128, True, 8, 2),
-            GradientTile(64, 32, 64, 128, False, 8, 2),
-        ),
-        "tf32 sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 32, 128, 128, True, 8, 2),
-            GradientTile(64, 32, 64, 128, False, 8, 2),
-        ),
-        "ieee logsumexp": (GradientTile(32, 32, 32, 32, False, 4, 1),),
-        "ieee sum": (GradientTile(32, 32, 32, 32, False, 4, 1),),
+        "half logsumexp": (_kept(128, 64, 64), _kept(128, 64, 128), _kept(64, 64, 256), _parts(64, 32, 64, 256)),
+        "half sum": (_kept(128, 64, 64), _kept(128, 64, 128), _kept(64, 64, 256), _parts(64, 32, 64, 128)),
+        "tf32": (_kept(128, 64, 64), _kept(64, 32, 128), _parts(64, 32, 64, 128)),
+        "ieee": (_parts(32, 32, 32, 32, 4, 1),),
     },
     "gfx942": {
-        "half logsumexp": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 1),
-            GradientTile(64, 32, 256, 256, True, 8, 1),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
-        ),
-        "half sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(128, 64, 128, 128, True, 8, 1),
-            GradientTile(64, 32, 256, 256, True, 8, 1),
-            GradientTile(64, 64, 64, 256, False, 8, 2),
-        ),
-        "tf32 logsumexp": (
-            GradientTile(64, 64, 64, 64, True, 4, 2),
-            GradientTile(64, 64, 128, 128, True, 4, 1),
-            GradientTile(64, 64, 64, 128, False, 8, 2),
-        ),
-        "tf32 sum": (
-            GradientTile(128, 64, 64, 64, True, 8, 2),
-            GradientTile(64, 64, 128, 128, True, 4, 1),
-            GradientTile(64, 64, 64, 128, False, 8, 2),
-        ),
-        "ieee logsumexp": (GradientTile(64, 64, 64, 128, False, 4, 2),),
-        "ieee sum": (GradientTile(64, 64, 64, 128, False, 4, 2),),
+        "half": (_kept(128, 64, 64), _kept(128, 64, 128, 8, 1), _kept(64, 32, 256, 8, 1), _parts(64, 64, 64, 256)),
+        "tf32 logsumexp": (_kept(64, 64, 64, 4, 2), _kept(64, 64, 128, 4, 1), _parts(64, 64, 64, 128)),
+        "tf32 sum": (_kept(128, 64, 64), _kept(64, 64, 128, 4, 1), _parts(64, 64, 64, 128)),
+        "ieee": (_parts(64, 64, 64, 128, 4, 2),),
     },
-    "interpreter": {
-        f"{kind} {reduce}": (GradientTile(32, 16, 32, 32, True, 4, 1), GradientTile(32, 16, 32, 64, False, 4, 1))
-        for kind in ("half", "tf32", "ieee")
-        for reduce in ("logsumexp", "sum")
-    },
+    "interpreter": dict.fromkeys(_KINDS, (GradientTile(32, 16, 32, 32, True, 4, 1), GradientTile(32, 16, 32, 64, False, 4, 1))),
+}  # fmt: skip
+GRADIENT = {
+    arch: {f"{kind} {reduce}": tiles.get(f"{kind} {reduce}") or tiles[kind] for kind in _KINDS for reduce in REDUCTIONS}
+    for arch, tiles in _GRADIENT.items()
 }
 
 # What stands in for a tile where a log-sum-exp's weights take two exponentials: those need a few registers more.

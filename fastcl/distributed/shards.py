@@ -94,7 +94,7 @@ class Shards:
 
     def summed(self, matrix: Tensor) -> Tensor:
         """The sum of the ranks' matrices."""
-        result: Tensor = _Summed.apply(self.wire, matrix)
+        result: Tensor = Summed.apply(self.wire, matrix)
         return result
 
     def pair_reduce(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
@@ -205,7 +205,7 @@ class _Everywhere(torch.autograd.Function):
         return None, ctx.wire.everywhere(upstream[0])[:, ctx.wire.rank].sum(0)
 
 
-class _Summed(torch.autograd.Function):
+class Summed(torch.autograd.Function):
     """The sum over ranks; its gradient is the sum of their gradients."""
 
     @staticmethod

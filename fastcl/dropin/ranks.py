@@ -13,6 +13,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..distributed.derivatives import first_derivatives
+from ..distributed.shards import Summed
+from ..distributed.wire import Wire
 
 
 def initialised() -> bool:
@@ -68,9 +70,8 @@ def gathered_with_gradient(rows: Tensor) -> Tensor:
 
 
 def _all_gather(rows: Tensor) -> list[Tensor]:
-    shards = [torch.zeros_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(shards, rows.contiguous())
-    return shards
+    wire = Wire(None)
+    return list(wire.gathered((rows,), [rows.shape[0]] * wire.world)[0].chunk(wire.world))
 
 
 class _Gather(torch.autograd.Function):
@@ -83,26 +84,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        total = torch.stack(upstream)
-        dist.all_reduce(total)
-        return total[rank()]
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over ranks; its gradient is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        total = rows.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    @first_derivatives
-    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        total = upstream[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        return Wire(None).summed(torch.stack(upstream))[rank()]
 
 
 class _Shift(torch.autograd.Function):
@@ -120,12 +102,7 @@ class _Shift(torch.autograd.Function):
 
 
 def _shift(rows: Tensor, step: int) -> Tensor:
-    rows, received = rows.contiguous(), torch.empty_like(rows, memory_format=torch.contiguous_format)
-    send = dist.P2POp(dist.isend, rows, (rank() + step) % world_size())
-    receive = dist.P2POp(dist.irecv, received, (rank() - step) % world_size())
-    for work in dist.batch_isend_irecv([send, receive]):
-        work.wait()
-    return received
+    return Wire(None).shift((rows,), step, rows.shape[0])()[0]
 
 
 def others(rows: Tensor, route: str) -> Iterator[Tensor]:
@@ -154,4 +131,4 @@ def summed(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
     This rank's own shard must be used as it comes from here: the sum's backward is a collective that all ranks take part in.
     """
     for k in range(world_size()):
-        yield k, _Sum.apply(rows * float(rank() == k))
+        yield k, Summed.apply(Wire(None), rows * float(rank() == k))

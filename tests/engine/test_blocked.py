@@ -133,6 +133,13 @@ def test_nan_in_gives_nan_out() -> None:
     assert fastcl.pair_reduce(x, torch.randn(4, 3)).isnan().tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("text", ["-1", "0", "much", "1e9", "nan"])
+def test_bad_workspace_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FASTCL_WORKSPACE_MB", text)
+    with pytest.raises(ValueError, match=f"FASTCL_WORKSPACE_MB: expected a positive number of megabytes, got '{text}'"):
+        fastcl.pair_reduce(torch.randn(3, 4), backend="blocked")
+
+
 def test_deterministic() -> None:
     x, y = torch.randn(300, 16), torch.randn(200, 16)
 
