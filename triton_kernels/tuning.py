@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from ..equation.problem import REDUCTIONS, Problem
+from ..equation.problem import Problem
 from .availability import interpreted
 
 
@@ -147,7 +147,11 @@ _GRADIENT: dict[str, dict[str, tuple[GradientTile, ...]]] = {
     "interpreter": dict.fromkeys(_KINDS, (GradientTile(32, 16, 32, 32, True, 4, 1), GradientTile(32, 16, 32, 64, False, 4, 1))),
 }  # fmt: skip
 GRADIENT = {
-    arch: {f"{kind} {reduce}": tiles.get(f"{kind} {reduce}") or tiles[kind] for kind in _KINDS for reduce in REDUCTIONS}
+    arch: {
+        f"{kind} {reduce}": tiles.get(f"{kind} {reduce}") or tiles[kind]
+        for kind in _KINDS
+        for reduce in ("logsumexp", "sum")
+    }
     for arch, tiles in _GRADIENT.items()
 }
 
