@@ -41,6 +41,10 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
             return dtensors.over_placement(named(call), bound(function, args, kwargs))
         if kwargs.get("group") is None:
             check_settings(kwargs)
+            if batch.beyond_this_process():
+                # A part of an objective over ranks, which is scaled as a whole, by what all ranks agree on: shards of different
+                # sizes would divide by different powers what their sums then mix.
+                return checked(*args, **kwargs)
             return loss_scaling.scaled(checked, args, kwargs)
         return _over_ranks(checked, args, kwargs)
 

@@ -220,7 +220,12 @@ def _directional(values_of: Values, leaves: dict[str, Tensor]) -> Found:
             name: formula.rows(max(t.numel(), 1), 1, 3)[: t.numel()].view_as(t).to(t.dtype)
             for name, t in leaves.items()
         }
-        duals = {name: forward_ad.make_dual(t.detach(), t.detach() * along[name]) for name, t in leaves.items()}
+        # PyTorch makes no dual of a tensor that is in one place several times.
+        apart = {
+            name: t.detach().clone() if torch._debug_has_internal_overlap(t) else t.detach()
+            for name, t in leaves.items()
+        }
+        duals = {name: forward_ad.make_dual(t, t * along[name]) for name, t in apart.items()}
         found = [forward_ad.unpack_dual(v) for v in values_of(duals)]
     tangents = {f"value {i}": torch.zeros_like(v) if t is None else t for i, (v, t) in enumerate(found)}
     return Found([v for v, _ in found], tangents)

@@ -27,8 +27,10 @@ NEAR, FAR = (15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65), (127, 128, 129, 25
 small, edges, large = st.integers(2, 9), st.sampled_from(NEAR), st.sampled_from((*FAR, *FAR, 300, 513))
 sizes = st.one_of(*[small] * 5, *[edges] * 5, large, st.sampled_from((2, 3, 0, 1)))
 widths = st.one_of(*[small] * 4, *[edges] * 4, st.sampled_from(FAR), st.sampled_from((0, 1)))
-# Powers of ten of a norm: most rows are near 1, some losses take any.
-exponents = st.one_of(st.just(0), st.just(0), st.just(0), st.integers(-4, 4), st.integers(-37, 37))
+# Powers of ten of a norm: most rows are near 1, some losses take any. At the edges norms are clamped, squares leave float32, and
+# parts of a float do.
+extreme = st.sampled_from((-37, -34, -20, -15, -13, -12, 18, 19, 37))
+exponents = st.one_of(*[st.just(0)] * 6, *[st.integers(-4, 4)] * 2, st.integers(-37, 37), extreme)
 
 
 class Drawing:
