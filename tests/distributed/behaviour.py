@@ -254,6 +254,21 @@ def half(rank: int, world: int) -> float:
     return worst / 2**-7
 
 
+def half_in_parts(rank: int, world: int) -> float:
+    """The same for an objective that is made of others, one upstream gradient for all: shards of different sizes."""
+    sizes = LAYOUTS["uneven"](world)
+    whole = [random(sum(sizes), D, seed=s) for s in (3, 4)]
+    own = [cut(x, sizes, rank).half().requires_grad_() for x in whole]
+    exact = [x.half().double().requires_grad_() for x in whole]
+    loss = functional.align_uniform(*own, group=dist.group.WORLD, gradient="exact")
+    found = torch.autograd.grad(loss, own, torch.tensor(1024.0))
+    wanted = torch.autograd.grad(1024.0 * functional.align_uniform(*exact), exact)
+    worst = max(
+        float((mine - cut(g, sizes, rank)).abs().max() / g.abs().max()) for mine, g in zip(found, wanted, strict=True)
+    )
+    return worst / 2**-7
+
+
 def compiled(rank: int, world: int) -> float:
     """Under torch.compile a call with group= is one graph break, and gives what it gives without."""
     if world != 2:
@@ -285,6 +300,7 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     "gradient accumulates": gradient_accumulates,
     "autocast": autocast,
     "half precision": half,
+    "half precision in parts": half_in_parts,
     "extreme order": extreme_order,
     "compiled": compiled,
 }

@@ -237,6 +237,7 @@ def compare(
         allowed = allowed + SAFETY * torch.minimum(
             of_plain, EXCUSED[where.startswith("value")] * (of_moved + coarsest * (size.amax() + natural + 1e-300))
         )
+    error = torch.where(error.isinf() & (size + allowed >= end), 0.0, error)  # what is right to that may be beyond
     worst = int((error / allowed).argmax())
     if bool(error[worst] <= allowed[worst]):
         return None
