@@ -67,7 +67,8 @@ def integer(
     expected: str | None = None,
 ) -> int:
     """An integer, from `least` on; `expected` says which in other words."""
-    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+    # Asked in this order: torch.compile has no hasattr of the sizes that it traces.
+    if isinstance(value, (bool, Tensor)) or not (isinstance(value, (int, torch.SymInt)) or hasattr(value, "__index__")):
         raise TypeError(f"{name}: expected an integer, got {kind_of(value)}; pass {_whole(name, value)}")
     if not isinstance(value, (int, torch.SymInt)):
         try:

@@ -105,6 +105,8 @@ def primitive(rank: int, world: int) -> float:
         ("pair_total", {"outer": "sum", "pair": "softplus", "reduce": "sum"}),
         ("pair_total", {"outer": "pooled", "mask": fastcl.across_groups}),
         ("pair_total", {"outer": "contrast", "positive": bias, "mask": "off_diagonal"}),
+        ("pair_reduce", {"mask": fastcl.off_diagonal(1, 1, 3)}),
+        ("pair_total", {"outer": "pooled", "mask": fastcl.off_diagonal(period=N - 2)}),
     ]
     for mesh, placements in meshes(world):
         for name, arguments in calls:
