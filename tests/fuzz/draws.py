@@ -15,7 +15,7 @@ from fastcl.functional.rows import REDUCTIONS
 
 from .case import Case, resolve
 from .drawing import FLOATS, Draw, Drawing, mask, pair, sizes, way
-from .public import BY_CALL, documented, public
+from .public import BY_CALL, arguments_of, documented, public
 
 
 @st.composite
@@ -23,7 +23,7 @@ def objectives(draw: Draw, path: str) -> Case:
     """A call of a function of rows."""
     drawing = Drawing(draw, path, draw(st.sampled_from(FLOATS)))
     function = resolve(path)
-    parameters = list(inspect.signature(function).parameters.values())
+    parameters = arguments_of(function)
     given = drawing.arguments(parameters, documented(function))
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     keywords = {k: v for k, v in given.items() if k not in positional}
@@ -43,7 +43,7 @@ def modules(draw: Draw, path: str) -> Case:
     """A module built from its settings, and called."""
     module = resolve(path)
     drawing = Drawing(draw, f"functional.{module.function.__name__}", draw(st.sampled_from(FLOATS)))
-    of_function = inspect.signature(module.function).parameters
+    of_function = {p.name: p for p in arguments_of(module.function)}
     of_class = inspect.signature(module).parameters
     said = documented(module.function) | documented(module)
     rows = [p for p in of_function.values() if p.name not in of_class]
@@ -68,7 +68,7 @@ def numbers(draw: Draw, path: str) -> Case:
     """A metric."""
     drawing = Drawing(draw, path, draw(st.sampled_from(FLOATS)))
     function = resolve(path)
-    parameters = list(inspect.signature(function).parameters.values())
+    parameters = arguments_of(function)
     given = drawing.arguments(parameters, documented(function))
     drawing.wants.clear()
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name in given]

@@ -32,6 +32,15 @@ def public() -> dict[str, tuple[str, ...]]:
     }  # fmt: skip
 
 
+def arguments_of(function: Any) -> list[inspect.Parameter]:
+    """Its parameters; three in place of any number of views."""
+    found: list[inspect.Parameter] = []
+    for p in inspect.signature(function).parameters.values():
+        several = p.kind is p.VAR_POSITIONAL
+        found += [p.replace(name=f"{p.name}_{k}", kind=p.POSITIONAL_OR_KEYWORD) for k in range(3)] if several else [p]
+    return found
+
+
 @cache
 def documented(function: Any) -> dict[str, str]:
     """What the docstring says of each argument."""

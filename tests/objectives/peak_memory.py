@@ -27,8 +27,9 @@ def main(backend: str) -> None:
     for n in (256, ROWS):
         for case in CASES:
             # Objectives over both views have 2n rows: half as many of each, so that every matrix would be n x n.
-            rows = case.rows_of(n // 2 if case.rows == 2 or len(case.inputs(3, 2)[0]) == 6 else n, WIDTH, torch.float32)
-            arguments = case.arguments(0, len(rows[0]), WIDTH, rows[0])
+            count = n // 2 if case.rows == 2 or len(case.inputs(3, 2)[0]) == 6 else n
+            rows = case.rows_of(count, WIDTH, torch.float32)
+            arguments = case.arguments(0, count, WIDTH, rows[0])
             before = peak_bytes()
             gradients(library(case, rows, backend, **arguments), rows)
             growth[case.id] = peak_bytes() - before

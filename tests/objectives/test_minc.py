@@ -108,7 +108,9 @@ def test_the_statistic_is_a_moving_average(mu: float | None) -> None:
         want = moment if seed == 0 else ema * want + (1 - ema) * moment
         torch.testing.assert_close(loss.statistic.double(), want, rtol=1e-5, atol=1e-6)
         # What is used is the statistic with this batch in it; what is reported is the value at it.
-        torch.testing.assert_close(value.double(), oracle.minc(u.double(), v.double(), want, gha=True), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            value.double(), oracle.minc(u.double(), v.double(), want, gha=True), rtol=1e-5, atol=1e-5
+        )
         torch.testing.assert_close(
             loss.value.double(), oracle.minc_value(u.double(), v.double(), want), rtol=1e-5, atol=1e-5
         )
