@@ -121,6 +121,8 @@ def over_ranks(draw: Draw, world: int) -> Case:
     """An objective or a module, its rows cut over ranks."""
     kind, path = draw(st.sampled_from([(k, p) for k in ("objectives", "modules") for p in public()[k]]))
     case = draw(KINDS_OF_CALL[kind](path))
+    if not case.positional:  # what takes *views is not drawn yet
+        reject()
     tensors = case.tensors()
     n = len(tensors[case.positional[0]])
     whole = {"statistic"} | (
