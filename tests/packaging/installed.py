@@ -1,6 +1,6 @@
-"""An installed fastcl, in an environment of torch and nothing more: `make test-wheel` runs it in several.
+"""An installed fastcl, in an environment of torch and nothing more: `make test-wheel` runs it.
 
-python -P tests/packaging/installed.py [--without-kernels]
+python tests/packaging/installed.py [--without-kernels]
 """
 
 from __future__ import annotations
