@@ -44,7 +44,7 @@ try:
     from setuptools.command.bdist_wheel import bdist_wheel
 except ImportError:  # before setuptools 70.1 it was a part of the package wheel
     try:
-        from wheel.bdist_wheel import bdist_wheel  # type: ignore[no-redef]
+        from wheel.bdist_wheel import bdist_wheel
     except ImportError:
         bdist_wheel = None
 

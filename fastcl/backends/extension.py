@@ -84,7 +84,7 @@ def too_old() -> str | None:
 
 def misfit(built: dict[str, Any], path: Path) -> str | None:
     """Why the library that these facts describe must not be opened by this process; None when it fits."""
-    needs = [("processors of the kind", "machine", platform.machine())]
+    needs: list[tuple[str, str, str | None]] = [("processors of the kind", "machine", platform.machine())]
     if path.name == CUDA:
         needs += [("torch", "torch", str(torch.__version__)), ("a torch with CUDA", "torch_cuda", torch.version.cuda)]
     for name, key, here in needs:

@@ -123,8 +123,8 @@ def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:
         )
     one_of("mask", m.kind, KINDS)
     if m.kind in ("all", "off_diagonal"):
-        names = ("row_offset", "col_offset", "period")
-        m = m._replace(**{name: integer(name, getattr(m, name), expected=INDEX) for name in names})
+        row, col, period = (integer(k, getattr(m, k), expected=INDEX) for k in ("row_offset", "col_offset", "period"))
+        m = m._replace(row_offset=row, col_offset=col, period=period)
         if m.period < 0:
             raise ValueError(f"period: expected how many rows lie between two views, 0 or more, got {m.period}")
         if y is None and m.row_offset != m.col_offset:

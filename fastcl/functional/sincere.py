@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..backends import choice
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
@@ -74,6 +75,9 @@ def sincere(
     # A row's own term is taken out again. Of unit rows it is the smallest of all; a row shorter than its positives has one that
     # may drown theirs, so that both are float64.
     x = z if normalize or z.device.type == "mps" else z.double()
+    name = choice.requested(backend)
+    if name != "auto" and choice.reason(name, x.device, x.dtype) is not None:
+        backend = "blocked"  # which has float64 on every device; Triton has not
     s = pair_reduce(
         x, x, pair="softplus", reduce="sum", scale=-a, bias_x=r, mask=within_groups(labels, labels), backend=backend
     )
