@@ -27,7 +27,7 @@ struct Pairs {
   int n, m;
   float scale, shift, constants[2];
   bool sqdist, diagonal, grouped, within, terms;
-  int64_t diff, period;
+  int64_t diff;
   const float *norm_x, *norm_y, *bias_x, *bias_y;
   const int64_t *group_x, *group_y;
   Line *rows, *cols;  // shared [BM] and [BN]
@@ -35,7 +35,7 @@ struct Pairs {
   // Field by field: where this object held a copy of the whole Equation, nvcc 13.0 took its other fields from the kernel's
   // parameter too, at the same offsets (the emulator saw the addresses).
   __device__ __forceinline__ Pairs(const Equation& e, const FusedSides& sides, unsigned char* lines)
-      : n(static_cast<int>(sides.n)), m(static_cast<int>(sides.m)), diff(e.diff), period(e.period),
+      : n(static_cast<int>(sides.n)), m(static_cast<int>(sides.m)), diff(e.diff),
         rows(reinterpret_cast<Line*>(lines)), cols(rows + C::BM) {
     scale = *static_cast<const float*>(e.scale) * unit;
     shift = *static_cast<const float*>(e.shift) * unit;
@@ -71,15 +71,15 @@ struct Pairs {
 
   // Whether some element of the tile may be outside the matrix or left out by the mask; the same for the whole CTA.
   __device__ __forceinline__ bool partial(int row0, int col0) const {
-    const int64_t met = nearest_diagonal(diff + row0 - col0, period, C::BM, C::BN);
-    const bool crossed = diagonal && met > -C::BM && met < C::BN;
+    const int64_t low = static_cast<int64_t>(col0) - row0 - (C::BM - 1), high = static_cast<int64_t>(col0) - row0 + C::BN - 1;
+    const bool crossed = diagonal && diff >= low && diff <= high;
     return grouped || crossed || row0 + C::BM > n || col0 + C::BN > m;
   }
 
   // Where elements of a partial tile are not visited, put `nothing`.
   __device__ __forceinline__ void mask(float (&s)[MI][NI][4], int row0, int col0, float nothing) const {
     const int last_row = n - 1 - row0, last_col = m - 1 - col0;
-    const int64_t here = nearest_diagonal(diff + row0 - col0, period, C::BM, C::BN);
+    const int64_t here = diff + row0 - col0;
     const int met = diagonal && here > -C::BM && here < C::BN ? static_cast<int>(here) : INT_MIN / 2;
 #pragma unroll
     for (int j = 0; j < NI; j++)

@@ -14,9 +14,6 @@ namespace fastcl::cuda {
 
 enum class Dtype : int32_t { float32, float64, bfloat16, float16 };
 
-// No block of pairs of any kernel has more rows and columns together: no more than one left-out diagonal crosses it.
-inline constexpr int64_t least_period = 512;
-
 // What z_ij, M and f are. Vectors are indexed by the row of x or y itself, not by a row of a tile.
 struct Equation {
   Operand operand;
@@ -25,7 +22,6 @@ struct Equation {
   int32_t pair;                        // place in pair_entries; for a log-sum-exp that of the identity
   double constants[2];                 // of the pair function
   int64_t diff;                        // row_offset - col_offset: off_diagonal visits i + diff != j
-  int64_t period;                      // and i + diff - period != j, i + diff + period != j; at least least_period, or 0
   const void *scale, *shift;           // T, one element each: never read on the host
   const void *norm_x, *norm_y;         // T, |x_i|^2 and |y_j|^2; sqdist only
   const void *bias_x, *bias_y;         // T

@@ -65,7 +65,7 @@ struct Problem {
   Reduction reduce;
   int pair;
   std::array<double, 2> constants{};
-  int64_t n, m, d, diff, period;  // diff = row_offset - col_offset, clamped to what can meet
+  int64_t n, m, d, diff;  // diff = row_offset - col_offset, clamped to what can meet
   at::ScalarType dtype;
 
   bool lse() const { return reduce == Reduction::logsumexp; }

@@ -163,8 +163,7 @@ struct Place {
 __device__ __forceinline__ bool visits_all(const Equation& e, const Tile& t) {
   const int64_t i = t.i0 + int64_t(blockIdx.x) * strip_block_rows, j = t.j0 + int64_t(blockIdx.y) * strip_block_cols;
   if (i + strip_block_rows > t.i1 || j + strip_block_cols > t.j1) return false;
-  // The block's column that its first row leaves out.
-  const int64_t met = nearest_diagonal(i + e.diff - j, e.period, strip_block_rows, strip_block_cols);
+  const int64_t met = i + e.diff - j;  // the block's column that its first row leaves out
   return e.mask == MaskKind::all || (e.mask == MaskKind::off_diagonal && (met >= strip_block_cols || met <= -strip_block_rows));
 }
 
@@ -253,7 +252,7 @@ struct Logits {
   __device__ __forceinline__ unsigned visits(int64_t i, const Place& p, const int64_t (&groups)[lane_cols]) const {
     unsigned bits = (1u << p.inside) - 1u;
     if (e.mask == MaskKind::off_diagonal) {
-      const int64_t c = nearest_diagonal(i + e.diff - p.col, e.period, 1, lane_cols);
+      const int64_t c = i + e.diff - p.col;
       if (c >= 0 && c < lane_cols) bits &= ~(1u << c);
     } else if (e.mask != MaskKind::all) {
       const int64_t group = e.group_x[i];

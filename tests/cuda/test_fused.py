@@ -69,7 +69,6 @@ SUBSET = [
     Case(80, 270, None, 72, F32, pair="exp", operand="sqdist"),
     Case(80, 140, 150, 136, F16, mask="all"),
     Case(80, 140, 150, 136, pair="softplus", mask="all"),
-    Case(80, 140, 700, 33, mask="two_diagonals"),
 ]
 
 

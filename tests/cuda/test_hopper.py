@@ -64,7 +64,6 @@ SUBSET = [
     Case(270, None, 33),
     Case(130, 140, 64, operand="sqdist", bias=True, mask="within_groups"),
     Case(140, 150, 264, mask="all"),
-    Case(140, 700, 33, mask="two_diagonals"),
 ]
 
 

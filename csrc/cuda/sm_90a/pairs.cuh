@@ -105,11 +105,11 @@ struct Pairs {
   // Whether every pair of the tile counts; the same for the whole warpgroup.
   __device__ __forceinline__ bool whole(const Task& p, int x0, int y0) const {
     if (x0 + NX > p.n || y0 + 64 > p.m || (GENERAL && p.groups)) return false;
-    const int64_t met = meeting(p, x0, y0);
+    const int64_t met = p.y0 + y0 - (p.x0 + x0 + p.equation.diff);  // the block's row that y0 leaves out
     return p.equation.mask != MaskKind::off_diagonal || met >= NX || met <= -64;
   }
   __device__ __forceinline__ Visited visited(const Task& p, int x0, int y, const Place& at) const {
-    const int64_t met = meeting(p, x0, y), far = 1 << 20;
+    const int64_t met = p.y0 + y - (p.x0 + x0 + p.equation.diff), far = 1 << 20;
     Visited v{p.n - x0 - 2 * at.t, static_cast<int>(p.equation.mask == MaskKind::off_diagonal ? min(max(met, -far), far) : far) - 2 * at.t,
               {y < p.m, y + 8 < p.m}};
     asm volatile("" : "+r"(v.left), "+r"(v.self));  // else NX / 4 comparisons move out of the loop over tiles, into registers
@@ -132,10 +132,6 @@ struct Pairs {
   }
 
  private:
-  // The block's row that y leaves out: 64 rows of y stand for its rows here, as they do in the accumulators.
-  static __device__ __forceinline__ int64_t meeting(const Task& p, int x0, int y) {
-    return nearest_diagonal(p.y0 + y - (p.x0 + x0 + p.equation.diff), p.equation.period, 64, NX);
-  }
   // Lines in shared memory: [NX] factors and references from lines_at on, [NX] biases and norms, [NX] groups.
   static constexpr uint32_t biases_at = lines_at + (WEIGHTS ? 8 * NX : 0);
   static __device__ __forceinline__ uint32_t groups_at(const Task& p) { return biases_at + (p.terms ? 8 * NX : 0); }
