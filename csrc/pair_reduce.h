@@ -20,13 +20,6 @@ enum class MaskKind { all, off_diagonal, across_groups, within_groups };
 enum class Reduction { sum, logsumexp };
 enum class Outer { sum, contrast, pooled };
 
-// Of the diagonals `period` apart that off_diagonal leaves out, the one that crosses a block of pairs, if any does: in which of
-// the block's columns its first row meets it. `met`: the same of one of them, whose neighbours alone may cross the block, too.
-template <class Index>
-FASTCL_INLINE Index nearest_diagonal(Index met, Index period, int rows, int columns) {
-  return met >= columns ? met - period : met <= -rows ? met + period : met;
-}
-
 // The pair functions, each with the number by which kernels know it: its place in the generated list.
 struct PairEntry {
   const char* name;
