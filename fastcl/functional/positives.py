@@ -47,7 +47,7 @@ class Pairs:
             TypeError: positives are no sequence of two or three tensors, or of other dtypes.
             ValueError: their lengths or devices differ, or groups are given too.
         """
-        if isinstance(positives, Tensor) or not isinstance(positives, Sequence):
+        if isinstance(positives, (Tensor, str, bytes)) or not isinstance(positives, Sequence):
             kind = kind_of(positives)
             raise TypeError(
                 f"positives: expected (rows, columns) or (rows, columns, weights), got {kind}; pass a tuple"
@@ -58,7 +58,7 @@ class Pairs:
             )
         if groups is not None:
             raise ValueError(
-                "groups: expected None beside positives, which say which pairs match; leave one of them out"
+                f"groups: expected None beside positives, which say which pairs match, got {kind_of(groups)}; leave one of them out"
             )
         if any(map(checks.is_dtensor, positives)):
             raise TypeError("positives: expected plain tensors, got DTensors; pass indices into own rows, and group=")

@@ -189,7 +189,9 @@ def clip(
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         if pairs is not None:
-            raise ValueError("pairs: expected None beside positives, which list what matches; leave one of them out")
+            raise ValueError(
+                f"pairs: expected None beside positives, which list what matches, got {pairs}; leave one of them out"
+            )
         return _clip_of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend)
     k = _matching(pairs, x, y)
     p = times(a, leading(s, k))

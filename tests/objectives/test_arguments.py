@@ -22,7 +22,7 @@ from .cases import CASES
 X, Y = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind()
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 OURS = re.compile(
-    r"^(\w+|power: \w+): .*expected .*(got|infinite)|^\w+: .*(needs|is one number|has no|stay within)", re.DOTALL
+    r"^(\w+(\[\d\])?|power: \w+): .*expected .*(got|infinite)|^\w+: .*(needs|is one number|has no|stay within)", re.DOTALL
 )
 
 
