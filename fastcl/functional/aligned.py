@@ -44,6 +44,8 @@ class _Aligned(torch.autograd.Function):
         u, v = torch.ops.fastcl.cpu_unit_rows(x), torch.ops.fastcl.cpu_unit_rows(y)
         ctx.squared, ctx.matching = squared, min(x.shape[0], y.shape[0])
         ctx.save_for_backward(x, y, u, v)
+        # Else rows without a gradient would ask the pairs for one: half of a backward's products.
+        ctx.mark_non_differentiable(*(t for t, of in zip((u, v), ctx.needs_input_grad, strict=False) if not of))
         a, b = u[: ctx.matching], v[: ctx.matching]
         if squared:
             a = b = a - b

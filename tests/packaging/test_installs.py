@@ -140,7 +140,7 @@ def test_wanted_kernels_that_cannot_be_built_are_an_error(make_tree: MakeTree, e
 
 def test_a_source_that_does_not_compile_is_an_error(make_tree: MakeTree, environment: Environment) -> None:
     tree = make_tree()
-    (tree / "csrc" / "wrong.cpp").write_text("int wrong( {\n")
+    (tree / "csrc" / "cpu" / "wrong.cpp").write_text("int wrong( {\n")
     with pytest.raises(subprocess.CalledProcessError) as raised:
         environment.install(tree)
     assert "fastcl's kernels did not compile" in raised.value.output
