@@ -69,32 +69,21 @@ def torch(version: str, chosen: argparse.Namespace) -> Iterator[str]:
     """Cells of the table: what was built, the devices that doctor finds right, the tests."""
     folder = FOLDER / f"torch-{version}"
     python = folder / "bin" / "python"
-    log = FOLDER / f"torch-{version}"
+
+    def log(step: str) -> Path:
+        return FOLDER / f"torch-{version}.{step}.log"
+
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True)
-        ran(
-            log.with_suffix(log.suffix + ".install.log"),
-            [python, "-m", "pip", "install", "-q", f"torch=={version}", *BESIDE],
-        )
+        ran(log("install"), [python, "-m", "pip", "install", "-q", f"torch=={version}", *BESIDE])
         (folder / "ready").touch()
-    build = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--no-build-isolation",
-        "--no-deps",
-        "--no-index",
-        "--verbose",
-        "--editable",
-        ".",
-    ]
-    ran(log.with_suffix(log.suffix + ".build.log"), build, FASTCL_BUILD_CUDA="0")
+    alone = ("--no-build-isolation", "--no-deps", "--no-index", "--verbose")
+    ran(log("build"), [python, "-m", "pip", "install", *alone, "--editable", "."], FASTCL_BUILD_CUDA="0")
     facts = "import torch, fastcl.backends.extension as e; print(torch.__version__, e.library.chosen_isa())"
-    yield ran(log.with_suffix(log.suffix + ".import.log"), [python, "-W", "error", "-c", facts]).strip()
-    ran(log.with_suffix(log.suffix + ".doctor.log"), [python, "-m", "fastcl", "doctor", "--check"])
+    yield ran(log("import"), [python, "-W", "error", "-c", facts]).strip()
+    ran(log("doctor"), [python, "-m", "fastcl", "doctor", "--check"])
     yield "right"
-    yield tested(log.with_suffix(log.suffix + ".tests.log"), python, chosen.tests)
+    yield tested(log("tests"), python, chosen.tests)
 
 
 def tested(log: Path, python: Path, tests: Sequence[str], **settings: str) -> str:

@@ -108,4 +108,9 @@ def is_reference(backend: str | None) -> bool:
     return requested(backend) == "reference"
 
 
-__all__ = ["BackendUnavailableError", "choose", "explain", "is_reference", "reason", "requested"]
+def of_closed_form(backend: str | None) -> str:
+    """Where a sum with a closed form is taken: by no kernel, whose lack of a dtype would refuse it; the definition stays."""
+    return "reference" if is_reference(backend) else "blocked"
+
+
+__all__ = ["BackendUnavailableError", "choose", "explain", "is_reference", "of_closed_form", "reason", "requested"]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..equation.problem import Gradients, Problem, Wanted
 from ..equation.reductions import merge
+from ..precision import on_tensor_cores
 from .reference import outer_form
 from .sides import Sides, Sums
 
@@ -358,14 +359,8 @@ def from_rows(
 
 
 def _widened(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The operands of a product in the dtype of its result, wider (exactly) where 16-bit ones have none.
-
-    Only CUDA multiplies them into float32, and not where a setting of torch's lets float16 accumulate in itself.
-    """
-    serves = a.is_cuda and torch.version.hip is None
-    if serves and not (a.dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation):
-        return a, b
-    return a.to(dtype), b.to(dtype)
+    """The operands of a product in the dtype of its result, wider (exactly) where 16-bit ones are not multiplied into that."""
+    return (a, b) if on_tensor_cores(a) else (a.to(dtype), b.to(dtype))
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -6,6 +6,8 @@ from open_clip.loss import SigLipLoss     ->   from fastcl.dropin.open_clip impo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -119,11 +121,7 @@ class ClipLoss(nn.Module):
     def _loss(self, images: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
         if self.world_size == 1:
             return clip(images, texts, logit_scale=scale, normalize=False)
-        ranks.require(self.rank, self.world_size)
-        if self.gather_with_grad:
-            gather = ranks.gathered_with_gradient
-        else:
-            gather = ranks.gathered if self.local_loss else ranks.gathered_with_own
+        gather = self._gather()
         k = min(images.shape[0], texts.shape[0])
         all_images, all_texts = (self._pairs_first(gather(rows), k) for rows in (images, texts))
         if not self.local_loss:
@@ -131,6 +129,13 @@ class ClipLoss(nn.Module):
         offset = self.rank * k
         rows = cross_entropy(leading(images, k), all_texts, offset, scale)
         return 0.5 * (rows + cross_entropy(leading(texts, k), all_images, offset, scale))
+
+    def _gather(self) -> Callable[[Tensor], Tensor]:
+        """How rows of all processes come here."""
+        ranks.require(self.rank, self.world_size)
+        if self.gather_with_grad:
+            return ranks.gathered_with_gradient
+        return ranks.gathered if self.local_loss else ranks.gathered_with_own
 
     def _pairs_first(self, rows: Tensor, k: int) -> Tensor:
         """Rows of all processes, the first k of each before the others of each."""
@@ -266,11 +271,7 @@ class DistillClipLoss(ClipLoss):
         """The rows of each direction's logits and what they are compared with."""
         if self.world_size == 1:
             return [(images, texts), (texts, images)]
-        ranks.require(self.rank, self.world_size)
-        if self.gather_with_grad:
-            gather = ranks.gathered_with_gradient
-        else:
-            gather = ranks.gathered if self.local_loss else ranks.gathered_with_own
+        gather = self._gather()
         all_images, all_texts = gather(images), gather(texts)
         if self.local_loss:
             return [(images, all_texts), (texts, all_images)]

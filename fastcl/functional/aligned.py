@@ -54,19 +54,17 @@ class _Aligned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         x, y, u, v = ctx.saved_tensors
-        of_x, of_y, g = upstream
-        if g is not None:
-            g = (2.0 * g if ctx.squared else g).unsqueeze(1)
-            a, b = u[: ctx.matching], v[: ctx.matching]
-            if ctx.needs_input_grad[0]:
-                of_x = _added(of_x, g, a - b if ctx.squared else b, x.shape[0])
-            if ctx.needs_input_grad[1]:
-                of_y = _added(of_y, g, b - a if ctx.squared else a, y.shape[0])
-        return (
-            passes.gradient_of_unit(of_x, x) if of_x is not None and ctx.needs_input_grad[0] else None,
-            passes.gradient_of_unit(of_y, y) if of_y is not None and ctx.needs_input_grad[1] else None,
-            None,
-        )
+        of_u, of_v, g = upstream
+        u, v = u[: ctx.matching], v[: ctx.matching]
+
+        def of(rows: Tensor, of_unit: Tensor | None, own: Tensor, other: Tensor) -> Tensor | None:
+            if g is not None:
+                slope = 2.0 * (own - other) if ctx.squared else other
+                of_unit = _added(of_unit, g.unsqueeze(1), slope, rows.shape[0])
+            return None if of_unit is None else passes.gradient_of_unit(of_unit, rows)
+
+        wanted = ctx.needs_input_grad
+        return of(x, of_u, u, v) if wanted[0] else None, of(y, of_v, v, u) if wanted[1] else None, None
 
 
 def _added(to: Tensor | None, factor: Tensor, rows: Tensor, n: int) -> Tensor:

@@ -83,10 +83,10 @@ def dcl(
     z = stacked(u, v)
     mask = own_pairs_left_out(groups, z, views=2)
     if symmetric:
-        return 0.5 * _free_energies(z, None, a, mask, reduction, 2, backend) - reduced(p, reduction, "dcl")
+        return 0.5 * free_energies(z, None, a, mask, reduction, 2, backend) - reduced(p, reduction, "dcl")
     if mask.group_x is not None:
         mask = across_groups(mask.group_x[: u.shape[0]], mask.group_x)
-    return _free_energies(u, z, a, mask, reduction, 1, backend) - reduced(p, reduction, "dcl")
+    return free_energies(u, z, a, mask, reduction, 1, backend) - reduced(p, reduction, "dcl")
 
 
 @over_ranks
@@ -147,11 +147,11 @@ def dhel(
     loss = -reduced(times(a, s), reduction, "dhel")
     for rows, weight in zip((u, v), FORMS[form], strict=True):
         if weight != 0.0:
-            loss = loss + weight * _free_energies(rows, None, a, mask, reduction, 1, backend)
+            loss = loss + weight * free_energies(rows, None, a, mask, reduction, 1, backend)
     return loss
 
 
-def _free_energies(
+def free_energies(
     x: Tensor, y: Tensor | None, a: float | Tensor, mask: Mask, reduction: str, views: int, backend: str | None
 ) -> Tensor:
     """LSE_{j in M(i)} a <x_i, y_j> of the rows of x, added up over its stacked views, then reduced over n rows."""

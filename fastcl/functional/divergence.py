@@ -19,14 +19,13 @@ from torch import Tensor
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
-from ..equation.pairs import CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
+from ..equation.pairs import LOG_2, CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
 from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
 from .energy import Pairs, Potential
 from .rows import at_least, check_reduction, own_pairs_left_out, reduced, softplus, times
 from .uniformity import log_mean_gaussian
 
-LOG_2 = 0.6931471805599453
 EPS = 1e-6  # how near to the edge of a conjugate's domain a cosine may come
 
 DIVERGENCES = ("kl", "js", "pearson", "sh", "tsallis", "vlc", "rkl", "neyman", "jeffrey")

@@ -13,7 +13,7 @@ from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import across_groups, within_groups
 from .energy import visits
-from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times
+from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times, widest
 
 
 @over_ranks
@@ -76,10 +76,8 @@ def sup_con(
     r = pair_reduce(z, scale=a, mask=across_groups(_in_pairs(labels, single, z)), backend=backend)
     assert isinstance(r, Tensor)
     # A row's own term is taken out again. That of a long row drowns the others of its label, so that both are float64.
-    wide = z if z.device.type == "mps" else z.double()
-    # A sum of z is a closed form, which needs no kernel, and which no kernel's lack of float64 may refuse.
-    everywhere = "reference" if choice.is_reference(backend) else "blocked"
-    s = pair_reduce(wide, scale=a, reduce="sum", mask=same, backend=everywhere)
+    wide = widest(z)
+    s = pair_reduce(wide, scale=a, reduce="sum", mask=same, backend=choice.of_closed_form(backend))
     assert isinstance(s, Tensor)
     mean = ((s - times(a, row_dot(wide, wide))) / positives.clamp(min=1.0)).to(r.dtype)
     loss = torch.where(single, softplus(r - mean), r - mean)

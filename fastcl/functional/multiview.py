@@ -5,16 +5,17 @@ from __future__ import annotations
 from functools import reduce
 from itertools import combinations
 
-import torch
 from torch import Tensor
 
 from .. import batch
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
+from ..distributed.agreement import ROWS
 from ..equation import checks
 from ..equation.arguments import Positive
+from ..equation.pairs import LOG_2
 from ..equation.reductions import merge
-from ..precision import full_precision
+from .decoupled import free_energies
 from .rows import (
     at_least,
     check_reduction,
@@ -24,11 +25,11 @@ from .rows import (
     reduced,
     row_dot,
     softplus,
+    stacked,
     times,
 )
 
-LOG_2 = 0.6931471805599453
-MOST = 15  # views that ranks agree on, beside groups
+MOST = ROWS - 1  # views that ranks agree on, beside groups
 
 
 @over_ranks
@@ -77,8 +78,7 @@ def mv_info_nce(
     check_reduction(reduction)
     a = inverse("temperature", temperature)
     rows = _checked(views, normalize)
-    with full_precision(rows[0].device):
-        z = torch.cat(rows)
+    z = stacked(*rows)
     r = pair_reduce(z, scale=a, mask=own_pairs_left_out(groups, z, views=len(rows)), backend=backend)
     assert isinstance(r, Tensor)
     losses = softplus(_log_sum(r.chunk(len(rows))) - (LOG_2 + _log_sum(_aligned(rows, a))))
@@ -133,12 +133,10 @@ def mv_dhel(
     rows = _checked(views, normalize)
     at_least(2, rows[0], "mv_dhel")
     mask = own_pairs_left_out(groups, rows[0])
-    losses = -_log_sum(_aligned(rows, a))
+    loss = -reduced(_log_sum(_aligned(rows, a)), reduction, "mv_dhel")
     for x in rows:
-        r = pair_reduce(x, scale=a, mask=mask, backend=backend)
-        assert isinstance(r, Tensor)
-        losses = losses + r
-    return reduced(losses, reduction, "mv_dhel")
+        loss = loss + free_energies(x, None, a, mask, reduction, 1, backend)
+    return loss
 
 
 def _checked(views: tuple[Tensor, ...], normalize: bool) -> list[Tensor]:

@@ -203,10 +203,23 @@ def softplus(z: Tensor) -> Tensor:
     return F.softplus(z, threshold=40.0)
 
 
-def stacked(u: Tensor, v: Tensor) -> Tensor:
-    """[u; v]. Autocast's own cat refuses rows of the half precision that it does not cast to."""
-    with full_precision(u.device):
-        return torch.cat([u, v])
+def stacked(*views: Tensor) -> Tensor:
+    """[u; v; ...]. Autocast's own cat refuses rows of the half precision that it does not cast to."""
+    with full_precision(views[0].device):
+        return torch.cat(views)
+
+
+def widest(rows: Tensor) -> Tensor:
+    """Rows in float64, where their device has it: what is taken out of a sum again may drown the rest of it in float32."""
+    return rows if rows.device.type == "mps" else rows.double()
+
+
+def every_row_matched(x: Tensor, y: Tensor) -> None:
+    """y has a row for each row of x."""
+    if y.shape[0] < x.shape[0]:
+        raise ValueError(
+            f"y: expected at least one row for each row of x, {x.shape[0]}, got {y.shape[0]}; y_i is the positive of x_i"
+        )
 
 
 def own_pairs_left_out(groups: Tensor | None, rows: Tensor, views: int = 1) -> Mask:

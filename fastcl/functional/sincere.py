@@ -12,7 +12,7 @@ from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import across_groups, within_groups
 from .energy import visits
-from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times
+from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times, widest
 
 NOTHING = -1e30  # the log-sum-exp of no negatives, finite so that its gradients are
 
@@ -74,7 +74,7 @@ def sincere(
     r = r.clamp(min=NOTHING)
     # A row's own term is taken out again. Of unit rows it is the smallest of all; a row shorter than its positives has one that
     # may drown theirs, so that both are float64.
-    x = z if normalize or z.device.type == "mps" else z.double()
+    x = z if normalize else widest(z)
     name = choice.requested(backend)
     if name != "auto" and choice.reason(name, x.device, x.dtype) is not None:
         backend = "blocked"  # which has float64 on every device; Triton has not

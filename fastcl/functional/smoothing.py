@@ -39,12 +39,10 @@ def mean_logit(
         p: (k,) the logits of the first k rows' positives, for k values; None for n values.
         scale: a number or a tensor with one element.
         mask: of the other pairs.
-        backend: what the objective was called with: a closed form asks for no kernel, and the definition stays the definition.
+        backend: what the objective was called with.
     """
-    backend = "reference" if choice.is_reference(backend) else None
-    total = pair_reduce(
-        x, y, scale=scale, pair="identity", reduce="sum", mask="all" if mask is None else mask, backend=backend
-    )
+    where = choice.of_closed_form(backend)
+    total = pair_reduce(x, y, scale=scale, reduce="sum", mask="all" if mask is None else mask, backend=where)
     assert isinstance(total, Tensor)
     if mask is None or p is None:
         return total / max(batch.count(y), 1)

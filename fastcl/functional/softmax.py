@@ -20,6 +20,7 @@ from .aligned import aligned_views
 from .positives import Pairs, Positives, Side, between, mean_over, some
 from .rows import (
     check_reduction,
+    every_row_matched,
     inverse,
     leading,
     negatives_of_each,
@@ -90,10 +91,8 @@ def info_nce(
     a, eps = inverse("temperature", temperature), share("label_smoothing", label_smoothing)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
-        return _info_nce_of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend)
-    n, m = x.shape[0], y.shape[0]
-    if m < n:
-        raise ValueError(f"y: expected at least one row for each row of x, {n}, got {m}; y_i is the positive of x_i")
+        return _of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend, "info_nce")[0]
+    every_row_matched(x, y)
     mask = negatives_of_each(groups, x, y)
     p = times(a, s)
     spread = eps * (p - mean_logit(x, y, p, a, mask, backend)) if eps else None
@@ -106,19 +105,31 @@ def info_nce(
     return reduced_total(total if spread is None else total + batch.total(spread), x, reduction, "info_nce")
 
 
-def _info_nce_of_pairs(pairs: Pairs, a: float | Tensor, eps: float, reduction: str, backend: str | None) -> Tensor:
-    """InfoNCE of listed positives."""
+def _of_pairs(
+    pairs: Pairs,
+    a: float | Tensor,
+    eps: float,
+    reduction: str,
+    backend: str | None,
+    objective: str,
+    columns: bool = False,
+) -> list[Tensor]:
+    """InfoNCE of listed positives: the reduced losses of the rows of x, and with `columns` those of the rows of y."""
     if reduction == "mean":
-        some(pairs, "info_nce")
+        some(pairs, objective)
     x, y, p = pairs.x, pairs.y, pairs.products(a)
     mask, hidden = between(pairs)
-    r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
-    assert isinstance(r, Tensor)
-    side = Side(pairs.i, x.shape[0], pairs.weight)
-    loss = side.cross_entropy(r, p, hidden)
-    if eps:
-        loss = loss + eps * torch.where(side.has(), side.mean(p) - mean_logit(x, y, None, a, None, backend), 0.0)
-    return mean_over(loss, side, reduction)
+    found = pair_reduce(x, y, scale=a, mask=mask, columns=columns, backend=backend)
+    parts = []
+    for r, index, own, other in zip(found if columns else [found], (pairs.i, pairs.j), (x, y), (y, x), strict=False):
+        assert isinstance(r, Tensor)
+        side = Side(index, own.shape[0], pairs.weight)
+        loss = side.cross_entropy(r, p, hidden)
+        if eps:
+            mean = mean_logit(own, other, None, a, None, backend)
+            loss = loss + eps * torch.where(side.has(), side.mean(p) - mean, 0.0)
+        parts.append(mean_over(loss, side, reduction))
+    return parts
 
 
 @over_ranks
@@ -192,7 +203,9 @@ def clip(
             raise ValueError(
                 f"pairs: expected None beside positives, which list what matches, got {pairs}; leave one of them out"
             )
-        return _clip_of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend)
+        listed = Pairs.of(positives, groups, x, y)
+        halves = [0.5 * part for part in _of_pairs(listed, a, eps, reduction, backend, "clip", columns=True)]
+        return torch.cat(halves) if reduction == "none" else halves[0] + halves[1]
     k = _matching(pairs, x, y)
     p = times(a, leading(s, k))
     # A row beyond the pairs leaves out the row of its own index, which is beyond them too: neither has a term.
@@ -204,25 +217,6 @@ def clip(
             p - 0.5 * (mean_logit(x, y, p, a, mask, backend) + mean_logit(y, x, p, a, exchanged(mask), backend))
         )
     return reduced(losses, reduction, "clip")
-
-
-def _clip_of_pairs(pairs: Pairs, a: float | Tensor, eps: float, reduction: str, backend: str | None) -> Tensor:
-    """CLIP of listed positives."""
-    if reduction == "mean":
-        some(pairs, "clip")
-    x, y, p = pairs.x, pairs.y, pairs.products(a)
-    mask, hidden = between(pairs)
-    r, c = pair_reduce(x, y, scale=a, mask=mask, columns=True, backend=backend)
-    parts = []
-    for index, own, other, lse in ((pairs.i, x, y, r), (pairs.j, y, x, c)):
-        side = Side(index, own.shape[0], pairs.weight)
-        loss = side.cross_entropy(lse, p, hidden)
-        if eps:
-            loss = loss + eps * torch.where(
-                side.has(), side.mean(p) - mean_logit(own, other, None, a, None, backend), 0.0
-            )
-        parts.append(0.5 * mean_over(loss, side, reduction))
-    return torch.cat(parts) if reduction == "none" else parts[0] + parts[1]
 
 
 def _matching(pairs: int | None, x: Tensor, y: Tensor) -> int:

@@ -9,16 +9,17 @@ from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation.arguments import PositiveReal
 from ..equation.pairs import Power
+from .aligned import aligned_views
 from .energy import visits
 from .rows import (
     check_reduction,
+    every_row_matched,
     leading,
     negatives_of_each,
     plain_number,
     reduced,
     row_dot,
     row_sqdist,
-    views,
 )
 
 
@@ -71,13 +72,10 @@ def temperature_free_info_nce(
     """
     check_reduction(reduction)
     least = plain_number("eps", eps, positive=True)
-    x, y = views(x, y, normalize, same_rows=False)
-    n, m = x.shape[0], y.shape[0]
-    if m < n:
-        raise ValueError(f"y: expected at least one row for each row of x, {n}, got {m}; y_i is the positive of x_i")
+    x, y, aligned = aligned_views(x, y, normalize, same_rows=False)
+    every_row_matched(x, y)
     mask = negatives_of_each(groups, x, y)
-    own = leading(y, n)
-    aligned = row_dot(x, own)
+    own = leading(y, x.shape[0])
     away = 1.0 - aligned
     if normalize:  # rows of zeros have no length to be scaled to
         short = (row_dot(x, x) < 0.5) | (row_dot(own, own) < 0.5)
