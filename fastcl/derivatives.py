@@ -289,7 +289,13 @@ def _differentiable(
     upstream: tuple[Tensor, ...],
     positive: Tensor | None = None,
 ) -> tuple[Any, ...]:
-    """The gradients by autograd through the definition, with a graph of their own."""
+    """The gradients by autograd through the definition, with a graph of their own.
+
+    Each tensor is taken under a name of its own: one that was made of another (a positive, a scale, y of x) would be walked
+    through here, and by the engine once more.
+    """
+    arguments = tuple(t.view_as(t) if isinstance(t, Tensor) and t.requires_grad else t for t in arguments)
+    positive = positive if positive is None else positive.view_as(positive)
     p = unpack(arguments)
     values = outputs(p) if positive is None else outputs(p, positive)
     traced = [(v, g) for v, g in zip(values, upstream, strict=True) if v.requires_grad]

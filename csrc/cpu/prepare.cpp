@@ -71,6 +71,10 @@ Choices Given::check() const {
       .check();
 }
 
+void Given::check(const Wanted& wanted) const {
+  FASTCL_CHECK_VALUE(y || !wanted.y, "wanted: x with itself has no gradient of y; pass y=x");
+}
+
 Host TorchHost::host() {
   return Host{this, thread_count(),
               [](void*, int tasks, void (*body)(void*, int), void* argument) {

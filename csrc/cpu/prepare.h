@@ -26,6 +26,7 @@ struct Given {
   explicit Given(Stack& stack);  // PROBLEM of fastcl/equation/problem.py
   bool in_double() const { return x.kind() == ScalarKind::float64; }
   Choices check() const;
+  void check(const Wanted& wanted) const;
 };
 
 // torch's intra-op threads, and memory, as the kernels see them. Memory lives as long as this object.

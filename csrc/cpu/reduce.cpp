@@ -260,6 +260,7 @@ void kernel_gradients(Stack stack) {
   const Given a(stack);
   const std::array<Tensor, 4> given{stack.tensor(), stack.tensor(), stack.tensor(), stack.tensor()};
   const Wanted wanted(stack.six_booleans());
+  a.check(wanted);
   a.in_double() ? gradients_of<double>(a, given, wanted, results) : gradients_of<float>(a, given, wanted, results);
 }
 

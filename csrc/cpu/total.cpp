@@ -168,6 +168,7 @@ void kernel_total(Stack stack) {
   const OptionalTensor positive = stack.optional_tensor();
   const std::string outer = stack.text();
   const Wanted wanted(stack.six_booleans());
+  a.check(wanted);
   auto put = [&](Eight all) {
     for (Tensor& t : all) results.put(std::move(t));
   };

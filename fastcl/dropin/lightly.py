@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..distributed import agreed
 from ..equation import checks
-from ..equation.arguments import positive_real
+from ..equation.arguments import kind_of, positive_real
 from ..equation.masks import Mask, across_groups
 from ..functional.rows import normalize_rows, row_dot, softplus
 from ..functional.uniformity import align_uniform
@@ -50,6 +50,7 @@ class MemoryBank(nn.Module):
 
     Raises:
         ValueError: for a size without its d, or a negative one.
+        TypeError: for one that is no integer.
     """
 
     bank: Tensor
@@ -57,7 +58,8 @@ class MemoryBank(nn.Module):
 
     def __init__(self, size: int | Sequence[int] = 0, gather_distributed: bool = False) -> None:
         super().__init__()
-        self.size = (size,) if isinstance(size, int) else tuple(size)
+        given = size if isinstance(size, Sequence) else (size,)
+        self.size = tuple(checks.integer("memory_bank_size", k) for k in given)
         if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
             raise ValueError(
                 f"memory_bank_size: expected (rows, d) or 0 for no bank, got {size}; pass e.g. (4096, 128)"
@@ -180,6 +182,15 @@ class DirectCLRLoss(NTXentLoss):
             ValueError: for shapes that do not fit, or no rows.
             TypeError: for unsupported or mixed dtypes.
         """
+        for name, out in (("out0", out0), ("out1", out1)):
+            if not isinstance(out, Tensor):
+                raise TypeError(f"{name}: expected a floating-point tensor, got {kind_of(out)}; pass features (n, d)")
+            if out.dim() < 2:
+                raise ValueError(
+                    f"{name}: expected shape (n, d) or (n, d, ...), got {tuple(out.shape)}; pass a row a sample"
+                )
+        if out0.shape != out1.shape:
+            raise ValueError(f"out1: expected the shape of out0, {tuple(out0.shape)}, got {tuple(out1.shape)}")
         loss: Tensor = super().forward(*(out.flatten(1)[:, : self.loss_dim] for out in (out0, out1)))
         return loss
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..distributed import agreed
 from ..equation import checks
+from ..equation.arguments import kind_of
 from ..functional.rows import leading
 from ..functional.sigmoid import siglip
 from ..functional.softmax import clip
@@ -197,11 +198,19 @@ class CoCaLoss(ClipLoss):
         Raises:
             ValueError, TypeError: as ClipLoss; PyTorch's cross entropy says what is wrong with logits and labels.
         """
-        clip_loss = torch.zeros((), dtype=torch.int64, device=logits.device)  # as the original's: nothing to train
+        clip_loss = torch.zeros((), dtype=torch.int64, device=image_features.device)  # as the original's: nothing to train
         if self.clip_loss_weight:
             loss = super().forward(image_features, text_features, logit_scale)
             assert isinstance(loss, Tensor)
             clip_loss = self.clip_loss_weight * loss
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"logits: expected a floating-point tensor, got {kind_of(logits)}; pass the decoder's logits"
+            )
+        if logits.dim() != 3:
+            raise ValueError(
+                f"logits: expected shape (n, positions, vocabulary), got {tuple(logits.shape)}; pass all positions"
+            )
         caption_loss = self.caption_loss_weight * self.caption_loss(logits.permute(0, 2, 1), labels)
         if output_dict:
             return {"contrastive_loss": clip_loss, "caption_loss": caption_loss}
@@ -254,6 +263,11 @@ class DistillClipLoss(ClipLoss):
             raise ValueError(
                 f"dist_image_features: expected one row for each row of image_features, {image_features.shape[0]}, got "
                 f"{dist_image_features.shape[0]}"
+            )
+        if dist_image_features.device != image_features.device:
+            raise ValueError(
+                f"dist_image_features: expected the device of image_features, {image_features.device}, got "
+                f"{dist_image_features.device}; move the teacher's"
             )
         checks.positive_number("dist_logit_scale", dist_logit_scale)
         sides = self._sides(image_features, text_features)

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .. import batch
+from .. import batch, transforms
 from ..equation import checks
 from ..equation.arguments import as_tensor, kind_of
 from ..equation.masks import Mask, across_groups
@@ -28,7 +28,7 @@ Positives: TypeAlias = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of a call, checked; `weight` in the accumulation dtype, without gradient.
+    """The pairs of a call, checked; `weight` in the accumulation dtype or a wider one of its own, without gradient.
 
     x, y: the rows, normalised. i, j: (k,) int64, of x and of y. weight: (k,).
     """
@@ -64,15 +64,17 @@ class Pairs:
             raise TypeError("positives: expected plain tensors, got DTensors; pass indices into own rows, and group=")
         i = _index("positives[0]", positives[0], None, x)
         j = _index("positives[1]", positives[1], i.shape[0], x)
+        _within("positives[0]", i, x)
+        _within("positives[1]", j, y)
         dtype = accumulation_dtype(x.dtype)
         if len(positives) == 2 or positives[2] is None:
             return cls(x, y, i, j, torch.ones(i.shape[0], dtype=dtype, device=x.device))
         weight = checks.vector("positives[2]", positives[2], i.shape[0], "positives[0]", i)
-        return cls(x, y, i, j, weight.detach().to(dtype))
+        return cls(x, y, i, j, weight.detach().to(torch.promote_types(weight.dtype, dtype)))
 
     def products(self, scale: float | Tensor) -> Tensor:
         """(k,) scale <x_i, y_j> of each pair."""
-        dtype = self.weight.dtype
+        dtype = accumulation_dtype(self.x.dtype)
         u = (self.x.index_select(0, self.i).to(dtype) * self.y.index_select(0, self.j).to(dtype)).sum(1)
         return times(scale, u)
 
@@ -124,14 +126,22 @@ class Side:
         return values.new_zeros(self.rows).index_add(0, self.index, values)
 
     def has(self) -> Tensor:
-        """(rows,) whether a row has a positive of a weight > 0."""
-        return self.sum(self.weight) > 0
+        """(rows,) whether a row has a positive of a weight > 0; a weight that is NaN counts, so that it is seen."""
+        return ~(self._largest() <= 0)
 
     def mean(self, values: Tensor) -> Tensor:
         """(rows,) the weighted mean over the pairs of each row, 0 of none."""
-        total = self.sum(self.weight)
-        share = self.weight / torch.where(total > 0, total, 1.0).index_select(0, self.index)
-        return self.sum(share * values)
+        largest = self._largest()
+        weight = self.weight / torch.where(largest <= 0, 1.0, largest).index_select(
+            0, self.index
+        )  # whose sum is in range
+        total = self.sum(weight)
+        share = weight / torch.where(total <= 0, 1.0, total).index_select(0, self.index)
+        return self.sum(share.to(values.dtype) * values)
+
+    def _largest(self) -> Tensor:
+        """(rows,) the largest weight, 0 of none."""
+        return self.weight.new_zeros(self.rows).scatter_reduce(0, self.index, self.weight, "amax")
 
     def cross_entropy(self, r: Tensor, p: Tensor, hidden: Tensor) -> Tensor:
         """(rows,) the log-sum-exp over all pairs minus the mean of the positives; 0 in a row without one.
@@ -183,12 +193,26 @@ def _index(name: str, index: Any, length: int | None, x: Tensor) -> Tensor:
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         advice = as_tensor(name, index, ", dtype=torch.int64") or "; convert it with .long()"
         raise TypeError(f"{name}: expected an int64 tensor, got {kind_of(index)}{advice}")
+    checks.dense(name, index)
     if index.dim() != 1 or (length is not None and index.shape[0] != length):
         wanted = "(k,), one index for each pair" if length is None else f"({length},), as many as positives[0]"
         raise ValueError(f"{name}: expected shape {wanted}, got {tuple(index.shape)}")
     if index.device != x.device:
         raise ValueError(f"{name}: expected the device of the rows, {x.device}, got {index.device}; move it")
     return index
+
+
+def _within(name: str, index: Tensor, rows: Tensor) -> None:
+    """Indices of rows, on every rank; on a CPU, whose values may be looked at."""
+    if index.device.type != "cpu" or not transforms.values_are_here():
+        return
+    n = rows.shape[0]
+    outside = (index < 0) | (index >= n)
+    if float(batch.largest(outside.to(torch.float32))):
+        got = ", ".join(map(str, index[outside][:3].tolist())) or "others on another rank"
+        raise ValueError(
+            f"{name}: expected indices of own rows, 0 to {n - 1}, got {got}; pass those of rows that are there"
+        )
 
 
 def _one_of(index: Tensor, other: Tensor, rows: int) -> Tensor:

@@ -199,8 +199,8 @@ def times(factor: float | Tensor, rows: Tensor) -> Tensor:
 
 
 def softplus(z: Tensor) -> Tensor:
-    """log(1 + e^z), to float64's precision."""
-    return F.softplus(z, threshold=40.0)
+    """log(1 + e^z); the gradient of F.softplus is formed by way of g e^z, which is infinite where g / (1 + e^-z) is not."""
+    return -F.logsigmoid(-z)
 
 
 def stacked(*views: Tensor) -> Tensor:

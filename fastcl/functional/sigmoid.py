@@ -100,9 +100,10 @@ def _siglip_of_pairs(pairs: Pairs, a: float | Tensor, b: float | Tensor, reducti
     x, y = pairs.x, pairs.y
     z = pairs.products(a) + checks.scalar("logit_bias", b, x)
     mask, hidden = between(pairs)
-    side = Side(pairs.i, x.shape[0], pairs.weight)
+    weight = pairs.weight.to(z.dtype)
+    side = Side(pairs.i, x.shape[0], weight)
     visited = torch.where(hidden | pairs.repeated(), 0.0, softplus(z))
-    losses = side.sum(pairs.weight * softplus(-z) - visited)
+    losses = side.sum(weight * softplus(-z) - visited)
     sweep: dict[str, Any] = {
         "pair": "softplus",
         "reduce": "sum",

@@ -42,14 +42,14 @@ def temperature_free_info_nce(
         L = mean_i log(1 + (1 - s_ii) / (1 + s_ii) sum_{j != i} (1 + s_ij) / (1 - s_ij))
 
     The odds of a pair are 2 / (1 - s) - 1, so that one sum over pairs serves; a normalised positive's 1 - s is formed from
-    differences, and exact for aligned rows. 1 - s and 1 + s are taken as at least eps, with gradient 0 below.
+    differences, and exact for aligned rows. 1 - s, and a positive's 1 + s, are taken as at least eps, with gradient 0 below.
 
     Source: Kim & Kim 2025 (arXiv 2501.17683).
 
     Args:
         x: (n, d) floating, the anchors.
         y: (m, d) with m >= n, dtype of x; y_i is the positive of x_i, rows beyond n are negatives only.
-        eps: the least 1 - s and 1 + s, a number > 0.
+        eps: the least 1 - s, and the least 1 + s of a positive, a number > 0.
         groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
         normalize: whether to scale rows to unit length first; without, they have it already.
         reduction: "mean", "sum" or "none" (n values).

@@ -66,6 +66,16 @@ def test_refused_totals(outer: str, positive: torch.Tensor | None, reduce: str, 
         torch.ops.fastcl.kernel_total(*arguments, positive, outer, [False] * 6)
 
 
+def test_rows_with_themselves_have_no_gradient_of_y() -> None:
+    arguments = (VALID | {"y": None}).values()
+    vectors, wanted = [torch.ones(k) for k in (4, 0, 4, 0)], [True, True, *[False] * 4]
+    message = re.escape("wanted: x with itself has no gradient of y; pass y=x")
+    with pytest.raises(ValueError, match=message):
+        torch.ops.fastcl.kernel_gradients(*arguments, *vectors, wanted)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.fastcl.kernel_total(*arguments, None, "sum", wanted)
+
+
 def test_a_pair_function_that_was_not_built() -> None:
     message = (
         "expected a pair function that was built in, got 'mine'; run python -m fastcl.equation.codegen and build again"

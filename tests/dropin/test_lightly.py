@@ -82,6 +82,30 @@ def test_what_the_others_refuse() -> None:
             call()
 
 
+def test_direct_clr_reads_columns_of_matrices_of_one_shape() -> None:
+    u, v = two_views(5, 4)
+    loss = ours.DirectCLRLoss(2)
+    for arguments, kind, message in (
+        ((u[0], v[0]), ValueError, r"out0: expected shape \(n, d\) or \(n, d, ...\), got \(4,\)"),
+        ((u, v.tolist()), TypeError, "out1: expected a floating-point tensor, got list"),
+        ((u, v[:, :3]), ValueError, r"out1: expected the shape of out0, \(5, 4\), got \(5, 3\)"),
+    ):
+        with pytest.raises(kind, match=message):
+            loss(*arguments)
+
+
+def test_sizes_of_a_bank_are_integers() -> None:
+    for size, kind in (
+        ("many", TypeError),
+        ((3.0, 4), TypeError),
+        ((True, 4), TypeError),
+        ((3, -4), ValueError),
+        ((3,), ValueError),
+    ):
+        with pytest.raises(kind, match=r"^memory_bank_size: expected "):
+            ours.NTXentLoss(memory_bank_size=size)
+
+
 def test_one_row() -> None:
     u, v = two_views(1, 5)
     assert_agree(ours.NTXentLoss(), original("NTXentLoss"), [u, v])

@@ -62,6 +62,16 @@ def test_captions(weights: tuple[float, float]) -> None:
     )
 
 
+def test_what_captions_and_a_teacher_must_be() -> None:
+    x, y, a, _ = leaves(5, 4, 2.0, 0.0)
+    labels = torch.zeros(5, 3, dtype=torch.long)
+    for logits, kind in ((torch.zeros(5, 7), ValueError), ([[[0.0]]], TypeError), (None, TypeError)):
+        with pytest.raises(kind, match=r"^logits: expected "):
+            ours.CoCaLoss(1.0, 1.0)(x, y, logits, labels, a)
+    with pytest.raises(ValueError, match="dist_image_features: expected the device of image_features, cpu, got meta"):
+        ours.DistillClipLoss()(x, y, a, x.to("meta"), y.to("meta"), a)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_clip(n: int, d: int, scale: float) -> None:

@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 import threading
+from typing import cast
 
 import pytest
 import torch
@@ -117,6 +118,29 @@ def test_create_graph_has_one_clear_error(form: str, monkeypatch: pytest.MonkeyP
     (dx,) = torch.autograd.grad(loss(None), x, create_graph=True)
     torch.testing.assert_close(torch.autograd.grad(dx.square().sum(), x)[0], by_argument)
     assert by_argument.abs().max() > 0
+
+
+@pytest.mark.parametrize("related", ["y is x", "y", "bias_x", "scale", "positive"])
+def test_create_graph_of_arguments_made_of_one_another(related: str) -> None:
+    """Each gradient is of its own argument: what leads from one to the other is the engine's, once."""
+    x, y = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 4))
+
+    def loss() -> Tensor:
+        if related == "y is x":
+            return cast(Tensor, fastcl.pair_reduce(x, x, backend="reference")).sum()
+        if related == "positive":
+            return fastcl.pair_total(x, y, outer="contrast", positive=(x * y).sum(1), backend="reference")
+        more = {"bias_x": (x * y).sum(1)} if related == "bias_x" else {"scale": x.norm()} if related == "scale" else {}
+        return cast(
+            Tensor, fastcl.pair_reduce(x, 2 * x + y if related == "y" else y, backend="reference", **more)
+        ).sum()
+
+    plain = torch.autograd.grad(loss(), (x, y), allow_unused=True)
+    traced = torch.autograd.grad(loss(), (x, y), allow_unused=True, create_graph=True)
+    for got, want in zip(traced, plain, strict=True):
+        assert (got is None) == (want is None)
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
 def test_changing_saved_rows_in_place_is_noticed() -> None:

@@ -137,5 +137,62 @@ def test_pairs_and_positives_and_shares_beyond_one() -> None:
     for share in (-0.1, 1.5):
         with pytest.raises(ValueError, match=r"label_smoothing: expected a share in \[0, 1\]"):
             functional.info_nce(x, y, label_smoothing=share)
-    with pytest.raises(IndexError):
-        functional.info_nce(x, y, positives=(i, i + N))
+
+
+@pytest.mark.parametrize("wrong", [N, 3 * N, -1])
+@pytest.mark.parametrize("name", CALLS)
+def test_indices_are_of_rows_that_are_there(name: str, wrong: int) -> None:
+    x, y = two_views(N, D)
+    right, i = torch.arange(3), torch.tensor([0, wrong, 2])
+    for place, positives in enumerate([(i, right), (right, i)]):
+        with pytest.raises(
+            ValueError, match=rf"positives\[{place}\]: expected indices of own rows, 0 to 8, got {wrong};"
+        ):
+            getattr(functional, name)(x, y, positives=positives, **CALLS[name])
+
+
+def test_indices_in_a_sparse_or_nested_tensor() -> None:
+    x, y = two_views(N, D)
+    i = torch.arange(3)
+    with pytest.raises(TypeError, match=r"positives\[0\]: expected a dense tensor, got a sparse coo one"):
+        functional.info_nce(x, y, positives=(i.to_sparse(), i))
+    with pytest.raises(TypeError, match=r"positives\[1\]: expected a dense tensor, got a nested one"):
+        functional.info_nce(x, y, positives=(i, torch.nested.nested_tensor([i], layout=torch.jagged)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["info_nce", "clip"])
+def test_weights_of_any_size(name: str, dtype: torch.dtype) -> None:
+    """A mean by weights is the same whatever their unit is, and their sum need not be a number of the dtype."""
+    x, y = (t.to(dtype) for t in two_views(N, D))
+    i, j = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 2, 1])
+    weights = torch.tensor([1.0, 2.0, 4.0, 3.0], dtype=torch.float64)
+    want, *others = (
+        getattr(functional, name)(x, y, positives=(i, j, unit * weights), reduction="none", **CALLS[name])
+        for unit in (1.0, 1e-300, 1e-40, 1e40, 4e307)
+    )
+    for got in others:
+        close(got, want, rtol=1e-6 if dtype == torch.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_weight_that_is_no_number_is_seen(name: str) -> None:
+    x, y = two_views(N, D)
+    i = torch.arange(3)
+    loss = getattr(functional, name)(x, y, positives=(i, i, torch.tensor([1.0, torch.nan, 1.0])), **CALLS[name])
+    assert loss.isnan()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradients_near_the_end_of_the_range(name: str) -> None:
+    """An upstream of 1e34, as a loss scale gone wild: the gradient is that many times the one of 1."""
+    x, y = (t.float().requires_grad_() for t in two_views(N, D))
+    i, j = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])
+    for more in ({}, {"positives": (i, j)}):
+        arguments = (
+            CALLS[name] | more | ({"logit_scale": 90.0} if "logit_scale" in CALLS[name] else {"temperature": 0.01})
+        )
+        loss = getattr(functional, name)(x, y, **arguments)
+        one = torch.autograd.grad(loss, x, retain_graph=True)[0]
+        many = torch.autograd.grad(loss, x, torch.tensor(1e34))[0]
+        close(many / 1e34, one, rtol=1e-4)
