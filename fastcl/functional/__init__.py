@@ -7,6 +7,7 @@ from .kernel import kcl
 from .labels import sup_con
 from .momentum import moco, moco_v3
 from .multiview import mv_dhel, mv_info_nce
+from .normalizers import NormalizedLoss, fast_clip, sogclr
 from .powers import f_mi_alpha
 from .sigmoid import siglip
 from .sincere import sincere
@@ -18,6 +19,7 @@ from .uniformity import align_uniform, alignment, uniformity
 
 __all__ = [
     "FMICLTerms",
+    "NormalizedLoss",
     "align_uniform",
     "alignment",
     "clip",
@@ -27,6 +29,7 @@ __all__ = [
     "f_mi_alpha",
     "f_micl",
     "f_micl_dv",
+    "fast_clip",
     "hard_negative",
     "info_nce",
     "kcl",
@@ -38,6 +41,7 @@ __all__ = [
     "nt_xent",
     "siglip",
     "sincere",
+    "sogclr",
     "spectral",
     "spread_out",
     "sup_con",

@@ -7,6 +7,7 @@ from .kernel import KCLLoss
 from .labels import SINCERELoss, SupConLoss
 from .momentum import MoCoLoss, MoCoQueue, MoCoV3Loss
 from .multiview import MVDHELLoss, MVInfoNCELoss
+from .normalizers import FastCLIPLoss, SogCLRLoss
 from .objective import Objective
 from .scale import LogitScale
 from .sigmoid import SigLIPLoss
@@ -24,6 +25,7 @@ __all__ = [
     "FMIAlphaLoss",
     "FMICLDVLoss",
     "FMICLLoss",
+    "FastCLIPLoss",
     "HardNegativeLoss",
     "InfoNCELoss",
     "KCLLoss",
@@ -38,6 +40,7 @@ __all__ = [
     "Objective",
     "SINCERELoss",
     "SigLIPLoss",
+    "SogCLRLoss",
     "SpectralLoss",
     "SpreadOutLoss",
     "SupConLoss",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from inspect import Parameter, Signature, cleandoc, get_annotations, signature
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self, dataclass_transform
 
@@ -55,6 +56,7 @@ class Objective(_Declared):
 
     function: ClassVar[Callable[..., Tensor]]
     settings: ClassVar[tuple[str, ...]] = ()  # the fields that are arguments of the function
+    wide: ClassVar[tuple[str, ...]] = ()  # buffers that stay out of half precision, whatever becomes of the model
     checks: ClassVar[dict[str, Check]] = {}  # of settings and other fields, as the function and the class declare them
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -144,6 +146,15 @@ class Objective(_Declared):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        kept = {name: getattr(self, name) for name in self.wide}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, before.to(after.device))
+        return self
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         reshape_numbers(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -162,7 +173,10 @@ def _forward_of(cls: type[Objective], function: Callable[..., Any]) -> Callable[
     found = cls.__dict__.get("forward", forward)
     if found is forward or Parameter.VAR_POSITIONAL in (p.kind for p in signature(found).parameters.values()):
         known = {setting.name for setting in fields(cls)}
-        rows = [p for name, p in signature(function).parameters.items() if name not in known]
+        called = getattr(
+            cls, "step", function
+        )  # what a forward of its own calls, where it takes more than the function
+        rows = [p for name, p in signature(called).parameters.items() if name not in known]
         found.__signature__ = Signature([Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *rows])
     return found
 

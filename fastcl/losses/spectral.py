@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from typing_extensions import Self
 
 from .. import functional
 from ..equation.arguments import integer
@@ -103,6 +102,8 @@ class MINCLoss(Objective, function=functional.minc):
     value: Tensor = field(init=False)
     lag: Tensor = field(init=False)
 
+    wide = ("statistic", "value", "lag")  # means of squares
+
     def __post_init__(self) -> None:
         super().__post_init__()
         integer("d", self.d, least=1)
@@ -141,12 +142,3 @@ class MINCLoss(Objective, function=functional.minc):
 
     def extra_repr(self) -> str:
         return f"{self.d}, ema={self.ema}, {super().extra_repr()}"
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        kept = {name: getattr(self, name) for name in ("statistic", "value", "lag")}
-        super()._apply(fn, recurse)
-        for name, before in kept.items():  # means of squares: no half precision, whatever becomes of the model
-            after = getattr(self, name)
-            if after.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, before.to(after.device))
-        return self

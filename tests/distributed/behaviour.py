@@ -169,6 +169,40 @@ def statistic(how: str, rank: int, world: int) -> float:
     return max(errors, default=0.0)
 
 
+def normalizers(how: str, rank: int, world: int) -> float:
+    """The normalisers of all ranks' samples, the same on each, and a sample that comes to another rank later; own rows alone in
+    evaluation.
+    """
+    group = dist.group.WORLD if how == "group" else None
+    one = losses.FastCLIPLoss(9 * world, temperature=0.5, gamma=0.5).double()
+    many = losses.FastCLIPLoss(9 * world, temperature=0.5, gamma=0.5, group=group).double()
+    errors = []
+    for step, layout in enumerate(("uneven", "even", "with an empty one")):
+        sizes = LAYOUTS[layout](world)
+        x, y = (random(sum(sizes), D, seed=10 * step + i) for i in (1, 2))
+        index = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(step))
+        own = [cut(t, sizes, rank) for t in (x, y, index)]
+        if group is None and min(sizes) < 2:
+            continue
+        before = one.log_u.clone()
+        with mock.patch.object(dist, "is_initialized", return_value=False):
+            expected = one(x, y, index)
+            if group is None:  # each rank's own rows, all of them kept
+                one.log_u.copy_(before)
+                for k in range(world):
+                    part = [cut(t, sizes, k) for t in (x, y, index)]
+                    found = functional.fast_clip(*part[:2], before[part[2]], temperature=0.5, gamma=0.5, return_log_u=True)
+                    one.log_u[part[2]] = found.log_u
+                    expected = found.loss if k == rank else expected
+        errors += [distance(many(*own), expected), distance(many.log_u.exp(), one.log_u.exp())]
+        kept = [torch.empty_like(many.log_u) for _ in range(world)]
+        dist.all_gather(kept, many.log_u)
+        assert all(torch.equal(k, kept[0]) for k in kept), "the ranks keep different normalisers"
+        many.eval()(*own)
+        assert torch.equal(many.train().log_u, kept[0]), "they moved in evaluation"
+    return max(errors)
+
+
 def plain_queue(rank: int, world: int) -> float:
     """Without group=, the queue takes in the keys of all ranks, in their order, and each rank's loss is that of own queries."""
     torch.manual_seed(rank)  # ranks start with different rows, as they may
@@ -297,6 +331,7 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     "queue": queue,
     "plain queue": plain_queue,
     **{f"statistic, {how}": partial(statistic, how) for how in ("without a group", "group", "sub-group")},
+    **{f"normalizers, {how}": partial(normalizers, how) for how in ("without a group", "group")},
     "gradient accumulates": gradient_accumulates,
     "autocast": autocast,
     "half precision": half,

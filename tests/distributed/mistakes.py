@@ -29,6 +29,7 @@ def mistakes(rank: int, world: int) -> float:
     group = dist.group.WORLD
     keys = losses.MoCoQueue(D, 8)
     short = torch.arange(3 if odd else 4)
+    kept = losses.FastCLIPLoss(9, group=group)
     calls: dict[str, Callable[[], Any]] = {
         "objective: expected the same on every rank": lambda: (functional.nt_xent if odd else functional.info_nce)(
             x, y, temperature=0.5, group=group
@@ -78,6 +79,11 @@ def mistakes(rank: int, world: int) -> float:
         "k: expected rows of the queue's width, d = 6, got d = 4": lambda: keys.enqueue(x[:, :4]),
         "k: expected float64, float32, bfloat16 or float16, got int64": lambda: keys.enqueue(x.long()),
         "MoCoQueue.enqueue(): missing a required argument: 'k'": lambda: keys.enqueue(*(() if odd else (x,))),
+        "index: expected samples of the data set, 0 to 8, got 1 outside": lambda: kept(x, y, torch.arange(4) + 6 * odd),
+        "index: expected shape (4,), one group for each row of x, got (3,)": lambda: kept(x, y, short),
+        "sogclr(): missing a required argument: 'index'": lambda: losses.SogCLRLoss(9, group=group)(
+            x, y, *(() if odd else (short,))
+        ),
         "length: expected the same on every rank, got 8": lambda: losses.MoCoQueue(D, 9 if odd else 8).enqueue(x),
         f"dhel: expected at least 2 rows, or there is no pair of different rows, got {1}": (
             lambda: functional.dhel(x[: int(odd)], y[: int(odd)], group=group)
@@ -89,7 +95,7 @@ def mistakes(rank: int, world: int) -> float:
         dist.all_gather_object(messages, message)
         assert len(set(messages)) == 1, messages
         assert functional.info_nce(x.detach(), y, group=group).isfinite()
-    assert not keys.position, "a call that failed moved the queue"
+    assert not keys.position and not kept.log_u.isfinite().any(), "a call that failed moved the state"
     return 0.0
 
 

@@ -156,6 +156,9 @@ class Drawing:
                     given[p.name] = self.groups(p.name, many)
                 elif about.lstrip().startswith("(d,"):
                     given[p.name] = self.square(p.name)
+                elif narrow := re.match(r"\s*\(n, (\d+)\)", about):
+                    self.statements.append(f"{p.name} = (3.0 * rows({many}, {narrow[1]}, 4) - 2.0).float()")
+                    given[p.name] = p.name
                 else:
                     given[p.name] = self.rows(p.name, many)
                     if self.maybe(80):

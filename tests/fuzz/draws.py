@@ -50,6 +50,10 @@ def modules(draw: Draw, path: str) -> Case:
     given = drawing.arguments([p for p in rows if p.default is not None or "group" in p.name], said)
     settings = drawing.arguments([p for p in of_class.values() if p.name not in BY_CALL], said, learned=True)
     given.pop("statistic", None)
+    if "index" in inspect.signature(module.forward).parameters:  # of samples, of which the module has some more
+        drawing.statements.append(f"index = torch.arange({drawing.n}).flip(0)")
+        given["index"], settings["size"] = "index", repr(drawing.n + 2)
+        rows.append(inspect.signature(module.forward).parameters["index"])
     settings = {
         k: v for k, v in settings.items() if not (k in drawing.wants and "Tensor" not in str(of_class[k].annotation))
     }

@@ -121,6 +121,18 @@ def statistic(n: int, d: int, u: Tensor) -> Arguments:
     return {"statistic": (z.T @ z / len(z)).to(torch.float32 if u.dtype != torch.float64 else torch.float64)}
 
 
+def normalizers(columns: int) -> Callable[[int, int, Tensor], Arguments]:
+    """Logarithms of normalisers of earlier batches, one of them of a sample that was in none."""
+
+    def given(n: int, d: int, u: Tensor) -> Arguments:
+        dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+        value = -2.0 + torch.randn(len(u), columns, generator=generator(8), dtype=torch.float64)
+        value[1:2] = -torch.inf
+        return {"log_u": value.to(dtype)}
+
+    return given
+
+
 def nothing(n: int, d: int, u: Tensor) -> Arguments:
     """No argument that depends on the rows."""
     return {}
@@ -489,6 +501,24 @@ CASES = (
         scalars={"temperature": 0.2},
         groups=False,
         sharp={"temperature": 1e-3},
+    ),
+    *(
+        Case(
+            name,
+            label=label,
+            grid=({"temperature": 0.3}, *more, {"gamma": 0.3, "normalize": False, "temperature": 2.0}),
+            given=given,
+            scalars={"temperature": 0.3} | scalars,
+            rows=rows,
+            smallest=2,
+            surrogate=lambda arguments: True,
+            sharp={"temperature": 1e-3},
+        )
+        for name, columns, rows, more, scalars in (
+            ("sogclr", 1, 2, (), {}),
+            ("fast_clip", 2, 1, ({"temperature": 0.3, "gamma": 0.5, "eps": 0.1},), {"rho": 2.0}),
+        )
+        for label, given in (("", normalizers(columns)), ("-new", nothing))
     ),
     Case(
         "siglip",

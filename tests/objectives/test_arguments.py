@@ -22,7 +22,8 @@ from .cases import CASES
 X, Y = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind()
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 OURS = re.compile(
-    r"^(\w+(\[\d\])?|power: \w+): .*expected .*(got|infinite)|^\w+: .*(needs|is one number|has no|stay within)", re.DOTALL
+    r"^(\w+(\[\d\])?|power: \w+): .*expected .*(got|infinite)|^\w+: .*(needs|is one number|has no|stay within)",
+    re.DOTALL,
 )
 
 
@@ -70,7 +71,7 @@ NO_ROWS = [
 
 
 def wrong(name: str, annotation: str) -> list[Any]:
-    if name in ("bins", "d", "length"):
+    if name in ("bins", "d", "length", "size"):
         return NO_INTEGER
     if annotation == "bool":
         return NO_BOOLEAN
@@ -110,7 +111,13 @@ def test_every_parameter_of_every_function(name: str, function: Any, rows: Any, 
 
 
 def settings_of(kind: type) -> dict[str, Any]:
-    needed = {"MINCLoss": {"d": 4}, "MoCoQueue": {"d": 4}, "LogitScale": {"initial": 2.0}}
+    needed = {
+        "MINCLoss": {"d": 4},
+        "SogCLRLoss": {"size": 9},
+        "FastCLIPLoss": {"size": 9},
+        "MoCoQueue": {"d": 4},
+        "LogitScale": {"initial": 2.0},
+    }
     return dict(needed.get(kind.__name__, {}))
 
 
@@ -144,6 +151,7 @@ def test_every_setting_of_every_class_at_construction(kind: type) -> None:
         lambda: losses.HardNegativeLoss(beta=-1.0),
         lambda: losses.UniformityLoss(reduction="sum"),
         lambda: losses.MINCLoss(4, ema=1.0),
+        lambda: losses.SogCLRLoss(9, gamma=1.5),
         lambda: losses.CLIPLoss(logit_scale=200.0),
     ],
 )

@@ -243,8 +243,8 @@ def test_a_whole_step_is_traced(case: Case, mode: str) -> None:
         leaves = [x.detach().requires_grad_() for x in rows]
         return tuple(gradients(f(*leaves), leaves))
 
-    if mode == "symbolic" and case.name in ("sup_con", "sincere", "minc"):
-        pytest.skip("its labels are no input of the step, and real tensors meet no fake ones")
+    if mode == "symbolic" and case.name in ("sup_con", "sincere", "minc", "sogclr", "fast_clip"):
+        pytest.skip("its labels or its state are no input of the step, and real tensors meet no fake ones")
     graph = make_fx(step, tracing_mode=mode)(*rows)
     others = [torch.randn_like(x) for x in rows]
     for got, want in zip(graph(*others), step(*others), strict=True):

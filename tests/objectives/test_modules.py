@@ -26,8 +26,8 @@ MODULES: dict[str, type[losses.Objective]] = {
     for cls in (getattr(losses, name) for name in losses.__all__)
     if inspect.isclass(cls) and hasattr(cls, "function")
 }
-# MINCLoss keeps a statistic and is tested by itself, in test_minc.py.
-STATEFUL = ("minc",)
+# Those that keep a state are tested by themselves, in test_minc.py and test_normalizers.py.
+STATEFUL = {"minc": {"d": 4}, "sogclr": {"size": 9}, "fast_clip": {"size": 9}}
 SETS = [(case, index) for case, index in sets_of() if case.name not in STATEFUL]
 
 
@@ -90,7 +90,9 @@ def test_copies_and_saves(case: Case) -> None:
         assert repr(twin) == repr(module)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.scalars and not c.label], ids=name_of)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.scalars and not c.label and c.name not in STATEFUL], ids=name_of
+)
 def test_settings_may_be_parameters_or_buffers(case: Case) -> None:
     for name, value in case.scalars.items():
         if name in ("logit_scale", "logit_bias"):
@@ -113,7 +115,7 @@ def test_settings_may_be_parameters_or_buffers(case: Case) -> None:
 @pytest.mark.parametrize("name", [c.name for c in CASES if not c.label])
 def test_the_settings_show_and_unknown_ones_are_errors(name: str) -> None:
     cls = MODULES[name]
-    given: dict[str, Any] = {"d": 4} if name == "minc" else {}
+    given: dict[str, Any] = STATEFUL.get(name, {})
     module = cls(**given)
     for key in cls.settings:
         value = getattr(module, key)

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastcl import functional, losses
 
-from .test_modules import MODULES
+from .test_modules import MODULES, STATEFUL
 
 D = 4
 X, Y = (torch.randn(6, D, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
@@ -84,8 +84,7 @@ def test_copies_keep_the_group_and_saves_name_it(cls: type[losses.Objective], na
         "mesh": lambda: init_device_mesh("cpu", (1,)),
         "part": lambda: dist.new_group([0]),
     }
-    given = {"d": D} if cls is losses.MINCLoss else {}
-    module = cls(**given, group=group[name]())
+    module = cls(**STATEFUL.get(cls.function.__name__, {}), group=group[name]())
     model = nn.Sequential(nn.Linear(D, D))
     model.loss = module
     for twin in (copy.deepcopy(module), copy.copy(module), AveragedModel(model).module.loss):
@@ -159,9 +158,12 @@ def test_a_subclass_keeps_what_it_defines() -> None:
 @pytest.mark.parametrize("cls", MODULES.values(), ids=MODULES)
 def test_arguments_have_names(cls: type[losses.Objective]) -> None:
     """Those of the function that are no settings, and nothing of its own keeping."""
-    own = ("statistic",) if cls is losses.MINCLoss else ()
+    given = STATEFUL.get(cls.function.__name__, {})
+    own = ("statistic", "log_u", "return_log_u") if given else ()
     wanted = [name for name in inspect.signature(cls.function).parameters if name not in (*cls.settings, *own)]
-    module = cls(**({"d": D} if own else {}))
+    if "size" in given:
+        wanted.insert(2, "index")
+    module = cls(**given)
     assert list(inspect.signature(module.forward).parameters) == wanted
     assert "self" not in wanted
 

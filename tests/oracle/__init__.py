@@ -8,6 +8,7 @@ it gives the gradient. Names and arguments are those of fastcl.functional. Meant
     softmax.py     InfoNCE, CLIP, NT-Xent, MoCo, DCL, DHEL, SupCon, debiased and hard negatives, SigLIP
     kernels.py     alignment, uniformity, KCL, spectral, MINC and the alpha-divergences
     multiview.py   MV-InfoNCE, MV-DHEL, and InfoNCE without a temperature
+    normalizers.py SogCLR, FastCLIP
     fmicl.py       f-MICL: f', f* and f* o f' of each divergence, and the Donsker-Varadhan form
 """
 
@@ -25,6 +26,7 @@ from .kernels import (
     uniformity,
 )
 from .multiview import mv_dhel, mv_info_nce, temperature_free_info_nce
+from .normalizers import fast_clip, sogclr
 from .pairwise import pair_reduce, pair_total
 from .softmax import (
     clip,
@@ -51,6 +53,7 @@ __all__ = [
     "f_mi_alpha",
     "f_micl",
     "f_micl_dv",
+    "fast_clip",
     "hard_negative",
     "info_nce",
     "kcl",
@@ -66,6 +69,7 @@ __all__ = [
     "second_moment",
     "siglip",
     "sincere",
+    "sogclr",
     "spectral",
     "spread_out",
     "sup_con",
