@@ -24,7 +24,6 @@ from .aligned import aligned_views
 from .energy import visits
 from .rows import at_least, check_reduction, inverse, negatives_of_each, own_pairs_left_out, reduced, stacked, times
 
-NOTHING = -1e30  # the log-sum-exp of no negatives, finite so that its gradients are
 LOG_2 = math.log(2.0)
 
 
@@ -102,11 +101,11 @@ def sogclr(
     r = pair_reduce(z, scale=a, mask=mask, backend=backend)
     assert isinstance(r, Tensor)
     visited = visits(z, None, mask)
-    log_g = r.clamp(min=NOTHING) - visited.clamp(min=1.0).log()
+    log_g = torch.where(visited > 0.0, r - visited.clamp(min=1.0).log(), 0.0)
     new = averaged(log_g, visited, old, gamma)
-    some = new > -torch.inf
     tau = checks.scalar("temperature", temperature, s)
-    losses = tau * torch.where(some, new, 0.0) + tau.detach() * relative(log_g, new) - s.repeat(2)
+    energy = tau * torch.where(new > -torch.inf, new, 0.0) + tau.detach() * relative(log_g, visited, new)
+    losses = energy - s.repeat(2)
     loss = reduced(losses, reduction, "sogclr")
     n = u.shape[0]
     return NormalizedLoss(loss, (torch.logaddexp(new[:n], new[n:]) - LOG_2).unsqueeze(1)) if return_log_u else loss
@@ -179,12 +178,13 @@ def fast_clip(
     old = earlier(log_u, x, "x", 2)
     mask = negatives_of_each(groups, x, y)
     r, c = pair_reduce(x, y, scale=a, mask=mask, columns=True, backend=backend)
-    visited = visits(x, y, mask)  # as many in a row as in the column of its index
-    log_g = torch.stack([r, c], 1).clamp(min=NOTHING) - (times(a, s) + visited.clamp(min=1.0).log()).unsqueeze(1)
-    new = averaged(log_g, visited.unsqueeze(1), old, gamma)
+    visited = visits(x, y, mask).unsqueeze(1)  # as many in a row as in the column of its index
+    log_g = torch.stack([r, c], 1) - times(a, s).unsqueeze(1) - visited.clamp(min=1.0).log()
+    log_g = torch.where(visited > 0.0, log_g, 0.0)
+    new = averaged(log_g, visited, old, gamma)
     log_z = torch.logaddexp(new, torch.full_like(new, log_eps))
     tau = checks.scalar("temperature", temperature, s)
-    losses = (tau * log_z + tau.detach() * relative(log_g, log_z)).mean(1) + checks.scalar("rho", rho, s) * tau
+    losses = (tau * log_z + tau.detach() * relative(log_g, visited, log_z)).mean(1) + checks.scalar("rho", rho, s) * tau
     loss = reduced(losses, reduction, "fast_clip")
     return NormalizedLoss(loss, new) if return_log_u else loss
 
@@ -222,7 +222,7 @@ def averaged(log_g: Tensor, visited: Tensor, old: Tensor, gamma: float) -> Tenso
     return torch.where(visited > 0.0, new, old)
 
 
-def relative(log_g: Tensor, log_z: Tensor) -> Tensor:
+def relative(log_g: Tensor, visited: Tensor, log_z: Tensor) -> Tensor:
     """(g - sg(g)) / z, z without gradient: 0, with the derivatives of g / z, of every order."""
     held = log_g.detach()
-    return torch.where(held > 0.5 * NOTHING, torch.exp(held - log_z), 0.0) * torch.expm1(log_g - held)
+    return torch.where(visited > 0.0, torch.exp(held - log_z), 0.0) * torch.expm1(log_g - held)

@@ -118,6 +118,8 @@ class Drawing:
         usual = default if isinstance(default, (int, float)) and default is not True else 1.0
         if "[0, 1)" in said:
             return float(self.one_of(usual, 0.0, 0.01, 0.1, 0.5, 0.9))
+        if "(0, 1]" in said:
+            return float(self.one_of(usual, 1.0, 0.01, 0.1, 0.5, 0.9))
         near = usual * 10.0 ** (self.draw(st.integers(-20, 20)) / 20.0)
         anywhere = 10.0 ** (self.draw(st.one_of(st.integers(-120, -20), st.integers(-120, 120))) / 40.0)
         positive = "> 0" in said or "> 1" in said or ">= 0" in said

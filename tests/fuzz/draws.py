@@ -43,17 +43,14 @@ def modules(draw: Draw, path: str) -> Case:
     """A module built from its settings, and called."""
     module = resolve(path)
     drawing = Drawing(draw, f"functional.{module.function.__name__}", draw(st.sampled_from(FLOATS)))
-    of_function = {p.name: p for p in arguments_of(module.function)}
     of_class = inspect.signature(module).parameters
     said = documented(module.function) | documented(module)
-    rows = [p for p in of_function.values() if p.name not in of_class]
+    rows = [p for p in arguments_of(module.forward) if p.name != "self" and p.name not in of_class]
     given = drawing.arguments([p for p in rows if p.default is not None or "group" in p.name], said)
     settings = drawing.arguments([p for p in of_class.values() if p.name not in BY_CALL], said, learned=True)
-    given.pop("statistic", None)
-    if "index" in inspect.signature(module.forward).parameters:  # of samples, of which the module has some more
+    if "size" in settings:  # of a data set, whose samples the index is of
         drawing.statements.append(f"index = torch.arange({drawing.n}).flip(0)")
-        given["index"], settings["size"] = "index", repr(drawing.n + 2)
-        rows.append(inspect.signature(module.forward).parameters["index"])
+        settings["size"] = repr(drawing.n + 2)
     settings = {
         k: v for k, v in settings.items() if not (k in drawing.wants and "Tensor" not in str(of_class[k].annotation))
     }
