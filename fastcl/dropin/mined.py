@@ -48,6 +48,15 @@ class Pairs(NamedTuple):
         flat = torch.unique(self.anchors * m + self.others)
         return Pairs(flat // max(m, 1), flat % max(m, 1))
 
+    def apart_from(self, negative: Pairs, m: int) -> None:
+        """Raise where a pair is in both; y has m rows, and neither repeats one."""
+        every = self + negative
+        if len(every.without_repeats(m)) < len(every):
+            raise ValueError(
+                "indices_tuple: expected each pair among the positives or among the negatives, got one in both; "
+                "do not mix labels of several kinds"
+            )
+
     def __add__(self, more: Any) -> Pairs:
         return Pairs(torch.cat([self.anchors, more.anchors]), torch.cat([self.others, more.others]))
 

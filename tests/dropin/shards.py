@@ -124,6 +124,22 @@ def pytorch_metric_learning_cases(rank: int, world: int) -> Iterator[Case]:
         return lambda x, *y: wrapper(x, labels, None, *y, *arguments)
 
     yield from pairs_by_index_cases(rank, world)
+    for name, efficient in (
+        ("MultiSimilarityLoss", False),
+        ("MultiSimilarityLoss", True),
+        ("NCALoss", False),
+        ("NPairsLoss", False),
+    ):
+        yield Case(
+            f"{name} efficient={efficient}",
+            bind(
+                pytorch_metric_learning.DistributedLossWrapper(getattr(pytorch_metric_learning, name)(), efficient), ()
+            ),
+            lambda name=name, efficient=efficient: bind(
+                _wrapper()(getattr(originals.pytorch_metric_learning().losses, name)(), efficient), ()
+            ),
+            _views(rank)[:1],
+        )
     for name in ("NTXentLoss", "SupConLoss"):
         for efficient, kind, arguments in (
             (False, "none", ()),
