@@ -74,12 +74,14 @@ void Arguments::check_tensors() const {
   check_vector("bias_y", bias_y, m, accumulation(x), x);
   check_vector("group_x", group_x, n, ScalarKind::int64, x);
   check_vector("group_y", group_y, m, ScalarKind::int64, x);
+  check_vector("limit_x", limit_x, n, accumulation(x), x);
+  check_vector("limit_y", limit_y, m, accumulation(x), x);
 }
 
 Choices Arguments::check() const {
   check_tensors();
-  FASTCL_CHECK_VALUE(y.there || !(columns || bias_x.there || bias_y.there || group_y.there),
-                     "y: x with itself takes no columns, biases or second groups; pass y=x");
+  FASTCL_CHECK_VALUE(y.there || !(columns || bias_x.there || bias_y.there || group_y.there || limit_y.there),
+                     "y: x with itself takes no columns, biases, second groups or second limits; pass y=x");
   FASTCL_CHECK_VALUE(y.there || row_offset == col_offset, "mask: x with itself needs equal offsets, got ", row_offset, " and ", col_offset);
   const Choices c{chosen<Operand>("operand", operand, {{"dot", Operand::dot}, {"sqdist", Operand::sqdist}}),
                   chosen<MaskKind>("mask", mask, {{"all", MaskKind::all},

@@ -34,7 +34,7 @@ struct Choices {
 };
 
 struct Arguments {
-  Described x, y, scale, shift, bias_x, bias_y, group_x, group_y;
+  Described x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y;
   int64_t row_offset, col_offset, period;
   std::string_view mask, operand, pair;
   size_t constants;  // how many

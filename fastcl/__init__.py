@@ -6,7 +6,7 @@ Every contrastive loss is an alignment term plus one pairwise reduction; one fam
 from . import functional, losses, metrics, pairs
 from .backends.choice import BackendUnavailableError
 from .cached import cached_embeddings, cached_step
-from .equation.masks import Mask, across_groups, all_pairs, off_diagonal, within_groups
+from .equation.masks import Mask, across_groups, all_pairs, at_most, off_diagonal, within_groups
 from .equation.reductions import merge
 from .ops import pair_reduce, pair_total
 from .patching import Patch, patch
@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "across_groups",
     "all_pairs",
+    "at_most",
     "cached_embeddings",
     "cached_step",
     "functional",

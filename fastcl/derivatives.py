@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from . import transforms
 from .backends import choice, reference, tangents
-from .equation.problem import DIFFERENTIABLE, LENGTH, Problem, unpack
+from .equation.problem import DIFFERENTIABLE, LENGTH, TENSORS, Problem, unpack
 
 CREATE_GRAPH = (
     "fastcl: create_graph=True asks for second derivatives, which the {name!r} backend does not have (its gradients are formed "
@@ -256,9 +256,9 @@ class _Total(_Rule):
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keep tensors by save_for_backward (so that in-place changes are noticed) and the rest as they are."""
-    tensors = inputs[:8]
+    tensors = inputs[:TENSORS]
     ctx.present = [t is not None for t in tensors]
-    ctx.rest = inputs[8:]
+    ctx.rest = inputs[TENSORS:]
     ctx.save_for_backward(*(t for t in tensors if t is not None), *output)
     if _level_open():  # a forward runs with forward mode switched off
         ctx.save_for_forward(*(t for t in tensors if t is not None), *output)

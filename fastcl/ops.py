@@ -20,7 +20,17 @@ from .derivatives import present
 from .equation import checks
 from .equation.masks import Mask
 from .equation.pairs import PairFunction
-from .equation.problem import DIFFERENTIABLE, LENGTH, PROBLEM, Problem, Wanted, accumulation_dtype, pack, unpack
+from .equation.problem import (
+    DIFFERENTIABLE,
+    LENGTH,
+    PROBLEM,
+    TENSORS,
+    Problem,
+    Wanted,
+    accumulation_dtype,
+    pack,
+    unpack,
+)
 
 library = torch.library.Library("fastcl", "DEF")
 library.define(f"pair_reduce({PROBLEM}, str backend) -> (Tensor r, Tensor c)", tags=(torch.Tag.pt2_compliant_tag,))
@@ -49,7 +59,7 @@ library.define(
 def _serve(p: Problem, backend: str) -> Any:
     """The module that serves the problem: a closed form where there is one, then the backend (chosen here, at run time)."""
     flops.register_where_counted()
-    name, module = choice.choose(backend, p.x.device, p.x.dtype, p.pair)
+    name, module = choice.choose(backend, p.x.device, p.x.dtype, p.pair, p.mask.limited)
     return closed_form if name != "reference" and closed_form.applies(p) else module
 
 
@@ -228,7 +238,7 @@ def pair_reduce(
         operand: u, "dot" <x_i, y_j> or "sqdist" |x_i - y_j|^2.
         pair: f, a name or a fastcl.pairs.PairFunction; "identity" for logsumexp.
         reduce: "logsumexp" or "sum".
-        mask: M, "all", "off_diagonal" or a mask made by off_diagonal, across_groups, within_groups.
+        mask: M, "all", "off_diagonal" or a mask made by off_diagonal, across_groups, within_groups, at_most.
         scale: a, a number or a tensor with one element.
         shift: b, a number or a tensor with one element.
         bias_x: (n,) bx, floating; None for 0.
@@ -319,7 +329,7 @@ def pair_total(
 
 def _call(op: Any, p: Problem, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The op; by the straight way where the CPU's kernels serve a plain call of plain tensors."""
-    plain = all(t is None or type(t) is Tensor or isinstance(t, torch.nn.Parameter) for t in arguments[:8])
+    plain = all(t is None or type(t) is Tensor or isinstance(t, torch.nn.Parameter) for t in arguments[:TENSORS])
     if plain and p.x.device.type == "cpu" and derivatives.nothing_watches() and _serve(p, arguments[-1]) is native:
         return derivatives.straight(op, arguments)
     answer: tuple[Tensor, ...] = op(*arguments)

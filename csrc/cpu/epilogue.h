@@ -13,7 +13,7 @@ namespace fastcl::cpu::FASTCL_ISA {
 template <class T>
 struct Pane {
   const T* u;
-  const typename Bits<T>::type* keep;  // all ones where the mask has the pair, all zeros elsewhere
+  typename Bits<T>::type* keep;  // all ones where the mask has the pair, all zeros elsewhere
 
   const T *row_term, *row_weight, *row_reference;
   const T *col_term, *col_weight, *col_reference;
@@ -52,6 +52,20 @@ FASTCL_INLINE Simd<T> visited(const Pane<T>& p, Simd<T> value, int r, int v) {
   using G = Geometry<T>;
   if constexpr (masked) return kept(value, p.keep + r * G::cols + v * G::lanes);
   else return value;
+}
+
+// Leaves out the pairs whose z is above either limit; no NaN is. A pass of its own over the pane: no epilogue pays for it without
+// limits, and every step, forward and backward, decides by the same instructions.
+template <class T>
+void leave_out_above(const Pane<T>& pane, const T* row_limit, const T* col_limit, Simd<T> scale) {
+  const Pane<T> p = pane;
+  using G = Geometry<T>;
+  for (int r = 0; r < G::pane_rows; r++)
+    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
+      const Simd<T> limit = smaller(Simd<T>(row_limit[r]), Simd<T>::load(col_limit + v * G::lanes));
+      auto* keep = reinterpret_cast<typename Simd<T>::LooseInt*>(p.keep + r * G::cols + v * G::lanes);
+      *keep &= ~typename Simd<T>::RawInt(z_of(p, scale, r, v).v > limit.v);
+    }
 }
 
 // A running sum over the rows of the pane, for each of its columns.

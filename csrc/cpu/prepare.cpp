@@ -62,12 +62,12 @@ std::vector<T> mean_of(const Rows<T>& rows) {
 
 Given::Given(Stack& s)
     : x(s.tensor()), y(s.optional_tensor()), scale(s.tensor()), shift(s.tensor()), bias_x(s.optional_tensor()), bias_y(s.optional_tensor()),
-      group_x(s.optional_tensor()), group_y(s.optional_tensor()), row_offset(s.integer()), col_offset(s.integer()), period(s.integer()), mask(s.text()),
+      group_x(s.optional_tensor()), group_y(s.optional_tensor()), limit_x(s.optional_tensor()), limit_y(s.optional_tensor()), row_offset(s.integer()), col_offset(s.integer()), period(s.integer()), mask(s.text()),
       operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()) {}
 
 Choices Given::check() const {
   return Arguments{x.describe(), describe(y), scale.describe(), shift.describe(), describe(bias_x), describe(bias_y), describe(group_x),
-                   describe(group_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns}
+                   describe(group_y), describe(limit_x), describe(limit_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns}
       .check();
 }
 
@@ -128,6 +128,7 @@ Prepared<T>::Prepared(const Given& a) {
   task.row_offset = a.row_offset;
   task.col_offset = a.col_offset;
   task.period = a.period;
+  task.limited = a.limit_x || a.limit_y;
   task.d = a.x.size(1);
 
   x = readable<T>(a.x, memory);
@@ -229,9 +230,10 @@ void Prepared<T>::shorten() {
   prepare_sides();
 }
 
-// What each row brings to z, in the given unit; the largest of them, infinite ones left out: they are padding.
+// What each row brings to z and what it allows z to be, in the given unit; the largest of the terms, infinite ones left out: they
+// are padding. A limit of NaN is a term of NaN: no comparison with it would show.
 template <class T>
-double Prepared<T>::set_terms(Side<T>& side, const OptionalTensor& bias, double shift, double unit) {
+double Prepared<T>::set_terms(Side<T>& side, const OptionalTensor& bias, const OptionalTensor& limit, double shift, double unit) {
   T* term = memory.vector<T>(side.count);
   const T* b = bias ? bias->data_as<T>() : nullptr;
   const int64_t step = bias ? bias->stride(0) : 0;
@@ -242,6 +244,14 @@ double Prepared<T>::set_terms(Side<T>& side, const OptionalTensor& bias, double 
     if (std::isfinite(exact)) largest = std::fmax(largest, std::abs(exact));
   }
   side.term = term;
+  if (!task.limited) return largest;
+  T* limits = memory.vector<T>(side.count);
+  const T* given = limit ? limit->data_as<T>() : nullptr;
+  for (int64_t i = 0; i < side.count; i++) {
+    limits[i] = given ? T(double(given[i * limit->stride(0)]) * unit) : std::numeric_limits<T>::infinity();
+    if (std::isnan(limits[i])) term[i] = limits[i];
+  }
+  side.limit = limits;
   return largest;
 }
 
@@ -253,8 +263,9 @@ void Prepared<T>::set_units(const Given& a) {
   const OptionalTensor none;
   auto set = [&](double unit) {
     task.scale = T(whole_scale * unit);
-    const double x_terms = set_terms(task.x, a.bias_x, shift, unit);
-    return x_terms + set_terms(task.y, task.self ? none : a.bias_y, 0, unit);  // in x with itself the shift counts once
+    const double x_terms = set_terms(task.x, a.bias_x, a.limit_x, shift, unit);
+    const OptionalTensor& limit_y = task.self ? a.limit_x : a.limit_y;
+    return x_terms + set_terms(task.y, task.self ? none : a.bias_y, limit_y, 0, unit);  // in x with itself the shift counts once
   };
   const double terms = set(logarithmic ? log2_e : 1);
   if (!logarithmic) return;

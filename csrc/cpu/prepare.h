@@ -16,7 +16,7 @@ struct Given {
   Tensor x;
   OptionalTensor y;
   Tensor scale, shift;
-  OptionalTensor bias_x, bias_y, group_x, group_y;
+  OptionalTensor bias_x, bias_y, group_x, group_y, limit_x, limit_y;
   int64_t row_offset, col_offset, period;
   std::string mask, operand, pair;
   std::vector<double> constants;
@@ -104,7 +104,7 @@ class Prepared {
   void prepare_side(Side<T>& side, const Rows<T>& rows);
   void shorten();
   double largest_u() const;
-  double set_terms(Side<T>& side, const OptionalTensor& bias, double shift, double unit);
+  double set_terms(Side<T>& side, const OptionalTensor& bias, const OptionalTensor& limit, double shift, double unit);
   void set_units(const Given& a);
   const Kernels<T>* kernels_ = &kernels<T>();
   double bound_ = 0;

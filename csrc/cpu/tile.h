@@ -144,7 +144,9 @@ class TileWorker {
                        x.term + i, x.weight + i, x.reference + i, y.term + j, y.weight + j, y.reference + j,
                        row_value_ + r, row_maximum_ + r, row_weight_sum_ + r,
                        col_value_ + c, col_maximum_ + c, col_weight_sum_ + c, w + r * G::w_stride + c};
-    (set_keep(i, j) ? epilogue_.masked : epilogue_.plain)(pane, task_);
+    const bool masked = set_keep(i, j);
+    if (task_.limited) leave_out_above(pane, x.limit + i, y.limit + j, Simd<T>(task_.scale));
+    (masked ? epilogue_.masked : epilogue_.plain)(pane, task_);
   }
 
   void merge(const Side<T>& side, int64_t i, T maximum, T sum) const {
@@ -169,7 +171,7 @@ class TileWorker {
     const auto crosses = [](int64_t d) { return d > -G::pane_rows && d < G::cols; };
     const bool by_groups = task_.mask == MaskKind::across_groups || task_.mask == MaskKind::within_groups;
     const bool on_diagonal = task_.mask == MaskKind::off_diagonal && (crosses(left_out[0]) || crosses(left_out[1]) || crosses(left_out[2]));
-    if (!ragged && !by_groups && !on_diagonal) return false;
+    if (!ragged && !by_groups && !on_diagonal && !task_.limited) return false;
 
     for (int64_t r = 0; r < G::pane_rows; r++) {
       Int* keep = keep_ + r * G::cols;

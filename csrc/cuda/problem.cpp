@@ -47,8 +47,9 @@ Tensor exact_centre(const Tensor& x, const Tensor& y) {
 }  // namespace
 
 Choices Given::check() const {
+  FASTCL_CHECK_VALUE(!limit_x && !limit_y, "limit_x, limit_y: expected none, these kernels leave out no pairs by their logits; use backend='blocked'");
   return Arguments{describe(x), describe(y), describe(scale), describe(shift), describe(bias_x), describe(bias_y), describe(group_x),
-                   describe(group_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns}
+                   describe(group_y), describe(limit_x), describe(limit_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns}
       .check();
 }
 

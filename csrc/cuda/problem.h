@@ -15,12 +15,14 @@
 #define FASTCL_PROBLEM                                                                                                    \
   const at::Tensor &x, const std::optional<at::Tensor>&y, const at::Tensor &scale, const at::Tensor &shift,               \
       const std::optional<at::Tensor>&bias_x, const std::optional<at::Tensor>&bias_y,                                     \
-      const std::optional<at::Tensor>&group_x, const std::optional<at::Tensor>&group_y, int64_t row_offset,               \
+      const std::optional<at::Tensor>&group_x, const std::optional<at::Tensor>&group_y,                                   \
+      const std::optional<at::Tensor>&limit_x, const std::optional<at::Tensor>&limit_y, int64_t row_offset,               \
       int64_t col_offset, int64_t period, c10::string_view mask, c10::string_view operand, c10::string_view pair,                         \
       at::ArrayRef<double> constants, c10::string_view reduce, bool columns
 #define FASTCL_GIVEN                                                                                                       \
   ::fastcl::cuda::Given {                                                                                                  \
-    x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, period, mask, operand, pair, constants, reduce, columns \
+    x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y, row_offset, col_offset, period, mask, operand, pair, constants, \
+        reduce, columns                                                                                                     \
   }
 
 namespace fastcl::cuda {
@@ -33,7 +35,7 @@ struct Given {
   const Tensor& x;
   const OptionalTensor& y;
   const Tensor &scale, &shift;
-  const OptionalTensor &bias_x, &bias_y, &group_x, &group_y;
+  const OptionalTensor &bias_x, &bias_y, &group_x, &group_y, &limit_x, &limit_y;
   int64_t row_offset, col_offset, period;
   std::string_view mask, operand, pair;
   at::ArrayRef<double> constants;

@@ -46,8 +46,23 @@ class Blocks(Tiles):
     def __init__(self, p: Problem) -> None:
         super().__init__(p)
         self.lse = p.reduce == "logsumexp"
+        # z of a log-sum-exp lacks the shift.
+        self.limits = [limit if limit is None or not self.lse else limit - p.shift for limit in p.limits]
+        self.above: Tensor | None = None
+        if p.mask.limited:
+            self._mark_limits()
         # A second buffer for exponentials: memory fresh from the system costs its page faults anew at every tile.
         self.spare = self.dot
+
+    def _mark_limits(self) -> None:
+        """Rows are NaN where their limit is."""
+        s, (of_rows, of_cols) = self.sides, self.p.limits
+        if of_rows is not None:
+            s.x = torch.where(torch.isnan(of_rows)[:, None], of_rows[:, None], s.x)
+        if s.symmetric:
+            s.y = s.x
+        elif of_cols is not None:
+            s.y = torch.where(torch.isnan(of_cols)[:, None], of_cols[:, None], s.y)
 
     @property
     def element_bytes(self) -> int:
@@ -71,6 +86,7 @@ class Blocks(Tiles):
             z.add_(p.shift)
         if p.bias_y is not None:
             z.add_(p.bias_y[None, tile.cols])
+        self.above = self.above_limits(tile)
         if self.lse:
             self.mask_(tile, z, float("-inf"))
 
@@ -133,7 +149,16 @@ class Blocks(Tiles):
             groups = mask.group_x[tile.rows, None]
             others = (mask.group_x if mask.group_y is None else mask.group_y)[None, tile.cols]
             values.masked_fill_(groups == others if mask.kind == "across_groups" else groups != others, value)
-        return values
+        return values if self.above is None else values.masked_fill_(self.above, value)
+
+    def above_limits(self, tile: Tile) -> Tensor | None:
+        """Which pairs have a z above a limit; asked before anything takes the place of z, as f(z) = z may."""
+        of_rows, of_cols = self.limits
+        above = None if of_rows is None else tile.dot > of_rows[tile.rows, None]
+        if of_cols is None:
+            return above
+        over = tile.dot > of_cols[None, tile.cols]
+        return over if above is None else above.logical_or_(over)
 
     def exponentials(self, z: Tensor, minus: Tensor, in_place: bool = False) -> Tensor:
         """exp(z - minus), 0 where minus is -inf (there z is -inf everywhere); in the spare buffer or over z."""

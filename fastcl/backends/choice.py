@@ -26,6 +26,8 @@ MODULES = {
 }
 NAMES = BACKENDS
 KERNELS = ("cpu", "triton", "cuda")  # those whose pair functions are generated from pairs.py
+# Those whose kernels would pay for limits of logits in registers, also in calls without any.
+UNLIMITED = ("triton", "cuda")
 
 # The order in which `auto` asks, by device type.
 PREFERENCE = {"cpu": ("cpu", "blocked"), "cuda": ("cuda", "triton", "blocked")}
@@ -54,14 +56,20 @@ def reason(
     device: torch.device,
     dtype: torch.dtype,
     pair: PairFunction = Identity(),  # noqa: B008 - it has no state
+    limited: bool = False,
 ) -> str | None:
-    """None when the backend serves the device, dtype and pair function; otherwise why not, and what mends it."""
+    """None when the backend serves the device, dtype, pair function and mask; otherwise why not, and what mends it."""
     if name in ("cpu", "cuda") and device.type != name:
         return f"it serves {name} tensors, and these are on {device.type}"
     if not pair.built_in and name in KERNELS:
         return (
             f"it has no kernel for the pair function {pair.name!r}, which is not one of fastcl.pairs; use backend='blocked', which "
             "takes any, or add it to fastcl/equation/pairs.py, run `python -m fastcl.equation.codegen` and build again"
+        )
+    if limited and name in UNLIMITED:
+        return (
+            "its kernels leave out no pairs by their logits (fastcl.at_most, false_negative_margin=); use backend='blocked', which "
+            "'auto' takes for these"
         )
     try:
         module = _module(name)
@@ -76,22 +84,23 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     pair: PairFunction = Identity(),  # noqa: B008
+    limited: bool = False,
 ) -> tuple[str, ModuleType]:
-    """The name and module of the backend that serves this call.
+    """The name and module of the backend that serves this call; limited: whether its mask has limits of logits.
 
     Raises:
         BackendUnavailableError: when the backend that was asked for cannot serve it.
     """
     name = requested(backend)
     if name != "auto":
-        why = reason(name, device, dtype, pair)
+        why = reason(name, device, dtype, pair, limited)
         if why is not None:
             raise BackendUnavailableError(f"backend {name!r} cannot serve {device.type} tensors of {dtype}: {why}")
         return name, _module(name)
     if device.type == "cpu" and extension.library is None:
         extension.warn_once()
     for name in PREFERENCE.get(device.type, PREFERENCE_ELSEWHERE):
-        if reason(name, device, dtype, pair) is None:
+        if reason(name, device, dtype, pair, limited) is None:
             return name, _module(name)
     return "blocked", blocked
 

@@ -31,7 +31,7 @@ def gram_is_cheaper(n: int, m: int, d: int) -> bool:
 
 def applies(p: Problem) -> bool:
     """Whether this problem has a closed form that is cheaper than a sweep; reads shapes only."""
-    if p.reduce != "sum":
+    if p.reduce != "sum" or p.mask.limited:
         return False
     if p.pair.name == "identity":
         return True

@@ -63,8 +63,9 @@ def _packed(p: Problem) -> tuple[Any, ...]:
     if p.x.dtype not in DTYPES:
         raise TypeError(f"x: expected float64, float32, bfloat16 or float16, got {p.x.dtype}")
     vectors = (("bias_x", p.bias_x, p.dtype), ("bias_y", p.bias_y, p.dtype))
+    limits = (("limit_x", p.mask.limit_x, p.dtype), ("limit_y", p.mask.limit_y, p.dtype))
     groups = (("group_x", p.mask.group_x, torch.int64), ("group_y", p.mask.group_y, torch.int64))
-    for name, t, dtype in (("y", p.y, p.x.dtype), *vectors, *groups):
+    for name, t, dtype in (("y", p.y, p.x.dtype), *vectors, *groups, *limits):
         if t is not None and t.dtype != dtype:
             raise TypeError(f"{name}: expected {dtype}, got {t.dtype}")
     return pack(p)

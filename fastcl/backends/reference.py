@@ -37,6 +37,20 @@ def visited(mask: Mask, rows: Tensor, cols: Tensor) -> Tensor | None:
     return same if mask.kind == "within_groups" else ~same
 
 
+def within(p: Problem, z: Tensor, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The block of z, NaN where a limit is, and which of its pairs are visited, by their indices and by their logits."""
+    keep = visited(p.mask, rows, cols)
+    of_rows, of_cols = p.limits
+    limits = [] if of_rows is None else [of_rows[rows][:, None].to(z.dtype)]
+    limits += [] if of_cols is None else [of_cols[cols][None, :].to(z.dtype)]
+    for limit in limits:
+        z = z + torch.where(torch.isnan(limit), limit, 0.0)
+    for limit in limits:
+        counts = ~(z > limit)
+        keep = counts if keep is None else keep & counts
+    return z, keep
+
+
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r, and c when asked: differentiable by autograd as often as one likes."""
     _, z, keep = _matrix(p)
@@ -103,7 +117,7 @@ def _matrix(p: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
     if p.bias_y is not None:
         z = z + p.bias_y.double()[None, :]
     index = torch.arange(max(p.n, p.m), device=x.device)
-    return u, z, visited(p.mask, index[: p.n], index[: p.m])
+    return (u, *within(p, z, index[: p.n], index[: p.m]))
 
 
 def _centre(x: Tensor, y: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def rows(p: Problem, c: Tensor | None, directions: tuple[Tensor | None, ...]) ->
             dz = dz if direction is None else dz + direction[at]
         dz = dz if da is None else dz + da * u
         dz = dz if db is None else dz + db
-        keep = reference.visited(p.mask, torch.arange(own.start, own.stop, device=x.device), others)
+        z, keep = reference.within(p, z, torch.arange(own.start, own.stop, device=x.device), others)
         dz = dz if keep is None else torch.where(keep, dz, 0.0)
         if p.reduce == "sum":
             w = p.pair.df(z if keep is None else torch.where(keep, z, 1.0))

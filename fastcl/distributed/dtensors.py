@@ -18,6 +18,7 @@ from ..equation.checks import is_dtensor
 from ..equation.masks import Mask, by_groups
 from .agreement import COUNTS, check_settings
 from .derivatives import first_derivatives
+from .pairs import MASKING
 from .shards import Shards
 from .wire import Wire
 
@@ -183,12 +184,12 @@ def pairs(form: str, op: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
     mask = arguments.get("mask", "all")
     mask = Mask(mask) if isinstance(mask, str) else mask
-    groups = {name: getattr(mask, name) for name in ("group_x", "group_y") if getattr(mask, name, None) is not None}
-    given = arguments | groups
+    masking = {name: getattr(mask, name) for name in MASKING if getattr(mask, name, None) is not None}
+    given = arguments | masking
     rows = {
         name: t
         for name, t in given.items()
-        if isinstance(t, Tensor) and (name in ("x", "y", *VECTORS) or name in groups)
+        if isinstance(t, Tensor) and (name in ("x", "y", *VECTORS) or name in masking)
     }
     numbers = {name: given[name] for name in ("scale", "shift") if isinstance(given.get(name), Tensor)}
     if not any(map(is_dtensor, rows.values())):
@@ -200,8 +201,8 @@ def pairs(form: str, op: Callable[..., Any], arguments: dict[str, Any]) -> Any:
             f"col_offset={mask.col_offset}; redistribute the rows with placements=[Replicate()]"
         )
     local = {name: t.to_local() for name, t in rows.items()}  # type: ignore[attr-defined]
-    if groups:
-        mask = mask._replace(**{name: local.pop(name) for name in groups})
+    if masking:
+        mask = mask._replace(**{name: local.pop(name) for name in masking})
     local |= {"mask": mask} | {name: place.number(t) for name, t in numbers.items()}
     arguments, count = arguments | local, rows["x"].shape[0]
     if place.sharded is None:
@@ -215,7 +216,8 @@ def pairs(form: str, op: Callable[..., Any], arguments: dict[str, Any]) -> Any:
             shifted = mask._replace(
                 row_offset=first, col_offset=first if y is None else mask.col_offset + shards.first(y)
             )
-            arguments["mask"] = by_groups(shifted, len(local["x"]), None if y is None else len(y), local["x"].device)
+            told = by_groups(shifted, len(local["x"]), None if y is None else len(y), local["x"].device)
+            arguments["mask"] = told._replace(limit_x=mask.limit_x, limit_y=mask.limit_y)
         answer = getattr(shards, form)(**arguments)
         answer = shared(answer, wire.world) if form == "pair_total" else answer
     if isinstance(answer, tuple):

@@ -22,6 +22,7 @@ from .derivatives import first_derivatives
 from .visits import Tour, Visit
 from .wire import Columns
 
+MASKING = ("group_x", "group_y", "limit_x", "limit_y")  # what of a mask belongs to rows, in the op's order
 GRADIENTS = ("x", "y", "scale", "shift", "bias_x", "bias_y")  # the order of the op's differentiable arguments
 
 
@@ -67,10 +68,9 @@ class PairReduce(torch.autograd.Function):
         shift: Tensor,
         bias_x: Tensor | None,
         bias_y: Tensor | None,
-        group_x: Tensor | None,
-        group_y: Tensor | None,
+        *masking: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        tensors = (x, y, scale, shift, bias_x, bias_y, group_x, group_y)
+        tensors = (x, y, scale, shift, bias_x, bias_y, *masking)
         sweep = Sweep(plan, tensors)
         r, c = sweep.reduce()
         ctx.plan, ctx.present = plan, [t is not None for t in tensors]
@@ -85,7 +85,7 @@ class PairReduce(torch.autograd.Function):
         r, c = saved
         wanted = list(ctx.needs_input_grad[1 : 1 + DIFFERENTIABLE])
         gradients = Sweep(ctx.plan, tensors).gradients(r, c, g.contiguous(), h.contiguous(), wanted)
-        return (None, *gradients, None, None)
+        return (None, *gradients, *(None for _ in MASKING))
 
 
 class Sweep:
@@ -93,34 +93,37 @@ class Sweep:
 
     def __init__(self, plan: Plan, tensors: tuple[Tensor | None, ...]) -> None:
         self.plan = plan
-        x, self.y, scale, shift, self.bias_x, self.bias_y, self.group_x, self.group_y = tensors
+        x, self.y, scale, shift, self.bias_x, self.bias_y, self.group_x, self.group_y, self.limit_x, self.limit_y = (
+            tensors
+        )
         assert x is not None and scale is not None and shift is not None
         self.x, self.scale, self.shift = x.detach().contiguous(), scale.detach(), shift.detach()
         self.dtype = accumulation_dtype(x.dtype)
 
     def columns(self, *more: Tensor) -> Columns:
-        """What travels: y with its bias and groups, and what else it needs. Told apart again by `arguments`."""
-        y = self.x if self.plan.same else self.y
-        group = self.group_x if self.plan.same else self.group_y
-        return tuple(t.detach().contiguous() for t in (y, self.bias_y, group, *more) if t is not None)
+        """What travels: y with its bias, groups and limits, and what else it needs. Told apart again by `arguments`."""
+        y, group, limit = (
+            (self.x, self.group_x, self.limit_x) if self.plan.same else (self.y, self.group_y, self.limit_y)
+        )
+        return tuple(t.detach().contiguous() for t in (y, self.bias_y, group, limit, *more) if t is not None)
 
     def arguments(self, visit: Visit, columns: Columns) -> tuple[tuple[Any, ...], Columns]:
         """The op's arguments for a visit, and what came beside them."""
         plan, rows = self.plan, slice(visit.start, visit.stop)
-        group_x = None if self.group_x is None else self.group_x[rows]
-        bias_x = None if self.bias_x is None else self.bias_x[rows]
+        bias_x, group_x, limit_x = (None if t is None else t[rows] for t in (self.bias_x, self.group_x, self.limit_x))
         came = iter(columns)
         y: Tensor | None = next(came)
         bias_y = None if self.bias_y is None else next(came)
         group_y = None if self.group_x is None else next(came)
+        limit_y = None if (self.limit_x if plan.same else self.limit_y) is None else next(came)
         alone = plan.same and visit.own
         if alone:
-            y = group_y = None
+            y = group_y = limit_y = None
         row_offset, col_offset, kind = plan.mask_of(visit)
         both = (plan.columns or plan.same) and not alone
         arguments = (
-            self.x[rows], y, self.scale, self.shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, 0, kind,
-            plan.operand, plan.pair, list(plan.constants), plan.reduce, both,
+            self.x[rows], y, self.scale, self.shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y,
+            row_offset, col_offset, 0, kind, plan.operand, plan.pair, list(plan.constants), plan.reduce, both,
         )  # fmt: skip
         return arguments, tuple(came)
 
@@ -207,19 +210,18 @@ class Sweep:
 
 def pair_reduce(plan: Plan, p: Problem) -> tuple[Tensor, Tensor]:
     """(r, c) of a checked problem; x and y cast as autocast would."""
-    x, y, group_y = cast(p)
+    x, y, masking = cast(p)
     with torch.autocast(p.x.device.type, enabled=False):
-        found: tuple[Tensor, Tensor] = PairReduce.apply(
-            plan, x, y, p.scale, p.shift, p.bias_x, p.bias_y, p.mask.group_x, group_y
-        )
+        found: tuple[Tensor, Tensor] = PairReduce.apply(plan, x, y, p.scale, p.shift, p.bias_x, p.bias_y, *masking)
     return found
 
 
-def cast(p: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """x and y as autocast would have them, and the groups of y."""
+def cast(p: Problem) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
+    """x and y as autocast would have them, and MASKING."""
     device = p.x.device.type
     x, y = p.x, p.y
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, y = x.to(dtype), None if y is None else y.to(dtype)
-    return x, y, p.mask.group_x if p.mask.group_y is None else p.mask.group_y
+    mask = p.mask
+    return x, y, (mask.group_x, mask.group_x if mask.group_y is None else mask.group_y, mask.limit_x, mask.limit_y)

@@ -164,7 +164,7 @@ def gathered_rows(x: Tensor, group: Any = None) -> Tensor:
 def _through_sums(p: Problem) -> bool:
     """Whether a reduction needs no pairs: nothing is left out but the pair of a row with its own partner."""
     plain = p.mask.kind == "all" or (p.mask.kind == "off_diagonal" and p.mask.row_offset == p.mask.col_offset)
-    if p.reduce != "sum" or not plain or p.columns or p.bias_x is not None or p.bias_y is not None:
+    if p.reduce != "sum" or not plain or p.mask.limited or p.columns or p.bias_x is not None or p.bias_y is not None:
         return False
     return p.pair.name == "identity" or (p.pair.name == "square" and p.operand == "dot")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..equation.problem import Problem
 from .derivatives import first_derivatives
-from .pairs import Plan, Sweep, cast
+from .pairs import MASKING, Plan, Sweep, cast
 from .visits import Visit
 from .wire import Columns
 
@@ -46,12 +46,9 @@ class PairTotal(torch.autograd.Function):
         scale: Tensor,
         shift: Tensor,
         positive: Tensor | None,
-        group_x: Tensor | None,
-        group_y: Tensor | None,
+        *masking: Tensor | None,
     ) -> Tensor:
-        share, gradients = _visit(
-            Sweep(plan, (x, y, scale, shift, None, None, group_x, group_y)), outer, positive, wanted
-        )
+        share, gradients = _visit(Sweep(plan, (x, y, scale, shift, None, None, *masking)), outer, positive, wanted)
         ctx.dtype, ctx.present = x.dtype, [t is not None for t in gradients]
         ctx.save_for_backward(*(t for t in gradients if t is not None))
         return share
@@ -62,7 +59,7 @@ class PairTotal(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         scaled = [upstream[0] * next(saved) if present else None for present in ctx.present]
         rows = [None if t is None else t.to(ctx.dtype) for t in scaled[:2]]
-        return (None, None, None, *rows, *scaled[2:], None, None)
+        return (None, None, None, *rows, *scaled[2:], *(None for _ in MASKING))
 
 
 def _visit(
@@ -108,10 +105,10 @@ def _visit(
 
 def pair_total(plan: Plan, p: Problem, outer: str, positive: Tensor | None) -> Tensor:
     """This rank's share of outer(r) of a checked problem; x and y cast as autocast would."""
-    x, y, group_y = cast(p)
+    x, y, masking = cast(p)
     recording = torch.is_grad_enabled()
     wanted = tuple(recording and t is not None and t.requires_grad for t in (x, y, p.scale, p.shift))
     positive = None if positive is None else positive.to(p.dtype)
     with torch.autocast(p.x.device.type, enabled=False):
-        share: Tensor = PairTotal.apply(plan, outer, wanted, x, y, p.scale, p.shift, positive, p.mask.group_x, group_y)
+        share: Tensor = PairTotal.apply(plan, outer, wanted, x, y, p.scale, p.shift, positive, *masking)
     return share

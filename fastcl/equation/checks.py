@@ -113,6 +113,26 @@ def scalar(name: str, value: Any, x: Tensor) -> Tensor:
 
 def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:
     """The mask, checked against the rows; a name stands for a mask without data."""
+    if not (isinstance(m, Mask) and m.limited):
+        return _indices(m, x, y)
+    limit_x, limit_y = m.limit_x, m.limit_y
+    if y is None and (limit_x is None or (limit_y is not None and limit_y is not limit_x)):
+        raise ValueError("mask: x with itself has limits of its rows alone, got limit_y; leave limit_y out or pass y=x")
+    return _indices(m.unlimited(), x, y)._replace(
+        limit_x=_limits("limit_x", limit_x, x, "x", x),
+        limit_y=None if y is None else _limits("limit_y", limit_y, y, "y", x),
+    )
+
+
+def _limits(name: str, limits: Any, rows: Tensor, of: str, x: Tensor) -> Tensor | None:
+    """A limit for each of the rows, in the accumulation dtype and without a gradient."""
+    if limits is None:
+        return None
+    return vector(name, limits, rows.shape[0], of, x).detach().to(accumulation_dtype(x.dtype))
+
+
+def _indices(m: Any, x: Tensor, y: Tensor | None) -> Mask:
+    """The mask without limits."""
     if isinstance(m, str):
         if m in ("across_groups", "within_groups"):
             raise ValueError(f"mask: {m!r} needs groups; pass fastcl.{m}(group_x, group_y)")

@@ -11,7 +11,7 @@ KINDS = ("all", "off_diagonal", "across_groups", "within_groups")
 
 
 class Mask(NamedTuple):
-    """The set M of visited pairs; build one with all_pairs, off_diagonal, across_groups or within_groups."""
+    """The set M of visited pairs; build one with all_pairs, off_diagonal, across_groups, within_groups or at_most."""
 
     kind: str = "all"
     row_offset: int = 0
@@ -19,6 +19,17 @@ class Mask(NamedTuple):
     group_x: Tensor | None = None
     group_y: Tensor | None = None
     period: int = 0
+    limit_x: Tensor | None = None
+    limit_y: Tensor | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether a pair's logit has a say in it."""
+        return self.limit_x is not None or self.limit_y is not None
+
+    def unlimited(self) -> Mask:
+        """What it says of indices alone."""
+        return self._replace(limit_x=None, limit_y=None)
 
 
 def all_pairs() -> Mask:
@@ -77,6 +88,49 @@ def within_groups(group_x: Tensor, group_y: Tensor | None = None) -> Mask:
         tensor([4., 4., 2.])
     """
     return Mask("within_groups", 0, 0, group_x, group_y)
+
+
+def at_most(limit_x: Tensor | None = None, limit_y: Tensor | None = None, *, mask: str | Mask = "all") -> Mask:
+    """The pairs of a mask whose logit is at most the limits of its row and of its column, so that likely false negatives stay out.
+
+        (i, j) in M  where  z_ij <= limit_x_i  and  z_ij <= limit_y_j,   z_ij = a u(x_i, y_j) + b + bx_i + by_j
+
+    No gradient flows through the limits. z is rounded as the backend that serves the call rounds it, the same in a forward and its
+    backward: a logit within a few eps of its limit may fall on either side of it, and on another one in forward mode, which
+    forms z in float64. Limits that pairs meet exactly (duplicates of the positive, with its own logit as the limit) want a margin.
+    A logit of NaN is left out by no limit, and a limit of NaN makes all results that it has a say in NaN.
+
+    Source: Zhang et al. 2025 (Qwen3 Embedding, arXiv 2506.05176); Moreira et al. 2024 (NV-Retriever, arXiv 2407.15831).
+
+    Args:
+        limit_x: (n,) floating, one limit for each row of x; inf for none, -inf to leave out the row; None for no row's.
+        limit_y: (m,) floating, one limit for each row of y; None for none. Of x with itself (y=None) limit_x is both.
+        mask: which pairs there are besides, "all", "off_diagonal" or another mask without limits.
+
+    Raises:
+        ValueError: no limit is given, or the mask has limits already.
+
+    Examples:
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> within = fastcl.at_most(torch.tensor([2.5, 4.5, 1.0]))  # of z = [[1, 2, 3], [2, 4, 6], [3, 6, 9]]
+        >>> fastcl.pair_reduce(x, x, reduce="sum", mask=within)
+        tensor([3., 6., 0.])
+        >>> fastcl.pair_reduce(x, reduce="sum", mask=fastcl.at_most(torch.full((3,), 5.0), mask=fastcl.off_diagonal()))
+        tensor([5., 2., 3.])
+    """
+    if limit_x is None and limit_y is None:
+        raise ValueError("at_most: expected limits of the rows, the columns or both, got none; pass limit_x")
+    within = Mask(mask) if isinstance(mask, str) else mask
+    if not isinstance(within, Mask):
+        raise TypeError(
+            f"mask: expected a name or a fastcl.Mask, got {type(mask).__name__}; build one with fastcl.off_diagonal()"
+        )
+    if within.limited:
+        raise ValueError(
+            "mask: expected one without limits, got limits already; take the smaller of both by torch.minimum"
+        )
+    limit_x, limit_y = (t.detach() if isinstance(t, Tensor) else t for t in (limit_x, limit_y))
+    return within._replace(limit_x=limit_x, limit_y=limit_y)
 
 
 def by_groups(mask: Mask, n: int, m: int | None, device: torch.device) -> Mask:

@@ -22,10 +22,12 @@ OUTERS = ("sum", "contrast", "pooled")
 
 PROBLEM = (
     "Tensor x, Tensor? y, Tensor scale, Tensor shift, Tensor? bias_x, Tensor? bias_y, Tensor? group_x, Tensor? group_y, "
+    "Tensor? limit_x, Tensor? limit_y, "
     "SymInt row_offset, SymInt col_offset, SymInt period, "
     "str mask, str operand, str pair, float[] constants, str reduce, bool columns"
 )
-LENGTH = 17  # of PROBLEM
+LENGTH = 19  # of PROBLEM
+TENSORS = 10  # lead it
 DIFFERENTIABLE = 6  # x, y, scale, shift, bias_x, bias_y lead it, in the order of Wanted and Gradients
 
 
@@ -59,6 +61,11 @@ class Problem:
         return self.x.shape[0] if self.y is None else self.y.shape[0]
 
     @property
+    def limits(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of rows and of columns; of x with itself they are one."""
+        return self.mask.limit_x, self.mask.limit_x if self.y is None else self.mask.limit_y
+
+    @property
     def dtype(self) -> torch.dtype:
         """The accumulation dtype."""
         return accumulation_dtype(self.x.dtype)
@@ -68,17 +75,17 @@ def pack(p: Problem) -> tuple[Any, ...]:
     """The problem as the flat arguments of PROBLEM."""
     m = p.mask
     return (
-        p.x, p.y, p.scale, p.shift, p.bias_x, p.bias_y, m.group_x, m.group_y, m.row_offset, m.col_offset, m.period,
-        m.kind, p.operand, p.pair.name, list(p.pair.constants), p.reduce, p.columns,
+        p.x, p.y, p.scale, p.shift, p.bias_x, p.bias_y, m.group_x, m.group_y, m.limit_x, m.limit_y,
+        m.row_offset, m.col_offset, m.period, m.kind, p.operand, p.pair.name, list(p.pair.constants), p.reduce, p.columns,
     )  # fmt: skip
 
 
 def unpack(arguments: tuple[Any, ...]) -> Problem:
     """The problem from the flat arguments of PROBLEM."""
-    (x, y, scale, shift, bias_x, bias_y, group_x, group_y, row_offset, col_offset, period, mask,
+    (x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y, row_offset, col_offset, period, mask,
      operand, pair, constants, reduce, columns) = arguments[:LENGTH]  # fmt: skip
     f = PairFunction.registry[pair](*constants)
-    kept = Mask(mask, row_offset, col_offset, group_x, group_y, period)
+    kept = Mask(mask, row_offset, col_offset, group_x, group_y, period, limit_x, limit_y)
     return Problem(x, y, scale, shift, bias_x, bias_y, kept, operand, f, reduce, columns)
 
 

@@ -13,8 +13,8 @@ from fastcl.backends import extension
 assert extension.library is not None, extension.reason
 VALID: dict[str, Any] = {
     "x": torch.ones(4, 3), "y": torch.ones(5, 3), "scale": torch.tensor(1.0), "shift": torch.tensor(0.0), "bias_x": None,
-    "bias_y": None, "group_x": None, "group_y": None, "row_offset": 0, "col_offset": 0, "period": 0, "mask": "all",
-    "operand": "dot", "pair": "identity", "constants": [], "reduce": "logsumexp", "columns": False,
+    "bias_y": None, "group_x": None, "group_y": None, "limit_x": None, "limit_y": None, "row_offset": 0, "col_offset": 0,
+    "period": 0, "mask": "all", "operand": "dot", "pair": "identity", "constants": [], "reduce": "logsumexp", "columns": False,
 }  # fmt: skip
 MASKS = "'all', 'off_diagonal', 'across_groups', 'within_groups'"
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -26,6 +26,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"bias_x": torch.ones(3)}, ValueError, "bias_x: expected shape (4,), got [3]"),
     ({"bias_y": torch.ones(5).double()}, TypeError, "bias_y: expected float32, got float64"),
     ({"group_x": torch.ones(4)}, TypeError, "group_x: expected int64, got float32"),
+    ({"limit_x": torch.ones(3)}, ValueError, "limit_x: expected shape (4,), got [3]"),
+    ({"limit_y": torch.ones(5).double()}, TypeError, "limit_y: expected float32, got float64"),
     ({"mask": "other"}, ValueError, f"mask: expected one of {MASKS}, got 'other'"),
     ({"mask": "across_groups"}, ValueError, "mask: 'across_groups' needs group_x"),
     ({"mask": "within_groups", "group_x": torch.arange(4)}, ValueError, "group_y: expected 5 groups, got none"),
@@ -33,7 +35,16 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"reduce": "max"}, ValueError, "reduce: expected one of 'sum', 'logsumexp', got 'max'"),
     ({"pair": "exp"}, ValueError, "pair: reduce='logsumexp' goes with 'identity' only, got 'exp'"),
     ({"pair": "power", "reduce": "sum"}, ValueError, "constants: 'power' needs 2, got 0"),
-    ({"y": None, "columns": True}, ValueError, "y: x with itself takes no columns, biases or second groups; pass y=x"),
+    (
+        {"y": None, "columns": True},
+        ValueError,
+        "y: x with itself takes no columns, biases, second groups or second limits; pass y=x",
+    ),
+    (
+        {"y": None, "limit_y": torch.ones(4)},
+        ValueError,
+        "y: x with itself takes no columns, biases, second groups or second limits; pass y=x",
+    ),
     ({"y": None, "row_offset": 1}, ValueError, "mask: x with itself needs equal offsets, got 1 and 0"),
 ]
 

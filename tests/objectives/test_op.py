@@ -104,6 +104,8 @@ def drawn(seed: int) -> Drawn:
         ]
     )
     columns = not itself and luck.random() < 0.4
+    if luck.random() < 0.3:
+        mask, keep = limited(mask, keep, pairwise.pair_logits(x, y, **affine), m, itself, luck, g)
     outers = ["sum", "contrast", "pooled"] if reduce == "logsumexp" else ["sum"]
     outer = luck.choice(outers) if not columns and luck.random() < 0.5 else None
     positive = randn(n) if outer == "contrast" else None
@@ -111,6 +113,29 @@ def drawn(seed: int) -> Drawn:
     leaves = [t.requires_grad_() for t in candidates if t is not None and luck.random() < 0.8]
     constants = luck.choice(CONSTANTS.get(pair, [()]))
     return Drawn(x, y, pair, constants, reduce, mask, keep, columns, outer, positive, affine, leaves)
+
+
+def limited(
+    mask: Any, keep: pairwise.Keep, z: list[list[Tensor]], m: int, itself: bool, luck: random.Random, g: torch.Generator
+) -> tuple[Any, pairwise.Keep]:
+    """The same pairs as far as their logit is at most a limit of the row, of the column or of both, which may be infinite."""
+    infinite = torch.tensor([float("inf"), -float("inf")], dtype=DOUBLE)
+    limits = []
+    for count in (len(z), m):
+        drawn = torch.randn(count, generator=g, dtype=DOUBLE)
+        strange = torch.rand(count, generator=g) < 0.2
+        limits.append(torch.where(strange, infinite[torch.randint(0, 2, (count,), generator=g)], drawn))
+    of_rows, of_cols = limits[0], limits[0] if itself else limits[1]
+    which = "rows" if itself else luck.choice(["rows", "columns", "both"])
+    told = fastcl.at_most(
+        None if which == "columns" else of_rows, None if itself or which == "rows" else of_cols, mask=mask
+    )
+
+    def within(i: int, j: int) -> bool:
+        row, column = which != "columns", itself or which != "rows"
+        return keep(i, j) and not (row and z[i][j] > of_rows[i]) and not (column and z[i][j] > of_cols[j])
+
+    return told, within
 
 
 def weigh(outputs: list[Tensor], upstream: list[Tensor]) -> Tensor:
