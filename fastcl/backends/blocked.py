@@ -86,7 +86,10 @@ class Blocks(Tiles):
             z.add_(p.shift)
         if p.bias_y is not None:
             z.add_(p.bias_y[None, tile.cols])
-        self.above = self.above_limits(tile)
+        if self.lse and z.device.type == "cpu":
+            self.lower_above_limits(tile)
+        elif p.mask.limited:
+            self.above = self.above_limits(tile)
         if self.lse:
             self.mask_(tile, z, float("-inf"))
 
@@ -150,6 +153,18 @@ class Blocks(Tiles):
             others = (mask.group_x if mask.group_y is None else mask.group_y)[None, tile.cols]
             values.masked_fill_(groups == others if mask.kind == "across_groups" else groups != others, value)
         return values if self.above is None else values.masked_fill_(self.above, value)
+
+    def lower_above_limits(self, tile: Tile) -> None:
+        """z of -inf above a limit, in four passes of vectors: on a CPU masked_fill_ takes 20 times one of them."""
+        z, (of_rows, of_cols) = tile.dot, self.limits
+        for limit in (
+            None if of_rows is None else of_rows[tile.rows, None],
+            None if of_cols is None else of_cols[None, tile.cols],
+        ):
+            if limit is not None:
+                above = torch.gt(z, limit, out=self.beside(z))
+                largest = torch.finfo(z.dtype).max
+                torch.minimum(z, limit, out=z).add_(above, alpha=-largest).add_(above, alpha=-largest)
 
     def above_limits(self, tile: Tile) -> Tensor | None:
         """Which pairs have a z above a limit; asked before anything takes the place of z, as f(z) = z may."""

@@ -213,7 +213,21 @@ def len_of(drawing: Drawing, name: str | None) -> int:
 
 
 def mask(drawing: Drawing, n: int, m: int, alone: bool) -> str:
-    """A mask as text."""
+    """A mask as text, sometimes with limits: infinite ones, and numbers that no rounding of a logit near 1 crosses."""
+    text = indices(drawing, n, m, alone)
+    if not drawing.maybe(20):
+        return text
+    limits = {}
+    for name, count in (("limit_x", n), ("limit_y", 0 if alone else m)):
+        if name == "limit_x" or (not alone and drawing.maybe(50)):
+            inside, outside = drawing.one_of("inf", "inf", "1e30"), drawing.one_of("-inf", "inf", "-1e30")
+            every = drawing.draw(st.integers(1, 5))
+            limits[name] = f"torch.where(torch.arange({count}) % {every} == 0, float({outside!r}), float({inside!r}))"
+    return f"fastcl.at_most({', '.join(f'{name}={value}' for name, value in limits.items())}, mask={text})"
+
+
+def indices(drawing: Drawing, n: int, m: int, alone: bool) -> str:
+    """A mask without limits."""
     kind = drawing.one_of(*KINDS)
     if kind == "off_diagonal" and drawing.maybe(50) and not alone:
         return f"fastcl.off_diagonal({drawing.draw(st.integers(0, 9))}, {drawing.draw(st.integers(0, 9))})"

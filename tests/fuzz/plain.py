@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fastcl import ops
 from fastcl.backends import extension
-from fastcl.backends.reference import visited
+from fastcl.backends.reference import within
 from fastcl.equation import checks
 from fastcl.equation.problem import Problem, accumulation_dtype
 from fastcl.functional import kernel
@@ -103,7 +103,7 @@ class Plain:
         for bias, dim in ((p.bias_x, 1), (p.bias_y, 0)):
             z = z if bias is None else z + bias.unsqueeze(dim)
         index = torch.arange(max(p.n, p.m))
-        keep = visited(p.mask, index[: p.n], index[: p.m])
+        z, keep = within(p, z, index[: p.n], index[: p.m])
         if z.numel():
             reach = (torch.maximum(p.scale.abs(), p.scale.new_ones(())) * size + p.shift.abs()).detach()
             self.largest = max(self.largest, float(reach.max()), float(z.detach().abs().max()))
