@@ -1,4 +1,4 @@
-"""MultipleNegativesRankingLoss as in sentence-transformers 6, its symmetric form, and the cached forms of both.
+"""MultipleNegativesRankingLoss as in sentence-transformers 6, its symmetric and its cached forms, and the spread-out regulariser.
 
     from sentence_transformers.losses import MultipleNegativesRankingLoss
     ->  from fastcl.dropin.sentence_transformers import MultipleNegativesRankingLoss
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -30,17 +31,19 @@ DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 PARTITION_MODES = ("joint", "per_direction")
 HARDNESS_MODES = (None, "in_batch_negatives", "hard_negatives", "all_negatives")
 BOTH_WAYS = ("query_to_doc", "doc_to_query")
-CACHED = ("CachedMultipleNegativesRankingLoss", "CachedMultipleNegativesSymmetricRankingLoss")
+ELSEWHERE = {
+    "CachedMultipleNegativesRankingLoss": "sentence_transformers_cached",
+    "CachedMultipleNegativesSymmetricRankingLoss": "sentence_transformers_cached",
+    "GlobalOrthogonalRegularizationLoss": "sentence_transformers_spread",
+}
 LOG_2 = math.log(2.0)
 
 
 def __getattr__(name: str) -> Any:
-    """The cached classes stand on the library's own caching, and import it when they are first asked for."""
-    if name not in CACHED:
+    """What stands in a module of its own: the cached classes import the library's own caching when they are first asked for."""
+    if name not in ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import sentence_transformers_cached
-
-    return getattr(sentence_transformers_cached, name)
+    return getattr(import_module(f".{ELSEWHERE[name]}", __package__), name)
 
 
 class MultipleNegativesRankingLoss(nn.Module):
