@@ -2,6 +2,7 @@
 #   make test            lint, then the tests            make test ARGS="-k clip"
 #   make fuzz            calls drawn at random           make fuzz MINUTES=30
 #   make demo            the main job, on real images    make demo ARGS="--help"
+#   make papers          the papers' experiments      make papers ARGS="--resume"
 #   make bench           README's figures, in 9 minutes  make bench ARGS="--resume"
 #   make docs            the site, into build/site
 #   make wheel           dist/fastcl-*-py3-none-manylinux_2_28_*.whl, with the CPU kernels
@@ -22,7 +23,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test fuzz demo bench docs wheel test-wheel test-wheel-oldest sanitize test-models test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test fuzz demo papers bench docs wheel test-wheel test-wheel-oldest sanitize test-models test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -69,6 +70,9 @@ docs: setup
 
 demo: setup
 	$(BIN)/python -m examples.train_images $(ARGS)
+
+papers: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.papers $(ARGS)
 
 # Not everything that is compared with can be had everywhere; the tables say what is absent.
 $(STAMPS)/bench: requirements/bench.txt $(TORCH_STAMP)

@@ -27,6 +27,7 @@ class Entry:
     module: makes the loss module, called as loss(u, v); keywords: backend, and dim where `sized`.
     labels: it is called as loss(u, v, labels): supervised.
     momentum: v comes from a slowly moving copy of the encoder, and carries no gradient.
+    rate: the weight of the old weights in each step of that copy.
     both: u and v are then both views' rows, one after the other.
     degenerate: the paper predicts that its embeddings degenerate.
     """
@@ -38,6 +39,7 @@ class Entry:
     momentum: bool = False
     both: bool = False
     degenerate: bool = False
+    rate: float = 0.9
 
     def build(self, dim: int, backend: str | None) -> nn.Module:
         return self.module(dim, backend=backend) if self.sized else self.module(backend=backend)
@@ -67,8 +69,10 @@ class QueuedMoCo(nn.Module):
 class TargetedMINC(losses.MINCLoss):
     """MINC with its averaged statistic, and the target network that this needs; rows bounded as for the spectral loss."""
 
-    def __init__(self, dim: int, backend: str | None) -> None:
-        super().__init__(dim, ema=0.8, mu=4.0, backend=backend)
+    def __init__(
+        self, dim: int, backend: str | None, ema: float = 0.8, gha: bool = False, mu: float | None = 4.0
+    ) -> None:
+        super().__init__(dim, ema=ema, gha=gha, mu=mu, backend=backend)
 
     def forward(self, u: Tensor, v: Tensor) -> Any:  # type: ignore[override]
         (u1, u2), (target_u, target_v) = u.chunk(2), v.chunk(2)

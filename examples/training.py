@@ -13,6 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastcl import metrics
@@ -27,13 +29,21 @@ LABELS_PER_CLASS, DRAWS, NEIGHBOURS = 10, 5, 5
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and in what steps to train."""
+    """How long and in what steps to train.
+
+    optimizer: "adamw" or "sgd".
+    momentum: of the optimiser; None cycles it against the learning rate, as torch's one-cycle schedule does by default.
+    constant: whether the learning rate stays as it is, instead of one cycle.
+    """
 
     epochs: float
     batch_size: int
     dim: int = 64
     learning_rate: float = 3e-3
     seed: int = 0
+    optimizer: str = "adamw"
+    momentum: float | None = None
+    constant: bool = False
 
     def steps(self, images: Images) -> int:
         return max(1, round(self.epochs * (images.train.shape[0] // self.batch_size)))
@@ -45,6 +55,7 @@ class Quality:
 
     alignment: mean squared distance of two distorted copies, 0 to 4.  uniformity: log mean exp(-2 |x - y|^2), 0 where all
     embeddings are one.  top_direction: the share of <x, v>^2 in their best direction v, 1 where all lie on one line.
+    effective_rank: how many directions they use, 1 to the width of an embedding.
     """
 
     knn: float
@@ -52,6 +63,7 @@ class Quality:
     alignment: float
     uniformity: float
     top_direction: float
+    effective_rank: float
 
 
 @dataclass(frozen=True)
@@ -87,16 +99,16 @@ def train(
     """
     generator = torch.Generator().manual_seed(schedule.seed)
     model = encoder(images.side, schedule.dim, schedule.seed).train()
-    target = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True) if entry.momentum else None
+    target = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(entry.rate), use_buffers=True)
+        if entry.momentum
+        else None
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)
         objective = entry.build(schedule.dim, backend).train()
     steps = schedule.steps(images)
-    parameters = [*model.parameters(), *objective.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=1e-4)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.learning_rate, total_steps=steps + 1, pct_start=0.2
-    )
+    optimizer, scheduler = _optimizer([*model.parameters(), *objective.parameters()], schedule, steps)
     losses, start = [], time.perf_counter()
     for batch in batches(images.train.shape[0], schedule.batch_size, steps, generator):
         first, second = (VIEW(images.train[batch], generator) for _ in range(2))
@@ -117,6 +129,22 @@ def train(
         losses.append(loss.item())
         report(losses[-1])
     return model, losses, time.perf_counter() - start
+
+
+def _optimizer(parameters: list[nn.Parameter], schedule: Schedule, steps: int) -> tuple[Optimizer, LRScheduler]:
+    rate, momentum = schedule.learning_rate, 0.9 if schedule.momentum is None else schedule.momentum
+    optimizer: Optimizer
+    if schedule.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(momentum, 0.999), weight_decay=1e-4)
+    if schedule.constant:
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    rising = max(0.2, 2 / (steps + 1))  # the share of the steps; torch divides by zero where that is one step
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps + 1, pct_start=rising, cycle_momentum=schedule.momentum is None
+    )
+    return optimizer, one_cycle
 
 
 def batches(n: int, batch_size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
@@ -152,7 +180,8 @@ def assess(model: nn.Module, images: Images, seed: int) -> Quality:
     known = labelled(images, seed)
     knn, linear = accuracies(embed(model, images.train[known]), images.train_labels[known], test, images.test_labels)
     top = float(torch.linalg.eigvalsh(test.double().T @ test.double() / len(test))[-1])
-    return Quality(knn, linear, metrics.alignment(test, again), metrics.uniformity(test), top)
+    spread = metrics.alignment(test, again), metrics.uniformity(test), top, metrics.effective_rank(test)
+    return Quality(knn, linear, *spread)
 
 
 def assess_pixels(images: Images, seed: int) -> tuple[float, float]:
