@@ -12,6 +12,7 @@ from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import Mask, across_groups
 from .aligned import aligned_views
+from .false_negatives import check_margin, spared
 from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, stacked, times
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
@@ -27,6 +28,8 @@ def dcl(
     detach_weight: bool = True,
     symmetric: bool = True,
     groups: Tensor | None = None,
+    false_negative_margin: float | None = None,
+    margin_strategy: str = "absolute",
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
@@ -51,6 +54,11 @@ def dcl(
         detach_weight: whether the weights carry no gradient (public codes differ).
         symmetric: whether to take the mean of both directions: one sweep over half the tiles serves both.
         groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
+        false_negative_margin: by how much the similarity of another pair may exceed the positive's (before the scale:
+            0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
+            row is no negative of both, and a row without any left has no energy, 0. Constant for
+            the gradient; None keeps all.
+        margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -72,6 +80,7 @@ def dcl(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
+    check_margin(false_negative_margin, margin_strategy)
     sigma = None if sigma is None else checks.positive_number("sigma", sigma)
     u, v, aligned = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dcl")
@@ -82,10 +91,12 @@ def dcl(
         p = (weight.detach() if detach_weight else weight) * p
     z = stacked(u, v)
     mask = own_pairs_left_out(groups, z, views=2)
+    if mask.group_x is not None and not symmetric:
+        mask = across_groups(mask.group_x[: u.shape[0]], mask.group_x)
+    sizes = (z.shape[0], None) if symmetric else (u.shape[0], z.shape[0])
+    mask = spared(mask, false_negative_margin, margin_strategy, aligned.repeat(2), sizes, a)
     if symmetric:
         return 0.5 * free_energies(z, None, a, mask, reduction, 2, backend) - reduced(p, reduction, "dcl")
-    if mask.group_x is not None:
-        mask = across_groups(mask.group_x[: u.shape[0]], mask.group_x)
     return free_energies(u, z, a, mask, reduction, 1, backend) - reduced(p, reduction, "dcl")
 
 
@@ -97,6 +108,8 @@ def dhel(
     temperature: Positive = 0.3,
     form: str = "joint",
     groups: Tensor | None = None,
+    false_negative_margin: float | None = None,
+    margin_strategy: str = "absolute",
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
@@ -119,6 +132,11 @@ def dhel(
         temperature: tau > 0, a number or a tensor with one element (may want gradients).
         form: "joint", "anchor" or "symmetric".
         groups: (n,) int64, one group per row: pairs of equal groups are left out of the energies.
+        false_negative_margin: by how much the similarity of another pair may exceed the positive's (before the scale:
+            0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
+            row is no negative of both, and a row without any left has no energy, 0. Constant for
+            the gradient; None keeps all.
+        margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -140,10 +158,12 @@ def dhel(
     """
     check_reduction(reduction)
     checks.one_of("form", form, tuple(FORMS))
+    check_margin(false_negative_margin, margin_strategy)
     a = inverse("temperature", temperature)
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dhel")
     mask = own_pairs_left_out(groups, u)
+    mask = spared(mask, false_negative_margin, margin_strategy, s, (u.shape[0], None), a)
     loss = -reduced(times(a, s), reduction, "dhel")
     for rows, weight in zip((u, v), FORMS[form], strict=True):
         if weight != 0.0:
@@ -154,11 +174,15 @@ def dhel(
 def free_energies(
     x: Tensor, y: Tensor | None, a: float | Tensor, mask: Mask, reduction: str, views: int, backend: str | None
 ) -> Tensor:
-    """LSE_{j in M(i)} a <x_i, y_j> of the rows of x, added up over its stacked views, then reduced over n rows."""
+    """LSE_{j in M(i)} a <x_i, y_j> of the rows of x, added up over its stacked views, then reduced over n rows.
+
+    A row whose pairs are all above its limit has no energy: -inf for one such row would be the loss of all.
+    """
     n = x.shape[0] // views
-    if reduction == "none":
+    if reduction == "none" or mask.limited:
         r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
         assert isinstance(r, Tensor)
-        return r.view(views, n).sum(0)
+        r = torch.where(r.isneginf(), 0.0, r) if mask.limited else r
+        return reduced(r.view(views, n).sum(0), reduction, "the energy")
     total = pair_total(x, y, outer="sum", scale=a, mask=mask, backend=backend)
     return total / (batch.count(x) // views) if reduction == "mean" else total

@@ -13,6 +13,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from .aligned import aligned_views
+from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between
 from .rows import (
     check_reduction,
@@ -33,6 +34,8 @@ def siglip(
     logit_bias: float | Tensor,
     positives: Positives | None = None,
     groups: Tensor | None = None,
+    false_negative_margin: float | None = None,
+    margin_strategy: str = "absolute",
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
@@ -55,6 +58,10 @@ def siglip(
         logit_bias: a number or a tensor with one element (may want gradients).
         positives: (i, j) or (i, j, weights), as in info_nce: x_i matches y_j. Then m and n are any. In place of `groups`.
         groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
+        false_negative_margin: by how much the similarity of another pair may exceed the positive's (before the scale:
+            0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
+            row is no negative of both. Constant for the gradient; None keeps all.
+        margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -76,6 +83,7 @@ def siglip(
     """
     check_reduction(reduction)
     a, b = checks.positive_number("logit_scale", logit_scale), checks.number("logit_bias", logit_bias)
+    check_margin(false_negative_margin, margin_strategy, positives=positives)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         return _siglip_of_pairs(Pairs.of(positives, groups, x, y), a, b, reduction, backend)
@@ -86,7 +94,7 @@ def siglip(
             "exchange x and y where x has rows that match nothing"
         )
     positive = softplus(-times(a, s) - checks.scalar("logit_bias", b, x))
-    mask = negatives_of_each(groups, x, y)
+    mask = spared(negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, s, (n, m), a, b)
     if reduction == "none":
         r = pair_reduce(x, y, pair="softplus", reduce="sum", mask=mask, scale=a, shift=b, backend=backend)
         assert isinstance(r, Tensor)

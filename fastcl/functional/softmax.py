@@ -17,6 +17,7 @@ from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import across_groups
 from .aligned import aligned_views
+from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between, mean_over, some
 from .rows import (
     check_reduction,
@@ -43,6 +44,8 @@ def info_nce(
     label_smoothing: float = 0.0,
     positives: Positives | None = None,
     groups: Tensor | None = None,
+    false_negative_margin: float | None = None,
+    margin_strategy: str = "absolute",
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
@@ -68,6 +71,10 @@ def info_nce(
             are spread over ranks; weights floating, >= 0, without gradient, None for 1. Then m and n are any, and a pair may be
             listed several times. None for row i with row i.
         groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
+        false_negative_margin: by how much the similarity of another pair may exceed the positive's (before the scale:
+            0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above is no
+            negative of its row. Constant for the gradient; None keeps all.
+        margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -89,11 +96,12 @@ def info_nce(
     """
     check_reduction(reduction)
     a, eps = inverse("temperature", temperature), share("label_smoothing", label_smoothing)
+    check_margin(false_negative_margin, margin_strategy, positives=positives, label_smoothing=eps)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         return _of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend, "info_nce")[0]
     every_row_matched(x, y)
-    mask = negatives_of_each(groups, x, y)
+    mask = spared(negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, s, (x.shape[0], None), a)
     p = times(a, s)
     spread = eps * (p - mean_logit(x, y, p, a, mask, backend)) if eps else None
     if reduction == "none":
@@ -142,6 +150,8 @@ def clip(
     pairs: int | None = None,
     positives: Positives | None = None,
     groups: Tensor | None = None,
+    false_negative_margin: float | None = None,
+    margin_strategy: str = "absolute",
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
@@ -167,6 +177,10 @@ def clip(
         pairs: k, how many rows match, 0 to min(n, m); None for min(n, m). Smaller where both sides have further negatives.
         positives: (i, j) or (i, j, weights), as in info_nce: x_i matches y_j; in place of `pairs` and `groups`.
         groups: (max(n, m),) int64, one group for row i of x and row i of y: rows of equal groups are no negatives of each other.
+        false_negative_margin: by how much the similarity of another pair may exceed the positive's (before the scale:
+            0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
+            row is no negative of both. Constant for the gradient; None keeps all.
+        margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (k values; with `positives` n + m halves, those of x first).
         backend: see fastcl.pair_reduce.
@@ -197,6 +211,7 @@ def clip(
     """
     check_reduction(reduction)
     a, eps = checks.positive_number("logit_scale", logit_scale), share("label_smoothing", label_smoothing)
+    check_margin(false_negative_margin, margin_strategy, positives=positives, label_smoothing=eps)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         if pairs is not None:
@@ -209,7 +224,8 @@ def clip(
     k = _matching(pairs, x, y)
     p = times(a, leading(s, k))
     # A row beyond the pairs leaves out the row of its own index, which is beyond them too: neither has a term.
-    mask = negatives_of_each(groups, x, y)
+    sizes = x.shape[0], y.shape[0]
+    mask = spared(negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, leading(s, k), sizes, a)
     r, c = pair_reduce(x, y, scale=a, mask=mask, columns=True, backend=backend)
     losses = 0.5 * (softplus(leading(r, k) - p) + softplus(leading(c, k) - p))
     if eps:
@@ -241,6 +257,8 @@ def nt_xent(
     temperature: Positive = 0.5,
     positives: Positives | None = None,
     groups: Tensor | None = None,
+    false_negative_margin: float | None = None,
+    margin_strategy: str = "absolute",
     normalize: bool = True,
     reduction: str = "mean",
     backend: str | None = None,
@@ -263,6 +281,10 @@ def nt_xent(
         positives: (i, k) or (i, k, weights), as in info_nce, of the 2n rows of z: z_k is a positive of z_i, k != i. Both (i, k) and
             (k, i) where each is one of the other; None for the other view. In place of `groups`.
         groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
+        false_negative_margin: by how much the similarity of another pair may exceed the positive's (before the scale:
+            0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
+            row is no negative of both. Constant for the gradient; None keeps all.
+        margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         backend: see fastcl.pair_reduce.
@@ -284,12 +306,16 @@ def nt_xent(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
+    check_margin(false_negative_margin, margin_strategy, positives=positives)
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     z = stacked(u, v)
     if positives is not None:
         return _nt_xent_of_pairs(Pairs.of(positives, groups, z, z), a, reduction, backend)
-    p = times(a, s).repeat(2)
-    mask = own_pairs_left_out(groups, z, views=2)
+    s = s.repeat(2)
+    p = times(a, s)
+    mask = spared(
+        own_pairs_left_out(groups, z, views=2), false_negative_margin, margin_strategy, s, (z.shape[0], None), a
+    )
     if reduction == "none":
         r = pair_reduce(z, scale=a, mask=mask, backend=backend)
         assert isinstance(r, Tensor)

@@ -22,6 +22,8 @@ class DCLLoss(Objective, function=functional.dcl):
     sigma: float | Tensor | None = None
     detach_weight: bool = True
     symmetric: bool = True
+    false_negative_margin: float | None = None
+    margin_strategy: str = "absolute"
 
 
 class DHELLoss(Objective, function=functional.dhel):
@@ -36,3 +38,5 @@ class DHELLoss(Objective, function=functional.dhel):
 
     temperature: float | Tensor = 0.3
     form: str = "joint"
+    false_negative_margin: float | None = None
+    margin_strategy: str = "absolute"

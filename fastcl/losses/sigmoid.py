@@ -32,6 +32,8 @@ class SigLIPLoss(Objective, function=functional.siglip):
 
     logit_scale: float | LogitScale = 10.0
     logit_bias: float | Tensor = -10.0
+    false_negative_margin: float | None = None
+    margin_strategy: str = "absolute"
     largest_scale: float | None = None
     learnable: bool = True
 

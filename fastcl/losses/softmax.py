@@ -23,6 +23,8 @@ class InfoNCELoss(Objective, function=functional.info_nce):
 
     temperature: float | Tensor = 0.07
     label_smoothing: float = 0.0
+    false_negative_margin: float | None = None
+    margin_strategy: str = "absolute"
 
 
 class TemperatureFreeInfoNCELoss(Objective, function=functional.temperature_free_info_nce):
@@ -49,6 +51,8 @@ class NTXentLoss(Objective, function=functional.nt_xent):
     """
 
     temperature: float | Tensor = 0.5
+    false_negative_margin: float | None = None
+    margin_strategy: str = "absolute"
 
 
 class CLIPLoss(Objective, function=functional.clip):
@@ -73,6 +77,8 @@ class CLIPLoss(Objective, function=functional.clip):
 
     logit_scale: float | LogitScale = 1 / 0.07
     label_smoothing: float = 0.0
+    false_negative_margin: float | None = None
+    margin_strategy: str = "absolute"
     largest_scale: float | None = 100.0
     learnable: bool = True
 

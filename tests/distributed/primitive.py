@@ -39,7 +39,7 @@ def check(
     """The error of this rank's values and gradients, over the tolerance."""
     sizes = LAYOUTS[layout](world)
     n, same = sum(sizes), form.startswith("same")
-    extra = 0 if same or mask == "off_diagonal" else 2  # as many columns as rows where own pairs are left out
+    extra = 0 if same or mask in ("off_diagonal", "limited") else 2  # as many columns as rows where own pairs are left out
     whole = {"x": F.normalize(random(n, D, seed=1, dtype=dtype)).requires_grad_()}
     if not same:
         whole["y"] = F.normalize(random(n + extra, D, seed=2, dtype=dtype)).requires_grad_()
@@ -61,6 +61,8 @@ def check(
     def value(engine: Any, t: dict[str, Tensor], s: dict[str, Tensor], w: tuple[Tensor, Tensor], g: Tensor) -> Any:
         gx = g[: t["x"].shape[0]] if engine is fastcl or not same else g
         kept = _mask(mask, gx, g if not same else None)
+        if mask == "limited":
+            kept = fastcl.at_most(w[0], None if same else w[1], mask=kept)
         call = {**t, **s, **settings, "mask": kept}
         if form in ("total", "same total"):
             return engine.pair_total(**call, outer="sum"), ()
@@ -123,8 +125,8 @@ def _columns(sizes: list[int], extra: int) -> tuple[int, ...]:
 
 
 def _mask(name: str, gx: Tensor, gy: Tensor | None) -> str | fastcl.Mask:
-    if name in ("all", "off_diagonal"):
-        return name
+    if name in ("all", "off_diagonal", "limited"):
+        return "off_diagonal" if name == "limited" else name
     if name == "within_groups":
         return fastcl.within_groups(gx, gy)
     return fastcl.across_groups(gx, gy)

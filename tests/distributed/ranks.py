@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from . import backends, behaviour, costs, dtensors, losses, matches, mistakes, primitive
+from . import backends, behaviour, costs, dtensors, limits, losses, matches, mistakes, primitive
 
 # Two processes meet each pair once, three go round, four have a half-way: the first two share the checks of the primitive.
 SHARES = {1: (0, 8), 2: (0, 2), 3: (1, 2), 4: (0, 1)}
@@ -31,6 +31,7 @@ def checks(world: int) -> dict[str, Callable[[int, int], float]]:
             *list(primitive.CHECKS.items())[first::step],
             *losses.checks(world).items(),
             *matches.CHECKS.items(),
+            *limits.CHECKS.items(),
             *behaviour.CHECKS.items(),
             *backends.CHECKS.items(),
             *dtensors.CHECKS.items(),

@@ -167,6 +167,8 @@ class Drawing:
                         self.wants.append(p.name)
             elif "float" in kind and "Tensor" in kind:
                 given[p.name] = self.scalar(p.name, about, p.default, learned)
+            elif p.name == "false_negative_margin":  # what no rounding decides
+                given[p.name] = repr(self.one_of(2.5, 2.5, -2.5))
             elif "float" in kind:
                 given[p.name] = repr(self.number(about, p.default))
             elif kind == "bool":
