@@ -6,6 +6,7 @@ Every contrastive loss is an alignment term plus one pairwise reduction; one fam
 from . import functional, losses, metrics, pairs
 from .backends.choice import BackendUnavailableError
 from .cached import cached_embeddings, cached_step
+from .equation.divergence import Divergence
 from .equation.masks import Mask, across_groups, all_pairs, at_most, off_diagonal, within_groups
 from .equation.reductions import merge
 from .ops import pair_reduce, pair_total
@@ -14,6 +15,7 @@ from .version import __version__
 
 __all__ = [
     "BackendUnavailableError",
+    "Divergence",
     "Mask",
     "Patch",
     "__version__",

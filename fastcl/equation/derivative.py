@@ -32,7 +32,7 @@ def derived_slope(cls: type) -> Callable[..., Any]:
     """
     body = Body(cls, "value")
     body.check()
-    text = _Slope(body).text()
+    text = slope_text(body)
     names: dict[str, Any] = {name: getattr(intrinsics, name) for name in INTRINSICS}
     exec(
         compile(text, f"<slope of {cls.__name__}>", "exec"), names
@@ -40,6 +40,11 @@ def derived_slope(cls: type) -> Callable[..., Any]:
     slope: Callable[..., Any] = names["slope"]
     setattr(slope, SOURCE, text)
     return slope
+
+
+def slope_text(body: Body) -> str:
+    """The source of `slope` of a checked body."""
+    return _Slope(body).text()
 
 
 def _literal(value: float) -> Node:

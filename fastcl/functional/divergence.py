@@ -19,6 +19,7 @@ from torch import Tensor
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
+from ..equation.divergence import LEAST, Divergence
 from ..equation.pairs import LOG_2, CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
 from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
@@ -35,8 +36,8 @@ NEGATIVES = ("xx", "xx+yy", "xy")
 RATES = {"sh": 0.5, "rkl": 1.0, "neyman": 2.0, "jeffrey": 1.0}
 
 
-class Divergence(NamedTuple):
-    """The critic of the positives and the potential of the negatives, as functions of v = l or s."""
+class Composition(NamedTuple):
+    """The critic of the positives and the potential of the negatives of a similarity, as functions of v = l or s."""
 
     critic: Callable[[Tensor], Tensor]
     psi: Potential
@@ -50,29 +51,37 @@ class FMICLTerms(NamedTuple):
     negative: Tensor
 
 
-def gaussian_divergence(name: str, q: float | None) -> Divergence:
+def gaussian_divergence(name: str | Divergence, q: float | None) -> Composition:
     """The divergence in l = log u (fmicl table, derived: VLC is the composition of the paper's own f* and f')."""
+    if isinstance(name, Divergence):
+        return Composition(name.critic, Potential(name.pair))
     if name == "tsallis":
         assert q is not None
         ratio = q / (q - 1.0)
-        return Divergence(lambda l: ratio * torch.exp((q - 1.0) * l), Potential(Exp(), slope=q))
+        return Composition(lambda l: ratio * torch.exp((q - 1.0) * l), Potential(Exp(), slope=q))
     table = {
-        "kl": Divergence(lambda l: l + 1.0, Potential(Exp())),
-        "js": Divergence(lambda l: LOG_2 - softplus(-l), Potential(Softplus(), constant=-LOG_2)),
-        "pearson": Divergence(lambda l: 2.0 * torch.expm1(l), Potential(Exp(), slope=2.0, constant=-1.0)),
-        "sh": Divergence(lambda l: -torch.expm1(-0.5 * l), Potential(Exp(), slope=0.5, constant=-1.0)),
-        "vlc": Divergence(
+        "kl": Composition(lambda l: l + 1.0, Potential(Exp())),
+        "js": Composition(lambda l: LOG_2 - softplus(-l), Potential(Softplus(), constant=-LOG_2)),
+        "pearson": Composition(lambda l: 2.0 * torch.expm1(l), Potential(Exp(), slope=2.0, constant=-1.0)),
+        "sh": Composition(lambda l: -torch.expm1(-0.5 * l), Potential(Exp(), slope=0.5, constant=-1.0)),
+        "vlc": Composition(
             lambda l: 1.0 - 4.0 * torch.sigmoid(-l).square(), Potential(SigmoidSquared(), 4.0, constant=-1.0)
         ),
-        "rkl": Divergence(lambda l: -torch.exp(-l), Potential(linear=1.0, constant=-1.0)),
-        "neyman": Divergence(lambda l: -torch.expm1(-2.0 * l), Potential(Exp(), -2.0, slope=-1.0, constant=2.0)),
-        "jeffrey": Divergence(lambda l: l - torch.expm1(-l), Potential(Exp(), linear=1.0, constant=-1.0)),
+        "rkl": Composition(lambda l: -torch.exp(-l), Potential(linear=1.0, constant=-1.0)),
+        "neyman": Composition(lambda l: -torch.expm1(-2.0 * l), Potential(Exp(), -2.0, slope=-1.0, constant=2.0)),
+        "jeffrey": Composition(lambda l: l - torch.expm1(-l), Potential(Exp(), linear=1.0, constant=-1.0)),
     }
     return table[name]
 
 
-def cosine_divergence(name: str, q: float | None) -> Divergence:
+def cosine_divergence(name: str | Divergence, q: float | None) -> Composition:
     """f*(s) for s = <x, y>, clamped EPS inside its domain; the critic is s itself."""
+    if isinstance(name, Divergence):
+        if name.of_cosine is None:
+            raise ValueError(
+                f"divergence: {name.name!r} has no conjugate, which similarity='cosine' needs; pass conjugate= to fastcl.Divergence"
+            )
+        return Composition(_itself, Potential(name.of_cosine))
     if name in ("jeffrey", "rkl") or (name == "tsallis" and q is not None and q < 1.0):
         why = "has no closed conjugate" if name == "jeffrey" else "has a conjugate that is infinite for s >= 0"
         raise ValueError(
@@ -80,14 +89,14 @@ def cosine_divergence(name: str, q: float | None) -> Divergence:
         )
     if name == "tsallis":
         assert q is not None
-        return Divergence(_itself, Potential(Power(q / (q - 1.0), EPS), slope=(q - 1.0) / q))
+        return Composition(_itself, Potential(Power(q / (q - 1.0), EPS), slope=(q - 1.0) / q))
     table = {
-        "kl": Divergence(_itself, Potential(Exp(), offset=-1.0)),
-        "js": Divergence(_itself, Potential(CosineJS(EPS))),
-        "pearson": Divergence(_itself, Potential(Square(), slope=0.5, offset=1.0, constant=-1.0)),
-        "sh": Divergence(_itself, Potential(Power(-1.0, EPS), slope=-1.0, offset=1.0, constant=-1.0)),
-        "vlc": Divergence(_itself, Potential(Power(0.5, EPS), -4.0, -1.0, 1.0, linear=-1.0, constant=4.0)),
-        "neyman": Divergence(_itself, Potential(Power(0.5, EPS), -2.0, -1.0, 1.0, constant=2.0)),
+        "kl": Composition(_itself, Potential(Exp(), offset=-1.0)),
+        "js": Composition(_itself, Potential(CosineJS(EPS))),
+        "pearson": Composition(_itself, Potential(Square(), slope=0.5, offset=1.0, constant=-1.0)),
+        "sh": Composition(_itself, Potential(Power(-1.0, EPS), slope=-1.0, offset=1.0, constant=-1.0)),
+        "vlc": Composition(_itself, Potential(Power(0.5, EPS), -4.0, -1.0, 1.0, linear=-1.0, constant=4.0)),
+        "neyman": Composition(_itself, Potential(Power(0.5, EPS), -2.0, -1.0, 1.0, constant=2.0)),
     }
     return table[name]
 
@@ -101,7 +110,7 @@ def f_micl(
     x: Tensor,
     y: Tensor,
     *,
-    divergence: str = "kl",
+    divergence: str | Divergence = "kl",
     similarity: str = "gaussian",
     beta: Positive = 1.0,
     mu: Positive = 1.0,
@@ -130,8 +139,8 @@ def f_micl(
     Args:
         x: (n, d) floating, n >= 2.
         y: (n, d), dtype of x; y_i is the positive of x_i.
-        divergence: "kl", "js", "pearson", "sh", "tsallis", "vlc", "rkl", "neyman" or "jeffrey". The paper shows that rkl and
-            neyman fail; with similarity="cosine", rkl and jeffrey raise.
+        divergence: "kl", "js", "pearson", "sh", "tsallis", "vlc", "rkl", "neyman" or "jeffrey", or a fastcl.Divergence of your own.
+            The paper shows that rkl and neyman fail; with similarity="cosine", rkl and jeffrey raise.
         similarity: "gaussian", or "cosine": s is clamped 1e-6 inside the domain of f*, where that has an edge.
         beta: inverse width 1 / (2 sigma^2) > 0 of the Gaussian, a number or a tensor with one element.
         mu: constant > 0 of the Gaussian, a number or a tensor with one element.
@@ -164,7 +173,8 @@ def f_micl(
         -0.9817
     """
     check_reduction(reduction)
-    checks.one_of("divergence", divergence, DIVERGENCES)
+    if not isinstance(divergence, Divergence):
+        checks.one_of("divergence", divergence, DIVERGENCES)
     checks.one_of("similarity", similarity, SIMILARITIES)
     checks.one_of("negatives", negatives, NEGATIVES)
     _check_order(divergence, q)
@@ -248,22 +258,30 @@ def f_micl_dv(
 
 
 def _working_dtype(
-    divergence: str, q: float | None, beta: float | Tensor, mu: float | Tensor, normalize: bool, dtype: torch.dtype
+    divergence: str | Divergence, q: float | None, beta: float | Tensor, mu: float | Tensor, normalize: bool, dtype: torch.dtype
 ) -> torch.dtype:
     """A dtype with room above the largest power of 1 / u: float32 up to e^30, float16 none; float64 ends at e^700.
 
     Unit rows are at most 2 apart. How far others are, and what a tensor holds, is not known here.
     """
-    rate = 1.0 - q if divergence == "tsallis" and q is not None else RATES.get(divergence, 0.0)
+    own = isinstance(divergence, Divergence)  # of which u itself is formed, and u^2 f''(u)
+    if own:
+        dtype = torch.promote_types(dtype, torch.float32)
+    rate = 1.0 if own else 1.0 - q if divergence == "tsallis" and q is not None else RATES.get(str(divergence), 0.0)
     if rate <= 0.0:
         return dtype
     if not normalize or isinstance(beta, Tensor) or isinstance(mu, Tensor):
         return torch.float64
     log = rate * (4.0 * beta - math.log(mu))
+    if own and log > -LEAST:
+        raise ValueError(
+            f"beta: expected at most {(math.log(mu) - LEAST) / 4.0:.4g} with {divergence}, got {beta}: beyond, u is no number of "
+            "float64; use a narrower Gaussian, or one of f_micl's own divergences"
+        )
     return torch.float64 if log > 30.0 else torch.promote_types(dtype, torch.float32) if log > 2.0 else dtype
 
 
-def _check_order(divergence: str, q: float | None) -> None:
+def _check_order(divergence: str | Divergence, q: float | None) -> None:
     if divergence != "tsallis":
         if q is not None:
             raise ValueError(f"q: expected None for divergence={divergence!r}, got {q}; only 'tsallis' has an order")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import functional
+from ..equation.divergence import Divergence
 from .objective import Objective
 
 
@@ -18,7 +19,7 @@ class FMICLLoss(Objective, function=functional.f_micl):
         -0.5662
     """
 
-    divergence: str = "kl"
+    divergence: str | Divergence = "kl"
     similarity: str = "gaussian"
     beta: float | Tensor = 1.0
     mu: float | Tensor = 1.0
