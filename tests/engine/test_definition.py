@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fastcl
 from fastcl import ops
 from fastcl.backends import reference
 from fastcl.equation.problem import Wanted
@@ -73,3 +74,14 @@ def test_reference_is_differentiable_twice(reduce: str) -> None:
     leaves = tuple(i.leaves.values())
     assert torch.autograd.gradgradcheck(rows, leaves)
     assert torch.autograd.gradgradcheck(total, leaves)
+
+
+@pytest.mark.parametrize("operand", ["dot", "sqdist"])
+def test_rows_with_themselves_have_one_z_for_both_orders(operand: str) -> None:
+    """A product of matrices rounds <x_i, x_j> and <x_j, x_i> apart, by 2e6 at a z of 1e22: a weight would be e to that."""
+    for n in range(2, 45):
+        x = 1e11 * torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+        r = fastcl.pair_reduce(x.requires_grad_(), operand=operand, backend="reference")
+        assert isinstance(r, torch.Tensor)
+        (dx,) = torch.autograd.grad(r.sum(), x)
+        assert dx.norm() <= 4 * (1.0 + n) * x.norm(), n
