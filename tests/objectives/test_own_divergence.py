@@ -170,7 +170,7 @@ def test_narrow_dtypes_and_wide_gaussians(dtype: torch.dtype) -> None:
 
 
 def test_gaussians_too_narrow() -> None:
-    with pytest.raises(ValueError, match="beta: expected at most 57.5 with Divergence.*, got 60"):
+    with pytest.raises(ValueError, match=r"beta: expected at most 57.5 with Divergence.*, got 60"):
         f_micl(*two_views(9, 5), divergence=fastcl.Divergence("kl", kl), beta=60)
 
 
