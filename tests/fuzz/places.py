@@ -86,6 +86,8 @@ def joined(case: Case, found: list[Found]) -> Found:
             if not all(torch.equal(part.nan_to_num(), parts[0].nan_to_num()) for part in parts):
                 raise ProcessError(f"ranks have different values: {[float(part) for part in parts]}")
             values.append(parts[0])
+        elif parts[0].dim() == 2:
+            values.append(torch.cat(parts))
         else:
             views = max((part.numel() // size for part, size in zip(parts, case.sizes, strict=True) if size), default=1)
             values.append(
