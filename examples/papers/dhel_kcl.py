@@ -139,7 +139,6 @@ def draw(found: Sequence[Summary], path: Path) -> None:
             axes.set_xticks([], minor=True)
         batch.set(xlabel="batch size, 200 steps each", title="Accuracy by batch size")
         rank.set(
-            xscale="log",
             xlabel="batch size, 200 steps each",
             ylabel="effective rank of 64",
             title="Dimensions used",

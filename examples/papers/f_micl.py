@@ -220,8 +220,8 @@ def _by_divergence(axes: Axes, found: Sequence[Summary]) -> None:
             [100 * _knn(one) for one in kept], where, xerr=width, fmt="o", color=colour, label=label, markersize=4
         )
     axes.set_yticks(list(places.values()), list(TITLES.values()))
-    axes.set(xlabel="kNN accuracy, %", title="Divergences and similarities (dotted: InfoNCE)")
-    legend(axes, 7)
+    axes.set(xlabel="kNN accuracy, %", title="Divergences and similarities (dotted: InfoNCE)", ylim=(-11.2, 0.6))
+    legend(axes, 7, "lower right")
 
 
 def _by_distance(axes: Axes, found: Sequence[Summary]) -> None:

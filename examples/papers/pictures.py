@@ -23,10 +23,10 @@ def level(axes: Axes, one: Summary | None) -> None:
         axes.axhline(100 * one.mean("knn"), color="black", linestyle=":", linewidth=1.2)
 
 
-def legend(axes: Axes, fontsize: int = 9) -> None:
+def legend(axes: Axes, fontsize: int = 9, loc: str = "best") -> None:
     """Where there is something to explain: matplotlib warns of an empty one."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=fontsize)
+        axes.legend(frameon=False, fontsize=fontsize, loc=loc)
 
 
 def rows_of_dots(axes: Axes, line: Sequence[Summary], title: str) -> None:
