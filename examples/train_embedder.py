@@ -5,7 +5,8 @@
     python -m examples.train_embedder --batch-size 2048 --chunk 64 --steps 100
 
 Words and definitions are WordNet's (examples/texts.py says where they come from). fastcl.cached_step embeds `chunk` texts at a
-time, so that activations are those of a chunk whatever the batch is, and its one loss is that of all pairs of the batch.
+time, so that activations are those of a chunk whatever the batch is, and its one loss is that of all pairs of the batch. Meanings
+that share a word are no negatives of each other where the model sees that (`--margin`).
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def train(args: argparse.Namespace, weights: Path | None, pairs: Pairs) -> Resul
     train_pairs, test_pairs = pairs.split(held_out, args.seed)
     model, tokens = encoder(weights)
     model.to(args.device)
-    loss = fastcl.losses.CLIPLoss(logit_scale=20.0).to(args.device)
+    loss = fastcl.losses.CLIPLoss(logit_scale=20.0, false_negative_margin=args.margin).to(args.device)
     optimizer = torch.optim.AdamW([*model.parameters(), *loss.parameters()], lr=args.learning_rate, weight_decay=0.01)
     before = recall(model, tokens, test_pairs, args.chunk)
     size = min(args.batch_size, len(train_pairs))
@@ -194,6 +195,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunk", type=int, default=64, help="texts that the encoder holds at a time")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--learning-rate", type=float, default=None, help="3e-5 from MiniLM, 1e-3 from nothing")
+    parser.add_argument(
+        "--margin", type=float, default=0.1, help="what is more similar than the positive by this is no negative"
+    )
     parser.add_argument("--held-out", type=int, default=2000, help="pairs to measure on")
     parser.add_argument(
         "--weights", type=Path, default=None, help="a folder of a BERT-like model as transformers saves it"
