@@ -191,7 +191,9 @@ def normalizers(how: str, rank: int, world: int) -> float:
                 one.log_u.copy_(before)
                 for k in range(world):
                     part = [cut(t, sizes, k) for t in (x, y, index)]
-                    found = functional.fast_clip(*part[:2], before[part[2]], temperature=0.5, gamma=0.5, return_log_u=True)
+                    found = functional.fast_clip(
+                        *part[:2], before[part[2]], temperature=0.5, gamma=0.5, return_log_u=True
+                    )
                     one.log_u[part[2]] = found.log_u
                     expected = found.loss if k == rank else expected
         errors += [distance(many(*own), expected), distance(many.log_u.exp(), one.log_u.exp())]

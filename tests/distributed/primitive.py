@@ -39,7 +39,9 @@ def check(
     """The error of this rank's values and gradients, over the tolerance."""
     sizes = LAYOUTS[layout](world)
     n, same = sum(sizes), form.startswith("same")
-    extra = 0 if same or mask in ("off_diagonal", "limited") else 2  # as many columns as rows where own pairs are left out
+    extra = (
+        0 if same or mask in ("off_diagonal", "limited") else 2
+    )  # as many columns as rows where own pairs are left out
     whole = {"x": F.normalize(random(n, D, seed=1, dtype=dtype)).requires_grad_()}
     if not same:
         whole["y"] = F.normalize(random(n + extra, D, seed=2, dtype=dtype)).requires_grad_()

@@ -100,7 +100,9 @@ def test_formulas_render(address: str, browser: Any) -> None:
     assert sum(height > 22 for height in heights) > 20
 
 
-@pytest.mark.parametrize("path", ["index.html", "reference/functional.html", "benchmarks.html", "guides/how.html"])
+@pytest.mark.parametrize(
+    "path", ["index.html", "reference/functional.html", "benchmarks.html", "papers.html", "guides/how.html"]
+)
 def test_pages_fit_a_narrow_window(address: str, browser: Any, path: str) -> None:
     narrow = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)

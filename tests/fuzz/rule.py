@@ -209,7 +209,9 @@ def compare(
     beyond = t.abs() >= end * (1.0 - limits.eps)
     if bool((got.isnan() & asked & ~beyond).any()):
         return Fault("NaN", where)
-    wrong_end = beyond & asked & ~((got.double() == t) | ((got.abs() >= 0.5 * end) & ((got.sign() == t.sign()) | (not signed))))
+    wrong_end = (
+        beyond & asked & ~((got.double() == t) | ((got.abs() >= 0.5 * end) & ((got.sign() == t.sign()) | (not signed))))
+    )
     excused = torch.zeros_like(asked)
     for p in plain:
         excused |= ~p.isfinite()
