@@ -33,6 +33,10 @@ TWICE = (
 )
 
 
+# From torch 2.7 on; the loop is what it does.
+_any_requires_grad = getattr(torch._C, "_any_requires_grad", None) or (
+    lambda *arguments: any(isinstance(t, Tensor) and t.requires_grad for t in arguments)
+)
 _ops: dict[str, Any] = {}  # the overloads, as they were registered
 
 
@@ -56,7 +60,7 @@ def _forward_mode() -> bool:
 
 def _differentiated(arguments: tuple[Any, ...]) -> bool:
     """Whether a derivative of this call may be asked for."""
-    return (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)) or _forward_mode()
+    return (torch.is_grad_enabled() and _any_requires_grad(*arguments)) or _forward_mode()
 
 
 def _below(op: Any, keyset: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -110,7 +114,7 @@ def straight(op: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
         if op is torch.ops.fastcl.pair_reduce
         else (_Total, torch.ops.fastcl.kernel_total, arguments[:-1])
     )
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+    if torch.is_grad_enabled() and _any_requires_grad(*arguments):
         return rule.at_this_level(None, *arguments)
     return _kernel(kernel, *taken)
 
