@@ -49,14 +49,23 @@ def kernels(n: int, d: int) -> list[Kernel]:
     positive = torch.zeros(n)
 
     def problem(
-        y: Any, scale: float, operand: str, pair: str, reduce: str, columns: bool, x: Tensor = x
+        y: Any,
+        scale: float,
+        operand: str,
+        pair: str,
+        reduce: str,
+        columns: bool,
+        x: Tensor = x,
+        limit: Tensor | None = None,
     ) -> tuple[Any, ...]:
         return (
-            x, y, torch.tensor(scale), zero, None, None, None, None, 0, 0, 0, "off_diagonal", operand, pair, [], reduce, columns,
+            x, y, torch.tensor(scale), zero, None, None, None, None, limit, limit, 0, 0, 0, "off_diagonal", operand, pair, [],
+            reduce, columns,
         )  # fmt: skip
 
     both = problem(y, 14.0, "dot", "identity", "logsumexp", True)
     half = problem(y.bfloat16(), 14.0, "dot", "identity", "logsumexp", True, x.bfloat16())
+    limited = problem(y, 14.0, "dot", "identity", "logsumexp", True, limit=torch.full((n,), 14.0 * 0.1))
     one = problem(y, 14.0, "dot", "identity", "logsumexp", False)
     itself = problem(None, 2.0, "dot", "identity", "logsumexp", False)
     gaussian = problem(None, -2.0, "sqdist", "exp", "sum", False)
@@ -79,6 +88,7 @@ def kernels(n: int, d: int) -> list[Kernel]:
     return [
         Kernel("rows and columns, forward + backward (CLIP)", 4, clip, 0.87, 0.92),
         Kernel(BFLOAT16, 4, partial(clip, half), None, None),
+        Kernel("the same with limits (fastcl.at_most)", 4, partial(clip, limited), None, None),
         Kernel("one direction, value and both gradients", 3, one_direction, None, None),
         Kernel("x with itself, log-sum-exp, forward + backward (NT-Xent)", 2, nt_xent, None, 0.90),
         Kernel("x with itself, Gaussian sum with gradient", 1.5, gaussian_sum, None, 0.90),
