@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -23,10 +24,10 @@ def level(axes: Axes, one: Summary | None) -> None:
         axes.axhline(100 * one.mean("knn"), color="black", linestyle=":", linewidth=1.2)
 
 
-def legend(axes: Axes, fontsize: int = 9, loc: str = "best") -> None:
+def legend(axes: Axes, fontsize: int = 9, loc: Any = "best") -> None:
     """Where there is something to explain: matplotlib warns of an empty one."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=fontsize, loc=loc)
+        axes.legend(loc=loc, frameon=False, fontsize=fontsize)
 
 
 def rows_of_dots(axes: Axes, line: Sequence[Summary], title: str) -> None:
