@@ -83,7 +83,8 @@ class Case:
         if self.derive == "jvp":
             ad = "torch.autograd.forward_ad"
             duals = [
-                f"{n} = {ad}.make_dual({n}, {n} * rows({n}.numel(), 1, 3).view_as({n}).to({n}))" for n in self.wants
+                f"{n} = {ad}.make_dual({n}, {n} * rows({n}.numel(), 1, 3).view_as({n}).sign().to({n}))"
+                for n in self.wants
             ]
             body = "\n".join([*duals, call, f"print({ad}.unpack_dual(value))"])
             lines = [*self.statements, f"with {ad}.dual_level():", textwrap.indent(body, "    ")]
@@ -214,10 +215,13 @@ def _total(case: Case, values: list[Tensor], group: Any) -> Tensor:
 
 
 def _directional(values_of: Values, leaves: dict[str, Tensor]) -> Found:
-    """Derivatives along a direction, by dual numbers; they are held to what gradients are."""
+    """Derivatives along a direction, by dual numbers; they are held to what gradients are.
+
+    Of signs: their products with a tensor are exact in its dtype, as they are in the wider one that is the truth.
+    """
     with forward_ad.dual_level():
         along = {
-            name: formula.rows(max(t.numel(), 1), 1, 3)[: t.numel()].view_as(t).to(t.dtype)
+            name: formula.rows(max(t.numel(), 1), 1, 3)[: t.numel()].view_as(t).sign().to(t.dtype)
             for name, t in leaves.items()
         }
         # PyTorch makes no dual of a tensor that is in one place several times.
