@@ -17,6 +17,7 @@ loops, to be tested on any processor with AVX2), CXX, CXXFLAGS, LDFLAGS, MAX_JOB
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -60,6 +61,16 @@ DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"
 # -ffast-math stays out: it breaks NaN and infinity, and linking with it makes the process flush denormals.
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+def problem_of(source: Path) -> str:
+    """The arguments of the ops: a library that takes others would read them wrong."""
+    values = {
+        node.targets[0].id: node.value
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    return str(ast.literal_eval(values["PROBLEM"]))
 
 
 class Isa(NamedTuple):
@@ -311,6 +322,7 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
             "machine": platform.machine(),
             "compiler": None,
             "cpu_isas": [],
+            "problem": problem_of(ROOT / "fastcl/equation/problem.py"),
             "torch": None,  # this and what follows: of the CUDA kernels
             "torch_cuda": None,
             "nvcc": None,

@@ -10,12 +10,14 @@ import platform
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import cast
 
 import torch
 from torch import distributed as dist
 
 from .backends import choice, extension
 from .distributed import GATHER_LIMIT
+from .equation.names import Backend
 from .equation.problem import accumulation_dtype
 from .functional import clip
 from .version import __version__
@@ -96,7 +98,7 @@ def checked() -> Iterator[tuple[str, str, bool]]:
 
 def _clip(x: torch.Tensor, y: torch.Tensor, backend: str) -> tuple[float, torch.Tensor]:
     x = x.detach().requires_grad_()
-    value = clip(x, y, logit_scale=LOGIT_SCALE, normalize=False, backend=backend)
+    value = clip(x, y, logit_scale=LOGIT_SCALE, normalize=False, backend=cast(Backend, backend))
     return value.item(), torch.autograd.grad(value, x)[0]
 
 

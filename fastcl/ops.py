@@ -19,6 +19,7 @@ from .backends import choice, closed_form, native
 from .derivatives import present
 from .equation import checks
 from .equation.masks import Mask
+from .equation.names import Backend, Operand, Outer, PairReduction
 from .equation.pairs import PairFunction
 from .equation.problem import (
     DIFFERENTIABLE,
@@ -211,16 +212,16 @@ def pair_reduce(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    operand: str = "dot",
+    operand: Operand = "dot",
     pair: str | PairFunction = "identity",
-    reduce: str = "logsumexp",
+    reduce: PairReduction = "logsumexp",
     mask: str | Mask = "all",
     scale: float | Tensor = 1.0,
     shift: float | Tensor = 0.0,
     bias_x: Tensor | None = None,
     bias_y: Tensor | None = None,
     columns: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Reduce a function of every visited pair of rows, without ever holding the n x m matrix.
 
@@ -279,17 +280,17 @@ def pair_total(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    outer: str,
+    outer: Outer,
     positive: Tensor | None = None,
-    operand: str = "dot",
+    operand: Operand = "dot",
     pair: str | PairFunction = "identity",
-    reduce: str = "logsumexp",
+    reduce: PairReduction = "logsumexp",
     mask: str | Mask = "all",
     scale: float | Tensor = 1.0,
     shift: float | Tensor = 0.0,
     bias_x: Tensor | None = None,
     bias_y: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Reduce all rows to one number, with value and gradients from one call.
 

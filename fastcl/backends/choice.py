@@ -6,11 +6,12 @@ import importlib
 import os
 import sys
 from types import ModuleType
+from typing import get_args
 
 import torch
 
 from ..equation import checks
-from ..equation.arguments import BACKENDS
+from ..equation.names import Backend
 from ..equation.pairs import Identity, PairFunction
 from . import blocked, extension
 
@@ -24,7 +25,7 @@ MODULES = {
     "triton": "fastcl.triton_kernels",
     "cuda": "fastcl.backends.native",
 }
-NAMES = BACKENDS
+NAMES = get_args(Backend)
 KERNELS = ("cpu", "triton", "cuda")  # those whose pair functions are generated from pairs.py
 # Those whose kernels would pay for limits of logits in registers, also in calls without any.
 UNLIMITED = ("triton", "cuda")

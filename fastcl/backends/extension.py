@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from ..equation.problem import PROBLEM
+
 FACTS = Path(__file__).parent.with_name("build_facts.json")
 CPU, CUDA = "libfastcl_cpu.so", "libfastcl_cuda.so"
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
@@ -90,6 +92,8 @@ def misfit(built: dict[str, Any], path: Path) -> str | None:
     for name, key, here in needs:
         if built.get(key) != here:
             return f"it was built for {name} {built.get(key)}, and this is {here}; rebuild it: {REBUILD}"
+    if built.get("problem") != PROBLEM:
+        return f"it was built from other sources than these, and takes other arguments; rebuild it: {REBUILD}"
     try:
         damaged = built["libraries"].get(path.name) != fingerprint(path)
     except OSError as error:

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import wraps
 from types import MethodType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -21,11 +21,12 @@ from torch import distributed as dist
 from .. import batch, transforms
 from ..backends import choice
 from ..equation import checks
+from ..equation.names import Gradient
 from ..equation.problem import accumulation_dtype
 from .shards import STRATEGIES, checked
 from .wire import Wire
 
-CONVENTIONS = ("ddp", "exact")
+CONVENTIONS = get_args(Gradient)
 SETTINGS = {"gradient": CONVENTIONS, "strategy": STRATEGIES}
 ROWS = 16  # more tensors of rows, and numbers of rows, than any objective has
 COUNTS = ("pairs",)  # arguments that are a number of rows, hence each rank's own

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..equation import checks
+from ..equation.names import Strategy
 from ..equation.problem import Problem
 from ..ops import problem
 from ..precision import product
@@ -24,7 +25,7 @@ from .visits import Tour
 from .wire import Wire
 
 GATHER_LIMIT = 2**28  # bytes of gathered rows a rank, above which strategy "auto" takes the ring
-STRATEGIES = ("auto", "gather", "ring")
+STRATEGIES = get_args(Strategy)
 DEFAULTS: dict[str, Any] = {
     "operand": "dot", "pair": "identity", "reduce": "logsumexp", "mask": "all", "scale": 1.0, "shift": 0.0,
     "bias_x": None, "bias_y": None, "columns": False,
@@ -50,7 +51,7 @@ class Shards:
 
     wire: Wire
     layouts: tuple[tuple[int, ...], ...]
-    strategy: str = "auto"
+    strategy: Strategy = "auto"
 
     def sizes(self, rows: int, device: torch.device) -> tuple[int, ...]:
         """How many rows each rank has of a tensor that has `rows` here.

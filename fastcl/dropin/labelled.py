@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import merge
 from ..equation import checks
 from ..equation.masks import Mask, across_groups, within_groups
+from ..equation.names import Operand
 from ..equation.problem import accumulation_dtype
 from ..functional.rows import normalize_rows, row_dot, times
 from ..ops import pair_reduce
@@ -23,7 +24,7 @@ DISTANCES = ("CosineSimilarity", "DotProductSimilarity")
 class Measure(NamedTuple):
     """A distance as the engine has it: s = sign * operand of rows, of unit length or not."""
 
-    operand: str = "dot"
+    operand: Operand = "dot"
     normalize: bool = True
 
     @property
@@ -44,7 +45,7 @@ class LabelledPairs:
     class_y: Tensor
     classes: int
     own: bool
-    operand: str = "dot"
+    operand: Operand = "dot"
 
     @property
     def references(self) -> Tensor:

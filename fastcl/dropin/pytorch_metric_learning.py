@@ -162,14 +162,14 @@ class DistributedLossWrapper(nn.Module):
                 f"loss: expected a loss of this module, got {type(loss).__name__}; "
                 "wrap other losses with the library's own DistributedLossWrapper"
             )
-        if self.memory and efficient:
+        self.efficient = checks.boolean("efficient", efficient)
+        if self.memory and self.efficient:
             raise ValueError("efficient: expected False with CrossBatchMemory, as in the library, got True")
-        if efficient and not loss.efficient:
+        if self.efficient and not loss.efficient:
             raise NotImplementedError(
                 f"efficient: expected False with {type(loss).__name__}, whose pairs are those of one batch with itself, got True"
             )
         self.loss: Any = loss
-        self.efficient = checks.boolean("efficient", efficient)
 
     def _check(
         self,

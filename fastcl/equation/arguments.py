@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from functools import wraps
 from numbers import Real as AnyReal
 from types import NoneType, UnionType
-from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Check: TypeAlias = Callable[[str, Any, Tensor | None], Any]
 
-BACKENDS = ("auto", "reference", "blocked", "cpu", "triton", "cuda")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NUMBER, REAL = "a number or a tensor with one element", "a number"
 # The largest number of a dtype, and the least whose inverse is within its range with room to spare.
@@ -222,6 +221,8 @@ def check_of(annotation: Any) -> Check | None:
         found: Check | None = number
     elif len(kinds) != 1:
         return None
+    elif get_origin(kinds[0]) is Literal:
+        found = names(*get_args(kinds[0]))
     elif get_origin(kinds[0]) is Annotated:
         found = next((part for part in kinds[0].__metadata__ if callable(part)), None)
     else:
@@ -242,7 +243,7 @@ def checks_of(annotations: Mapping[str, Any], namespace: dict[str, Any]) -> dict
                 annotation = eval(annotation, namespace)
             except (NameError, TypeError):  # names for type checkers alone
                 continue
-        check = _optional(names(*BACKENDS)) if name == "backend" else check_of(annotation)
+        check = check_of(annotation)
         if check is not None:
             found[name] = check
     return found

@@ -7,17 +7,16 @@ r_i  = REDUCE_{j in M(i)} f(z_ij)          c_j = REDUCE_{i : j in M(i)} f(z_ij)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .masks import Mask
+from .names import Operand, Outer, PairReduction
 from .pairs import PairFunction
 
-OPERANDS = ("dot", "sqdist")
-REDUCTIONS = ("sum", "logsumexp")
-OUTERS = ("sum", "contrast", "pooled")
+OPERANDS, REDUCTIONS, OUTERS = map(get_args, (Operand, PairReduction, Outer))
 
 
 PROBLEM = (

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..backends.row_dot import in_one_pass
 from ..equation import checks
+from ..equation.names import Operand
 from . import rows as passes
 
 
@@ -21,7 +22,7 @@ def aligned_views(
     normalize: bool,
     names: tuple[str, str] = ("x", "y"),
     same_rows: bool = True,
-    operand: str = "dot",
+    operand: Operand = "dot",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Two checked views, normalised when asked, and u(x_i, y_i) of the rows that both have, in the accumulation dtype."""
     checks.pair_of_matrices(names[0], x, names[1], y, same_rows)

@@ -12,6 +12,7 @@ from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from .energy import visits
 from .rows import (
     check_reduction,
@@ -38,11 +39,11 @@ def debiased(
     tau_plus: float = 0.1,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """Debiased contrastive loss: the expected share of hidden positives is taken out of the negatives.
 
@@ -91,11 +92,11 @@ def hard_negative(
     beta: float | Tensor = 1.0,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """Hard-negative contrastive loss: the debiased loss with negatives weighted by their own similarity.
 

@@ -11,6 +11,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import Mask, across_groups
+from ..equation.names import Backend, Form, Gradient, Reduction, Strategy
 from .aligned import aligned_views
 from .false_negatives import check_margin, spared
 from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, stacked, times
@@ -31,11 +32,11 @@ def dcl(
     false_negative_margin: float | None = None,
     margin_strategy: str = "absolute",
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """DCL: decoupled contrastive learning, and DCLW, its weighted form.
 
@@ -106,16 +107,16 @@ def dhel(
     v: Tensor,
     *,
     temperature: Positive = 0.3,
-    form: str = "joint",
+    form: Form = "joint",
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
     margin_strategy: str = "absolute",
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """DHEL: decoupled hypersphere energy loss; negatives of a view come from that view alone.
 

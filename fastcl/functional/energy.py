@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import batch
 from ..batch import pair_reduce, pair_total
 from ..equation.masks import Mask
+from ..equation.names import Backend, Operand, Reduction
 from ..equation.pairs import PairFunction
 from ..equation.problem import accumulation_dtype
 
@@ -44,11 +45,11 @@ class Pairs:
     x: Tensor
     y: Tensor | None
     mask: Mask
-    operand: str = "dot"
+    operand: Operand = "dot"
     scale: float | Tensor = 1.0
     shift: float | Tensor = 0.0
-    reduction: str = "mean"
-    backend: str | None = None
+    reduction: Reduction = "mean"
+    backend: Backend | None = None
 
     def energy(self, psi: Potential) -> Tensor:
         """The mean of the potential, as `reduction` says."""

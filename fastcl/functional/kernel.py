@@ -6,20 +6,21 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.names import Backend, Gradient, KernelName, Reduction, Strategy
 from ..equation.pairs import Exp, Log1p, Power, Rsqrt1p
 from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
 from .energy import Pairs, Potential
 from .rows import at_least, check_reduction, own_pairs_left_out, plain_number, reduced, times
 
-KERNELS = ("gaussian", "log", "imq", "riesz", "gaussian_riesz")
+KERNELS = get_args(KernelName)
 FLOOR = 4.0  # of a Riesz kernel's squared distance, in units of the rounding of a sum of two unit norms
 
 
@@ -36,16 +37,16 @@ def kcl(
     u: Tensor,
     v: Tensor,
     *,
-    kernel: str = "gaussian",
+    kernel: KernelName = "gaussian",
     t: float | Tensor = 2.0,
     gamma: float | Tensor = 16.0,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """KCL: kernel contrastive learning, whose expectation does not depend on the batch size.
 

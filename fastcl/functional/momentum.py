@@ -10,6 +10,7 @@ from .. import batch, ops
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from .aligned import aligned_views
 from .rows import check_reduction, inverse, normalize_rows, reduced_total, softplus, times
 from .softmax import info_nce
@@ -24,11 +25,11 @@ def moco(
     temperature: Positive = 0.2,
     sharded_queue: bool = False,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """MoCo: each query finds its key among the keys of earlier batches.
 
@@ -92,11 +93,11 @@ def moco_v3(
     temperature: Positive = 0.2,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """MoCo v3: each view's queries find the other view's keys, within the batch.
 
@@ -140,7 +141,7 @@ def moco_v3(
         "normalize": normalize,
         "backend": backend,
     }
-    each = "none" if reduction == "none" else "sum"
+    each: Reduction = "none" if reduction == "none" else "sum"
     way_1, way_2 = (info_nce(q, k.detach(), reduction=each, **arguments) for q, k in ((q1, k2), (q2, k1)))
     losses = times(factor, way_1 + way_2)
     return losses if reduction == "none" else reduced_total(losses, q1, reduction, "moco_v3")

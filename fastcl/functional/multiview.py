@@ -13,6 +13,7 @@ from ..distributed import Group, over_ranks
 from ..distributed.agreement import ROWS
 from ..equation import checks
 from ..equation.arguments import Positive
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from ..equation.pairs import LOG_2
 from ..equation.reductions import merge
 from .decoupled import free_energies
@@ -38,11 +39,11 @@ def mv_info_nce(
     temperature: Positive = 0.1,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """MV-InfoNCE: InfoNCE of V views, whose positive is the sum over all pairs of views and whose negatives are all other samples.
 
@@ -91,11 +92,11 @@ def mv_dhel(
     temperature: Positive = 0.3,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """MV-DHEL: alignment over all pairs of V views, and an energy of each view by itself, in a tile of its own.
 

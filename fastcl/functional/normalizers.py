@@ -19,6 +19,7 @@ from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
 from .energy import visits
@@ -44,12 +45,12 @@ def sogclr(
     temperature: Positive = 0.1,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     return_log_u: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor | NormalizedLoss:
     """SogCLR: two views of each sample, whose normaliser is averaged over batches; right for any batch size.
 
@@ -123,12 +124,12 @@ def fast_clip(
     eps: PositiveReal = 1e-14,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     return_log_u: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor | NormalizedLoss:
     """FastCLIP: CLIP with a normaliser for each image and each text, averaged over batches; right for any batch size.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import batch, transforms
 from ..distributed import Group, over_ranks
 from ..equation.arguments import PositiveReal
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from ..equation.pairs import Log, Power
 from ..equation.problem import accumulation_dtype
 from .energy import Pairs, Potential
@@ -29,11 +30,11 @@ def f_mi_alpha(
     eps: PositiveReal = 1e-3,
     groups: Tensor | None = None,
     normalize: bool = False,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """f-mutual information by an alpha-divergence, with s = <u, v> as the estimated density ratio.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from ..backends import choice
 from ..backends.row_dot import in_one_pass
 from ..equation import checks
 from ..equation.masks import Mask, across_groups, off_diagonal
+from ..equation.names import Reduction
 from ..equation.problem import accumulation_dtype
 from ..precision import full_precision
 
-REDUCTIONS = ("mean", "sum", "none")
+REDUCTIONS = get_args(Reduction)
 UNIT = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of cpu_unit_rows
 
 

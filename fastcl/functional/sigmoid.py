@@ -12,6 +12,7 @@ from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from .aligned import aligned_views
 from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between
@@ -37,11 +38,11 @@ def siglip(
     false_negative_margin: float | None = None,
     margin_strategy: str = "absolute",
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """SigLIP: a logistic loss of every pair, divided by n (not by n m).
 

@@ -11,6 +11,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import across_groups, within_groups
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from .energy import visits
 from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times, widest
 
@@ -24,11 +25,11 @@ def sincere(
     *,
     temperature: Positive = 0.1,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """SINCERE: each positive against the rows of other labels, not against the other positives.
 

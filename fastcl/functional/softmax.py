@@ -16,6 +16,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import across_groups
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from .aligned import aligned_views
 from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between, mean_over, some
@@ -47,11 +48,11 @@ def info_nce(
     false_negative_margin: float | None = None,
     margin_strategy: str = "absolute",
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """InfoNCE, one direction: each row of x finds its row of y among all rows of y.
 
@@ -153,11 +154,11 @@ def clip(
     false_negative_margin: float | None = None,
     margin_strategy: str = "absolute",
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """CLIP: InfoNCE in both directions, rows and columns from one sweep.
 
@@ -260,11 +261,11 @@ def nt_xent(
     false_negative_margin: float | None = None,
     margin_strategy: str = "absolute",
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """NT-Xent (SimCLR): each of the 2n rows finds its other view among the 2n - 1 others.
 

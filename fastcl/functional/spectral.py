@@ -13,6 +13,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import Mask
+from ..equation.names import Backend, Estimator, Gradient, Reduction, Strategy
 from ..equation.pairs import Square
 from ..equation.problem import accumulation_dtype
 from ..precision import narrow_product, on_tensor_cores, product
@@ -36,8 +37,6 @@ from .rows import (
     views,
 )
 
-ESTIMATORS = ("unbiased", "biased")
-
 
 @over_ranks
 def spectral(
@@ -45,14 +44,14 @@ def spectral(
     v: Tensor,
     *,
     mu: Positive = 1.0,
-    estimator: str = "unbiased",
+    estimator: Estimator = "unbiased",
     groups: Tensor | None = None,
     normalize: bool = False,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """The spectral contrastive loss, of rows clipped to norm sqrt(mu).
 
@@ -89,7 +88,6 @@ def spectral(
         -2.0
     """
     check_reduction(reduction)
-    checks.one_of("estimator", estimator, ESTIMATORS)
     checks.positive_number("mu", mu)
     u, v = views(u, v, normalize, ("u", "v"))
     at_least(2 if estimator == "unbiased" else 1, u, "spectral")
@@ -106,7 +104,7 @@ def spectral(
 
 
 def _general(
-    u: Tensor, v: Tensor, mu: Tensor, biased: bool, groups: Tensor | None, reduction: str, backend: str | None
+    u: Tensor, v: Tensor, mu: Tensor, biased: bool, groups: Tensor | None, reduction: Reduction, backend: Backend | None
 ) -> Tensor:
     """The loss of any rows: three parts, each with its gradients."""
     u, v = clip_norms(u, mu.sqrt()), clip_norms(v, mu.sqrt())
@@ -191,11 +189,11 @@ def minc(
     target_u: Tensor | None = None,
     target_v: Tensor | None = None,
     normalize: bool = False,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """MINC: mutual information non-contrastive learning, each row against a statistic of all others. O(n d^2), no pairs.
 
@@ -283,8 +281,8 @@ def second_moment(
     normalize: bool = False,
     mu: Positive | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Moment:
     """What MINC's statistic averages, in the accumulation dtype, of the rows of all ranks of the group.
 

@@ -8,6 +8,7 @@ from .. import batch
 from ..batch import pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from .energy import visits
 from .rows import at_least, check_reduction, normalize_rows, own_pairs_left_out
 
@@ -20,11 +21,11 @@ def spread_out(
     second_moment_weight: float | Tensor = 1.0,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """Spread-out (global orthogonal) regularisation: similarities of different rows as those of uniform directions.
 

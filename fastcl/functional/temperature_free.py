@@ -8,6 +8,7 @@ from torch import Tensor
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation.arguments import PositiveReal
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from ..equation.pairs import Power
 from .aligned import aligned_views
 from .energy import visits
@@ -31,11 +32,11 @@ def temperature_free_info_nce(
     eps: PositiveReal = 1e-6,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """Temperature-free InfoNCE: the logit of a cosine s is 2 artanh(s) = log((1 + s) / (1 - s)), without a temperature.
 

@@ -10,6 +10,7 @@ from ..batch import pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from .energy import visits
 from .rows import (
     at_least,
@@ -31,11 +32,11 @@ def alignment(
     *,
     alpha: PositiveReal = 2.0,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """Alignment: the mean distance of positives.
 
@@ -84,11 +85,11 @@ def uniformity(
     t: Positive = 2.0,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """Uniformity: the logarithm of the mean Gaussian potential of all pairs.
 
@@ -136,11 +137,11 @@ def align_uniform(
     weight: float | Tensor = 1.0,
     groups: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     group: Group | None = None,
-    gradient: str = "ddp",
-    strategy: str = "auto",
+    gradient: Gradient = "ddp",
+    strategy: Strategy = "auto",
 ) -> Tensor:
     """Alignment plus the weighted uniformity of both views.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import functional
+from ..equation.names import Form
 from .objective import Objective
 
 
@@ -37,6 +38,6 @@ class DHELLoss(Objective, function=functional.dhel):
     """
 
     temperature: float | Tensor = 0.3
-    form: str = "joint"
+    form: Form = "joint"
     false_negative_margin: float | None = None
     margin_strategy: str = "absolute"

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .. import functional
 from ..equation.divergence import Divergence
+from ..equation.names import DivergenceName, Negatives, Similarity
 from .objective import Objective
 
 
@@ -19,12 +20,12 @@ class FMICLLoss(Objective, function=functional.f_micl):
         -0.5662
     """
 
-    divergence: str | Divergence = "kl"
-    similarity: str = "gaussian"
+    divergence: DivergenceName | Divergence = "kl"
+    similarity: Similarity = "gaussian"
     beta: float | Tensor = 1.0
     mu: float | Tensor = 1.0
     alpha: float | Tensor = 40.0
-    negatives: str = "xx"
+    negatives: Negatives = "xx"
     q: float | None = None
     return_terms: bool = False
 

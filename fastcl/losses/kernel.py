@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import functional
+from ..equation.names import KernelName
 from .objective import Objective
 
 
@@ -18,6 +19,6 @@ class KCLLoss(Objective, function=functional.kcl):
         -1.4139
     """
 
-    kernel: str = "gaussian"
+    kernel: KernelName = "gaussian"
     t: float | Tensor = 2.0
     gamma: float | Tensor = 16.0

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, dataclass_transform
 
-from ..distributed import CONVENTIONS, STRATEGIES, Group, SavedGroup
-from ..equation import checks
+from ..distributed import Group, SavedGroup
 from ..equation.arguments import Check, checks_of_fields, checks_of_function
-from ..functional.rows import REDUCTIONS, check_backend
+from ..equation.names import Backend, Gradient, Reduction, Strategy
 from .scale import number, reshape_numbers
 
 ACROSS_RANKS = ("group", "gradient", "strategy")
@@ -48,11 +47,11 @@ class Objective(_Declared):
     """
 
     normalize: bool = True
-    reduction: str = "mean"
-    backend: str | None = None
+    reduction: Reduction = "mean"
+    backend: Backend | None = None
     group: Group | None = None
-    gradient: str = "ddp"
-    strategy: str = "auto"
+    gradient: Gradient = "ddp"
+    strategy: Strategy = "auto"
 
     function: ClassVar[Callable[..., Tensor]]
     settings: ClassVar[tuple[str, ...]] = ()  # the fields that are arguments of the function
@@ -88,10 +87,6 @@ class Objective(_Declared):
             )
 
     def __post_init__(self) -> None:
-        checks.one_of("reduction", self.reduction, REDUCTIONS)
-        check_backend(self.backend)
-        checks.one_of("gradient", self.gradient, CONVENTIONS)
-        checks.one_of("strategy", self.strategy, STRATEGIES)
         for name, check in self.checks.items():
             if hasattr(self, name) and not isinstance(given := getattr(self, name), nn.Module):
                 taken = check(name, given, None)

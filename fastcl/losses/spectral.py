@@ -13,6 +13,7 @@ from torch import distributed as dist
 from .. import functional
 from ..equation.arguments import integer
 from ..equation.checks import is_dtensor
+from ..equation.names import Estimator
 from ..functional.spectral import second_moment
 from .objective import Objective
 
@@ -33,7 +34,7 @@ class SpectralLoss(Objective, function=functional.spectral):
     """
 
     mu: float | Tensor = 1.0
-    estimator: str = "unbiased"
+    estimator: Estimator = "unbiased"
     normalize: bool = False
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..equation import checks
 from ..equation.arguments import Positive, declared
 from ..equation.masks import off_diagonal
+from ..equation.names import Backend
 from ..equation.problem import accumulation_dtype
 from ..equation.reductions import merge
 from ..functional.rows import row_sqdist
@@ -54,7 +55,7 @@ def alignment(x: Tensor, y: Tensor, *, alpha: Positive = 2.0, normalize: bool = 
 
 @declared
 def uniformity(
-    x: Tensor, *, t: Positive = 2.0, normalize: bool = True, progress: bool = False, backend: str | None = None
+    x: Tensor, *, t: Positive = 2.0, normalize: bool = True, progress: bool = False, backend: Backend | None = None
 ) -> float:
     """The logarithm of the mean Gaussian potential of all pairs.
 
@@ -103,7 +104,7 @@ def mean_log_sum_exp(
     temperature: Positive = 0.07,
     normalize: bool = True,
     progress: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> float:
     """The energy of the negatives, as it stands in the InfoNCE losses.
 

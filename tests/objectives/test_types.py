@@ -33,16 +33,20 @@ def mypy(source: str, tmp_path: Path) -> list[str]:
 def defaults(name: str) -> str:
     """A call of the constructor that names every setting, with its default."""
     parameters = inspect.signature(getattr(losses, name)).parameters
-    given = (f"{key}={8 if key == 'd' else p.default!r}" for key, p in parameters.items())
+    given = (f"{key}={8 if p.default is p.empty else p.default!r}" for key, p in parameters.items())
     return f"losses.{name}({', '.join(given)})"
 
 
+def required(name: str) -> str:
+    """What a call of the constructor must begin with."""
+    return "8, " * sum(p.default is p.empty for p in inspect.signature(getattr(losses, name)).parameters.values())
+
+
 def test_constructors_take_every_setting_and_nothing_else(tmp_path: Path) -> None:
-    right = [defaults(name) for name in NAMES] + [
-        f"losses.{n}({'8, ' * (n == 'MINCLoss')}backend='cpu')" for n in NAMES
-    ]
+    right = [defaults(name) for name in NAMES] + [f"losses.{n}({required(n)}backend='cpu')" for n in NAMES]
     right += ["losses.InfoNCELoss(temperature=torch.ones(()))", "losses.CLIPLoss(logit_scale=losses.LogitScale(2.0))"]
-    wrong = [f"losses.{n}({'8, ' * (n == 'MINCLoss')}bakend='cpu')" for n in NAMES]
+    wrong = [f"losses.{n}({required(n)}bakend='cpu')" for n in NAMES]
+    wrong += [f"losses.{n}({required(n)}backend='gpu', reduction='max')" for n in NAMES]
     wrong += ["losses.MINCLoss()", "losses.CLIPLoss(normalize='yes')", "losses.KCLLoss(0.5)"]
     said = mypy("\n".join([*right, *wrong]) + "\n", tmp_path)
     first = 3 + len(right)
