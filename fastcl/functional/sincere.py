@@ -15,8 +15,6 @@ from ..equation.names import Backend, Gradient, Reduction, Strategy
 from .energy import visits
 from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times, widest
 
-NOTHING = -1e30  # the log-sum-exp of no negatives, finite so that its gradients are
-
 
 @over_ranks
 def sincere(
@@ -72,7 +70,8 @@ def sincere(
     positives = visits(z, None, within_groups(labels)) - 1.0  # the mask visits the row itself too
     r = pair_reduce(z, scale=a, mask=across_groups(labels), backend=backend)
     assert isinstance(r, Tensor)
-    r = r.clamp(min=NOTHING)
+    # Of no negatives it is a number that no logit is below, finite so that gradients are.
+    r = torch.where(torch.isneginf(r), -0.125 * torch.finfo(r.dtype).max, r)
     # A row's own term is taken out again. Of unit rows it is the smallest of all; a row shorter than its positives has one that
     # may drown theirs, so that both are float64.
     x = z if normalize else widest(z)

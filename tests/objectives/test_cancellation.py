@@ -96,3 +96,12 @@ def test_own_term_of_a_short_row(longer: float, backend: str) -> None:
     right = F.sincere(z.double(), labels, backend="reference", **way)[:4]
     logits = 2.0 / 4e-5
     assert ((found - right).abs() <= 4.0 * torch.finfo(torch.float32).eps * logits * right).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_negatives_of_any_size(backend: str) -> None:
+    """Those of the first row are -1e32 and its positive is -2e32: no number stands for "no negatives" above them."""
+    z = 1e16 * torch.tensor([[1.0], [-2.0], [-1.0], [-1.5]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1])
+    found = F.sincere(z, labels, normalize=False, temperature=1.0, reduction="none", backend=backend)
+    assert abs(found[0].item() / 1e32 - 1.0) < 1e-12
