@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from ..equation import checks
 from ..equation.masks import Mask, across_groups, within_groups
 from ..equation.names import Operand
 from ..equation.problem import accumulation_dtype
-from ..functional.rows import normalize_rows, row_dot, times
+from ..functional.rows import normalize_rows, row_dot, softplus, times
 from ..ops import pair_reduce
 from .mined import Pairs, positives_and_negatives
 
@@ -225,6 +226,11 @@ class LabelLoss(nn.Module):
         if self.measure.normalize:
             x, y = normalize_rows(x), normalize_rows(y)
         return LabelledPairs(x, y, index[:n], index[n:], names.shape[0], own, self.measure.operand)
+
+
+def hinge(z: Tensor) -> Tensor:
+    """log(1 + e^z), and 0 where 1 + e^z is 1 in the dtype, as in the library: AvgNonZeroReducer counts what is above 0."""
+    return softplus(torch.where(z < math.log(torch.finfo(z.dtype).eps / 2.0), -torch.inf, z))
 
 
 def mean_of_positive(losses: Tensor) -> Tensor:

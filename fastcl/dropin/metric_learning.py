@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..equation import checks
 from ..equation.masks import off_diagonal
-from ..functional.rows import normalize_rows, row_dot, row_sqdist, softplus
+from ..functional.rows import normalize_rows, row_dot, row_sqdist
 from ..ops import pair_reduce
-from .labelled import DISTANCES, LabelledPairs, LabelLoss, Measure, checked_labels, mean_of_positive, nothing
+from .labelled import DISTANCES, LabelledPairs, LabelLoss, Measure, checked_labels, hinge, mean_of_positive, nothing
 from .mined import Pairs, positives_and_negatives
 
 WITH_SQUARES = (*DISTANCES, "LpDistance")
@@ -104,7 +104,7 @@ class MultiSimilarityLoss(_TwoSums):
         return (-alpha, alpha * base), (beta, -beta * base)
 
     def of_row(self, positive: Tensor, negative: Tensor) -> Tensor:
-        return softplus(positive) / self.alpha + softplus(negative) / self.beta
+        return hinge(positive) / self.alpha + hinge(negative) / self.beta
 
 
 class GeneralizedLiftedStructureLoss(_TwoSums):
@@ -187,7 +187,7 @@ class NCALoss(_RowLoss):
         a = self.measure.sign * self.softmax_scale
         some = pairs.positives() > 0
         positive = torch.where(some, pairs.others_of_class(a), 0.0)
-        losses = torch.where(some, softplus(pairs.negatives(a) - positive), 0.0)
+        losses = torch.where(some, hinge(pairs.negatives(a) - positive), 0.0)
         losses = losses if weights is None else losses * weights.to(losses.dtype)
         return (
             losses.sum() / some.sum().clamp(min=1) if self.reducer_name == "MeanReducer" else mean_of_positive(losses)
@@ -246,7 +246,7 @@ class NPairsLoss(_RowLoss):
         aligned = row_dot(a, p) if dot else -row_sqdist(a, p)
         r = pair_reduce(a, p, operand=self.measure.operand, scale=self.measure.sign, mask=off_diagonal())
         assert isinstance(r, Tensor)
-        return self.reduced(softplus(r - aligned))
+        return self.reduced(hinge(r - aligned))
 
 
 def _first_of_each(labels: Tensor, positive: Pairs | None) -> Pairs:

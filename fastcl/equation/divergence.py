@@ -157,8 +157,7 @@ def _statements(body: Body) -> list[str]:
 
 def _body(argument: str, f: F) -> Body:
     """A checked function of one number."""
-    body = Body(type(argument, (), {"value": staticmethod(f)}), "value")
-    body.where = argument  # what refusals name
+    body = Body(type(argument, (), {"value": staticmethod(f)}), "value", where=argument)
     body.check()
     if body.constants:
         given = ", ".join([body.argument, *body.constants])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -31,9 +32,12 @@ class RefusedError(ValueError):
 class Body:
     """One method of a pair function (value or slope), parsed: local assignments, then one returned expression."""
 
-    def __init__(self, cls: type, method: str) -> None:
+    def __init__(self, cls: type, method: str, where: str = "") -> None:
         function = getattr(cls, method)
-        self.where = f"{cls.__name__}.{method}"
+        self.where = where or f"{cls.__name__}.{method}"
+        if not inspect.isfunction(function) or hasattr(function, "__wrapped__"):
+            kind = "one with a decorator" if inspect.isfunction(function) else type(function).__name__
+            raise RefusedError(f"{self.where}: expected a function by `def`, got {kind}")
         self.globals: dict[str, Any] = function.__globals__
         self.file, self.first_line, text = self._text(function)
         tree = ast.parse(textwrap.dedent(text))
@@ -84,15 +88,17 @@ class Body:
     def number(self, name: str) -> float | None:
         """The float that the module of the function gives this name."""
         value = self.globals.get(name)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        return _finite(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
     def expression(self, node: ast.expr, literal: Callable[[float], str], call: str, names: dict[str, str]) -> str:
         """The expression in the target language: `literal` prints numbers, `call` prefixes intrinsics, `names` maps names."""
 
         def emit(node: ast.expr) -> str:
             match node:
-                case ast.Constant(value=float() | int() as number) if not isinstance(number, bool):
-                    return literal(float(number))
+                case ast.Constant(value=float() | int() as number) if (
+                    not isinstance(number, bool) and (found := _finite(number)) is not None
+                ):
+                    return literal(found)
                 case ast.Name(id=name) if name in names:
                     return names[name]
                 case ast.Name(id=name) if (found := self.number(name)) is not None:
@@ -125,10 +131,21 @@ class Body:
             RefusedError: it names the text, its line and its column.
         """
         names = {self.argument: "z"} | {c: c for c in self.constants}
+        taken = [name for name in (*names, *(name for name, _ in self.assignments)) if name in INTRINSICS]
+        if taken:
+            raise RefusedError(f"{self.where}: expected names that no intrinsic has, got {taken[0]!r}; choose another")
         for name, value in self.assignments:
             self.expression(value, repr, "", names)
             names[name] = name
         self.expression(self.returned, repr, "", names)
+
+
+def _finite(number: float) -> float | None:
+    """The number as a float; None where that is no number of any dtype."""
+    try:
+        return float(number) if math.isfinite(number) else None
+    except OverflowError:
+        return None
 
 
 def _is_docstring(statement: ast.stmt) -> bool:

@@ -275,6 +275,8 @@ def _working_dtype(
             f"beta: expected at most {(math.log(mu) - LEAST) / 4.0:.4g} with {divergence}, got {beta}: beyond, u is no number of "
             "float64; use a narrower Gaussian, or one of f_micl's own divergences"
         )
+    if own and mu > 1e3:  # u^4 would leave float32 soon
+        return torch.float64
     return torch.float64 if log > 30.0 else torch.promote_types(dtype, torch.float32) if log > 2.0 else dtype
 
 

@@ -70,6 +70,7 @@ class Pairs:
         if len(positives) == 2 or positives[2] is None:
             return cls(x, y, i, j, torch.ones(i.shape[0], dtype=dtype, device=x.device))
         weight = checks.vector("positives[2]", positives[2], i.shape[0], "positives[0]", i)
+        _refuse_where((weight < 0) | weight.isposinf(), weight, "positives[2]: expected finite weights >= 0")
         return cls(x, y, i, j, weight.detach().to(torch.promote_types(weight.dtype, dtype)))
 
     def products(self, scale: float | Tensor) -> Tensor:
@@ -203,16 +204,18 @@ def _index(name: str, index: Any, length: int | None, x: Tensor) -> Tensor:
 
 
 def _within(name: str, index: Tensor, rows: Tensor) -> None:
-    """Indices of rows, on every rank; on a CPU, whose values may be looked at."""
-    if index.device.type != "cpu" or not transforms.values_are_here():
-        return
+    """Indices of rows."""
     n = rows.shape[0]
-    outside = (index < 0) | (index >= n)
-    if float(batch.largest(outside.to(torch.float32))):
-        got = ", ".join(map(str, index[outside][:3].tolist())) or "others on another rank"
-        raise ValueError(
-            f"{name}: expected indices of own rows, 0 to {n - 1}, got {got}; pass those of rows that are there"
-        )
+    _refuse_where((index < 0) | (index >= n), index, f"{name}: expected indices of own rows, 0 to {n - 1}")
+
+
+def _refuse_where(wrong: Tensor, values: Tensor, message: str) -> None:
+    """An error on every rank where there are any; on a CPU, whose values may be looked at."""
+    if values.device.type != "cpu" or not transforms.values_are_here():
+        return
+    if float(batch.largest(wrong.to(torch.float32))):
+        got = ", ".join(map(str, values[wrong][:3].tolist())) or "others on another rank"
+        raise ValueError(f"{message}, got {got}; pass those that are")
 
 
 def _one_of(index: Tensor, other: Tensor, rows: int) -> Tensor:

@@ -101,7 +101,7 @@ class _OfSamples(Objective):
         if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
             return None
         if index.device != self.log_u.device:
-            return None
+            return self.log_u.new_empty(index.shape[0], self.columns)
         return self.log_u.index_select(0, index.clamp(0, self.size - 1) if readable(index) else index)
 
     @torch.no_grad()
@@ -112,6 +112,8 @@ class _OfSamples(Objective):
             group = dist.group.WORLD
         if group is not None:
             index, log_u = gathered(process_group(group), index, log_u)
+        # What a batch beyond the numbers has found (too large a loss scale, say) is not kept: an average would stay there.
+        log_u = torch.where(log_u < torch.inf, log_u, self.log_u.index_select(0, index).to(log_u.dtype))
         index = index.unsqueeze(1).expand_as(log_u)
         self.log_u.scatter_reduce_(0, index, log_u.to(self.log_u.dtype), "amax", include_self=False)
 
@@ -134,6 +136,7 @@ class SogCLRLoss(_OfSamples, function=functional.sogclr):
     `log_u`, (size, 1) and in the state_dict, is what the function takes for each sample of the data set. In training each call
     moves those of its samples, of all ranks of `group` (without a group: of all ranks where torch.distributed runs), so that a
     sample may come to another rank in the next epoch. A sample whose index is there several times keeps the largest.
+    A batch that is no number moves nothing. Activation checkpointing around the loss would compute it again from what has moved.
 
     Args:
         size: how many samples the data set has, an integer > 1.
@@ -167,6 +170,7 @@ class FastCLIPLoss(_OfSamples, function=functional.fast_clip):
     `log_u`, (size, 2) and in the state_dict, is what the function takes for each sample of the data set. In training each call
     moves those of its samples, of all ranks of `group` (without a group: of all ranks where torch.distributed runs), so that a
     sample may come to another rank in the next epoch. A sample whose index is there several times keeps the largest.
+    A batch that is no number moves nothing. Activation checkpointing around the loss would compute it again from what has moved.
     The authors let gamma fall from 1 by a cosine over half of the epochs: assign to `gamma` to do so.
 
     Args:

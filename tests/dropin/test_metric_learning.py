@@ -197,3 +197,16 @@ def test_what_is_not_supported_raises() -> None:
     for loss in (ours.NCALoss(), ours.NPairsLoss()):
         with pytest.raises(NotImplementedError, match="efficient: expected False"):
             ours.DistributedLossWrapper(loss, efficient=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("name", "more"), [("MultiSimilarityLoss", {}), ("NPairsLoss", {}), ("NCALoss", {"softmax_scale": 60.0})]
+)
+def test_losses_that_round_to_0_are_no_losses_to_average(name: str, more: dict[str, Any], dtype: torch.dtype) -> None:
+    x = torch.nn.functional.normalize(rows(64, 2048), dim=1).to(dtype)
+    labels = torch.cat([torch.arange(60), torch.zeros(4, dtype=torch.int64)])
+    ours_, theirs = (
+        getattr(of, name)(reducer=pml().reducers.AvgNonZeroReducer(), **more) for of in (ours, pml().losses)
+    )
+    torch.testing.assert_close(ours_(x, labels), theirs(x, labels), rtol=1e-4, atol=0)

@@ -187,3 +187,23 @@ def test_errors(cls: Any) -> None:
         cls.function(*rows, gamma=1.5)
     with pytest.raises(ValueError, match="expected at least 2"):
         cls.function(rows[0][:1], rows[1][:1])
+
+
+@pytest.mark.parametrize("cls", [SogCLRLoss, FastCLIPLoss])
+def test_a_batch_beyond_the_numbers_is_not_kept(cls: Any) -> None:
+    x, y = two_views(4, 3)
+    index, loss = torch.arange(4), cls(6)
+    loss(x, y, index)
+    kept = loss.log_u.clone()
+    bad = x.clone()
+    bad[0] = torch.inf
+    loss(bad, y, index)
+    assert torch.equal(loss.log_u, kept)
+    assert loss(x, y, index).isfinite()
+
+
+@pytest.mark.parametrize("cls", [SogCLRLoss, FastCLIPLoss])
+def test_the_state_is_where_the_rows_are(cls: Any) -> None:
+    x, y = two_views(4, 3)
+    with pytest.raises(ValueError, match=r"log_u: expected the device of [ux], cpu, got meta; move it"):
+        cls(6).to("meta").eval()(x, y, torch.arange(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -125,14 +126,54 @@ def outside(u):
     return u**2 - 1.0
 
 
+def local_of_an_intrinsics_name(u):
+    exp = log(u)
+    return u * exp
+
+
+def argument_of_an_intrinsics_name(maximum):
+    return maximum * log(maximum)
+
+
+def tripled(f):
+    @functools.wraps(f)
+    def wrapper(u):
+        return 3.0 * f(u)
+
+    return wrapper
+
+
+@tripled
+def decorated(u):
+    return u * log(u)
+
+
+INFINITE, HUGE = float("inf"), 10**400
+
+
+def infinite(u):
+    return minimum(u * log(u), INFINITE)
+
+
+def huge(u):
+    return minimum(u * log(u), HUGE)
+
+
 @pytest.mark.parametrize(
     ("f", "kind", "message"),
     [
+        (local_of_an_intrinsics_name, ValueError, "f: expected names that no intrinsic has, got 'exp'; choose another"),
+        (argument_of_an_intrinsics_name, ValueError, "f: expected names that no intrinsic has, got 'maximum'"),
+        (decorated, ValueError, "f: expected a function by `def`, got one with a decorator"),
+        (functools.partial(kl), ValueError, "f: expected a function by `def`, got partial"),
+        (torch.exp, ValueError, "f: expected a function by `def`, got builtin_function_or_method"),
+        (infinite, ValueError, "f: 'INFINITE' is outside the language"),
+        (huge, ValueError, "f: 'HUGE' is outside the language"),
         (with_a_constant, ValueError, r"f: expected a function of one number, got \(u, p\)"),
         (concave, ValueError, r"f: expected a convex function, got a slope of .* at u = 0.0001"),
         (not_zero_at_one, ValueError, "f: expected 0 at u = 1, got 1;"),
         (outside, ValueError, r"f: 'u \*\* 2' is outside the language \(.*line \d+, column 12\)"),
-        (lambda u: u * log(u), ValueError, r"f\.value: expected a function by `def`, got Expr"),
+        (lambda u: u * log(u), ValueError, "f: expected a function by `def`, got Expr"),
         ("u log u", TypeError, "f: expected a function of one number, got str"),
     ],
 )
@@ -167,6 +208,17 @@ def test_narrow_dtypes_and_wide_gaussians(dtype: torch.dtype) -> None:
                 assert a[~there].isinf().all()
                 a, b = a[there], b[there]
                 assert (a.double() - b).norm() <= 8 * torch.finfo(dtype).eps * b.norm() + 1e-12
+
+
+def quartic(u):
+    return u * u * u * u - 4.0 * u + 3.0
+
+
+def test_large_constants_of_the_gaussian() -> None:
+    """u f'(u) and f(u) of 1e48 are both infinite in float32, and so is what they differ by."""
+    own, (x, y) = fastcl.Divergence("quartic", quartic), two_views(9, 5)
+    loss = f_micl(x.float(), y.float(), divergence=own, mu=1e12, alpha=1.0)
+    assert loss == float("inf")
 
 
 def test_gaussians_too_narrow() -> None:

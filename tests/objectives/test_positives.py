@@ -119,6 +119,8 @@ def test_weights_take_no_gradient() -> None:
         ((torch.arange(3.0), torch.arange(3)), {}, TypeError, r"positives\[0\]: expected an int64 tensor.*\.long\(\)"),
         ((torch.arange(3), torch.arange(4)), {}, ValueError, r"positives\[1\]: expected shape \(3,\)"),
         ((torch.arange(3), torch.arange(3), torch.ones(4)), {}, ValueError, r"positives\[2\]: expected shape \(3,\)"),
+        ((torch.arange(2), torch.arange(2), torch.tensor([1.0, -0.5])), {}, ValueError, "expected finite weights >= 0, got -0.5"),
+        ((torch.arange(2), torch.arange(2), torch.tensor([1.0, torch.inf])), {}, ValueError, "finite weights >= 0, got inf"),
         ((torch.arange(0), torch.arange(0)), {}, ValueError, "at least 1 row with a positive"),
         ((torch.arange(3), torch.arange(3)), {"groups": torch.arange(N)}, ValueError, "groups: expected None beside"),
     ],
