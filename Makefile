@@ -130,9 +130,12 @@ test-wheel: wheel
 OLDEST_TORCH ?= torch==2.10.0
 OLDEST_VENV := build/oldest-venv
 OTHER_PYTHON ?= $(firstword $(foreach v,12 13 10,$(wildcard $(HOME)/.pyenv/versions/3.$(v)*/bin/python)) $(PYTHON))
-test-wheel-oldest: wheel
-	@test -e $(OLDEST_VENV)/ready || { $(OTHER_PYTHON) -m venv $(OLDEST_VENV) && $(OLDEST_VENV)/bin/python -m pip install --quiet \
-	    --disable-pip-version-check $(OLDEST_TORCH) numpy && touch $(OLDEST_VENV)/ready; }
+$(OLDEST_VENV)/ready:
+	$(OTHER_PYTHON) -m venv --clear $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST_TORCH) numpy
+	touch $@
+
+test-wheel-oldest: wheel $(OLDEST_VENV)/ready
 	@$(MAKE) test-wheel PYTHON=$(OLDEST_VENV)/bin/python TORCH_SITE=$$(echo $(OLDEST_VENV)/lib/python*/site-packages)
 
 # The CPU kernels with the address and undefined-behaviour sanitizers, in a copy of the tree; but for the tests that look at the
