@@ -172,8 +172,8 @@ def _pair(name: str, texts: dict[str, str]) -> PairFunction:
     key = f"{name}_{hashlib.sha256(repr(texts).encode()).hexdigest()[:12]}"
     if (known := PairFunction.registry.get(key)) is not None:
         return known()
-    functions = {method: staticmethod(_made(method, text)) for method, text in texts.items()}
-    pair: PairFunction = type(name, (PairFunction,), functions, name=key)()
+    methods = {method: staticmethod(_made(method, text)) for method, text in texts.items()}
+    pair: PairFunction = type(name, (PairFunction,), {"listed": False, **methods}, name=key)()
     return pair
 
 

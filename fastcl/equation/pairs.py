@@ -32,6 +32,7 @@ class PairFunction:
     constant_names: ClassVar[tuple[str, ...]] = ()
     registry: ClassVar[dict[str, type[PairFunction]]] = {}
     checks: ClassVar[dict[str, Check]] = {}
+    listed: ClassVar[bool] = True  # whether errors name it: not what a Divergence makes of its f
     built_in: ClassVar[bool] = False  # whether it is one of this file, which the kernels know
 
     def __init_subclass__(cls, name: str) -> None:
@@ -233,9 +234,10 @@ def pair_function(pair: str | PairFunction) -> PairFunction:
         raise TypeError(f"pair: expected a name or a fastcl.pairs.PairFunction, got {kind_of(pair)}")
     cls = PairFunction.registry.get(pair)
     if cls is None:
-        near = get_close_matches(pair, PairFunction.registry, n=1)
+        names = sorted(name for name, known in PairFunction.registry.items() if known.listed)
+        near = get_close_matches(pair, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"pair: expected one of {sorted(PairFunction.registry)}, got {pair!r}{hint}")
+        raise ValueError(f"pair: expected one of {names}, got {pair!r}{hint}")
     if cls.constant_names:
         call = f"fastcl.pairs.{cls.__name__}({', '.join(f'{k}=...' for k in cls.constant_names)})"
         raise ValueError(f"pair: {pair!r} needs constants; pass {call}")

@@ -11,7 +11,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import Mask, across_groups
-from ..equation.names import Backend, Form, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Form, Gradient, MarginStrategy, Reduction, Strategy
 from .aligned import aligned_views
 from .false_negatives import check_margin, spared
 from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, stacked, times
@@ -30,7 +30,7 @@ def dcl(
     symmetric: bool = True,
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
-    margin_strategy: str = "absolute",
+    margin_strategy: MarginStrategy = "absolute",
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
@@ -110,7 +110,7 @@ def dhel(
     form: Form = "joint",
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
-    margin_strategy: str = "absolute",
+    margin_strategy: MarginStrategy = "absolute",
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,

@@ -5,15 +5,18 @@ absolute   s_ij <= s_ii + margin          relative   s_ij <= s_ii + margin |s_ii
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..equation import checks
 from ..equation.masks import Mask, at_most
+from ..equation.names import MarginStrategy
 from .rows import leading, times
 
-MARGIN_STRATEGIES = ("absolute", "relative")
+MARGIN_STRATEGIES = get_args(MarginStrategy)
 
 
 def check_margin(margin: float | None, strategy: str, **without: object) -> None:

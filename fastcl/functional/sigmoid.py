@@ -12,7 +12,7 @@ from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Gradient, MarginStrategy, Reduction, Strategy
 from .aligned import aligned_views
 from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between
@@ -36,7 +36,7 @@ def siglip(
     positives: Positives | None = None,
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
-    margin_strategy: str = "absolute",
+    margin_strategy: MarginStrategy = "absolute",
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,

@@ -16,7 +16,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import across_groups
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Gradient, MarginStrategy, Reduction, Strategy
 from .aligned import aligned_views
 from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between, mean_over, some
@@ -46,7 +46,7 @@ def info_nce(
     positives: Positives | None = None,
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
-    margin_strategy: str = "absolute",
+    margin_strategy: MarginStrategy = "absolute",
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
@@ -152,7 +152,7 @@ def clip(
     positives: Positives | None = None,
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
-    margin_strategy: str = "absolute",
+    margin_strategy: MarginStrategy = "absolute",
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
@@ -259,7 +259,7 @@ def nt_xent(
     positives: Positives | None = None,
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
-    margin_strategy: str = "absolute",
+    margin_strategy: MarginStrategy = "absolute",
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import functional
-from ..equation.names import Form
+from ..equation.names import Form, MarginStrategy
 from .objective import Objective
 
 
@@ -24,7 +24,7 @@ class DCLLoss(Objective, function=functional.dcl):
     detach_weight: bool = True
     symmetric: bool = True
     false_negative_margin: float | None = None
-    margin_strategy: str = "absolute"
+    margin_strategy: MarginStrategy = "absolute"
 
 
 class DHELLoss(Objective, function=functional.dhel):
@@ -40,4 +40,4 @@ class DHELLoss(Objective, function=functional.dhel):
     temperature: float | Tensor = 0.3
     form: Form = "joint"
     false_negative_margin: float | None = None
-    margin_strategy: str = "absolute"
+    margin_strategy: MarginStrategy = "absolute"

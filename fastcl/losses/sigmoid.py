@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional
+from ..equation.names import MarginStrategy
 from .objective import Objective
 from .scale import LogitScale, learnable_or_fixed
 
@@ -33,7 +34,7 @@ class SigLIPLoss(Objective, function=functional.siglip):
     logit_scale: float | LogitScale = 10.0
     logit_bias: float | Tensor = -10.0
     false_negative_margin: float | None = None
-    margin_strategy: str = "absolute"
+    margin_strategy: MarginStrategy = "absolute"
     largest_scale: float | None = None
     learnable: bool = True
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional
+from ..equation.names import MarginStrategy
 from .objective import Objective
 from .scale import LogitScale
 
@@ -24,7 +25,7 @@ class InfoNCELoss(Objective, function=functional.info_nce):
     temperature: float | Tensor = 0.07
     label_smoothing: float = 0.0
     false_negative_margin: float | None = None
-    margin_strategy: str = "absolute"
+    margin_strategy: MarginStrategy = "absolute"
 
 
 class TemperatureFreeInfoNCELoss(Objective, function=functional.temperature_free_info_nce):
@@ -52,7 +53,7 @@ class NTXentLoss(Objective, function=functional.nt_xent):
 
     temperature: float | Tensor = 0.5
     false_negative_margin: float | None = None
-    margin_strategy: str = "absolute"
+    margin_strategy: MarginStrategy = "absolute"
 
 
 class CLIPLoss(Objective, function=functional.clip):
@@ -78,7 +79,7 @@ class CLIPLoss(Objective, function=functional.clip):
     logit_scale: float | LogitScale = 1 / 0.07
     label_smoothing: float = 0.0
     false_negative_margin: float | None = None
-    margin_strategy: str = "absolute"
+    margin_strategy: MarginStrategy = "absolute"
     largest_scale: float | None = 100.0
     learnable: bool = True
 

@@ -76,8 +76,11 @@ def check(case: Case, index: int, dtype: torch.dtype, layout: str, how: dict[str
         )
     stored = 1.0
     if dtype == torch.float32 and "temperature" in scalars:
-        # Between its parts a row's r is a float32, 1 / temperature in size: its rounding is a part of every weight.
-        stored += 2.0**-24 / TOLERANCE[dtype] / float(scalars["temperature"].detach())
+        # Between its parts a row's r is a float32, 1 / temperature in size: its rounding is a part of every weight. Hard negatives
+        # have two, of (1 + beta) z and of beta z, and a gradient that is the difference of parts 1 + beta and beta times its size.
+        beta = float(scalars["beta"].detach()) if "beta" in scalars else 0.0
+        size = (1.0 + beta) * (1.0 + 2.0 * beta) / float(scalars["temperature"].detach())
+        stored += 2.0**-24 / TOLERANCE[dtype] * size
     for i, leaf in enumerate(own):
         if i in case.detached or theirs[1][i] is None:
             assert leaf.grad is None or not leaf.grad.any(), "a detached input got a gradient"

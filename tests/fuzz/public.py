@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 from functools import cache
-from typing import Any
-
-import torch
+from typing import Any, Literal, get_args, get_origin
 
 from fastcl import functional, losses, metrics
+from fastcl.equation import names
 from fastcl.losses import Objective
 
 from .case import resolve
@@ -46,35 +45,20 @@ def documented(function: Any) -> dict[str, str]:
     """What the docstring says of each argument."""
     doc = inspect.getdoc(function) or ""
     said: dict[str, str] = {}
-    names: list[str] = []
+    listed: list[str] = []
     for line in re.split(r"\nArgs:\n", doc, maxsplit=1)[-1].splitlines():
         if re.match(r"\S", line):
             break
         start = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
-        names = start[1].split(", ") if start else names
-        for name in names:
+        listed = start[1].split(", ") if start else listed
+        for name in listed:
             said[name] = f"{said.get(name, '')} {start[2] if start else line.strip()}"
     return said
 
 
 @cache
 def names_of(path: str, argument: str) -> tuple[str, ...]:
-    """The names that an argument takes: what its error lists."""
-    parameters = inspect.signature(resolve(path)).parameters.values()
-    minimal = {
-        p.name: {"float | Tensor": 1.0, "str": "sum"}.get(p.annotation) for p in parameters if p.default is p.empty
-    }
-    minimal = {
-        name: torch.arange(4)
-        if "int64" in documented(resolve(path)).get(name, "")
-        else torch.ones(4, 4)
-        if v is None
-        else v
-        for name, v in minimal.items()
-    }
-    try:
-        resolve(path)(**(minimal | {argument: "?"}))
-    except ValueError as error:
-        listed = re.search(rf"^{argument}: expected one of (.*), got", str(error))
-        return tuple(re.findall(r"'([^']*)'", listed[1])) if listed else ()
-    return ()
+    """The names that an argument takes, by its annotation."""
+    parameter = inspect.signature(resolve(path)).parameters.get(argument)
+    kinds = [] if parameter is None else [getattr(names, kind, None) for kind in str(parameter.annotation).split(" | ")]
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
