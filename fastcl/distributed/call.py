@@ -15,7 +15,7 @@ from .. import batch, loss_scaling, transforms
 from ..equation.arguments import declared
 from ..equation.checks import is_dtensor
 from . import dtensors
-from .agreement import Call, agree, bound, check_settings, named
+from .agreement import Call, agree, bound, named
 from .shards import Shards
 from .wire import Wire
 
@@ -40,7 +40,6 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
         if any(map(is_dtensor, args)) or any(map(is_dtensor, kwargs.values())):
             return dtensors.over_placement(named(call), bound(function, args, kwargs))
         if kwargs.get("group") is None:
-            check_settings(kwargs)
             if batch.beyond_this_process():
                 # A part of an objective over ranks, which is scaled as a whole, by what all ranks agree on: shards of different
                 # sizes would divide by different powers what their sums then mix.
@@ -55,7 +54,6 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
 def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     wire = Wire(process_group(kwargs["group"]))
     if wire.world == 1:
-        check_settings(kwargs)
         return loss_scaling.scaled(function, args, kwargs)
     call = Call(function, args, kwargs)
     with transforms.set_aside():

@@ -13,7 +13,7 @@ from ..equation.arguments import Positive
 from ..equation.masks import Mask, across_groups
 from ..equation.names import Backend, Form, Gradient, MarginStrategy, Reduction, Strategy
 from .aligned import aligned_views
-from .false_negatives import check_margin, spared
+from .false_negatives import spared
 from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, stacked, times
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
@@ -81,7 +81,6 @@ def dcl(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
-    check_margin(false_negative_margin, margin_strategy)
     sigma = None if sigma is None else checks.positive_number("sigma", sigma)
     u, v, aligned = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dcl")
@@ -159,7 +158,6 @@ def dhel(
     """
     check_reduction(reduction)
     checks.one_of("form", form, tuple(FORMS))
-    check_margin(false_negative_margin, margin_strategy)
     a = inverse("temperature", temperature)
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dhel")

@@ -5,8 +5,6 @@ absolute   s_ij <= s_ii + margin          relative   s_ij <= s_ii + margin |s_ii
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,18 +14,14 @@ from ..equation.masks import Mask, at_most
 from ..equation.names import MarginStrategy
 from .rows import leading, times
 
-MARGIN_STRATEGIES = get_args(MarginStrategy)
 
-
-def check_margin(margin: float | None, strategy: str, **without: object) -> None:
-    """A known strategy, and nothing beside a margin that none of its pairs is told apart for.
+def check_margin(margin: float | None, **without: object) -> None:
+    """Nothing beside a margin that none of its pairs is told apart for.
 
     Args:
         margin: of the call.
-        strategy: of the call.
         without: arguments that go with no margin, by name; None or 0 where they were not given.
     """
-    checks.one_of("margin_strategy", strategy, MARGIN_STRATEGIES)
     for name, given in without.items():
         if margin is not None and given is not None and given != 0.0:
             raise ValueError(
@@ -39,7 +33,7 @@ def check_margin(margin: float | None, strategy: str, **without: object) -> None
 def spared(
     mask: Mask,
     margin: float | None,
-    strategy: str,
+    strategy: MarginStrategy,
     similarity: Tensor,
     sizes: tuple[int, int | None],
     scale: float | Tensor,

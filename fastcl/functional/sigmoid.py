@@ -84,7 +84,7 @@ def siglip(
     """
     check_reduction(reduction)
     a, b = checks.positive_number("logit_scale", logit_scale), checks.number("logit_bias", logit_bias)
-    check_margin(false_negative_margin, margin_strategy, positives=positives)
+    check_margin(false_negative_margin, positives=positives)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         return _siglip_of_pairs(Pairs.of(positives, groups, x, y), a, b, reduction, backend)

@@ -97,7 +97,7 @@ def info_nce(
     """
     check_reduction(reduction)
     a, eps = inverse("temperature", temperature), share("label_smoothing", label_smoothing)
-    check_margin(false_negative_margin, margin_strategy, positives=positives, label_smoothing=eps)
+    check_margin(false_negative_margin, positives=positives, label_smoothing=eps)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         return _of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend, "info_nce")[0]
@@ -212,7 +212,7 @@ def clip(
     """
     check_reduction(reduction)
     a, eps = checks.positive_number("logit_scale", logit_scale), share("label_smoothing", label_smoothing)
-    check_margin(false_negative_margin, margin_strategy, positives=positives, label_smoothing=eps)
+    check_margin(false_negative_margin, positives=positives, label_smoothing=eps)
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         if pairs is not None:
@@ -307,7 +307,7 @@ def nt_xent(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
-    check_margin(false_negative_margin, margin_strategy, positives=positives)
+    check_margin(false_negative_margin, positives=positives)
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     z = stacked(u, v)
     if positives is not None:
