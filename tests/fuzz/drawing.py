@@ -175,8 +175,8 @@ class Drawing:
                 given[p.name] = repr(self.one_of(p.default, True, False))
             elif kind == "int":
                 given[p.name] = repr(self.d if p.default is p.empty else p.default)
-            elif p.name == "margin_strategy" or learned:
-                continue  # a relative margin may be as small as a rounding; a module's names are drawn of its function
+            elif p.name == "margin_strategy":
+                continue  # a relative margin may be as small as a rounding
             elif allowed := names_of(self.path, p.name):
                 given[p.name] = repr(self.one_of(*allowed))
         return given

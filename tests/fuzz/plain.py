@@ -17,12 +17,14 @@ from fastcl import ops
 from fastcl.backends import extension
 from fastcl.backends.reference import within
 from fastcl.equation import checks
+from fastcl.equation.pairs import Identity
 from fastcl.equation.problem import Problem, accumulation_dtype
 from fastcl.functional import kernel
 from fastcl.functional.rows import normalize_rows
 
 from .formula import rows
 
+EXACT = 128.0  # beyond this |r| no weight is formed of what is stored
 DEFAULTS: dict[str, Any] = {
     name: parameter.default
     for name, parameter in inspect.signature(ops.pair_reduce).parameters.items()
@@ -36,6 +38,7 @@ class Plain:
     What is moved is what a sum in another order moves: <x, y> by eps |x| |y|, and |x - y|^2, which is formed from norms and a dot
     product about the mean of y, by eps (|x|^2 + |y|^2). `largest` is the largest |z|, or |u| or term that it
     is formed from, that was met. With `rounds_weights` those of half-precision rows are in the rows' dtype, as GPUs multiply them.
+    With `unit` unit rows are rounded to it.
     """
 
     def __init__(
@@ -45,9 +48,15 @@ class Plain:
         eps: float | None = None,
         dot: bool = True,
         rounds_weights: bool = False,
+        unit: float = 0.0,
     ) -> None:
         self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
-        self.rounds_weights = rounds_weights
+        self.rounds_weights, self.unit = rounds_weights, unit
+
+    def normalize_rows(self, x: Tensor) -> Tensor:
+        """Unit rows, each entry moved by up to `unit` of itself, alike wherever the same rows are normalised."""
+        found = unit_rows(x)
+        return found * (1.0 + self.unit * rows(*x.shape, self.seed).to(found.dtype)) if self.unit else found
 
     def pair_reduce(self, x: Tensor, y: Tensor | None = None, *, backend: str | None = None, **given: Any) -> Any:
         p = self._problem(x, y, given)
@@ -114,12 +123,17 @@ class Plain:
     def _reduced(self, p: Problem, f: Tensor, keep: Tensor | None, dim: int) -> Tensor:
         if p.reduce == "sum":
             r = (f if keep is None else torch.where(keep, f, 0.0)).sum(dim)
-            return r * (1.0 + self._noise(p, r)) if self.dot else r
+            # Of products it is their own error, which rows that are moved make.
+            return r * (1.0 + self._noise(p, r)) if self.dot or not isinstance(p.pair, Identity) else r
         masked = torch.isneginf(f) if keep is None else ~keep | torch.isneginf(f)
         empty = masked.all(dim, keepdim=True)
         found = torch.logsumexp(torch.where(empty, 0.0, torch.where(masked, float("-inf"), f)), dim)
-        # The logarithm of a sum is known to eps, however small it is; and it is stored, which rounds it.
-        found = found + self._noise(p, found) * (1.0 + 0.5 * found.detach().abs().nan_to_num(0.0, 0.0, 0.0))
+        # The logarithm of a sum is known to eps, however small it is; and it is stored, which rounds it, and with it the weights
+        # that are formed of it, e^(z - r), as long as that is small.
+        held, noise = found.detach(), self._noise(p, found)
+        size = held.abs().nan_to_num(0.0, 0.0, 0.0)
+        of_weights = torch.where(held.isfinite(), found - held, 0.0) * (1.0 + 0.5 * size.clamp(max=EXACT))
+        found = found + noise * (1.0 + 0.5 * size + of_weights)
         return torch.where(empty.squeeze(dim), float("-inf"), found) if f.shape[dim] else f.sum(dim) - float("inf")
 
     def _noise(self, p: Problem, r: Tensor) -> Tensor:
@@ -169,7 +183,7 @@ def plainly(engine: Plain) -> Iterator[None]:
         standing_in = {
             ops.pair_reduce: engine.pair_reduce,
             ops.pair_total: engine.pair_total,
-            normalize_rows: unit_rows,
+            normalize_rows: engine.normalize_rows,
         }
         changed = [
             patch.object(module, original.__name__, ours)

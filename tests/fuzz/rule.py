@@ -10,9 +10,11 @@ for each row of a matrix (its largest entry), each entry of a vector, each numbe
 P: the same function on plain PyTorch in the same dtype (plain.py): the n x m matrix, float32 accumulation, no kernel, no fast path,
    with z moved by the rounding of another order of summation, and float32 rows and numbers by one unit in the last place.
    Several draws, the largest. That sqdist comes from norms and dot products is part of it.
-C: the float64 definition where rows and numbers are moved by one rounding of their dtype (sqdist by eps (|x|^2 + |y|^2), rows also
-   by what the dtype cannot square): what any evaluation may make. A formula that cancels is as wrong on plain PyTorch; EXCUSED
-   bounds what that excuses, of a gradient, whose terms are many, less strictly than of a value.
+C: the float64 definition where rows, unit rows and numbers are moved by one rounding of their dtype (sqdist by eps (|x|^2 + |y|^2),
+   rows also by what the dtype cannot square), and sums by one of theirs: what any evaluation may make. Unit rows are, since the
+   cosine of equal rows is the largest there is: rows alone move it by eps^2, and terms that cancel there have no other size.
+   A formula that cancels is as wrong on plain PyTorch; EXCUSED bounds what that excuses, of a gradient, whose terms are many,
+   less strictly than of a value.
 
 Entries of like size lend each other their errors, since one draw can be right by luck. A result beyond its dtype is infinite.
 Nothing is asked where some |z| is beyond float32 (which pair_reduce excludes), of the gradient of a value beyond it, and where T
@@ -97,7 +99,7 @@ class Truth:
             exact = not isinstance(value, float) or value in (0.0, 1.0, 2.0)
             return value if exact else value * (1.0 + torch.finfo(self.dtype).eps * float(rows(1, 1, k + len(name))))
 
-        engine = Plain(k, 1.0, precision(self.dtype), dot=False)
+        engine = Plain(k, 1.0, precision(self.dtype), dot=False, unit=self.eps)
         with plainly(engine), clamped_as(self.dtype):
             found = run(
                 replace(self.case, autocast=""),
