@@ -1,7 +1,7 @@
 """Measure and report.
 
 python -m bench                    every case and the growth curves; JSON, plots, and the tables of README and docs   (make bench)
-python -m bench clip-8k            one case, printed                                                        (fastcl bench clip-8k)
+python -m bench clip-8k            one case, printed
 python -m bench --only clip-8k     that case anew, among the saved ones
 python -m bench --resume           what is missing after a run that was cut off
 python -m bench --report           the tables and plots from the saved JSON, without measuring
@@ -69,7 +69,7 @@ def print_results(results: dict[str, Any]) -> None:
 
 def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="fastcl bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "cases", nargs="*", metavar="CASE", help=f"one or more of {', '.join(CASES)}; all when none is named"

@@ -8,31 +8,18 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcl.bench.losses import EAGER, SCALE, SIGLIP_BIAS, SIGLIP_SCALE, TEMPERATURE, Method, labels, units
+from fastcl.bench.peaks import free_memory
 from tests.dropin import originals
 
 from .cases import Case
-from .formulas import (
-    EAGER,
-    FASTCL,
-    SCALE,
-    SIGLIP_BIAS,
-    SIGLIP_SCALE,
-    TEMPERATURE,
-    Method,
-    chunked_clip,
-    labels,
-    linear_cross_entropy,
-    row_chunks,
-    spectral_gram,
-    units,
-)  # fmt: skip
+from .formulas import FASTCL, chunked_clip, linear_cross_entropy, row_chunks, spectral_gram
 
 CHUNKS = (128, 256, 512, 1024, 2048)
 MOST_MEMORY = 0.5  # the part of the free memory that a method may take
@@ -83,14 +70,6 @@ class Baseline:
         if needed > MOST_MEMORY * free:
             return f"needs about {needed / 1e9:,.0f} GB; {MOST_MEMORY:.0%} of the {free / 1e9:,.0f} GB that are free may be used"
         return None
-
-
-def free_memory() -> float:
-    """Bytes that a new process could take."""
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
-        if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024
-    return float("inf")
 
 
 # ---- libraries ------------------------------------------------------------------------------------------------------------

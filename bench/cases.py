@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastcl.bench.measuring import views
+from fastcl.bench.peaks import WARM_ROWS
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,14 +40,12 @@ class Case:
         return replace(self, n=n, d=d or self.d, gemms=gemms)
 
     def inputs(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor]:
-        """Two views of one batch, with cosines of positives about 0.45: the loss is neither at chance nor near zero.
+        """Two views of one batch."""
+        return views(self.n, self.d, dtype, device)
 
-        Near zero the baselines lose digits that fastcl keeps (the positive stays outside its reduction): not the point here.
-        """
-        generator = torch.Generator().manual_seed(self.n * 1000 + self.d)
-        x = torch.randn(self.n, self.d, generator=generator)
-        y = x + 2.0 * torch.randn(self.n, self.d, generator=generator)
-        return x.to(device, dtype).requires_grad_(), y.to(device, dtype).requires_grad_()
+    def warm_inputs(self, compiles: bool) -> tuple[Tensor, Tensor]:
+        """For a first call: a few rows, or all where a method compiles for one shape."""
+        return self.inputs() if compiles else self.resized(min(self.n, WARM_ROWS)).inputs()
 
 
 # GEMM counts: rows and columns 4; one direction 3; x with itself 2 (log-sum-exp) or 3/2 (sum), twice for both views;

@@ -1,4 +1,4 @@
-"""The losses of the cases as people write them in PyTorch: eager formulas, row chunks, and d x d products."""
+"""The losses of the cases by row chunks, d x d products and other functions of torch; fastcl.bench.losses has their eager forms."""
 
 from __future__ import annotations
 
@@ -9,87 +9,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import fastcl
+from fastcl.bench.losses import (
+    ALPHA,
+    BETA,
+    EAGER,
+    KCL_GAMMA,
+    KCL_T,
+    LOG_2,
+    SCALE,
+    SIGLIP_BIAS,
+    SIGLIP_SCALE,
+    TEMPERATURE,
+    Method,
+    clipped,
+    js_positive,
+    labels,
+    ours,
+    units,
+)
 
-Method = Callable[[Tensor, Tensor], Tensor]
-
-SCALE, TEMPERATURE, SIGLIP_SCALE, SIGLIP_BIAS = 14.0, 0.5, 10.0, -10.0
-BETA, ALPHA, KCL_T, KCL_GAMMA = 1.0, 40.0, 2.0, 16.0
-LOG_2 = 0.6931471805599453
-
-
-def units(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return F.normalize(x), F.normalize(y)
-
-
-def labels(x: Tensor) -> Tensor:
-    return torch.arange(x.shape[0], device=x.device)
-
-
-def _no_diagonal(z: Tensor, value: float = float("-inf")) -> Tensor:
-    return z.masked_fill(torch.eye(z.shape[0], dtype=torch.bool, device=z.device), value)
-
-
-# ---- eager: the whole matrix ----------------------------------------------------------------------------------------------
-
-
-def clip(x: Tensor, y: Tensor) -> Tensor:
-    x, y = units(x, y)
-    logits = SCALE * x @ y.T
-    return (F.cross_entropy(logits, labels(x)) + F.cross_entropy(logits.T, labels(x))) / 2
-
-
-def info_nce(x: Tensor, y: Tensor) -> Tensor:
-    x, y = units(x, y)
-    return F.cross_entropy(SCALE * x @ y.T, labels(x))
-
-
-def nt_xent(x: Tensor, y: Tensor) -> Tensor:
-    z, n = torch.cat(units(x, y)), x.shape[0]
-    return F.cross_entropy(_no_diagonal(z @ z.T / TEMPERATURE), torch.cat([labels(x) + n, labels(x)]))
-
-
-def siglip(x: Tensor, y: Tensor) -> Tensor:
-    x, y = units(x, y)
-    z = SIGLIP_SCALE * x @ y.T + SIGLIP_BIAS
-    return (F.softplus(z).sum() - z.diagonal().sum()) / x.shape[0]
-
-
-def f_micl_js(x: Tensor, y: Tensor) -> Tensor:
-    x, y = units(x, y)
-    n = x.shape[0]
-    energy = _no_diagonal(F.softplus(-BETA * (2.0 - 2.0 * x @ x.T)), 0.0).sum() / (n * (n - 1)) - LOG_2
-    return ALPHA * energy - _js_positive(x, y).mean()
-
-
-def _js_positive(x: Tensor, y: Tensor) -> Tensor:
-    return LOG_2 - F.softplus(BETA * (x - y).square().sum(1))
-
-
-def kcl(x: Tensor, y: Tensor) -> Tensor:
-    x, y = units(x, y)
-    n = x.shape[0]
-    energies = [_no_diagonal(torch.exp(-KCL_T * (2.0 - 2.0 * u @ u.T)), 0.0).sum() / (n * (n - 1)) for u in (x, y)]
-    return KCL_GAMMA * (energies[0] + energies[1]) - 2.0 * torch.exp(-KCL_T * (x - y).square().sum(1)).mean()
-
-
-def spectral(x: Tensor, y: Tensor) -> Tensor:
-    x, y = _clipped(x), _clipped(y)
-    n, s = x.shape[0], x @ y.T
-    return -2.0 * s.diagonal().mean() + _no_diagonal(s.square(), 0.0).sum() / (n * (n - 1))
+FASTCL = {loss: ours(loss) for loss in EAGER}
 
 
 def spectral_gram(x: Tensor, y: Tensor) -> Tensor:
     """Five lines of d x d: the honest baseline of a quadratic loss."""
-    x, y = _clipped(x), _clipped(y)
+    x, y = clipped(x), clipped(y)
     n, d = x.shape[0], (x * y).sum(1)
     every = ((x.T @ x) * (y.T @ y)).sum()
     return -2.0 * d.mean() + (every - d.square().sum()) / (n * (n - 1))
-
-
-def _clipped(x: Tensor) -> Tensor:
-    norm = x.norm(dim=1, keepdim=True)
-    return torch.where(norm < 1.0, x, x / norm)
 
 
 # ---- row chunks: the backward of a chunk at once, so that one chunk of the matrix lives at a time ---------------------------
@@ -142,7 +89,7 @@ def _js_rows(x: Tensor, y: Tensor, start: int, stop: int) -> Tensor:
     n = x.shape[0]
     pairs = F.softplus(_off_diagonal(2.0 * BETA * x[start:stop] @ x.T - 2.0 * BETA, start, float("-inf")))
     energy = pairs.sum() / (n * (n - 1)) - LOG_2 * (stop - start) / n
-    return ALPHA * energy - _js_positive(x[start:stop], y[start:stop]).sum() / n
+    return ALPHA * energy - js_positive(x[start:stop], y[start:stop]).sum() / n
 
 
 def _kcl_rows(x: Tensor, y: Tensor, start: int, stop: int) -> Tensor:
@@ -215,24 +162,3 @@ def linear_cross_entropy(chunk: int, both: bool) -> Method:
         return (loss + F.linear_cross_entropy(SCALE * y, x, labels(x), options=options)) / 2 if both else loss
 
     return method
-
-
-def ours(loss: str, backend: str | None = None) -> Method:
-    """The loss by fastcl."""
-    f = fastcl.functional
-    return {
-        "clip": lambda x, y: f.clip(x, y, logit_scale=SCALE, backend=backend),
-        "info_nce": lambda x, y: f.info_nce(x, y, temperature=1.0 / SCALE, backend=backend),
-        "nt_xent": lambda x, y: f.nt_xent(x, y, temperature=TEMPERATURE, backend=backend),
-        "siglip": lambda x, y: f.siglip(x, y, logit_scale=SIGLIP_SCALE, logit_bias=SIGLIP_BIAS, backend=backend),
-        "f_micl_js": lambda x, y: f.f_micl(x, y, divergence="js", beta=BETA, alpha=ALPHA, backend=backend),
-        "kcl": lambda x, y: f.kcl(x, y, t=KCL_T, gamma=KCL_GAMMA, backend=backend),
-        "spectral": lambda x, y: f.spectral(x, y, backend=backend),
-    }[loss]  # type: ignore[return-value]
-
-
-EAGER: dict[str, Method] = {
-    "clip": clip, "info_nce": info_nce, "nt_xent": nt_xent, "siglip": siglip, "f_micl_js": f_micl_js, "kcl": kcl,
-    "spectral": spectral,
-}  # fmt: skip
-FASTCL = {loss: ours(loss) for loss in EAGER}

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fastcl
 from fastcl.backends import choice
+from fastcl.bench import measuring
+from fastcl.bench.measuring import by_wall, spread, step, time_interleaved
 
 from . import ROOT
 from .baselines import Baseline, baselines
@@ -39,7 +38,6 @@ SQUARE_FLOPS = 2.0 * SQUARE_ROWS**3
 FULL_WIDTH = 0.55  # of the loop of fused multiply-adds: half the vector width cannot give a matmul more than 0.5
 TOLERANCE = 1e-4  # relative, of value and gradient in float32: a wrong loss is wrong by far more
 FMA_SECONDS = 0.05
-TURN_SECONDS = 0.02  # of one method in one round, or one call where that takes longer
 CHECKS_PART, MEMORY_PART = 0.5, 0.6  # of the time of a case, and of what is left of it
 LEAST_MEMORY = 20.0  # seconds, so that fastcl has a peak even on a busy machine
 LEAST_TIMING = 6.0  # seconds: a small case whose checks took long (KeOps compiles) still times what is quick
@@ -59,47 +57,18 @@ class Settings:
     memory: bool = True
 
 
-def step(method: Method, x: Tensor, y: Tensor) -> Tensor:
-    """One forward and backward; returns the value, leaves the gradients in x.grad and y.grad."""
-    x.grad = y.grad = None
-    value = method(x, y)
-    value.backward()  # type: ignore[no-untyped-call]
-    return value.detach()
-
-
 # ---- correctness ----------------------------------------------------------------------------------------------------------
 
 
 def exact(case: Case, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Value and gradients of the float64 definition on these very numbers, on the CPU."""
-    leaves = [t.detach().cpu().double().requires_grad_() for t in (x, y)]
-    before = os.environ.get(choice.ENVIRONMENT_VARIABLE)
-    os.environ[choice.ENVIRONMENT_VARIABLE] = "reference"
-    try:
-        value = step(FASTCL[case.loss], *leaves)
-    finally:
-        os.environ.pop(choice.ENVIRONMENT_VARIABLE)
-        if before is not None:
-            os.environ[choice.ENVIRONMENT_VARIABLE] = before
-    return value, flat_gradient(leaves)
+    return measuring.exact(FASTCL[case.loss], x, y)
 
 
-def flat_gradient(leaves: Iterable[Tensor]) -> Tensor:
-    """The gradients as one float64 vector; 0 where a loss has none to give."""
-    return torch.cat(
-        [(torch.zeros_like(t) if t.grad is None else t.grad).detach().cpu().double().flatten() for t in leaves]
-    )
-
-
-def errors(
-    case: Case, method: Method, truth: tuple[Tensor, Tensor] | None = None, leaves: tuple[Tensor, Tensor] | None = None
-) -> tuple[float, float]:
-    """Relative errors of value and gradient against the float64 definition, at CHECK_ROWS rows or for these leaves."""
-    x, y = small(case).inputs() if leaves is None else leaves
-    value, gradient = exact(case, x, y) if truth is None else truth
-    got = step(method, x, y).cpu().double()
-    difference = flat_gradient((x, y)) - gradient
-    return float((got - value).abs() / value.abs()), float(difference.norm() / gradient.norm())
+def errors(case: Case, method: Method, truth: tuple[Tensor, Tensor] | None = None) -> tuple[float, float]:
+    """Relative errors of value and gradient against the float64 definition, at CHECK_ROWS rows."""
+    x, y = small(case).inputs()
+    return measuring.errors(method, exact(case, x, y) if truth is None else truth, x, y)
 
 
 def small(case: Case) -> Case:
@@ -120,44 +89,6 @@ def check(case: Case, baseline: Baseline, method: Method, truth: tuple[Tensor, T
 # ---- time -----------------------------------------------------------------------------------------------------------------
 
 
-def by_wall(run: Callable[[], Any]) -> float:
-    """Seconds of one call on the CPU: of as many as fit in TURN_SECONDS the median, of a longer one itself.
-
-    A single call of a few milliseconds would be charged for what the method before it left in caches and in memory.
-    """
-    seconds: list[float] = []
-    while sum(seconds) < TURN_SECONDS:
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def time_interleaved(
-    steps: dict[str, Callable[[], Any]],
-    rounds: int,
-    tick: Tick = lambda name: None,
-    stop: Callable[[], bool] | None = None,
-    warm: Container[str] = (),
-) -> dict[str, list[float]]:
-    """Seconds of each method in each round; all methods take turns, after one warm-up each of those that are not `warm`.
-
-    `stop` may end it after a round.
-    """
-    for name, run in steps.items():
-        if name not in warm:
-            tick(f"{name}, warm-up")
-            run()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, run in steps.items():
-            tick(name)
-            seconds[name].append(by_wall(run))
-        if stop is not None and stop():
-            break
-    return seconds
-
-
 _SWEPT: dict[tuple[str, str, int, int], dict[int, float]] = {}  # cases of one loss and width share a sweep
 
 
@@ -173,12 +104,6 @@ def sweep(case: Case, baseline: Baseline) -> tuple[int, dict[str, float]]:
         _SWEPT[key] = {chunk: by_wall(partial(step, baseline.make(chunk), x, y)) for chunk in baseline.choices}
     found = _SWEPT[key]
     return min(found, key=lambda chunk: found[chunk]), {str(chunk): seconds for chunk, seconds in found.items()}
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles, and of how many."""
-    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else (seconds[0],) * 3
-    return {"median": statistics.median(seconds), "low": low, "high": high, "rounds": len(seconds)}
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------------
@@ -327,28 +252,7 @@ def ceiling_steps(case: Case) -> tuple[dict[str, Callable[[], Any]], dict[str, l
 
 def environment() -> Result:
     """What the figures hold for."""
-    return {
-        "processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version(),
-        "torch": torch.__version__, "fastcl": fastcl.__version__, "commit": _commit(),
-        "backend": choice.choose(None, torch.device("cpu"), torch.float32)[0],
-        "isa": _isa(), "torch_isa": torch.backends.cpu.get_cpu_capability(),
-        "blas": "MKL" if torch.backends.mkl.is_available() else "not MKL",
-    }  # fmt: skip
-
-
-def _isa() -> str:
-    from fastcl.backends import extension
-
-    return "none" if extension.library is None else str(extension.library.chosen_isa())
-
-
-def _processor() -> str:
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return measuring.environment() | {"commit": _commit()}
 
 
 def _commit() -> str:

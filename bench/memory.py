@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import sys
 
+from fastcl.bench.peaks import in_fork, one_call
+
 from .baselines import baselines
 from .cases import CASES
-from .forks import in_fork, one_call
 
 
 def main(case_name: str, n: int, d: int, wanted: list[str]) -> None:
@@ -21,7 +22,9 @@ def main(case_name: str, n: int, d: int, wanted: list[str]) -> None:
     for item in wanted:
         name, _, chunk = item.rpartition(":")
         baseline = known[name]
-        answer = in_fork(lambda b=baseline, c=chunk: one_call(b.make(int(c)), case, b.compiles))  # type: ignore[misc]
+        answer = in_fork(
+            lambda b=baseline, c=chunk: one_call(b.make(int(c)), case.inputs(), case.warm_inputs(b.compiles))
+        )  # type: ignore[misc]
         print(json.dumps({"method": name, **answer}), flush=True)
 
 

@@ -21,7 +21,8 @@ PAGES = {"headline": "README.md", "tables": "docs/benchmarks.md"}  # which page 
 EVEN = 1.03  # ratios this near to 1 are a tie
 
 METHOD = (
-    "Written by `make bench`; `fastcl bench CASE` runs one case. Value and gradient are held against float64 first: what fails "
+    "Written by `make bench`; `python -m bench CASE` runs one case, and `fastcl bench` any loss at any size. "
+    "Value and gradient are held against float64 first: what fails "
     "has no figure. The methods of a case then take turns in one process, and a ratio is the median over rounds of the two times "
     "in the same round; calls of less than 20 ms are repeated for as long, and their median counts. Peaks are of one forward and "
     "backward in a fresh process. The ceiling is a loop of fused multiply-adds in registers, which takes turns too."

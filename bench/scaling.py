@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastcl.bench.peaks import in_fork, one_call
+
 from .baselines import Baseline, baselines
 from .cases import CASES, Case
-from .forks import in_fork, one_call
 from .measure import environment, quiet, step
 
 SIZES = tuple(1024 * 2**k for k in range(7))
@@ -44,7 +45,7 @@ def point(baseline: Baseline, case: Case) -> dict[str, Any]:
     """Peak memory of one call, the median of several, in this process."""
     quiet()
     method = baseline.make(baseline.choices[len(baseline.choices) // 2])
-    first = one_call(method, case, baseline.compiles)
+    first = one_call(method, case.inputs(), case.warm_inputs(baseline.compiles))
     seconds = [first["seconds"]]
     x, y = case.inputs()
     while sum(seconds) < CALLS_SECONDS and len(seconds) < MOST_CALLS:

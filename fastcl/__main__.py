@@ -6,8 +6,8 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from .equation.arguments import one_of
 from .version import __version__
 
 # name -> the module whose main(argv) runs it, imported only when it is asked for; and one line about it.
@@ -17,8 +17,12 @@ COMMANDS = {
         "what fastcl runs on here: versions, what was built, which backend serves what",
     ),
     "bench": (
-        "bench.__main__",
-        "measure one case or all: time, errors and memory beside the strongest baselines (in a checkout)",
+        "fastcl.bench.command",
+        "measure losses, yours too: time, memory and errors beside eager PyTorch",
+    ),
+    "cost": (
+        "fastcl.bench.cost",
+        "what a loss will cost at a size: milliseconds, bytes, flops, kernels",
     ),
 }
 
@@ -39,18 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"fastcl {__version__}")
-    parser.add_argument("command", choices=sorted(COMMANDS))
+    parser.add_argument("command", type=_command, metavar="{" + ",".join(sorted(COMMANDS)) + "}")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="fastcl COMMAND --help lists them")
     chosen = parser.parse_args(argv)
-    checkout = Path(__file__).resolve().parent.parent
-    if chosen.command == "bench":
-        if not (checkout / "bench" / "__main__.py").is_file():
-            parser.error(
-                "bench: expected a checkout of the repository, got an installed package; clone it and run there"
-            )
-        sys.path.insert(0, str(checkout))  # a console script has its own folder there, not the checkout
     status: int = importlib.import_module(COMMANDS[chosen.command][0]).main(chosen.arguments)
     return status
+
+
+def _command(name: str) -> str:
+    try:
+        return one_of("command", name, sorted(COMMANDS))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +9,14 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import baselines, forks, measure, plots, report
+from bench import baselines, measure, plots, report
 from bench.baselines import Baseline
 from bench.budget import Budget, affordable
 from bench.cases import CASES, HEADLINE
-from bench.formulas import EAGER, FASTCL
+from bench.formulas import FASTCL
 from bench.measure import Settings
+from fastcl.bench import measuring, peaks
+from fastcl.bench.losses import EAGER
 
 TINY = 96
 
@@ -30,7 +30,7 @@ def test_every_method_is_right(name: str) -> None:
         assert why is None or baseline.module == "pykeops", why
         if not baseline.compiles:  # the same formula as eager; compiling takes 20 s a case
             for chunk in {baseline.choices[0], min(64, baseline.choices[-1])}:  # several chunks, and one ragged
-                errors = measure.errors(case, baseline.make(chunk), truth)
+                errors = measuring.errors(baseline.make(chunk), truth, *case.inputs())
                 assert max(errors) < measure.TOLERANCE, (baseline.name, chunk, errors)
 
 
@@ -106,11 +106,11 @@ def test_a_baseline_ahead_is_shown_with_its_reason() -> None:
 
 def test_quick_calls_are_repeated_and_long_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
 
     def taking(*seconds: float) -> float:
         left = iter(seconds)
-        return measure.by_wall(lambda: now.__setitem__(0, now[0] + next(left)))
+        return measuring.by_wall(lambda: now.__setitem__(0, now[0] + next(left)))
 
     assert taking(0.009, 0.004, 0.005, 0.004) == pytest.approx(0.0045)  # the first finds its data elsewhere
     assert taking(0.5) == pytest.approx(0.5)
@@ -128,7 +128,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch:
 
 def test_the_peak_is_that_of_the_second_call_where_the_first_compiles() -> None:
     case = CASES["clip-8k"].resized(4096, 16)  # matrices that the allocator gives back at once
-    assert forks.one_call(EAGER["clip"], case, compiles=True)["peak_bytes"] > 2 * 4096 * 4096 * 4
+    assert peaks.one_call(EAGER["clip"], case.inputs(), case.warm_inputs(True))["peak_bytes"] > 2 * 4096 * 4096 * 4
 
 
 def test_a_memory_run_that_takes_too_long_ends() -> None:
@@ -136,9 +136,9 @@ def test_a_memory_run_that_takes_too_long_ends() -> None:
 
 
 def test_a_fork_that_fails_says_why() -> None:
-    assert forks.in_fork(lambda: {"a": 1}) == {"a": 1}
-    assert forks.in_fork(lambda: {"a": 1 // 0})["failed"].startswith("ZeroDivisionError")
-    assert forks.in_fork(lambda: __import__("os").kill(__import__("os").getpid(), 9)) == {"failed": "ended by signal 9"}
+    assert peaks.in_fork(lambda: {"a": 1}) == {"a": 1}
+    assert peaks.in_fork(lambda: {"a": 1 // 0})["failed"].startswith("ZeroDivisionError")
+    assert peaks.in_fork(lambda: __import__("os").kill(__import__("os").getpid(), 9)) == {"failed": "ended by signal 9"}
 
 
 # ---- the time budget ------------------------------------------------------------------------------------------------------
@@ -269,14 +269,6 @@ def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["clip-9k"])
     assert "got clip-9k" in capsys.readouterr().err
-
-
-def test_the_command_finds_the_benchmarks_of_its_checkout(tmp_path: Path) -> None:
-    """As the console script does it: Python's own path, and another folder."""
-    script = "import sys; from fastcl.__main__ import main; sys.exit(main(['bench', '--help']))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "clip-8k" in done.stdout
 
 
 @pytest.mark.usefixtures("doubled")

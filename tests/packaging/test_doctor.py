@@ -86,7 +86,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["doktor"])
     assert stopped.value.code == 2
-    assert "invalid choice: 'doktor'" in capsys.readouterr().err
+    assert "got 'doktor'; did you mean 'doctor'?" in capsys.readouterr().err
     for name in COMMANDS:
         with pytest.raises(SystemExit) as stopped:
             main([name, "--help"])
