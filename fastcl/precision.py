@@ -14,7 +14,9 @@ from torch import Tensor
 from . import transforms
 
 # Asked once: torch.compile does not trace the question before torch 2.13.
-_WITH_AUTOCAST = [kind for kind in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu") if torch.amp.is_autocast_available(kind)]
+_WITH_AUTOCAST = [
+    kind for kind in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu") if torch.amp.is_autocast_available(kind)
+]
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

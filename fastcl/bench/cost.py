@@ -72,7 +72,7 @@ def said(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("loss", f"{found['loss']}, {found['n']:,} x {found['d']:,}, {found['dtype']}, forward and backward"),
         ("time", f"{1e3 * found['seconds']:,.1f} ms, {how}"),
-        ("memory", "not measured here" if peak is None else f"{peak / 1e6:,.1f} MB beside rows and gradients' inputs"),
+        ("memory", "not measured here" if peak is None else f"{peak / 1e6:,.1f} MB beside the rows"),
         (
             "flops",
             f"{found['flops'] / 1e9:,.1f} GFLOP in products, {found['flops'] / found['seconds'] / 1e9:,.0f} GFLOP/s",
@@ -86,7 +86,7 @@ def cost(call: Call) -> dict[str, Any]:
     at = min(call.n, LARGEST)
     sizes = (at,) if at == call.n else (at // 2, at)
     calls = [call._replace(n=n) for n in sizes]
-    peaks = [answer.get("peak_bytes") for answer in peaks_of(calls)]
+    peaks = [answer["peak_bytes"] for answer in peaks_of(calls) if "peak_bytes" in answer]
     rows = [c.rows() for c in calls]
     for c, r in zip(calls, rows, strict=True):
         _run(c, r)
@@ -95,11 +95,9 @@ def cost(call: Call) -> dict[str, Any]:
     if len(sizes) == 2:
         small, large = (float(counted(c)[0]) for c in calls)
         taken = _grown(seconds, [small, large], flops, call.n / at)
-        room = (
-            None if None in peaks else max(peaks[1], peaks[1] + (peaks[1] - peaks[0]) * (call.n - at) / (at - sizes[0]))
-        )
     else:
-        taken, room = seconds[0], peaks[0]
+        taken = seconds[0]
+    room = peaks[-1] + 2.0 * max(0, peaks[-1] - peaks[0]) * (call.n / at - 1.0) if len(peaks) == len(sizes) else None
     return {
         **call._asdict(), "seconds": taken, "bytes": room, "flops": flops, "kernel": kernel_of(call, ops, flops), "measured_at": at
     }  # fmt: skip

@@ -86,7 +86,9 @@ class Call:
             name: "a number of rows" if name in self.counts else _described(value, name in self.rows)
             for name, value in values.items()
         }
-        if self.refusal is None:  # else there is nothing to compare: a transform's tensors describe themselves otherwise
+        if (
+            self.refusal is None
+        ):  # else there is nothing to compare: a transform's tensors describe themselves otherwise
             self.words = {"objective": self.name, "grad mode": str(torch.is_grad_enabled())} | described
 
     @property

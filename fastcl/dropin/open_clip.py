@@ -198,7 +198,9 @@ class CoCaLoss(ClipLoss):
         Raises:
             ValueError, TypeError: as ClipLoss; PyTorch's cross entropy says what is wrong with logits and labels.
         """
-        clip_loss = torch.zeros((), dtype=torch.int64, device=image_features.device)  # as the original's: nothing to train
+        clip_loss = torch.zeros(
+            (), dtype=torch.int64, device=image_features.device
+        )  # as the original's: nothing to train
         if self.clip_loss_weight:
             loss = super().forward(image_features, text_features, logit_scale)
             assert isinstance(loss, Tensor)

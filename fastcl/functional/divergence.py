@@ -255,7 +255,12 @@ def f_micl_dv(
 
 
 def _working_dtype(
-    divergence: str | Divergence, q: float | None, beta: float | Tensor, mu: float | Tensor, normalize: bool, dtype: torch.dtype
+    divergence: str | Divergence,
+    q: float | None,
+    beta: float | Tensor,
+    mu: float | Tensor,
+    normalize: bool,
+    dtype: torch.dtype,
 ) -> torch.dtype:
     """A dtype with room above the largest power of 1 / u: float32 up to e^30, float16 none; float64 ends at e^700.
 

@@ -7,10 +7,12 @@ All results are Python numbers, the same from run to run; rows with a NaN give N
 
 from .cosines import wasserstein_uniformity
 from .dimensions import effective_rank, rank
+from .recorder import Recorder
 from .retrieval import RetrievalAccuracy, retrieval_accuracy
 from .spread import alignment, mean_log_sum_exp, uniformity
 
 __all__ = [
+    "Recorder",
     "RetrievalAccuracy",
     "alignment",
     "effective_rank",
