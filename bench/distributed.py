@@ -23,7 +23,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from fastcl import functional
+from fastcl import Ranks, functional
 from tests.dropin import originals
 
 SCALE = 1 / 0.07
@@ -37,7 +37,7 @@ def steps(rank: int, world: int) -> dict[str, Callable[[Tensor, Tensor, Tensor],
         "open_clip": lambda x, y, scale: theirs(x, y, scale),
         **{
             f"fastcl {strategy}": lambda x, y, scale, strategy=strategy: functional.clip(
-                x, y, logit_scale=scale, normalize=False, group=group, strategy=strategy
+                x, y, logit_scale=scale, normalize=False, group=Ranks(group, strategy=strategy)
             )
             for strategy in ("gather", "ring")
         },

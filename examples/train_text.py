@@ -23,7 +23,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from fastcl import functional, losses
+from fastcl import Ranks, functional, losses
 
 from .texts import Bags, Pairs, bags, load
 
@@ -110,7 +110,7 @@ def train(
         x, y, scale = model(*(side.take(mine) for side in pairs))
         x.register_hook(watch.stop)  # its gradient is the last thing that the loss computes
         watch.start()
-        loss = functional.clip(x, y, logit_scale=scale, group=group, strategy=args.strategy)
+        loss = functional.clip(x, y, logit_scale=scale, group=Ranks(group, strategy=args.strategy))
         loss.backward()
         optimizer.step()
         steps += 1

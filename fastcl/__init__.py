@@ -6,6 +6,7 @@ Every contrastive loss is an alignment term plus one pairwise reduction; one fam
 from . import functional, losses, metrics, pairs
 from .backends.choice import BackendUnavailableError
 from .cached import cached_embeddings, cached_step
+from .distributed import Ranks
 from .equation.divergence import Divergence
 from .equation.masks import Mask, across_groups, all_pairs, at_most, off_diagonal, within_groups
 from .equation.reductions import merge
@@ -18,6 +19,7 @@ __all__ = [
     "Divergence",
     "Mask",
     "Patch",
+    "Ranks",
     "__version__",
     "across_groups",
     "all_pairs",

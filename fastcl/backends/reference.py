@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..equation.intrinsics import softplus
 from ..equation.masks import Mask
 from ..equation.problem import Gradients, Problem, Wanted
 
@@ -97,7 +97,7 @@ def outer_value(outer: str, r: Tensor, positive: Tensor | None) -> Tensor:
         return r.sum()
     if outer == "contrast":
         assert positive is not None
-        return F.softplus(r - positive, threshold=40.0).sum()
+        return softplus(r - positive).sum()
     return _logsumexp(r, torch.isneginf(r), 0)
 
 

@@ -5,6 +5,7 @@ against the rows of y of every rank (pairs.py), besides sums and counts over the
 once, in fastcl.functional; there they ask fastcl.batch, which answers for this process's rows or for the union.
 
     loss = fastcl.functional.clip(x, y, logit_scale=s, group=group)      # on every rank, with its own rows
+    loss = fastcl.functional.clip(x, y, logit_scale=s, group=fastcl.Ranks(group, gradient="exact", strategy="ring"))
 
 Each rank gets the value of the whole batch. Gradients follow one rule: every rank calls backward on its own value, and the
 gradients are those of the sum over ranks of what backward was called on, as if all ranks were one program.
@@ -31,9 +32,10 @@ one rank, raises the same error on all of them. It is read on the host, the one 
 torch.compile a call with group= is one graph break, and runs as it would without.
 """
 
-from .agreement import CONVENTIONS, MismatchError, agreed
-from .call import Group, SavedGroup, over_ranks
-from .shards import GATHER_LIMIT, STRATEGIES, Shards, gathered_rows
+from .agreement import MismatchError, agreed
+from .call import over_ranks
+from .ranks import CONVENTIONS, STRATEGIES, Group, Ranks, SavedGroup
+from .shards import GATHER_LIMIT, Shards, gathered_rows
 
 __all__ = [
     "CONVENTIONS",
@@ -41,6 +43,7 @@ __all__ = [
     "STRATEGIES",
     "Group",
     "MismatchError",
+    "Ranks",
     "SavedGroup",
     "Shards",
     "agreed",

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import wraps
 from types import MethodType
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +20,11 @@ from torch import distributed as dist
 
 from .. import batch, transforms
 from ..backends import choice
-from ..equation import checks
-from ..equation.names import Gradient
 from ..equation.problem import accumulation_dtype
-from .shards import STRATEGIES, checked
+from .ranks import check_settings
+from .shards import checked
 from .wire import Wire
 
-CONVENTIONS = get_args(Gradient)
-SETTINGS = {"gradient": CONVENTIONS, "strategy": STRATEGIES}
 ROWS = 16  # more tensors of rows, and numbers of rows, than any objective has
 COUNTS = ("pairs",)  # arguments that are a number of rows, hence each rank's own
 WEIGHTS = ("positives[2]",)  # vectors of numbers that are no setting: one for each of what is each rank's own
@@ -36,13 +33,6 @@ REHEARSED: set[tuple[Any, ...]] = set()  # calls whose checks have passed in thi
 
 class MismatchError(ValueError):
     """Ranks of one group made different calls."""
-
-
-def check_settings(settings: dict[str, Any]) -> None:
-    """What is given of gradient and strategy is one of their names."""
-    for name, allowed in SETTINGS.items():
-        if name in settings:
-            checks.one_of(name, settings[name], allowed)
 
 
 class Call:
@@ -74,7 +64,6 @@ class Call:
         except TypeError as error:
             self.unlike = TypeError(f"{self.name}(): {error}")
             return
-        self.settings |= {name: self.arguments.pop(name) for name in SETTINGS if name in self.arguments}
         self.arguments.pop("group", None)
         self.refusal = transforms.refusal("group=", self.arguments.values())
         values = dict(_leaves(self.arguments | self.settings))

@@ -16,9 +16,10 @@ from torch import distributed as dist
 
 from ..equation.checks import is_dtensor
 from ..equation.masks import Mask, by_groups
-from .agreement import COUNTS, check_settings
+from .agreement import COUNTS
 from .derivatives import first_derivatives
 from .pairs import MASKING
+from .ranks import Ranks, check_settings, process_group
 from .shards import Shards
 from .wire import Wire
 
@@ -75,8 +76,6 @@ class Placement:
 
     def check_group(self, group: Any) -> None:
         """A group given beside says the same."""
-        from .call import process_group
-
         if group is None:
             return
         if self.group is None or set(dist.get_process_group_ranks(process_group(group))) != set(
@@ -140,7 +139,9 @@ def is_number(t: Any) -> bool:
 
 def over_placement(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """An objective of DTensors: of their local rows, over the ranks that share them."""
-    check_settings(arguments)
+    asked = arguments.get("group")
+    ranks = asked if isinstance(asked, Ranks) else Ranks(asked)
+    check_settings(ranks.settings)
     whole = () if arguments.get("sharded_queue") else HELD_WHOLE
     numbers = {name: t for name, t in arguments.items() if is_number(t)}
     tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor) and name not in numbers}
@@ -149,7 +150,7 @@ def over_placement(function: Callable[..., Any], arguments: dict[str, Any]) -> A
         held = {name: _held(name, t) for name, t in tensors.items()}
         return function(**(arguments | held | {name: local_number(t) for name, t in numbers.items()}))
     place = Placement.of(rows)
-    place.check_group(arguments.get("group"))
+    place.check_group(ranks.group)
     for name in (*COUNTS, "positives") if place.sharded is not None else ():
         if arguments.get(name) is not None:
             got = arguments[name] if name in COUNTS else type(arguments[name]).__name__
@@ -159,7 +160,7 @@ def over_placement(function: Callable[..., Any], arguments: dict[str, Any]) -> A
     local = {name: t.to_local() for name, t in rows.items()}  # type: ignore[attr-defined]
     local |= {name: _held(name, t) for name, t in tensors.items() if name in whole}
     local |= {name: place.number(t) for name, t in numbers.items()}
-    answer = function(**(arguments | local | {"group": place.group, "gradient": "exact"}))
+    answer = function(**(arguments | local | {"group": Ranks(place.group, "exact", ranks.strategy)}))
     count = next(iter(rows.values())).shape[0]
     if isinstance(answer, tuple):
         return type(answer)(*(place.wrapped(part, count) for part in answer))

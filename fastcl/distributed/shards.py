@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..equation import checks
+from ..equation.intrinsics import softplus
 from ..equation.names import Strategy
 from ..equation.problem import Problem
 from ..ops import problem
@@ -25,7 +26,6 @@ from .visits import Tour
 from .wire import Wire
 
 GATHER_LIMIT = 2**28  # bytes of gathered rows a rank, above which strategy "auto" takes the ring
-STRATEGIES = get_args(Strategy)
 DEFAULTS: dict[str, Any] = {
     "operand": "dot", "pair": "identity", "reduce": "logsumexp", "mask": "all", "scale": 1.0, "shift": 0.0,
     "bias_x": None, "bias_y": None, "columns": False,
@@ -121,7 +121,7 @@ class Shards:
         r = self.pair_reduce(x, y, **arguments)
         assert isinstance(r, Tensor)
         if positive is not None:
-            r = F.softplus(r - positive.to(r.dtype), threshold=40.0)
+            r = softplus(r - positive.to(r.dtype))
         return self.log_total(r) if outer == "pooled" else self.total(r)
 
     def _plan(self, p: Problem, backend: str) -> pairs.Plan:
@@ -220,4 +220,4 @@ class Summed(torch.autograd.Function):
         return None, ctx.wire.summed(upstream[0])
 
 
-__all__ = ["GATHER_LIMIT", "STRATEGIES", "Shards", "checked", "gathered_rows"]
+__all__ = ["GATHER_LIMIT", "Shards", "checked", "gathered_rows"]

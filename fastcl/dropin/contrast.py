@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..equation import checks
+from ..equation.intrinsics import softplus
 from ..equation.masks import off_diagonal
 from ..equation.problem import accumulation_dtype
-from ..functional.rows import row_dot, softplus, times
+from ..functional.rows import row_dot, times
 from ..ops import pair_reduce, pair_total
 from ..precision import full_precision
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from .. import merge
 from ..equation import checks
+from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups, within_groups
 from ..equation.names import Operand
 from ..equation.problem import accumulation_dtype
-from ..functional.rows import normalize_rows, row_dot, softplus, times
+from ..functional.rows import normalize_rows, row_dot, times
 from ..ops import pair_reduce
 from .mined import Pairs, positives_and_negatives
 

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from ..distributed import agreed
 from ..equation import checks
 from ..equation.arguments import kind_of, positive_real
+from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups
-from ..functional.rows import normalize_rows, row_dot, softplus
+from ..functional.rows import normalize_rows, row_dot
 from ..functional.uniformity import align_uniform
 from ..ops import pair_reduce, pair_total
 from . import ranks

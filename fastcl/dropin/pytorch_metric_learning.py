@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..distributed import agreed
 from ..equation import checks
+from ..equation.intrinsics import softplus
 from ..equation.masks import off_diagonal, within_groups
-from ..functional.rows import softplus
 from ..ops import pair_reduce, pair_total
 from . import ranks
 from .labelled import LabelledPairs, LabelLoss, checked_labels, mean_of_positive

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from .. import transforms
 from ..distributed import agreed
 from ..equation import checks
+from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups, off_diagonal
 from ..equation.reductions import merge
-from ..functional.rows import normalize_rows, row_dot, softplus
+from ..functional.rows import normalize_rows, row_dot
 from ..ops import pair_reduce
 from . import ranks
 from .contrast import cross_entropy, positives, symmetric_cross_entropy

@@ -12,7 +12,8 @@ from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.intrinsics import softplus
+from ..equation.names import Backend, Reduction
 from .energy import visits
 from .rows import (
     check_reduction,
@@ -22,7 +23,6 @@ from .rows import (
     plain_number,
     reduced,
     row_dot,
-    softplus,
     stacked,
     times,
 )
@@ -42,8 +42,6 @@ def debiased(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """Debiased contrastive loss: the expected share of hidden positives is taken out of the negatives.
 
@@ -63,9 +61,7 @@ def debiased(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (2n,) for "none"; float32 (float64 for float64 input).
@@ -95,8 +91,6 @@ def hard_negative(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """Hard-negative contrastive loss: the debiased loss with negatives weighted by their own similarity.
 
@@ -117,9 +111,7 @@ def hard_negative(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (2n,) for "none"; float32 (float64 for float64 input).

@@ -20,12 +20,13 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
 from ..equation.divergence import LEAST, Divergence
-from ..equation.names import Backend, DivergenceName, Gradient, Negatives, Operand, Reduction, Similarity, Strategy
+from ..equation.intrinsics import softplus
+from ..equation.names import Backend, DivergenceName, Negatives, Operand, Reduction, Similarity
 from ..equation.pairs import LOG_2, CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
 from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
 from .energy import Pairs, Potential
-from .rows import at_least, check_reduction, own_pairs_left_out, reduced, softplus, times
+from .rows import at_least, check_reduction, own_pairs_left_out, reduced, times
 from .uniformity import log_mean_gaussian
 
 EPS = 1e-6  # how near to the edge of a conjugate's domain a cosine may come
@@ -122,8 +123,6 @@ def f_micl(
     return_terms: bool = False,
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor | FMICLTerms:
     """f-MICL: a lower bound of the f-mutual information of two views.
 
@@ -152,9 +151,7 @@ def f_micl(
         return_terms: whether to return (loss, positive, negative) with loss = -positive + alpha * negative. In float32 a weight
             such as 409600 drowns the positive in the loss's last digits; its gradient is right all the same.
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none", float32 (float64 for float64 input); with return_terms an FMICLTerms of three such.
@@ -213,8 +210,6 @@ def f_micl_dv(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """f-MICL for KL after the Donsker-Varadhan shift: the weight alpha at its optimum for each batch.
 
@@ -230,9 +225,7 @@ def f_micl_dv(
         normalize: whether to scale rows to unit length first.
         reduction: "mean" only: the logarithm has no rows.
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar; float32 (float64 for float64 input).

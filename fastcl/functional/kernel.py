@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..distributed import Group, over_ranks
 from ..equation import checks
-from ..equation.names import Backend, Gradient, KernelName, Reduction, Strategy
+from ..equation.names import Backend, KernelName, Reduction
 from ..equation.pairs import Exp, Log1p, Power, Rsqrt1p
 from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
@@ -45,8 +45,6 @@ def kcl(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """KCL: kernel contrastive learning, whose expectation does not depend on the batch size.
 
@@ -76,9 +74,7 @@ def kcl(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values: the row's own terms, its energies being its row sums over n - 1).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

@@ -11,10 +11,11 @@ from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
+from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups, within_groups
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Reduction
 from .energy import visits
-from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, softplus, times, widest
+from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, times, widest
 
 
 @over_ranks
@@ -28,8 +29,6 @@ def sup_con(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """SupCon, the form with the logarithm inside (L_out): each row finds all rows of its label.
 
@@ -49,9 +48,7 @@ def sup_con(
         normalize: whether to scale rows to unit length first (the authors' code leaves that to its caller).
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

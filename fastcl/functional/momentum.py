@@ -10,9 +10,10 @@ from .. import batch, ops
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.intrinsics import softplus
+from ..equation.names import Backend, Reduction
 from .aligned import aligned_views
-from .rows import check_reduction, inverse, normalize_rows, reduced_total, softplus, times
+from .rows import check_reduction, inverse, normalize_rows, reduced_total, times
 from .softmax import info_nce
 
 
@@ -28,8 +29,6 @@ def moco(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """MoCo: each query finds its key among the keys of earlier batches.
 
@@ -48,9 +47,7 @@ def moco(
         normalize: whether to scale rows to unit length first, the queue's too.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -96,8 +93,6 @@ def moco_v3(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """MoCo v3: each view's queries find the other view's keys, within the batch.
 
@@ -115,9 +110,7 @@ def moco_v3(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

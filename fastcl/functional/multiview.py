@@ -13,7 +13,8 @@ from ..distributed import Group, over_ranks
 from ..distributed.agreement import ROWS
 from ..equation import checks
 from ..equation.arguments import Positive
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.intrinsics import softplus
+from ..equation.names import Backend, Reduction
 from ..equation.pairs import LOG_2
 from ..equation.reductions import merge
 from .decoupled import free_energies
@@ -25,7 +26,6 @@ from .rows import (
     own_pairs_left_out,
     reduced,
     row_dot,
-    softplus,
     stacked,
     times,
 )
@@ -42,8 +42,6 @@ def mv_info_nce(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """MV-InfoNCE: InfoNCE of V views, whose positive is the sum over all pairs of views and whose negatives are all other samples.
 
@@ -60,9 +58,7 @@ def mv_info_nce(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -95,8 +91,6 @@ def mv_dhel(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """MV-DHEL: alignment over all pairs of V views, and an energy of each view by itself, in a tile of its own.
 
@@ -113,9 +107,7 @@ def mv_dhel(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input). Without any negative it is -inf.

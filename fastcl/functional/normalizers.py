@@ -19,7 +19,7 @@ from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Reduction
 from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
 from .energy import visits
@@ -49,8 +49,6 @@ def sogclr(
     return_log_u: bool = False,
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor | NormalizedLoss:
     """SogCLR: two views of each sample, whose normaliser is averaged over batches; right for any batch size.
 
@@ -73,9 +71,7 @@ def sogclr(
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         return_log_u: whether to return (loss, log_u), log_u being the new one.
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (2n,) for "none"; float32 (float64 for float64 input). With return_log_u a NormalizedLoss.
@@ -128,8 +124,6 @@ def fast_clip(
     return_log_u: bool = False,
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor | NormalizedLoss:
     """FastCLIP: CLIP with a normaliser for each image and each text, averaged over batches; right for any batch size.
 
@@ -156,9 +150,7 @@ def fast_clip(
         reduction: "mean", "sum" or "none" (n values).
         return_log_u: whether to return (loss, log_u), log_u being the new ones.
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input). With return_log_u a NormalizedLoss.

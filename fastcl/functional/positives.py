@@ -19,9 +19,10 @@ from torch import Tensor
 from .. import batch, transforms
 from ..equation import checks
 from ..equation.arguments import as_tensor, kind_of
+from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups
 from ..equation.problem import accumulation_dtype
-from .rows import softplus, times
+from .rows import times
 
 Positives: TypeAlias = Sequence[Tensor]
 

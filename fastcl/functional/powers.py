@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import batch, transforms
 from ..distributed import Group, over_ranks
 from ..equation.arguments import PositiveReal
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Reduction
 from ..equation.pairs import Log, Power
 from ..equation.problem import accumulation_dtype
 from .energy import Pairs, Potential
@@ -33,8 +33,6 @@ def f_mi_alpha(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """f-mutual information by an alpha-divergence, with s = <u, v> as the estimated density ratio.
 
@@ -55,9 +53,7 @@ def f_mi_alpha(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

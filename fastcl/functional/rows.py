@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import batch, transforms
 from ..backends import choice
@@ -197,11 +196,6 @@ def row_sqdist(x: Tensor, y: Tensor) -> Tensor:
 def times(factor: float | Tensor, rows: Tensor) -> Tensor:
     """factor * rows in the dtype of rows, whatever the shape of a one-element factor."""
     return rows * checks.scalar("factor", factor, rows)
-
-
-def softplus(z: Tensor) -> Tensor:
-    """log(1 + e^z); the gradient of F.softplus is formed by way of g e^z, which is infinite where g / (1 + e^-z) is not."""
-    return -F.logsigmoid(-z)
 
 
 def stacked(*views: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
-from ..equation.names import Backend, Gradient, MarginStrategy, Reduction, Strategy
+from ..equation.intrinsics import softplus
+from ..equation.names import Backend, MarginStrategy, Reduction
 from .aligned import aligned_views
 from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between
@@ -21,7 +22,6 @@ from .rows import (
     negatives_of_each,
     reduced,
     reduced_total,
-    softplus,
     times,
 )
 
@@ -41,8 +41,6 @@ def siglip(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """SigLIP: a logistic loss of every pair, divided by n (not by n m).
 
@@ -66,9 +64,7 @@ def siglip(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

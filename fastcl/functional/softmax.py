@@ -15,8 +15,9 @@ from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
+from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups
-from ..equation.names import Backend, Gradient, MarginStrategy, Reduction, Strategy
+from ..equation.names import Backend, MarginStrategy, Reduction
 from .aligned import aligned_views
 from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between, mean_over, some
@@ -29,7 +30,6 @@ from .rows import (
     own_pairs_left_out,
     reduced,
     reduced_total,
-    softplus,
     stacked,
     times,
 )
@@ -51,8 +51,6 @@ def info_nce(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """InfoNCE, one direction: each row of x finds its row of y among all rows of y.
 
@@ -79,9 +77,7 @@ def info_nce(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -157,8 +153,6 @@ def clip(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """CLIP: InfoNCE in both directions, rows and columns from one sweep.
 
@@ -185,10 +179,8 @@ def clip(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (k values; with `positives` n + m halves, those of x first).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
             Each rank has n, m and k of its own.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
 
     Returns:
         A scalar, or (k,) or (n + m,) for "none"; float32 (float64 for float64 input).
@@ -264,8 +256,6 @@ def nt_xent(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """NT-Xent (SimCLR): each of the 2n rows finds its other view among the 2n - 1 others.
 
@@ -289,9 +279,7 @@ def nt_xent(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (2n,) for "none"; float32 (float64 for float64 input).

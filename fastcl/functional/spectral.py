@@ -13,7 +13,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import Mask
-from ..equation.names import Backend, Estimator, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Estimator, Reduction
 from ..equation.pairs import Square
 from ..equation.problem import accumulation_dtype
 from ..precision import narrow_product, on_tensor_cores, product
@@ -50,8 +50,6 @@ def spectral(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """The spectral contrastive loss, of rows clipped to norm sqrt(mu).
 
@@ -71,9 +69,7 @@ def spectral(
         normalize: whether to scale rows to unit length first, before they are clipped.
         reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -192,8 +188,6 @@ def minc(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """MINC: mutual information non-contrastive learning, each row against a statistic of all others. O(n d^2), no pairs.
 
@@ -218,9 +212,7 @@ def minc(
         normalize: whether to scale rows, targets too, to unit length first.
         reduction: "mean" only.
         backend: as everywhere; minc has no pairs to reduce and is the same on each.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, float32 (float64 for float64 input); its gradient is the MINC direction, its value says little.
@@ -281,8 +273,6 @@ def second_moment(
     normalize: bool = False,
     mu: Positive | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Moment:
     """What MINC's statistic averages, in the accumulation dtype, of the rows of all ranks of the group.
 

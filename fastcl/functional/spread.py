@@ -8,7 +8,7 @@ from .. import batch
 from ..batch import pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Reduction
 from .energy import visits
 from .rows import at_least, check_reduction, normalize_rows, own_pairs_left_out
 
@@ -24,8 +24,6 @@ def spread_out(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """Spread-out (global orthogonal) regularisation: similarities of different rows as those of uniform directions.
 
@@ -44,9 +42,7 @@ def spread_out(
         normalize: whether to scale rows to unit length first.
         reduction: "mean" only: moments have no rows.
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar; float32 (float64 for float64 input).

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation.arguments import PositiveReal
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Reduction
 from ..equation.pairs import Power
 from .aligned import aligned_views
 from .energy import visits
@@ -35,8 +35,6 @@ def temperature_free_info_nce(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """Temperature-free InfoNCE: the logit of a cosine s is 2 artanh(s) = log((1 + s) / (1 - s)), without a temperature.
 
@@ -55,9 +53,7 @@ def temperature_free_info_nce(
         normalize: whether to scale rows to unit length first; without, they have it already.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).

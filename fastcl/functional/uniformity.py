@@ -10,7 +10,7 @@ from ..batch import pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Reduction
 from .energy import visits
 from .rows import (
     at_least,
@@ -35,8 +35,6 @@ def alignment(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """Alignment: the mean distance of positives.
 
@@ -51,9 +49,7 @@ def alignment(
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: as everywhere; alignment has no pairs to reduce and is the same on each.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar, or (n,) for "none"; float32 (float64 for float64 input).
@@ -88,8 +84,6 @@ def uniformity(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """Uniformity: the logarithm of the mean Gaussian potential of all pairs.
 
@@ -104,9 +98,7 @@ def uniformity(
         normalize: whether to scale rows to unit length first.
         reduction: "mean" only: the logarithm has no rows.
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar; float32 (float64 for float64 input).
@@ -140,8 +132,6 @@ def align_uniform(
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     group: Group | None = None,
-    gradient: Gradient = "ddp",
-    strategy: Strategy = "auto",
 ) -> Tensor:
     """Alignment plus the weighted uniformity of both views.
 
@@ -159,9 +149,7 @@ def align_uniform(
         normalize: whether to scale rows to unit length first.
         reduction: "mean" only: the uniformity has no rows.
         backend: see fastcl.pair_reduce.
-        group: the ranks over which the rows are spread, a process group or one dimension of a DeviceMesh; None for this process.
-        gradient: "ddp", right where DistributedDataParallel averages over ranks (world times the gradient), or "exact".
-        strategy: "auto", "gather" or "ring": how rows of other ranks come here; see fastcl.distributed.
+        group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:
         A scalar; float32 (float64 for float64 input).

@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from .. import batch, functional, transforms
 from ..distributed import over_ranks
-from ..distributed.call import process_group
+from ..distributed.ranks import Ranks, process_group
 from ..distributed.wire import Wire
 from ..equation import checks
 from ..equation.arguments import integer
@@ -107,7 +107,7 @@ class _OfSamples(Objective):
     @torch.no_grad()
     def _keep(self, index: Tensor, log_u: Tensor) -> None:
         """Write them, those of all ranks; of a sample that is there several times, the largest."""
-        group = self.group
+        group: Any = Ranks.of(self.group)
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         if group is not None:

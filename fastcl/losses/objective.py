@@ -22,10 +22,8 @@ from typing_extensions import Self, dataclass_transform
 
 from ..distributed import Group, SavedGroup
 from ..equation.arguments import Check, checks_of_fields, checks_of_function
-from ..equation.names import Backend, Gradient, Reduction, Strategy
+from ..equation.names import Backend, Reduction
 from .scale import number, reshape_numbers
-
-ACROSS_RANKS = ("group", "gradient", "strategy")
 
 _as_dataclass = dataclass(kw_only=True, eq=False, repr=False)
 
@@ -43,15 +41,13 @@ class Objective(_Declared):
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none".
         backend: see fastcl.pair_reduce.
-        group, gradient, strategy: the ranks over which the rows are spread; see fastcl.distributed.
+        group: the ranks over which the rows are spread; see fastcl.Ranks.
     """
 
     normalize: bool = True
     reduction: Reduction = "mean"
     backend: Backend | None = None
     group: Group | None = None
-    gradient: Gradient = "ddp"
-    strategy: Strategy = "auto"
 
     function: ClassVar[Callable[..., Tensor]]
     settings: ClassVar[tuple[str, ...]] = ()  # the fields that are arguments of the function
@@ -105,7 +101,7 @@ class Objective(_Declared):
             return
         if not all(hasattr(self, name) for name in self.settings):
             return  # a subclass computes one of what is not there yet
-        given = {name: getattr(self, name) for name in self.settings if name not in ACROSS_RANKS}
+        given = {name: getattr(self, name) for name in self.settings if name != "group"}
         given = {name: 1.0 if isinstance(value, nn.Module) else value for name, value in given.items()}
         kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
         rows = [p for p in signature(self.function).parameters.values() if p.kind in kinds]
@@ -121,7 +117,7 @@ class Objective(_Declared):
         return {name: getattr(self, name) for name in self.settings}
 
     def extra_repr(self) -> str:
-        shown = self.settings if self.group is not None else (s for s in self.settings if s not in ACROSS_RANKS)
+        shown = (s for s in self.settings if s != "group" or self.group is not None)
         kept = ((name, getattr(self, name)) for name in shown)
         return ", ".join(f"{name}={_shown(value)}" for name, value in kept if not isinstance(value, nn.Module))
 

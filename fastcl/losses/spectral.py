@@ -11,6 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .. import functional
+from ..distributed import Ranks
 from ..equation.arguments import integer
 from ..equation.checks import is_dtensor
 from ..equation.names import Estimator
@@ -128,7 +129,7 @@ class MINCLoss(Objective, function=functional.minc):
         """Write the value, in training with the statistic moved first."""
         everybody = self.training and dist.is_available() and dist.is_initialized()
         placed = any(map(is_dtensor, (*rows, *data.values())))  # which bring their ranks with them
-        group = dist.group.WORLD if self.group is None and everybody and not placed else self.group
+        group = dist.group.WORLD if Ranks.of(self.group) is None and everybody and not placed else self.group
         moment, aligned = second_moment(*rows, **data, width=self.d, normalize=self.normalize, mu=self.mu, group=group)
         if placed:
             moment, aligned = (t.full_tensor() for t in (moment, aligned))  # type: ignore[attr-defined]

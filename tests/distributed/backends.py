@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fastcl import functional
+from fastcl import Ranks, functional
 
 from .shards import LAYOUTS, cut, distance, random
 
@@ -51,7 +51,7 @@ def check(backend: str, dtype: torch.dtype, large: bool, rank: int, world: int) 
         expected.backward()
         for strategy in ("gather", "ring"):
             own = [cut(t, sizes, rank).requires_grad_() for t in rows]
-            found = loss(*own, **how, backend=backend, group=dist.group.WORLD, strategy=strategy, gradient="exact")
+            found = loss(*own, **how, backend=backend, group=Ranks(dist.group.WORLD, "exact", strategy))
             found.backward()
             errors.append(distance(found, expected.to(dtype), scale=max(1.0, float(expected.detach().abs()))))
             for mine, t in zip(own, whole, strict=True):

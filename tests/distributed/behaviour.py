@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcl import functional, losses
+from fastcl import Ranks, functional, losses
 
 from .mistakes import says
 from .shards import LAYOUTS, cut, distance, random
@@ -58,7 +58,7 @@ def ddp(name: str, strategy: str, rank: int, world: int) -> float:
     """Three steps of DistributedDataParallel end where three steps of one process do."""
     torch.manual_seed(0)
     one = Towers(LOSSES[name]()).double()
-    many = Towers(LOSSES[name](group=dist.group.WORLD, strategy=strategy)).double()
+    many = Towers(LOSSES[name](group=Ranks(dist.group.WORLD, strategy=strategy))).double()
     many.load_state_dict(copy.deepcopy(one.state_dict()))
     sizes = [5, 2, 4, 1][:world]
     batches = [(random(sum(sizes), 5, seed=10 + i), random(sum(sizes), 5, seed=20 + i)) for i in range(3)]
@@ -77,8 +77,8 @@ def repeatable(strategy: str, rank: int, world: int) -> float:
     answers = []
     for _ in range(3):
         a, b = x.detach().clone().requires_grad_(), y.detach().clone().requires_grad_()
-        loss = functional.clip(a, b, logit_scale=9.0, group=dist.group.WORLD, strategy=strategy)
-        loss = loss + functional.nt_xent(a, b, group=dist.group.WORLD, strategy=strategy)
+        loss = functional.clip(a, b, logit_scale=9.0, group=Ranks(dist.group.WORLD, strategy=strategy))
+        loss = loss + functional.nt_xent(a, b, group=Ranks(dist.group.WORLD, strategy=strategy))
         loss.backward()
         answers.append((loss.detach(), a.grad, b.grad))
     same = all(torch.equal(p, q) for answer in answers[1:] for p, q in zip(answer, answers[0], strict=True))
@@ -108,7 +108,7 @@ def subgroups(rank: int, world: int) -> float:
         expected.backward()
         for strategy in ("gather", "ring"):
             own = [cut(t, sizes, members.index(rank)) for t in whole]
-            loss = functional.nt_xent(*own, group=group, strategy=strategy, gradient="exact")
+            loss = functional.nt_xent(*own, group=Ranks(group, "exact", strategy))
             loss.backward()
             errors.append(distance(loss, expected))
             for mine, t in zip(own, whole, strict=True):
@@ -231,7 +231,7 @@ def extreme_order(rank: int, world: int) -> float:
     expected = functional.f_mi_alpha(*whole, alpha=3.0)
     expected.backward()
     own = [cut(t, sizes, rank) for t in whole]
-    loss = functional.f_mi_alpha(*own, alpha=3.0, group=dist.group.WORLD, gradient="exact")
+    loss = functional.f_mi_alpha(*own, alpha=3.0, group=Ranks(dist.group.WORLD, "exact"))
     loss.backward()
     assert 1e304 < expected.abs() < float("inf")
     errors = [
@@ -248,7 +248,7 @@ def gradient_accumulates(rank: int, world: int) -> float:
     expected = 3.0 * functional.info_nce(*whole) + whole[0].square().sum()
     expected.backward()
     own = [cut(t, sizes, rank) for t in whole]
-    loss = functional.info_nce(*own, group=dist.group.WORLD, gradient="exact")
+    loss = functional.info_nce(*own, group=Ranks(dist.group.WORLD, "exact"))
     (2.0 * loss).backward(retain_graph=True)
     (loss + own[0].square().sum()).backward()
     return max(
@@ -263,7 +263,7 @@ def autocast(rank: int, world: int) -> float:
     own = [cut(t, [4] * world, rank) for t in whole]
     with torch.autocast("cpu", torch.bfloat16):
         expected = functional.clip(*whole, logit_scale=5.0)
-        loss = functional.clip(*own, logit_scale=5.0, group=dist.group.WORLD, gradient="exact")
+        loss = functional.clip(*own, logit_scale=5.0, group=Ranks(dist.group.WORLD, "exact"))
     expected.backward()
     loss.backward()
     worst = max(
@@ -296,7 +296,7 @@ def half_in_parts(rank: int, world: int) -> float:
     whole = [random(sum(sizes), D, seed=s) for s in (3, 4)]
     own = [cut(x, sizes, rank).half().requires_grad_() for x in whole]
     exact = [x.half().double().requires_grad_() for x in whole]
-    loss = functional.align_uniform(*own, group=dist.group.WORLD, gradient="exact")
+    loss = functional.align_uniform(*own, group=Ranks(dist.group.WORLD, "exact"))
     found = torch.autograd.grad(loss, own, torch.tensor(1024.0))
     wanted = torch.autograd.grad(1024.0 * functional.align_uniform(*exact), exact)
     worst = max(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcl import functional
+from fastcl import Ranks, functional
 from fastcl.distributed import wire
 
 from .shards import random
@@ -52,7 +52,7 @@ def volume(strategy: str, rank: int, world: int) -> float:
     n, others = 16, world - 1
     x, y = (random(n, 8, seed=s + rank, dtype=torch.float32).requires_grad_() for s in (0, 50))
     with counted() as sent:
-        functional.clip(x, y, logit_scale=5.0, group=dist.group.WORLD, strategy=strategy).backward()
+        functional.clip(x, y, logit_scale=5.0, group=Ranks(dist.group.WORLD, strategy=strategy)).backward()
     rows, vector = n * 8 * 4, n * 4
     small = others * (AGREED + 8 + 8 * world)  # the agreement; a sum, forward and backward
     if strategy == "gather":  # forward: y, and c home; backward: y with c and h, and dy home
@@ -91,7 +91,7 @@ def one_sweep(name: str, strategy: str, rank: int, world: int) -> float:
     x, y = (random(n, d, seed=s + rank, dtype=torch.float32).requires_grad_() for s in (0, 50))
     swept = name == "info_nce" and strategy == "ring"  # a row's normaliser is known at the end of the tour only
     with counted() as sent, Ops() as ops:
-        TOTALS[name](x, y, group=dist.group.WORLD, strategy=strategy).backward()
+        TOTALS[name](x, y, group=Ranks(dist.group.WORLD, strategy=strategy)).backward()
     assert ("pair_reduce_backward" in ops.seen) == (swept and world > 1), ops.seen
     if swept or world == 1 or name == "f_micl":  # same view: half as much, and not as much on every rank
         return 0.0
@@ -107,7 +107,9 @@ def memory(strategy: str, rank: int, world: int) -> float:
     n, d = 512, 256
     x, y = (random(n, d, seed=s + rank, dtype=torch.float32).requires_grad_() for s in (0, 50))
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        functional.clip(x, y, logit_scale=5.0, normalize=False, group=dist.group.WORLD, strategy=strategy).backward()
+        functional.clip(
+            x, y, logit_scale=5.0, normalize=False, group=Ranks(dist.group.WORLD, strategy=strategy)
+        ).backward()
     held = worst = 0
     for event in sorted(profile.kineto_results.events(), key=lambda e: e.start_ns()):
         if event.name() == "[memory]":

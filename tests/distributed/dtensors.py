@@ -193,7 +193,7 @@ def refused(rank: int, world: int) -> float:
             lambda: functional.minc(rows, rows, distribute_tensor(torch.eye(D), mesh, [Shard(0)])),
         ),
         ("x: expected a plain tensor, got a DTensor", lambda: fastcl.metrics.uniformity(rows)),
-        ("gradient: expected one of", lambda: functional.info_nce(rows, rows, gradient="dpp")),
+        ("gradient: expected one of", lambda: functional.info_nce(rows, rows, group=fastcl.Ranks(None, "dpp"))),
     ]
     for message, call in calls:
         with pytest.raises((ValueError, TypeError), match=message.split("(")[0]):

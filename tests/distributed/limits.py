@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from fastcl import functional
+from fastcl import Ranks, functional
 from tests.objectives.test_false_negatives import SETTINGS
 
 from . import primitive
@@ -32,7 +32,7 @@ def loss(name: str, strategy: str, layout: str, margin: float, relative: str, ra
     objective = getattr(functional, name)
     theirs, ours = (
         objective(*whole, **arguments),
-        objective(*own, **arguments, group=dist.group.WORLD, gradient="exact", strategy=strategy),
+        objective(*own, **arguments, group=Ranks(dist.group.WORLD, "exact", strategy)),
     )
     theirs.backward()
     ours.backward()

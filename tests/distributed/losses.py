@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fastcl import functional
+from fastcl import Ranks, functional
 from tests.objectives.cases import CASES, Case
 
 from .shards import LAYOUTS, TOLERANCE, cut, distance
@@ -60,7 +60,7 @@ def check(case: Case, index: int, dtype: torch.dtype, layout: str, how: dict[str
     if "pairs" in mine:  # what the rows beyond are cut to, the last rank gets
         mine["pairs"] = sizes[rank]
     loss = getattr(functional, case.name)(
-        *own, **(mine | scalars), group=dist.group.WORLD, strategy=how["strategy"], gradient=gradient
+        *own, **(mine | scalars), group=Ranks(dist.group.WORLD, gradient, how["strategy"])
     )
     _first(loss).sum().backward()
     held = float(world) if gradient == "ddp" and reduction != "none" else 1.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fastcl import functional
+from fastcl import Ranks, functional
 
 from .shards import distance, random
 
@@ -37,7 +37,7 @@ def clip(pairs: str, strategy: str, reduction: str, rank: int, world: int) -> fl
     own = [side[rank].detach().requires_grad_() for side in sides]
     got = functional.clip(
         *own, logit_scale=10.0, pairs=None if given is None else k[rank], reduction=reduction,
-        group=dist.group.WORLD, strategy=strategy, gradient="exact",
+        group=Ranks(dist.group.WORLD, "exact", strategy),
     )  # fmt: skip
     found = torch.autograd.grad(got.sum(), own)
     mine = want.split(k)[rank] if reduction == "none" else want

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from fastcl import functional, losses
+from fastcl import Ranks, functional, losses
 from tests.objectives.cases import CASES
 
 from .shards import cut, random
@@ -41,7 +41,7 @@ def mistakes(rank: int, world: int) -> float:
         "temperature: expected the same on every rank, got 0.1 on rank 0": lambda: functional.info_nce(
             x, y, temperature=0.2 if odd else 0.1, group=group
         ),
-        "strategy: expected the same": lambda: functional.info_nce(x, y, strategy="ring" if odd else "gather", group=group),
+        "strategy: expected the same": lambda: functional.info_nce(x, y, group=Ranks(group, strategy="ring" if odd else "gather")),
         "with gradient": lambda: functional.info_nce(x.clone().requires_grad_(odd), y, group=group),
         f"groups: expected shape (4,), one group for each row of the longer side, got (3,) (on rank {world - 1}": (
             lambda: functional.info_nce(x.detach(), y, groups=short, group=group)
@@ -68,7 +68,7 @@ def mistakes(rank: int, world: int) -> float:
         "group= works with .backward()": lambda: (torch.func.grad if odd else lambda f: f)(
             lambda a: functional.info_nce(a, y, group=group)
         )(x),
-        "strategy: expected one of": lambda: functional.info_nce(x, y, strategy="rign", group=group),
+        "strategy: expected one of": lambda: functional.info_nce(x, y, group=Ranks(group, strategy="rign")),
         "u: expected the same on every rank, got float64 (rows, 6)": lambda: losses.MINCLoss(D)(
             *((x[:, :4], y[:, :4]) if odd else (x, y))
         ),
@@ -116,8 +116,8 @@ def second_derivatives(rank: int, world: int) -> float:
         rows = case.rows_of(2 * world, D, torch.float64)
         own = [cut(t, [2] * world, rank) for t in rows]
         strategy, backend = next(turns)
-        arguments = case.arguments(0, 2, D, own[0]) | {"reduction": reduction, "strategy": strategy, "backend": backend}
-        loss = getattr(functional, case.name)(*own, **arguments, group=dist.group.WORLD)
+        arguments = case.arguments(0, 2, D, own[0]) | {"reduction": reduction, "backend": backend}
+        loss = getattr(functional, case.name)(*own, **arguments, group=Ranks(dist.group.WORLD, strategy=strategy))
         loss = loss[0] if isinstance(loss, tuple) else loss
         with pytest.raises(RuntimeError, match="create_graph=True asks for second derivatives"):
             torch.autograd.grad(loss.sum(), own, create_graph=True, allow_unused=True)

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
-from fastcl import functional
+from fastcl import Ranks, functional
 
 from .shards import random
 
@@ -26,7 +26,7 @@ def main(rank: int, world: int, meeting: str, result: str, strategy: str, how: s
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT)
     )
     x = random(8, 3, seed=rank).requires_grad_()
-    loss = functional.clip(x, x + 1.0, logit_scale=2.0, group=dist.group.WORLD, strategy=strategy)
+    loss = functional.clip(x, x + 1.0, logit_scale=2.0, group=Ranks(dist.group.WORLD, strategy=strategy))
     if rank == 1:
         if how == "silent":
             time.sleep(4 * TIMEOUT)

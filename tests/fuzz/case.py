@@ -104,7 +104,7 @@ class Case:
         head = ["import torch", "import fastcl", "", inspect.getsource(formula.rows).replace("Tensor", "torch.Tensor")]
         if len(self.sizes) > 1:
             cut = f"# over {len(self.sizes)} ranks: {', '.join(self.sharded)} cut to rows {self.sizes} each, with"
-            lines.insert(0, f"{cut} group=dist.group.WORLD, strategy={self.strategy!r}, gradient={self.gradient!r}")
+            lines.insert(0, f"{cut} group=fastcl.Ranks(dist.group.WORLD, {self.gradient!r}, {self.strategy!r})")
         return "\n".join([*head, *lines])
 
 
@@ -150,7 +150,7 @@ def run(
 
     chosen: dict[str, Any] = {"backend": backend or case.backend} if case.takes_backend else {}
     if group is not None:
-        chosen |= {"group": group, "strategy": case.strategy, "gradient": case.gradient}
+        chosen["group"] = fastcl.Ranks(group, case.gradient, case.strategy)
     settings = None if case.settings is None else evaluated(case.settings) | chosen
     torch.set_num_threads(case.threads)
     with warnings.catch_warnings():

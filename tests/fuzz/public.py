@@ -13,7 +13,7 @@ from fastcl.losses import Objective
 
 from .case import resolve
 
-BY_CALL = ("backend", "group", "gradient", "strategy", "progress", "reduction")  # chosen for the call as a whole
+BY_CALL = ("backend", "group", "progress", "reduction")  # chosen for the call as a whole
 
 
 def public() -> dict[str, tuple[str, ...]]:

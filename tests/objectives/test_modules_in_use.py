@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim.swa_utils import AveragedModel
 
-from fastcl import functional, losses
+from fastcl import Ranks, functional, losses
 
 from .test_modules import MODULES, STATEFUL
 
@@ -181,4 +181,4 @@ def test_export_by_names(strict: bool) -> None:
 def test_names_are_checked_without_a_group(setting: str) -> None:
     for function in (functional.info_nce, functional.nt_xent, functional.alignment, functional.kcl):
         with pytest.raises(ValueError, match=f"{setting}: expected one of"):
-            function(X, Y, **{setting: "rign"})
+            function(X, Y, group=Ranks(None, **{setting: "rign"}))
