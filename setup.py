@@ -18,6 +18,7 @@ loops, to be tested on any processor with AVX2), CXX, CXXFLAGS, LDFLAGS, MAX_JOB
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import json
 import os
@@ -61,6 +62,26 @@ DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"
 # -ffast-math stays out: it breaks NaN and infinity, and linking with it makes the process flush denormals.
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+OWN_PAIR = (
+    "cpu/own_pair.h"  # what a user's own pair function is compiled with at run time (fastcl/backends/own_pairs.py)
+)
+
+
+def headers_of(name: str) -> dict[str, str]:
+    """A header of csrc/ and all of csrc/ that it includes: names with digests of what they say."""
+    found: dict[str, str] = {}
+    waiting = [CSRC / name]
+    while waiting:
+        path = waiting.pop()
+        key = path.relative_to(CSRC).as_posix()
+        if key not in found:
+            text = path.read_bytes()
+            found[key] = hashlib.sha256(text).hexdigest()
+            included = re.findall(r'^#include "(.*)"', text.decode(), re.MULTILINE)
+            waiting += [Path(os.path.normpath(path.parent / other)) for other in included]
+    return dict(sorted(found.items()))
 
 
 def problem_of(source: Path) -> str:
@@ -322,6 +343,8 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
             "machine": platform.machine(),
             "compiler": None,
             "cpu_isas": [],
+            "cpu_flags": {},  # of each instruction set, and the headers: for pair functions that are compiled at run time
+            "headers": {},
             "problem": problem_of(ROOT / "fastcl/equation/problem.py"),
             "torch": None,  # this and what follows: of the CUDA kernels
             "torch_cuda": None,
@@ -400,6 +423,8 @@ def compile_cpu(facts: dict[str, Any]) -> Path:
         if isa := attempt(name, facts, partial(compiler.check, ISAS[name])):
             isas[name] = isa
     facts["cpu_isas"] = list(isas)
+    facts["cpu_flags"] = {name: [*CXX_FLAGS, *isa.compile_flags(name)] for name, isa in isas.items()}
+    facts["headers"] = headers_of(OWN_PAIR)
     folder = ROOT / "build" / f"cpu-{facts['machine']}"
     folder.mkdir(parents=True, exist_ok=True)
     listed = " ".join(f"X({name})" for name in isas)
@@ -518,8 +543,9 @@ if __name__ == "__main__":
     sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
     setup(
         # triton_kernels/ lies beside csrc/, but its import name at the top level belongs to another package.
-        packages=[*find_packages(include=["fastcl", "fastcl.*"]), "fastcl.triton_kernels"],
-        package_dir={"fastcl.triton_kernels": "triton_kernels"},
+        packages=[*find_packages(include=["fastcl", "fastcl.*"]), "fastcl.triton_kernels", "fastcl.csrc"],
+        package_dir={"fastcl.triton_kernels": "triton_kernels", "fastcl.csrc": "csrc"},
+        package_data={"fastcl": ["py.typed"], "fastcl.csrc": list(headers_of(OWN_PAIR))},
         ext_modules=[Extension("fastcl.libfastcl_cpu", sources=[], depends=sources, language="c++")],
         cmdclass={"build_ext": build_kernels, **wheel_command()},
         **{"license_expression" if setuptools_version() >= (77, 0) else "license": "MIT"},

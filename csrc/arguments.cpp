@@ -88,15 +88,17 @@ Choices Arguments::check() const {
                                                   {"off_diagonal", MaskKind::off_diagonal},
                                                   {"across_groups", MaskKind::across_groups},
                                                   {"within_groups", MaskKind::within_groups}}),
-                  chosen<Reduction>("reduce", reduce, {{"sum", Reduction::sum}, {"logsumexp", Reduction::logsumexp}}), pair_index(pair)};
+                  chosen<Reduction>("reduce", reduce, {{"sum", Reduction::sum}, {"logsumexp", Reduction::logsumexp}}),
+                  own_constants < 0 ? pair_index(pair) : 0};
   if (c.mask == MaskKind::across_groups || c.mask == MaskKind::within_groups) {
     const int64_t m = y.there ? y.sizes[0] : x.sizes[0];
     FASTCL_CHECK_VALUE(group_x.there, "mask: '", mask, "' needs group_x");
     FASTCL_CHECK_VALUE(group_y.there || x.sizes[0] == m, "group_y: expected ", m, " groups, got none");
   }
   FASTCL_CHECK_VALUE(c.reduce == Reduction::sum || pair == "identity", "pair: reduce='logsumexp' goes with 'identity' only, got '", pair, "'");
-  const int needed = pair_entries[c.pair].constants;
-  FASTCL_CHECK_VALUE(int(constants) >= needed && constants <= 2, "constants: '", pair, "' needs ", int64_t(needed), ", got ", int64_t(constants));
+  const bool own = own_constants >= 0;
+  const int needed = own ? own_constants : pair_entries[c.pair].constants, most = own ? needed : 2;
+  FASTCL_CHECK_VALUE(int(constants) >= needed && int(constants) <= most, "constants: '", pair, "' needs ", int64_t(needed), ", got ", int64_t(constants));
   return c;
 }
 

@@ -30,7 +30,7 @@ struct Choices {
   Operand operand;
   MaskKind mask;
   Reduction reduce;
-  int pair;  // place in pair_entries
+  int pair;  // place in pair_entries; 0 where it is not of them
 };
 
 struct Arguments {
@@ -40,6 +40,7 @@ struct Arguments {
   size_t constants;  // how many
   std::string_view reduce;
   bool columns;
+  int own_constants = -1;  // of a pair function that the backend has beside those of pair_entries
 
   // Raises for what no kernel may be given.
   Choices check() const;

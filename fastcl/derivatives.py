@@ -20,7 +20,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from . import transforms
-from .backends import choice, reference, tangents
+from .backends import choice, native, reference, tangents
 from .equation.problem import DIFFERENTIABLE, LENGTH, TENSORS, Problem, unpack
 
 CREATE_GRAPH = (
@@ -121,7 +121,7 @@ def straight(op: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 def _kernel(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
     with torch._C._AutoDispatchBelowAutograd():
-        answer: tuple[Tensor, ...] = kernel(*arguments)
+        answer: tuple[Tensor, ...] = kernel(*native.by_kernel_name(arguments))
     return answer
 
 

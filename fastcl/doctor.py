@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import distributed as dist
 
-from .backends import choice, extension
+from .backends import choice, extension, pair_libraries
 from .distributed import GATHER_LIMIT
 from .equation.names import Backend
 from .equation.problem import accumulation_dtype
@@ -69,6 +69,7 @@ def report() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Compiled extension", list(built())
     for device in devices():
         yield f"Backends for {device.type} tensors", list(served(device))
+    yield "Pair functions of your own", list(own_pair_functions())
     yield "Several processes", list(across_processes())
 
 
@@ -151,6 +152,17 @@ def chosen_isa(library: extension.Library) -> str:
     except ValueError as error:
         return str(error)
     return f"{chosen} ({f'FASTCL_CPU_ISA={asked}' if asked else 'the widest; FASTCL_CPU_ISA takes another'})"
+
+
+def own_pair_functions() -> Iterator[tuple[str, str]]:
+    """Whether they can be compiled into the CPU's kernels, and where what is compiled is kept."""
+    if (why := pair_libraries.unavailable()) is not None:
+        yield "CPU", f"served in pure PyTorch: {why}"
+        return
+    command = pair_libraries.compiler() or []
+    yield "CPU", f"compiled at first use, by {pair_libraries.version_of(tuple(command))}"
+    reason = pair_libraries.unkept()
+    yield "kept in", str(pair_libraries.folder()) if reason is None else f"memory, for one process: {reason}"
 
 
 def devices() -> Iterator[torch.device]:

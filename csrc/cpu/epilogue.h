@@ -27,8 +27,10 @@ struct Pane {
 // f and f' of one register. For a log-sum-exp both are the exponential against the shared reference.
 template <class T, class P>
 struct Function {
-  Simd<T> k[2];
-  FASTCL_INLINE explicit Function(const Task<T>& task) : k{task.constants[0], task.constants[1]} {}
+  Simd<T> k[most_constants];
+  FASTCL_INLINE explicit Function(const Task<T>& task) {
+    FASTCL_UNROLL for (int i = 0; i < most_constants; i++) k[i] = Simd<T>(task.constants[i]);
+  }
   FASTCL_INLINE Simd<T> value(Simd<T> z) const { return P::value(z, k); }
   FASTCL_INLINE Simd<T> slope(Simd<T> z) const { return P::slope(z, k); }
 };
@@ -211,6 +213,12 @@ struct Epilogue {
   void (*masked)(const Pane<T>&, const Task<T>&);
 };
 
+// Of a pair function: what its sum takes of the steps, in this order.
+#define FASTCL_EPILOGUES(T, P)                                               \
+  {push<T, Function<T, P>, false>, push<T, Function<T, P>, true>},           \
+  {weigh<T, Function<T, P>, false>, weigh<T, Function<T, P>, true>},         \
+  {both<T, Function<T, P>, false>, both<T, Function<T, P>, true>}
+
 template <class T>
 Epilogue<T> epilogue_of(const Task<T>& task, Step step) {
   if (task.reduce == Reduction::logsumexp) {
@@ -223,13 +231,12 @@ Epilogue<T> epilogue_of(const Task<T>& task, Step step) {
       case Step::both: return {both<T, F, false>, both<T, F, true>};
     }
   }
-#define FASTCL_ROW(name, P, constants)                                       \
-  {{push<T, Function<T, P>, false>, push<T, Function<T, P>, true>},          \
-   {weigh<T, Function<T, P>, false>, weigh<T, Function<T, P>, true>},        \
-   {both<T, Function<T, P>, false>, both<T, Function<T, P>, true>}},
+  const int place = step == Step::push ? 0 : step == Step::weigh ? 1 : 2;
+  if (task.own_pair) return static_cast<const Epilogue<T>*>(task.own_pair)[place];
+#define FASTCL_ROW(name, P, constants) {FASTCL_EPILOGUES(T, P)},
   static constexpr Epilogue<T> table[pair_count][3] = {FASTCL_FOR_EACH_PAIR(FASTCL_ROW)};
 #undef FASTCL_ROW
-  return table[task.pair][step == Step::push ? 0 : step == Step::weigh ? 1 : 2];
+  return table[task.pair][place];
 }
 
 }  // namespace fastcl::cpu::FASTCL_ISA

@@ -63,11 +63,11 @@ std::vector<T> mean_of(const Rows<T>& rows) {
 Given::Given(Stack& s)
     : x(s.tensor()), y(s.optional_tensor()), scale(s.tensor()), shift(s.tensor()), bias_x(s.optional_tensor()), bias_y(s.optional_tensor()),
       group_x(s.optional_tensor()), group_y(s.optional_tensor()), limit_x(s.optional_tensor()), limit_y(s.optional_tensor()), row_offset(s.integer()), col_offset(s.integer()), period(s.integer()), mask(s.text()),
-      operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()) {}
+      operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()), own(own_pair(pair)) {}
 
 Choices Given::check() const {
   return Arguments{x.describe(), describe(y), scale.describe(), shift.describe(), describe(bias_x), describe(bias_y), describe(group_x),
-                   describe(group_y), describe(limit_x), describe(limit_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns}
+                   describe(group_y), describe(limit_x), describe(limit_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns, own ? own->constants : -1}
       .check();
 }
 
@@ -124,6 +124,7 @@ Prepared<T>::Prepared(const Given& a) {
   task.reduce = choices.reduce;
   task.mask = choices.mask;
   task.pair = choices.pair;
+  if (a.own) task.own_pair = sizeof(T) == 4 ? a.own->of_float : a.own->of_double;
   for (size_t k = 0; k < a.constants.size(); k++) task.constants[k] = T(a.constants[k]);
   task.row_offset = a.row_offset;
   task.col_offset = a.col_offset;

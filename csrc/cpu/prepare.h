@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "own_pairs.h"
 #include "range.h"
 #include "tensors.h"
 
@@ -22,6 +23,7 @@ struct Given {
   std::vector<double> constants;
   std::string reduce;
   bool columns;
+  const OwnPair* own;  // null where the pair function is one of fastcl's
 
   explicit Given(Stack& stack);  // PROBLEM of fastcl/equation/problem.py
   bool in_double() const { return x.kind() == ScalarKind::float64; }

@@ -9,6 +9,9 @@
 
 namespace fastcl::cpu {
 
+// Constants that a pair function may have: those of fastcl 2, others as many.
+inline constexpr int most_constants = 8;
+
 // Vectors that belong to a side are readable this many elements beyond its last row.
 inline constexpr int64_t slack = 64;
 
@@ -46,7 +49,8 @@ struct Task {
   bool limited = false;  // pairs whose z is above either side's limit are left out
   Reduction reduce = Reduction::sum;
   int pair = 0;  // index into pair_entries, for Reduction::sum
-  T constants[2] = {};
+  const void* own_pair = nullptr;  // in its place: the epilogues of one that was added at run time (own_pair.h)
+  T constants[most_constants] = {};
   T scale = 1;
   T unit = 1;       // above 1 only where steps are push_maxima and weigh_split
   T reference = 0;  // the integer M of the shared form: e_ij = exp2(z_ij - M)

@@ -13,7 +13,7 @@ import torch
 from ..equation import checks
 from ..equation.names import Backend
 from ..equation.pairs import Identity, PairFunction
-from . import blocked, extension
+from . import blocked, extension, own_pairs
 
 ENVIRONMENT_VARIABLE = "FASTCL_BACKEND"
 
@@ -62,11 +62,6 @@ def reason(
     """None when the backend serves the device, dtype, pair function and mask; otherwise why not, and what mends it."""
     if name in ("cpu", "cuda") and device.type != name:
         return f"it serves {name} tensors, and these are on {device.type}"
-    if not pair.built_in and name in KERNELS:
-        return (
-            f"it has no kernel for the pair function {pair.name!r}, which is not one of fastcl.pairs; use backend='blocked', which "
-            "takes any, or add it to fastcl/equation/pairs.py, run `python -m fastcl.equation.codegen` and build again"
-        )
     if limited and name in UNLIMITED:
         return (
             "its kernels leave out no pairs by their logits (fastcl.at_most, false_negative_margin=); use backend='blocked', which "
@@ -77,6 +72,8 @@ def reason(
     except ImportError as error:
         return f"it is not installed ({error}); reinstall fastcl"
     answer: str | None = module.unavailable(device, dtype)
+    if answer is None and not pair.built_in and name in KERNELS:
+        answer = own_pairs.reason(name, pair)
     return answer
 
 
@@ -93,6 +90,10 @@ def choose(
         BackendUnavailableError: when the backend that was asked for cannot serve it.
     """
     name = requested(backend)
+    if not pair.built_in:
+        own_pairs.check(pair)
+        if name == "cpu":  # who asks for it by name waits for its kernel
+            own_pairs.wait(pair)
     if name != "auto":
         why = reason(name, device, dtype, pair, limited)
         if why is not None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..equation.problem import Gradients, Problem, Wanted, pack
-from . import extension
+from ..equation.pairs import PairFunction
+from ..equation.problem import PAIR, Gradients, Problem, Wanted, pack
+from . import extension, own_pairs
 
 kernels = torch.ops.fastcl
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -68,7 +69,15 @@ def _packed(p: Problem) -> tuple[Any, ...]:
     for name, t, dtype in (("y", p.y, p.x.dtype), *vectors, *groups, *limits):
         if t is not None and t.dtype != dtype:
             raise TypeError(f"{name}: expected {dtype}, got {t.dtype}")
-    return pack(p)
+    return by_kernel_name(pack(p))
+
+
+def by_kernel_name(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The op's arguments with the name by which the kernels know a pair function of a user's own."""
+    known = PairFunction.registry[arguments[PAIR]]
+    if known.built_in:
+        return arguments
+    return (*arguments[:PAIR], own_pairs.kernel_name(known(*arguments[PAIR + 1])), *arguments[PAIR + 1 :])
 
 
 def _present(answer: Sequence[Tensor], wanted: Wanted) -> Gradients:

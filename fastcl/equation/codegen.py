@@ -9,24 +9,38 @@ The language is that of language.py, which refuses all else by name.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .language import Body, strip_parentheses
+from .language import INTRINSICS, Body, RefusedError, strip_parentheses
 from .pairs import PairFunction
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTANT_SLOTS = 2
+# All that a line of a user's function may be, once translated: checked anew, whatever the translation did.
+_NUMBER = r"T\(-?[0-9.]+(?:e[+-]?[0-9]+)?\)"
+_CALL = rf"intrinsics::(?:{'|'.join(sorted(INTRINSICS))})\("
+_WORDS = rf"(?:{_NUMBER}|{_CALL}|k\[[0-7]\]|v[0-9]+|z|[-+*/(), ])*"
+_OPENING = r"  template <class T> static FASTCL_INLINE T (?:value|slope)\(T(?: z)?, const T\*(?: k)?\) \{"
+CPP_LINE = re.compile(rf"    (?:const T v[0-9]+ =|return) {_WORDS};|{_OPENING}|  \}}")
 
 
 def _statements(
-    body: Body, literal: Callable[[float], str], call: str, names: dict[str, str], assign: str, end: str
+    body: Body,
+    literal: Callable[[float], str],
+    call: str,
+    names: dict[str, str],
+    assign: str,
+    end: str,
+    own: bool = False,
 ) -> list[str]:
+    """The lines of a function; own: with names of ours for its locals, as a user's may be words of the other language."""
     names = dict(names)
     lines = []
-    for name, value in body.assignments:
-        text, fresh = strip_parentheses(body.expression(value, literal, call, names)), name
+    for k, (name, value) in enumerate(body.assignments):
+        text, fresh = strip_parentheses(body.expression(value, literal, call, names)), f"v{k}" if own else name
         while fresh in names.values():  # C++ declares a name once, and an argument of that name is not the local
             fresh += "_"
         lines.append(f"{assign}{fresh} = {text}{end}")
@@ -48,14 +62,7 @@ def cpp_header(registry: dict[str, type[PairFunction]]) -> str:
     for cls in registry.values():
         out += ["", f"struct {cls.__name__} {{", f"  // {(cls.__doc__ or '').strip()}"]
         for method in ("value", "slope"):
-            body = Body(cls, method)
-            names = {body.argument: "z"} | {c: f"k[{i}]" for i, c in enumerate(body.constants)}
-            lines = _statements(body, lambda v: f"T({v!r})", "intrinsics::", names, "const T ", ";")
-            source = " ".join(lines)
-            z = "T z" if "z" in _words(source) else "T"
-            k = "const T* k" if "k" in _words(source) else "const T*"
-            out.append(f"  template <class T> static FASTCL_INLINE T {method}({z}, {k}) {{")
-            out += [f"    {line}" for line in lines] + ["  }"]
+            out += _cpp_function(cls, method)
         out.append("};")
     out += [
         "",
@@ -68,6 +75,44 @@ def cpp_header(registry: dict[str, type[PairFunction]]) -> str:
         f'  X("{name}", ::fastcl::pairs::{cls.__name__}, {len(cls.constant_names)})' for name, cls in registry.items()
     ]
     return "\n".join(out) + "\n" + " \\\n".join(rows) + "\n"
+
+
+def _cpp_function(cls: type[PairFunction], method: str, own: bool = False) -> list[str]:
+    body = Body(cls, method)
+    names = {body.argument: "z"} | {c: f"k[{i}]" for i, c in enumerate(body.constants)}
+    lines = _statements(body, lambda v: f"T({v!r})", "intrinsics::", names, "const T ", ";", own)
+    source = " ".join(lines)
+    z = "T z" if "z" in _words(source) else "T"
+    k = "const T* k" if "k" in _words(source) else "const T*"
+    return [
+        f"  template <class T> static FASTCL_INLINE T {method}({z}, {k}) {{",
+        *(f"    {line}" for line in lines),
+        "  }",
+    ]
+
+
+def own_cpp(cls: type[PairFunction]) -> str:
+    """The source of a library of one pair function of a user's own (csrc/cpu/own_pair.h).
+
+    Raises:
+        RefusedError: it uses something outside the language. No word of the user's is in the text: neither names nor comments.
+    """
+    functions = [line for method in ("value", "slope") for line in _cpp_function(cls, method, own=True)]
+    for line in functions:
+        if not CPP_LINE.fullmatch(line):
+            raise RefusedError(f"{cls.__name__}: expected nothing but the language, got {line.strip()!r}")
+    return "\n".join(
+        [
+            '#include "cpu/own_pair.h"',
+            "namespace fastcl::pairs {",
+            "struct Own {",
+            *functions,
+            "};",
+            "}  // namespace fastcl::pairs",
+            f"FASTCL_OWN_PAIR(Own, {len(cls.constant_names)})",
+            "",
+        ]
+    )
 
 
 def triton_module(registry: dict[str, type[PairFunction]]) -> str:

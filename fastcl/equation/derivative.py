@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import intrinsics
-from .language import INTRINSICS, SOURCE, Body, strip_parentheses
+from .language import INTRINSICS, SOURCE, Body, RefusedError, strip_parentheses
 
 Node = ast.expr
 CLAMPS = {"maximum", "minimum", "select_less"}
@@ -31,8 +31,11 @@ def derived_slope(cls: type) -> Callable[..., Any]:
         RefusedError: `value` uses something outside the language, or its source cannot be read.
     """
     body = Body(cls, "value")
-    body.check()
-    text = slope_text(body)
+    try:
+        body.check()
+        text = slope_text(body)
+    except RecursionError:
+        raise RefusedError(f"{body.where}: expected an expression of fewer operations; give parts of it local names") from None
     names: dict[str, Any] = {name: getattr(intrinsics, name) for name in INTRINSICS}
     exec(
         compile(text, f"<slope of {cls.__name__}>", "exec"), names

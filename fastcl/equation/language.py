@@ -6,12 +6,14 @@ intrinsics.py. All else is refused by name, with its line and column. Only a che
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import inspect
 import math
 import textwrap
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from . import intrinsics
@@ -53,7 +55,31 @@ class Body:
         if not isinstance(last, ast.Return) or last.value is None:
             raise RefusedError(f"{self.where}: expected a return at the end, got {type(last).__name__}")
         self.assignments = [self._assignment(s) for s in assignments]
+        self._check_code(function, tree)
         self.returned = last.value
+
+    def _check_code(self, function: Callable[..., Any], tree: ast.Module) -> None:
+        """Refuse a text that is not what runs: a file that was edited after its import, or a name of an enclosing function."""
+        code = function.__code__
+        if code.co_freevars:
+            raise RefusedError(
+                f"{self.where}: expected numbers of the class or of its module, got {code.co_freevars[0]!r} of an enclosing "
+                "function; make it a constant of the class"
+            )
+        if getattr(function, SOURCE, None) is not None:
+            return
+        tree.body[0].decorator_list = []  # type: ignore[attr-defined]
+        flags = code.co_flags & __future__.annotations.compiler_flag
+        (read,) = (
+            c
+            for c in compile(tree, self.file, "exec", flags=flags, dont_inherit=True).co_consts
+            if isinstance(c, CodeType) and c.co_name == code.co_name
+        )
+        if _meaning(read) != _meaning(code):
+            raise RefusedError(
+                f"{self.where}: expected the text of the function in {self.file}, line {self.first_line}, got another one: the "
+                "file was edited after its import; start Python anew"
+            )
 
     def _text(self, function: Callable[..., Any]) -> tuple[str, int, str]:
         derived = getattr(function, SOURCE, None)
@@ -138,6 +164,12 @@ class Body:
             self.expression(value, repr, "", names)
             names[name] = name
         self.expression(self.returned, repr, "", names)
+
+
+def _meaning(code: CodeType) -> tuple[Any, ...]:
+    """What a function does; its line numbers and its docstring are not in it."""
+    numbers = [repr(c) for c in code.co_consts if isinstance(c, (int, float))]
+    return code.co_code, numbers, code.co_names, code.co_varnames
 
 
 def _finite(number: float) -> float | None:

@@ -27,6 +27,7 @@ PROBLEM = (
 )
 LENGTH = 19  # of PROBLEM
 TENSORS = 10  # lead it
+PAIR = 15  # the place of the pair function's name
 DIFFERENTIABLE = 6  # x, y, scale, shift, bias_x, bias_y lead it, in the order of Wanted and Gradients
 
 

@@ -27,6 +27,21 @@ x, y = torch.arange(6.0).reshape(3, 2) / 7, torch.arange(8.0).reshape(4, 2) / 5
 torch.testing.assert_close(fastcl.pair_reduce(x, y), torch.logsumexp(x @ y.T, 1))
 """
 WHERE = "import fastcl, fastcl.triton_kernels as t; print(fastcl.__file__); print(t.__file__)\n"
+# A pair function of a user's own, compiled against the headers that are installed.
+OWN_PAIR = """
+import torch, fastcl
+from fastcl.equation.intrinsics import exp
+
+class Mine(fastcl.pairs.PairFunction, name="mine"):
+    @staticmethod
+    def value(z):
+        return z * exp(-z)
+
+x = torch.arange(6.0).reshape(3, 2) / 7
+z = x @ x.T
+r = fastcl.pair_reduce(x, pair=Mine(), reduce="sum", backend="cpu")
+torch.testing.assert_close(r, (z * torch.exp(-z)).sum(1))
+"""
 LOADED = "from fastcl.backends import extension; print(extension.library is not None, extension.reason)\n"
 
 
@@ -57,7 +72,9 @@ def test_wheel(make_tree: MakeTree, environment: Environment) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {f"fastcl/{path.relative_to(tree / 'fastcl')}" for path in (tree / "fastcl").rglob("*.py")}
     kernels = {f"fastcl/triton_kernels/{path.name}" for path in (tree / "triton_kernels").glob("*.py")}
-    expected = sources | kernels | {"fastcl/py.typed", "fastcl/build_facts.json", LIBRARY}
+    built = json.loads(zipfile.ZipFile(wheel).read("fastcl/build_facts.json"))
+    headers = {f"fastcl/csrc/{name}" for name in built["headers"]}
+    expected = sources | kernels | headers | {"fastcl/py.typed", "fastcl/build_facts.json", LIBRARY}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
@@ -67,6 +84,9 @@ def test_wheel(make_tree: MakeTree, environment: Environment) -> None:
     environment.execute(ONE_OP)
     assert environment.execute(LOADED).split() == ["True", "None"]
     assert "in use yes" in doctor(environment)
+    (environment.folder / "mine.py").write_text(OWN_PAIR)
+    environment.execute("import mine", env={"FASTCL_CACHE": str(environment.folder / "kept")})
+    assert list((environment.folder / "kept").glob("pair-*.so"))
 
 
 def test_editable(make_tree: MakeTree, environment: Environment) -> None:
