@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..backends.sides import Sides
 from ..backends.tiles import Weighting
+from ..equation.pairs import PairFunction
 from ..equation.problem import Problem
+from . import own_pairs
 from .generated_pairs import PAIRS
 
 # Multiply and add as one instruction in the fused kernels, which issue slots can bind; said aloud since Triton 3.10 changes
@@ -60,11 +62,15 @@ def vectors(s: Sides, swapped: bool = False) -> dict[str, Any]:
 
 
 def pair_value(s: Sides) -> Any:
-    return PAIRS[s.p.pair.name][0]
+    return _functions(s.p.pair)[0]
 
 
 def pair_slope(s: Sides) -> Any:
-    return PAIRS[s.p.pair.name][1]
+    return _functions(s.p.pair)[1]
+
+
+def _functions(pair: PairFunction) -> tuple[Any, Any]:
+    return PAIRS[pair.name] if pair.built_in else own_pairs.functions(pair)
 
 
 def difference(p: Problem) -> int:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..equation.codegen import own_cpp
 from ..equation.language import RefusedError
 from ..equation.pairs import PairFunction
 from . import extension, pair_libraries
@@ -46,6 +45,8 @@ _checked: dict[tuple[Any, ...], str | None] = {}
 
 def reason(backend: str, pair: PairFunction) -> str | None:
     """None where the backend has a kernel for this pair function; otherwise why not, and what mends it."""
+    if backend == "triton":
+        return _of_triton(pair)
     if backend != "cpu":
         return (
             f"it has no kernel for the pair function {pair.name!r}, which is not one of fastcl.pairs; use backend='blocked', "
@@ -60,6 +61,16 @@ def reason(backend: str, pair: PairFunction) -> str | None:
         if warning is not None:
             warnings.warn(warning, RuntimeWarning, stacklevel=2)
     return kernel.reason
+
+
+def _of_triton(pair: PairFunction) -> str | None:
+    from ..triton_kernels import own_pairs
+
+    try:
+        own_pairs.functions(pair)
+    except (RefusedError, RecursionError) as error:
+        return f"it has no kernel for the pair function {pair.name!r}: {error}; use backend='blocked', which takes any"
+    return None
 
 
 def wait(pair: PairFunction) -> None:
@@ -177,6 +188,8 @@ def _make(kernel: Kernel, pair: PairFunction) -> None:
 
 
 def _add(pair: PairFunction) -> str:
+    from ..equation.codegen import own_cpp  # here, since it is a command too: python -m fastcl.equation.codegen
+
     try:
         source = own_cpp(type(pair))
     except RecursionError:

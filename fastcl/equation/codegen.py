@@ -24,6 +24,10 @@ _NUMBER = r"T\(-?[0-9.]+(?:e[+-]?[0-9]+)?\)"
 _CALL = rf"intrinsics::(?:{'|'.join(sorted(INTRINSICS))})\("
 _WORDS = rf"(?:{_NUMBER}|{_CALL}|k\[[0-7]\]|v[0-9]+|z|[-+*/(), ])*"
 _OPENING = r"  template <class T> static FASTCL_INLINE T (?:value|slope)\(T(?: z)?, const T\*(?: k)?\) \{"
+_IN_TRITON = (
+    rf"(?:[0-9.]+(?:e[+-]?[0-9]+)?|intrinsics\.(?:{'|'.join(sorted(INTRINSICS))})\(|k[01]|v[0-9]+|z|[-+*/(), ])*"
+)
+TRITON_LINE = re.compile(rf"    (?:v[0-9]+ =|return) {_IN_TRITON}")
 CPP_LINE = re.compile(rf"    (?:const T v[0-9]+ =|return) {_WORDS};|{_OPENING}|  \}}")
 
 
@@ -128,13 +132,42 @@ def triton_module(registry: dict[str, type[PairFunction]]) -> str:
     ]
     for name, cls in registry.items():
         for method in ("value", "slope"):
-            body = Body(cls, method)
-            names = {body.argument: "z"} | {c: f"k{i}" for i, c in enumerate(body.constants)}
-            lines = _statements(body, repr, "intrinsics.", names, "", "")
-            arguments = ", ".join(["z"] + [f"k{i}" for i in range(CONSTANT_SLOTS)])
-            out += ["", "", "@triton.jit", f"def {name}_{method}({arguments}):"] + [f"    {line}" for line in lines]
+            out += ["", "", "@triton.jit", *_triton_function(cls, method, f"{name}_{method}")]
     rows = [f'    "{name}": ({name}_value, {name}_slope),' for name in registry]
     return "\n".join([*out, "", "", "PAIRS = {", *rows, "}"]) + "\n"
+
+
+def _triton_function(cls: type[PairFunction], method: str, name: str, own: bool = False) -> list[str]:
+    body = Body(cls, method)
+    names = {body.argument: "z"} | {c: f"k{i}" for i, c in enumerate(body.constants)}
+    lines = _statements(body, _float32 if own else repr, "intrinsics.", names, "", "", own)
+    arguments = ", ".join(["z"] + [f"k{i}" for i in range(CONSTANT_SLOTS)])
+    return [f"def {name}({arguments}):"] + [f"    {line}" for line in lines]
+
+
+def _float32(number: float) -> str:
+    """A literal of a user's: one beyond float32 would make Triton compute in float64."""
+    if number and not 1.2e-38 < abs(number) < 3.4e38:
+        raise RefusedError(f"expected numbers within the range of float32, got {number!r}")
+    return repr(number)
+
+
+def own_triton(cls: type[PairFunction]) -> str:
+    """The source of a module with the functions `value` and `slope` of one pair function of a user's own.
+
+    Raises:
+        RefusedError: it uses something outside the language, or more constants than the kernels hold.
+    """
+    if len(cls.constant_names) > CONSTANT_SLOTS:
+        raise RefusedError(f"expected at most {CONSTANT_SLOTS} constants, got {len(cls.constant_names)}")
+    out = ["import triton", "import triton.language as tl", "from . import intrinsics"]
+    for method in ("value", "slope"):
+        opening, *lines = _triton_function(cls, method, method, own=True)
+        for line in lines:
+            if not TRITON_LINE.fullmatch(line):
+                raise RefusedError(f"{cls.__name__}: expected nothing but the language, got {line.strip()!r}")
+        out += ["@triton.jit", opening, *lines]
+    return "\n".join([*out, ""])
 
 
 def _words(source: str) -> set[str]:

@@ -35,7 +35,9 @@ def derived_slope(cls: type) -> Callable[..., Any]:
         body.check()
         text = slope_text(body)
     except RecursionError:
-        raise RefusedError(f"{body.where}: expected an expression of fewer operations; give parts of it local names") from None
+        raise RefusedError(
+            f"{body.where}: expected an expression of fewer operations; give parts of it local names"
+        ) from None
     names: dict[str, Any] = {name: getattr(intrinsics, name) for name in INTRINSICS}
     exec(
         compile(text, f"<slope of {cls.__name__}>", "exec"), names

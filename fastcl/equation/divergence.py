@@ -28,8 +28,8 @@ class Divergence:
 
         I_f = E_{p(x) p(y)} f(p(x, y) / (p(x) p(y))),   critic f'(u),   negatives f*(f'(u)) = u f'(u) - f(u)
 
-    Each is worked out as it stands: where u f'(u) and f(u) cancel, their digits do. The nine names of f_micl have closed forms. The
-    pure PyTorch backends serve it.
+    Each is worked out as it stands: where u f'(u) and f(u) cancel, their digits do. The nine names of f_micl have closed forms. It
+    goes into the kernels as every pair function of one's own does.
 
     Source: Lu et al. 2023 (arXiv 2402.10150), eq. objective_sample; f*(f'(u)) by Legendre.
 

@@ -329,4 +329,6 @@ def test_more_constants_than_the_kernels_hold(place: Path, monkeypatch: pytest.M
     pair = Nine(*[1.0] * 9)
     assert "at most 8 constants" in str(own_pairs.reason("cpu", pair))
     assert choice.choose("auto", CPU, torch.float32, pair)[0] == "blocked"
-    torch.testing.assert_close(fastcl.pair_reduce(X, Y, pair=pair, reduce="sum"), 9.0 * (X @ Y.T).sum(1), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        fastcl.pair_reduce(X, Y, pair=pair, reduce="sum"), 9.0 * (X @ Y.T).sum(1), rtol=1e-5, atol=1e-3
+    )

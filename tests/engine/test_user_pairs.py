@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """A pair function of the caller's own: pure PyTorch serves it, kernels that do not know it say so with what mends it."""
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import fastcl
+from fastcl.backends import extension, own_pairs
 from fastcl.equation.intrinsics import exp
 from fastcl.pairs import PairFunction, Power
 
@@ -47,12 +49,38 @@ def test_it_is_served_by_pure_pytorch(backend: str | None) -> None:
     torch.testing.assert_close(x.grad.double(), right.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_kernels_do_not_know_it() -> None:
+@pytest.mark.skipif(extension.library is None, reason="no compiled extension here")
+def test_kernels_that_are_not_compiled_say_why() -> None:
+    """tests/cpu/test_own_pairs.py has those that are."""
     with pytest.raises(
         fastcl.BackendUnavailableError,
-        match=r"it has no kernel for the pair function 'bump_of_a_test', which is not one of fastcl.pairs; use backend='blocked'",
+        match=r"it has no kernel for the pair function 'bump_of_a_test': FASTCL_COMPILE_PAIRS=0 is set; .* use backend='blocked'",
     ):
         fastcl.pair_reduce(X, Y, pair=Bump(0.5), reduce="sum", backend="cpu")
+
+
+def test_a_slope_that_is_not_the_derivative_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first use, on every backend, and under inference mode."""
+
+    @dataclass(frozen=True)
+    class Wrong(PairFunction, name="wrong_of_a_test"):
+        @staticmethod
+        def value(z):
+            return exp(-0.5 * z * z)
+
+        @staticmethod
+        def slope(z):
+            return z * exp(-0.5 * z * z)
+
+    try:
+        for backend in ("reference", "blocked", None):
+            with pytest.raises(ValueError, match=r"Wrong.slope: expected the derivative of value, .* leave slope out"):
+                fastcl.pair_reduce(X, Y, pair=Wrong(), reduce="sum", backend=backend)
+        monkeypatch.setattr(own_pairs, "_checked", {})
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"Wrong.slope: expected"):
+            fastcl.pair_reduce(X, Y, pair=Wrong(), reduce="sum")
+    finally:
+        del PairFunction.registry["wrong_of_a_test"]
 
 
 def test_it_takes_no_name_of_ours() -> None:

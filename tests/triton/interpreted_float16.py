@@ -6,21 +6,14 @@ A slope may be of any size, at the pairs or far from them: the gradients are as 
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
-from fastcl.triton_kernels.generated_pairs import PAIRS as GENERATED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastcl
 from fastcl import triton_kernels
 from fastcl.backends import reference
-from fastcl.equation import codegen
 from fastcl.equation.pairs import PairFunction
 from fastcl.equation.problem import Problem
 
@@ -30,24 +23,6 @@ from .problems import REACHED, Upstream, all_wanted, error, problem, torch_answe
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 FORMS = ("strip", "fused")
 STORED = 1.5e-3  # a few of float16's roundings
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _user_pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The pair functions of user_pairs.py, generated for Triton as those of the library are."""
-    mine = {name: cls for name, cls in PairFunction.registry.items() if cls.__module__ == user_pairs.__name__}
-    text = codegen.triton_module(mine).replace("from . import", "from fastcl.triton_kernels import")
-    path = Path(tmp_path_factory.mktemp("generated"), "generated_user_pairs.py")
-    path.write_text(text)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    GENERATED.update(module.PAIRS)
-    yield
-    for name in mine:
-        GENERATED.pop(name)
 
 
 def gradients_are_right(p: Problem, patch: pytest.MonkeyPatch) -> None:

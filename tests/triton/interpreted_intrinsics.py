@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import triton
 import triton.language as tl
-from fastcl.triton_kernels import intrinsics
+from fastcl.triton_kernels import intrinsics, own_pairs
 from fastcl.triton_kernels.generated_pairs import PAIRS as GENERATED
+from hypothesis import given, settings
 
 from fastcl.equation import intrinsics as twins
+from fastcl.equation.derivative import derived_slope
 
+from ..engine.test_derivative import K, bodies, folder, written
 from .problems import PAIRS
 
+__all__ = ["folder"]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 NAN, INF = float("nan"), float("inf")
 EVERYWHERE = torch.cat(
@@ -79,3 +86,21 @@ def test_generated_pair_functions(pair: str) -> None:
         out = torch.empty_like(z)
         apply_pair[(1,)](z, out, len(z), k0, k1, F=generated, BLOCK=512)
         torch.testing.assert_close(out.double(), twin(z.double()), rtol=2e-6, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(body=bodies)
+def test_drawn_pair_functions(body: list[str], folder: Path) -> None:
+    """A user's own, as they are made at run time: value and derived slope against autograd in float64."""
+    cls: Any = written(body, folder)
+    cls.slope, cls.constant_names = staticmethod(derived_slope(cls)), ("p", "q")
+    z = torch.linspace(-1.9, 1.9, 300)
+    wide = z.double().requires_grad_()
+    value = cls.value(wide, *K) + 0.0 * wide
+    (slope,) = torch.autograd.grad(value.sum(), wide)
+    narrow = [cls.value(z, *K) + 0.0 * z, cls.slope(z, *K) + 0.0 * z]
+    for made, want, rough in zip(own_pairs.functions(cls()), (value.detach(), slope), narrow, strict=True):
+        out = torch.empty_like(z)
+        apply_pair[(1,)](z, out, len(z), *K, F=made, BLOCK=512)
+        allowed = 8 * (rough.double() - want).abs().max() + 1e-5 * want.abs().max().clamp(min=1.0)
+        assert ((out.double() - want).abs() <= allowed).all(), body
