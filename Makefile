@@ -5,6 +5,7 @@
 #   make papers          the papers' experiments      make papers ARGS="--resume"
 #   make bench           README's figures, in 9 minutes  make bench ARGS="--resume"
 #   make docs            the site, into build/site
+#   make notebooks       runs docs/notebooks          make notebooks ARGS=--overwrite keeps what they print and draw
 #   make wheel           dist/fastcl-*-py3-none-manylinux_2_28_*.whl, with the CPU kernels
 # For another torch:     make setup TORCH="torch==2.14.1"
 SHELL := /bin/bash
@@ -23,7 +24,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test fuzz demo papers bench docs wheel test-wheel test-wheel-oldest sanitize test-models test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test fuzz demo papers bench docs notebooks wheel test-wheel test-wheel-oldest sanitize test-models test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -67,6 +68,9 @@ fuzz: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+notebooks: setup
+	$(PYTEST) -n $(JOBS) --nbmake --nbmake-timeout=300 $(ARGS) docs/notebooks
 
 demo: setup
 	$(BIN)/python -m examples.train_images $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,15 @@ def test_every_formula_is_mathml(site: Path) -> None:
     assert [str(path) for path, text in texts.items() if 'class="arithmatex"' in text] == []
 
 
+def test_notebooks_are_pages_with_pictures(site: Path) -> None:
+    for notebook in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        page = (site / "notebooks" / f"{notebook.stem}.html").read_text()
+        pictures = re.findall(rf'src="({notebook.stem}_[^"]+\.png)"', page)
+        assert pictures and all((site / "notebooks" / picture).is_file() for picture in pictures)
+        assert f'href="{notebook.name}"' in page and (site / "notebooks" / notebook.name).is_file()
+        assert notebook.stat().st_size < 100_000  # it is kept with what it printed and drew
+
+
 def test_search_finds_a_loss(address: str, browser: Any) -> None:
     browser.get(f"{address}/index.html?q=nt_xent")
     ask = "return [...document.querySelectorAll('.md-search-result__link')].map(a => a.getAttribute('href')).join(' ')"
@@ -101,7 +111,15 @@ def test_formulas_render(address: str, browser: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["index.html", "reference/functional.html", "benchmarks.html", "papers.html", "guides/how.html"]
+    "path",
+    [
+        "index.html",
+        "reference/functional.html",
+        "benchmarks.html",
+        "papers.html",
+        "guides/how.html",
+        "notebooks/uniformity.html",
+    ],
 )
 def test_pages_fit_a_narrow_window(address: str, browser: Any, path: str) -> None:
     narrow = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
