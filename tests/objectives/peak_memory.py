@@ -1,4 +1,4 @@
-"""Forward and backward of every objective at n = 16384: the peak of memory after each. Run by test_memory.py in its own process.
+"""Forward and backward of every objective at n = 8192: the peak of memory after each. Run by test_memory.py in its own process.
 
 python -m tests.objectives.peak_memory blocked
 """
@@ -12,7 +12,7 @@ import torch
 from .cases import CASES
 from .witnesses import gradients, library
 
-ROWS, WIDTH = 16384, 8
+ROWS, WIDTH = 8192, 8
 
 
 def peak_bytes() -> int:
