@@ -1,5 +1,6 @@
 # Everything runs in .venv, which the targets make themselves; `make setup` is quick when nothing has changed.
-#   make test            lint, then the tests            make test ARGS="-k clip"
+#   make test            lint, then the quick tests      make test ARGS="-k clip"
+#   make test-slow       the others: processes, builds, large sizes
 #   make fuzz            calls drawn at random           make fuzz MINUTES=30
 #   make demo            the main job, on real images    make demo ARGS="--help"
 #   make papers          the papers' experiments      make papers ARGS="--resume"
@@ -24,7 +25,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test fuzz demo papers bench docs notebooks wheel test-wheel test-wheel-oldest sanitize test-models test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test test-slow fuzz demo papers bench docs notebooks wheel test-wheel test-wheel-oldest sanitize test-models test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -59,7 +60,10 @@ lint: setup
 
 # pytest comes last, so that its summary is the last line.
 test: lint
-	$(PYTEST) -n $(JOBS) --dist loadgroup $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(PYTEST) -n $(JOBS) --dist loadgroup -m slow $(ARGS)
 
 # Calls drawn from new seeds: make fuzz MINUTES=30; FASTCL_CPU_ISA=baseline for another instruction set than the best.
 MINUTES ?= 30

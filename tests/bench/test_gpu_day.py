@@ -17,6 +17,8 @@ from bench.gpu_table import failures, table
 from tests.objectives.cases import CASES, Case
 from tests.objectives.witnesses import library
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 ROWS = 24
 FEW = [case for case in CASES if case.id in ("clip", "siglip", "sup_con", "f_micl", "spectral")]

@@ -16,6 +16,8 @@ from torch import Tensor
 import fastcl
 from fastcl.backends import extension
 
+pytestmark = pytest.mark.slow
+
 assert extension.library is not None, extension.reason
 ISAS = extension.library.usable_isas()
 

@@ -22,6 +22,8 @@ from . import fused_launching as fused
 from .emulation import EVERYTHING
 from .fused_launching import CSRC, Launcher, RefusedError, Shape, Weights, exact_weights, few, gradient
 
+pytestmark = pytest.mark.slow
+
 BF16 = torch.bfloat16
 _NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which mmap names from Python 3.13 on
 

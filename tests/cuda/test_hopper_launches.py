@@ -24,6 +24,8 @@ from .emulation import EVERYTHING
 from .fused_launching import CSRC, Launcher, RefusedError, Weights, exact_weights
 from .hopper_launching import Shape, few
 
+pytestmark = pytest.mark.slow
+
 BF16 = torch.bfloat16
 _NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which mmap names from Python 3.13 on
 

@@ -13,7 +13,7 @@ from fastcl.backends import extension
 from . import launch, orphan, ranks
 
 WORLDS = (1, 2, 3, 4)
-pytestmark = pytest.mark.xdist_group("across_ranks")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("across_ranks")]
 
 
 @pytest.fixture(scope="module")

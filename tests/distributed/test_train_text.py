@@ -13,6 +13,8 @@ import torch
 
 from examples import texts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 WORDNET = """  1 a licence in lines that begin with two spaces | not a gloss
 00001740 03 n 01 entity 0 003 ~ 00001930 n 0000 ~ 00002137 n 0000 ~ 04424418 n 0000 | that which has its own existence

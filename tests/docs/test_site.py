@@ -27,7 +27,7 @@ QUIET = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 QUIET_BUILD = {"NO_MKDOCS_2_WARNING": "1"}  # the theme's note on its successor
-pytestmark = pytest.mark.xdist_group("site")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ NAMES = {
     world: [f"{library}: {case.name}" for library in libraries for case in shards.LIBRARIES[library](0, world)]
     for world, libraries in LIBRARIES.items()
 }
-pytestmark = pytest.mark.xdist_group("across_processes")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("across_processes")]
 
 
 def found(world: int, folder: Path) -> list[dict[str, tuple]]:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the resource module does not exist there")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="the resource module does not exist there"),
+]
 
 ROWS = 8_000  # one matrix of float32: 244 MiB; 2n x 2n, as NT-Xent has it, four times that
 PROGRAM = """

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROWS, WIDTH = 16384, 64
 SCRIPT = """
 import resource, sys, torch, fastcl

@@ -19,6 +19,8 @@ from examples.papers import command, dhel_kcl, f_micl, minc, results
 from examples.papers.cells import Cell, Paper, Record
 from fastcl import losses
 
+pytestmark = pytest.mark.slow
+
 PAPERS = {paper.name: paper for paper in (f_micl.PAPER, minc.PAPER, dhel_kcl.PAPER)}
 PARTS = {"f_micl": "optimiser", "minc": "rows clipped", "dhel_kcl": "batch size 64"}
 

@@ -14,6 +14,8 @@ from examples import images, objectives, train_images, training
 from examples.objectives import OBJECTIVES
 from examples.training import Schedule
 
+pytestmark = pytest.mark.slow
+
 SHORT = Schedule(epochs=6, batch_size=256, dim=16)
 
 

@@ -12,6 +12,8 @@ from .cases import CASES
 from .peak_memory import ROWS
 from .witnesses import served
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

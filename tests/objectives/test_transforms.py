@@ -88,6 +88,7 @@ def test_compiles_whole_for_any_size(case: Case) -> None:
 
 
 @compiling
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip"])
 def test_compiles_with_inductor(name: str) -> None:
     """The default compiler, and a temperature that is learnt."""

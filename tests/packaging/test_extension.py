@@ -18,6 +18,8 @@ from fastcl.equation.problem import PROBLEM
 from .conftest import MADE, ROOT, run
 from .test_installs import ONE_OP
 
+pytestmark = pytest.mark.slow
+
 REPORT = "from fastcl.backends import extension\nprint('LIBRARY', extension.library, extension.reason, extension.cuda_reason)\n"
 
 

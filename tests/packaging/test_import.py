@@ -10,6 +10,8 @@ import pytest
 from .conftest import ROOT, run
 from .test_installs import ONE_OP
 
+pytestmark = pytest.mark.slow
+
 STATE = """
 import json, os, random, signal, sys, threading, warnings
 import numpy, torch, torch._dynamo, torch.library

@@ -17,6 +17,8 @@ from fastcl.backends import extension
 
 from .conftest import Environment, run
 
+pytestmark = pytest.mark.slow
+
 MakeTree = Callable[[], Path]
 LIBRARY = f"fastcl/{extension.CPU}"
 

@@ -10,7 +10,7 @@ from tests.distributed import launch
 
 from . import ranks
 
-pytestmark = pytest.mark.xdist_group("cached_across_ranks")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cached_across_ranks")]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ("tests/triton/interpreted.py", "tests/triton/interpreted_float16.py", "tests/triton/interpreted_intrinsics.py")

@@ -11,7 +11,7 @@ from tools.ptxemu import Module, nvcc
 
 from .launching import needs_nvcc, needs_torch
 
-pytestmark = [needs_nvcc, needs_torch]
+pytestmark = [pytest.mark.slow, needs_nvcc, needs_torch]
 torch = pytest.importorskip("torch")
 HERE = pathlib.Path(__file__).parent / "kernels"
 TAU, LOG2E = 0.07, 1.4426950408889634

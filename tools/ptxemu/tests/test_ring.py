@@ -8,7 +8,7 @@ from tools.ptxemu import Deadlock, MissingWait, Module, SharedRace, TensorMap, U
 
 from .launching import needs_nvcc, needs_torch
 
-pytestmark = [needs_nvcc, needs_torch]
+pytestmark = [pytest.mark.slow, needs_nvcc, needs_torch]
 torch = pytest.importorskip("torch")
 SOURCE = pathlib.Path(__file__).parent / "kernels" / "ring_sm90.cu"
 
