@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import intrinsics
+from .arguments import positive_real
 from .derivative import slope_text
 from .language import INTRINSICS, SOURCE, Body
 from .pairs import PairFunction
@@ -89,7 +90,12 @@ class Divergence:
         Args:
             beta: inverse width > 0 of the Gaussian.
             mu: constant > 0 of the Gaussian.
+
+        Raises:
+            ValueError: for a beta or a mu that is not > 0.
+            TypeError: for one that is no number.
         """
+        beta, mu = (positive_real(name, value) for name, value in (("beta", beta), ("mu", mu)))
         top = torch.tensor(mu, dtype=torch.float64).log()
         slopes = self.pair.df(torch.linspace(-4.0 * beta, 0.0, 401, dtype=torch.float64) + top)
         return bool((slopes.diff() > 1e-12 * slopes.abs().max()).all())
@@ -114,7 +120,8 @@ class Divergence:
             raise ValueError(
                 f"f: expected 0 at u = 1, got {at_one:.6g}; subtract it (the divergence of equal distributions is 0)"
             )
-        falls = ~(slopes.diff() >= -1e-9 * (1.0 + slopes[1:].abs()))
+        size = slopes[(u > 0.5) & (u < 2.0)].abs().max()  # f times a small number is as convex as f
+        falls = ~(slopes.diff() >= -1e-9 * (size + slopes[1:].abs()))
         if falls.any():
             k = int(falls.nonzero()[0])
             raise ValueError(

@@ -266,9 +266,9 @@ class Moment(NamedTuple):
 def second_moment(
     u: Tensor,
     v: Tensor,
-    *,
     target_u: Tensor | None = None,
     target_v: Tensor | None = None,
+    *,
     width: int,
     normalize: bool = False,
     mu: Positive | None = None,

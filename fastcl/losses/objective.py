@@ -25,6 +25,8 @@ from ..equation.arguments import Check, checks_of_fields, checks_of_function
 from ..equation.names import Backend, Reduction
 from .scale import number, reshape_numbers
 
+HALVES = (torch.float16, torch.bfloat16)
+
 _as_dataclass = dataclass(kw_only=True, eq=False, repr=False)
 
 
@@ -142,13 +144,16 @@ class Objective(_Declared):
         super()._apply(fn, recurse)
         for name, before in kept.items():
             after = getattr(self, name)
-            if after.dtype in (torch.float16, torch.bfloat16):
+            if after.dtype in HALVES:
                 setattr(self, name, before.to(after.device))
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         reshape_numbers(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for name in self.wide:  # with assign=True they are the saved tensors
+            if getattr(self, name).dtype in HALVES:
+                setattr(self, name, getattr(self, name).float())
 
 
 def _forward_of(cls: type[Objective], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -118,10 +118,11 @@ class MINCLoss(Objective, function=functional.minc):
 
     def forward(self, *rows: Any, **data: Any) -> Tensor:
         """The surrogate of these rows; in training the statistic takes them in first."""
-        if self.ema > 0.0 and self.training and data.get("target_u") is None and data.get("target_v") is None:
+        targets = dict(zip(("target_u", "target_v"), rows[2:], strict=False)) | data
+        if self.ema > 0.0 and self.training and targets.get("target_u") is None and targets.get("target_v") is None:
             warnings.warn(SWINGS.format(ema=self.ema), stacklevel=2)
         self._take_in(*rows, **data)
-        loss: Tensor = self.function(*rows, statistic=self.statistic, **data, **self.arguments())
+        loss: Tensor = self.function(*rows[:2], statistic=self.statistic, **targets, **self.arguments())
         return loss
 
     @torch.no_grad()

@@ -130,6 +130,8 @@ class Drawing:
     def scalar(self, name: str, said: str, default: Any, learned: bool = False) -> str:
         """A number, or a tensor with one element, which may want gradients."""
         value = self.number(said, default)
+        if self.dtype != "float64":
+            value = min(max(value, -3e38), 3e38)
         if self.maybe(60):
             return repr(value)
         dtype = self.one_of(*["float32"] * 8, "float64", "float64", "bfloat16", "float16")

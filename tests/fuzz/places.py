@@ -19,7 +19,7 @@ from fastcl.backends import extension
 
 from .case import Case, Found, run
 
-PATIENCE = 120.0  # seconds; a compiled call takes some
+PATIENCE = 300.0  # seconds; a compiled call takes some, and processes that start on a busy machine
 
 
 class ProcessError(Exception):

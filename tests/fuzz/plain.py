@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +21,7 @@ from fastcl.equation.pairs import Identity
 from fastcl.equation.problem import Problem, accumulation_dtype
 from fastcl.functional import kernel
 from fastcl.functional.rows import normalize_rows
+from fastcl.functional.spectral import clip_norms
 
 from .formula import rows
 
@@ -38,7 +39,7 @@ class Plain:
     What is moved is what a sum in another order moves: <x, y> by eps |x| |y|, and |x - y|^2, which is formed from norms and a dot
     product about the mean of y, by eps (|x|^2 + |y|^2). `largest` is the largest |z|, or |u| or term that it
     is formed from, that was met. With `rounds_weights` those of half-precision rows are in the rows' dtype, as GPUs multiply them.
-    With `unit` unit rows are rounded to it.
+    With `unit` rows that are brought to a length are rounded to it.
     """
 
     def __init__(
@@ -53,10 +54,23 @@ class Plain:
         self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
         self.rounds_weights, self.unit = rounds_weights, unit
 
-    def normalize_rows(self, x: Tensor) -> Tensor:
-        """Unit rows, each entry moved by up to `unit` of itself, alike wherever the same rows are normalised."""
-        found = unit_rows(x)
-        return found * (1.0 + self.unit * rows(*x.shape, self.seed).to(found.dtype)) if self.unit else found
+    def rounded(self, bring: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The same with each entry of a row that is brought to a length moved by up to `unit` of itself, alike for the same rows.
+
+        Its gradient moves by as much of what it was before its radial part was taken out, which may be all of it.
+        """
+
+        def call(x: Tensor, *limit: Tensor) -> Tensor:
+            found = bring(x, *limit)
+            if not self.unit:
+                return found
+            before, after = (torch.linalg.vector_norm(t.detach(), dim=1, keepdim=True) for t in (x, found))
+            slope = torch.where(before > 0.0, after / before, 0.0)
+            return found + self.unit * rows(*x.shape, self.seed).to(found.dtype) * (
+                found.detach() + slope * (x - x.detach())
+            )
+
+        return call
 
     def pair_reduce(self, x: Tensor, y: Tensor | None = None, *, backend: str | None = None, **given: Any) -> Any:
         p = self._problem(x, y, given)
@@ -183,7 +197,8 @@ def plainly(engine: Plain) -> Iterator[None]:
         standing_in = {
             ops.pair_reduce: engine.pair_reduce,
             ops.pair_total: engine.pair_total,
-            normalize_rows: engine.normalize_rows,
+            normalize_rows: engine.rounded(unit_rows),
+            clip_norms: engine.rounded(clip_norms),
         }
         changed = [
             patch.object(module, original.__name__, ours)

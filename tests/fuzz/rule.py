@@ -8,11 +8,13 @@
 for each row of a matrix (its largest entry), each entry of a vector, each number.
 
 P: the same function on plain PyTorch in the same dtype (plain.py): the n x m matrix, float32 accumulation, no kernel, no fast path,
-   with z moved by the rounding of another order of summation, and float32 rows and numbers by one unit in the last place.
+   with z moved by the rounding of another order of summation, and float32 rows, unit or clipped ones, and numbers by one unit in
+   the last place.
    Several draws, the largest. That sqdist comes from norms and dot products is part of it.
-C: the float64 definition where rows, unit rows and numbers are moved by one rounding of their dtype (sqdist by eps (|x|^2 + |y|^2),
-   rows also by what the dtype cannot square), and sums by one of theirs: what any evaluation may make. Unit rows are, since the
-   cosine of equal rows is the largest there is: rows alone move it by eps^2, and terms that cancel there have no other size.
+C: the float64 definition where rows, unit or clipped rows and numbers are moved by one rounding of their dtype (sqdist by
+   eps (|x|^2 + |y|^2), rows also by what the dtype cannot square), and sums by one of theirs: what any evaluation may make. Unit
+   rows are, since the cosine of equal rows is the largest there is: rows alone move it by eps^2, and terms that cancel there have
+   no other size.
    A formula that cancels is as wrong on plain PyTorch; EXCUSED bounds what that excuses, of a gradient, whose terms are many,
    less strictly than of a value.
 
@@ -91,7 +93,8 @@ class Truth:
             t = like(t, t.to(self.dtype)) if t.dim() < 2 and t.numel() == 1 else t
             return moved(t, name, k, eps) if k and t.dtype == self.dtype else t
 
-        with plainly(Plain(k, 2.0 if k else 0.0, rounds_weights=self.case.backend in ("triton", "cuda"))):
+        rounds_weights = self.case.backend in ("triton", "cuda")
+        with plainly(Plain(k, 2.0 if k else 0.0, rounds_weights=rounds_weights, unit=eps if k else 0.0)):
             return run(self.plain_case, change)
 
     def _moved(self, k: int) -> Found:

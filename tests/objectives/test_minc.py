@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -151,11 +152,22 @@ def test_the_statistic_is_saved_and_stays_in_float32() -> None:
     for half in (loss.half(), loss.bfloat16()):
         assert half.statistic.dtype == torch.float32
         assert torch.equal(half.statistic, kept)
+    twin.load_state_dict({k: v.half() for k, v in loss.state_dict().items()}, assign=True)
+    assert twin.statistic.dtype == torch.float32
     value = loss(*(x.bfloat16() for x in two_views(9, 4)))
     assert value.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         loss(*rows)
     assert loss.statistic.dtype == torch.float32
+
+
+def test_targets_are_the_third_and_fourth_rows() -> None:
+    """As the module's call says, with no warning of a missing target."""
+    rows, targets = two_views(9, 4), two_views(9, 4, seed=1)
+    named = MINCLoss(4, ema=0.5)(*rows, target_u=targets[0], target_v=targets[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(MINCLoss(4, ema=0.5)(*rows, *targets), named)
 
 
 def test_two_batches_may_wait_for_their_backward() -> None:

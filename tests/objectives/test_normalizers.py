@@ -116,6 +116,9 @@ def test_the_state_is_the_functions(cls: Any) -> None:
     stream.seek(0)
     fresh = cls(SIZE)
     fresh.load_state_dict(torch.load(stream, weights_only=True))
+    of_half = cls(SIZE).half()  # its tensors become the saved ones, in their dtype
+    of_half.load_state_dict({k: v.half() for k, v in module.state_dict().items()}, assign=True)
+    assert of_half.log_u.dtype == torch.float32
     for twin in (fresh, copy.deepcopy(module), copy.deepcopy(module).half()):
         assert twin.log_u.dtype == torch.float32 and torch.equal(twin.log_u, module.log_u)
         assert torch.equal(twin.eval()(*rows, index), module.eval()(*rows, index)) and torch.equal(

@@ -91,6 +91,9 @@ def test_which_spread_rows() -> None:
     assert spreads == dict.fromkeys(NAMED, True) | {"rkl": False, "neyman": False}
     own = fastcl.Divergence("vlc", vlc)
     assert own.spreads(beta=0.1, mu=1.9) and not own.spreads(beta=0.1, mu=4.0)
+    for name in ("beta", "mu"):
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            own.spreads(**{name: 0.0})
 
 
 def square_conjugate(s):
@@ -116,6 +119,10 @@ def with_a_constant(u, p):
 
 def concave(u):
     return log(u)
+
+
+def hardly_concave(u):
+    return 1e-10 * (1.0 - u * u)
 
 
 def not_zero_at_one(u):
@@ -171,6 +178,7 @@ def huge(u):
         (huge, ValueError, "f: 'HUGE' is outside the language"),
         (with_a_constant, ValueError, r"f: expected a function of one number, got \(u, p\)"),
         (concave, ValueError, r"f: expected a convex function, got a slope of .* at u = 0.0001"),
+        (hardly_concave, ValueError, r"f: expected a convex function, got a slope of .* at u = 0.0001"),
         (not_zero_at_one, ValueError, "f: expected 0 at u = 1, got 1;"),
         (outside, ValueError, r"f: 'u \*\* 2' is outside the language \(.*line \d+, column 12\)"),
         (lambda u: u * log(u), ValueError, "f: expected a function by `def`, got Expr"),
