@@ -61,16 +61,22 @@ def rows(p: Problem, c: Tensor | None, directions: tuple[Tensor | None, ...]) ->
             continue
         z = z if keep is None else torch.where(keep, z, float("-inf"))
         r = reference._reduce(p, z, keep, 1)
-        found.append((torch.exp(z - torch.where(torch.isneginf(r), 0.0, r)[:, None]) * dz).sum(1))
+        w = torch.exp(z - torch.where(torch.isneginf(r), 0.0, r)[:, None])
+        found.append(_mean((w * dz).sum(1), w.sum(1)))
         if column is not None:
             w = torch.exp(z - column)
             dc, weights = dc + (w * dz).sum(0), weights + w.sum(0)
     dr = torch.cat(found) if found else x.new_zeros(0)
     if c is None:
         return dr.to(p.dtype), None
-    if p.reduce == "logsumexp":  # over their sum, which is 1 but for the rounding of c
-        dc = dc / torch.where(weights > 0, weights, 1.0)
+    if p.reduce == "logsumexp":
+        dc = _mean(dc, weights)
     return dr.to(p.dtype), dc.to(p.dtype)
+
+
+def _mean(total: Tensor, weights: Tensor) -> Tensor:
+    """Over the sum of weights, which is 1 but for the rounding of the log-sum-exp: beyond 1 / eps that takes them all."""
+    return total / torch.where(weights > 0, weights, 1.0)
 
 
 def _operand(operand: str, own: _Side, other: _Side) -> tuple[Tensor, Tensor | None]:

@@ -94,6 +94,15 @@ def test_torch_func_has_the_gradients_of_backward(case: Case, backend: str) -> N
     close(torch.func.vmap(f)(*stacks), each, torch.ones((), dtype=WIDE), rtol=1e-9)
 
 
+@pytest.mark.parametrize("backend", served(WIDE))
+def test_weights_along_a_direction_add_up_to_one_at_any_logit(backend: str) -> None:
+    """Where log 2 is no digit of the log-sum-exp of two equal logits, either has one half still."""
+    x, y = torch.full((2, 3), 1e16, dtype=WIDE), torch.full((2, 3), 1e16, dtype=WIDE)
+    given = (lambda x: fastcl.pair_reduce(x, y, columns=True, backend=backend), (x,), (torch.ones_like(x),))
+    for slope in torch.func.jvp(*given)[1]:
+        close(slope, torch.full((2,), 3e16, dtype=WIDE), rtol=1e-12)
+
+
 PROBLEMS = [
     ("dot", "identity", "logsumexp", "all"),
     ("sqdist", "identity", "logsumexp", "off_diagonal"),
