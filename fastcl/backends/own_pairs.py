@@ -24,7 +24,8 @@ from . import extension, pair_libraries
 
 MOST_CONSTANTS = 8  # csrc/cpu/task.h
 SYMBOL = "fastcl_own_pair"
-Z = torch.cat((torch.linspace(-7.31, 7.67, 61, dtype=torch.float64), torch.logspace(-6, 0, 31, dtype=torch.float64)))
+ON_CPU: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever the default is where this is imported
+Z = torch.cat((torch.linspace(-7.31, 7.67, 61, **ON_CPU), torch.logspace(-6, 0, 31, **ON_CPU)))
 
 
 @dataclass
@@ -214,7 +215,8 @@ def _hold(name: str, pair: PairFunction) -> None:
     """
     constants = list(pair.constants)
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
-        z, one = Z.to(dtype), torch.ones((), dtype=dtype)
+        z = Z.to(dtype)
+        one = z.new_ones(())
         absent = one.new_empty(0)
         problem = (
             z[:, None].contiguous(), one[None, None], one, torch.zeros_like(one), *[None] * 6, 0, 0, 0,

@@ -9,9 +9,10 @@ To add one: a class here, codegen, rebuild; `slope` may be left out (derivative.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from inspect import get_annotations
+from inspect import get_annotations, signature
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +44,9 @@ class PairFunction:
         cls.built_in = cls.__module__ == __name__
         cls.constant_names = tuple(get_annotations(cls))
         cls.checks = checks_of_fields(cls, get_annotations(cls))
+        for written in ("value", "slope"):
+            if written in vars(cls):
+                setattr(cls, written, staticmethod(_of_z(cls, written)))
         if "value" in vars(cls) and "slope" not in vars(cls):
             cls.slope = staticmethod(derived_slope(cls))  # type: ignore[method-assign]
         PairFunction.registry[name] = cls
@@ -78,6 +82,22 @@ class PairFunction:
         """f'(z), elementwise."""
         result = self.slope(z, *self.constants)
         return result if isinstance(result, Tensor) else torch.full_like(z, result)
+
+
+def _of_z(cls: type[PairFunction], name: str) -> Callable[..., Any]:
+    """The function of that name, whose arguments are z and the constants: it may be written without @staticmethod.
+
+    Raises:
+        TypeError: it has others, or these in another order, of which a value would be silently wrong.
+    """
+    function: Callable[..., Any] = getattr(vars(cls)[name], "__func__", vars(cls)[name])
+    z, *constants = (*signature(function).parameters, "")
+    if z == "self" or tuple(constants[:-1]) != cls.constant_names:
+        expected, got = ", ".join(("z", *cls.constant_names)), ", ".join(signature(function).parameters)
+        raise TypeError(
+            f"{cls.__name__}.{name}: expected {name}({expected}), z and the fields of the class in their order, got {name}({got})"
+        )
+    return function
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -102,3 +103,28 @@ def test_constants_stay_what_they_are_in_the_rows_dtype() -> None:
     with pytest.raises(ValueError, match=r"^power: eps: expected a number within the range of float32"):
         fastcl.pair_reduce(X, Y, pair=Power(-1.0, 1e-60), reduce="sum")
     assert fastcl.pair_reduce(X.double(), Y.double(), pair=Power(-1.0, 1e-60), reduce="sum").isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (lambda self, z, w: exp(-w * z), r"value\(self, z, w\)"),
+        (lambda z: exp(-z), r"value\(z\)"),
+        (lambda z, v, w: exp(-z), r"value\(z, v, w\)"),
+    ],
+)
+def test_a_value_of_other_arguments_is_refused(value: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=rf"Odd.value: expected value\(z, w\), z and the fields .* got {got}"):
+        type("Odd", (PairFunction,), {"__annotations__": {"w": float}, "value": value}, name="odd_of_a_test")
+    assert "odd_of_a_test" not in PairFunction.registry
+
+
+def test_a_value_needs_no_decorator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PairFunction, "registry", dict(PairFunction.registry))
+
+    class Plain(PairFunction, name="plain_of_a_test"):
+        def value(z):  # type: ignore[override]  # noqa: N805
+            return exp(-0.5 * z * z)
+
+    r = fastcl.pair_reduce(X, Y, pair=Plain(), reduce="sum", backend="blocked")
+    torch.testing.assert_close(r, fastcl.pair_reduce(X, Y, pair=Bump(0.5), reduce="sum", backend="blocked"))
