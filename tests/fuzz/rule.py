@@ -102,7 +102,9 @@ class Truth:
             exact = not isinstance(value, float) or value in (0.0, 1.0, 2.0)
             return value if exact else value * (1.0 + torch.finfo(self.dtype).eps * float(rows(1, 1, k + len(name))))
 
-        engine = Plain(k, 1.0, precision(self.dtype), dot=False, unit=self.eps)
+        metric = self.case.function.startswith("metrics")  # whose unit rows are in the accumulation dtype
+        unit = torch.finfo(self.dtype).eps if metric else self.eps
+        engine = Plain(k, 1.0, precision(self.dtype), dot=False, unit=unit)
         with plainly(engine), clamped_as(self.dtype):
             found = run(
                 replace(self.case, autocast=""),
