@@ -3,10 +3,13 @@
 Every contrastive loss is an alignment term plus one pairwise reduction; one family of fused kernels does all reductions.
 """
 
+from typing import TYPE_CHECKING
+
 from . import functional, losses, metrics, pairs
 from .backends.choice import BackendUnavailableError
 from .cached import cached_embeddings, cached_step
 from .distributed import Ranks
+from .equation.arguments import absent
 from .equation.divergence import Divergence
 from .equation.masks import Mask, across_groups, all_pairs, at_most, off_diagonal, within_groups
 from .equation.reductions import merge
@@ -37,3 +40,6 @@ __all__ = [
     "patch",
     "within_groups",
 ]
+
+if not TYPE_CHECKING:  # to type checkers it would say that any name is there
+    __getattr__ = absent(__name__, functional, losses, metrics)

@@ -9,10 +9,11 @@ Schemas are defined here, so that they exist without a compiler. The kernel ops 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from . import derivatives, flops
 from .backends import choice, closed_form, native
@@ -208,6 +209,32 @@ def problem(
     return Problem(x, y, a, b, bias_x, bias_y, checks.mask(mask, x, y), operand, f, reduce, columns)
 
 
+class _Options(TypedDict, total=False):
+    """For type checkers: what pair_reduce takes beside rows and columns."""
+
+    operand: Operand
+    pair: str | PairFunction
+    reduce: PairReduction
+    mask: str | Mask
+    scale: float | Tensor
+    shift: float | Tensor
+    bias_x: Tensor | None
+    bias_y: Tensor | None
+    backend: Backend | None
+
+
+@overload
+def pair_reduce(
+    x: Tensor, y: Tensor | None = None, *, columns: Literal[False] = False, **options: Unpack[_Options]
+) -> Tensor: ...
+@overload
+def pair_reduce(
+    x: Tensor, y: Tensor | None = None, *, columns: Literal[True], **options: Unpack[_Options]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def pair_reduce(
+    x: Tensor, y: Tensor | None = None, *, columns: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def pair_reduce(
     x: Tensor,
     y: Tensor | None = None,

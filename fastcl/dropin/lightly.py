@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,25 @@ from torch.nn import functional as F
 
 from ..distributed import agreed
 from ..equation import checks
-from ..equation.arguments import kind_of, positive_real
+from ..equation.arguments import absent, kind_of, positive_real
 from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups
 from ..functional.rows import normalize_rows, row_dot
 from ..functional.uniformity import align_uniform
 from ..ops import pair_reduce, pair_total
 from . import ranks
+
+__all__ = [
+    "DCLLoss",
+    "DCLWLoss",
+    "DirectCLRLoss",
+    "HypersphereLoss",
+    "MACLLoss",
+    "NTXentLoss",
+    "negative_mises_fisher_weights",
+]
+if not TYPE_CHECKING:  # to type checkers it would say that any name is there
+    __getattr__ = absent(__name__)
 
 
 def _check_views(module: nn.Module, out0: Tensor, out1: Tensor) -> None:

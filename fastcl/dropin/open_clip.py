@@ -7,19 +7,24 @@ from open_clip.loss import SigLipLoss     ->   from fastcl.dropin.open_clip impo
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..distributed import agreed
 from ..equation import checks
-from ..equation.arguments import kind_of
+from ..equation.arguments import absent, kind_of
 from ..functional.rows import leading
 from ..functional.sigmoid import siglip
 from ..functional.softmax import clip
 from ..ops import pair_total
 from . import ranks
 from .contrast import cross_entropy, distillation
+
+__all__ = ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss"]
+if not TYPE_CHECKING:  # to type checkers it would say that any name is there
+    __getattr__ = absent(__name__)
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 

@@ -13,13 +13,14 @@ the library's miners and its CrossBatchMemory work around these classes.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..distributed import agreed
 from ..equation import checks
+from ..equation.arguments import absent
 from ..equation.intrinsics import softplus
 from ..equation.masks import off_diagonal, within_groups
 from ..ops import pair_reduce, pair_total
@@ -37,6 +38,8 @@ __all__ = [
     "NTXentLoss",
     "SupConLoss",
 ]
+if not TYPE_CHECKING:  # to type checkers it would say that any name is there
+    __getattr__ = absent(__name__)
 
 
 class NTXentLoss(LabelLoss):

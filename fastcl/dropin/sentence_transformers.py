@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import transforms
 from ..distributed import agreed
 from ..equation import checks
+from ..equation.arguments import meant
 from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups, off_diagonal
 from ..equation.reductions import merge
@@ -39,11 +40,14 @@ ELSEWHERE = {
 }
 LOG_2 = math.log(2.0)
 
+# Not what stands elsewhere, some of which imports the library.
+__all__ = ["MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss"]
+
 
 def __getattr__(name: str) -> Any:
     """What stands in a module of its own: the cached classes import the library's own caching when they are first asked for."""
     if name not in ELSEWHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{meant(name, {*__all__, *ELSEWHERE})}")
     return getattr(import_module(f".{ELSEWHERE[name]}", __package__), name)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .sentence_transformers import BOTH_WAYS, MultipleNegativesRankingLoss
 
+__all__ = ["CachedMultipleNegativesRankingLoss", "CachedMultipleNegativesSymmetricRankingLoss"]
+
 
 class CachedMultipleNegativesRankingLoss(CachedLossMixin, MultipleNegativesRankingLoss):
     """MultipleNegativesRankingLoss of any number of rows through a model that holds a mini-batch at a time.

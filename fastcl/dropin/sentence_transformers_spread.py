@@ -14,6 +14,8 @@ from ..functional.rows import normalize_rows
 from ..ops import pair_total
 from .sentence_transformers import _citation, _similarity
 
+__all__ = ["GlobalOrthogonalRegularizationLoss"]
+
 
 class GlobalOrthogonalRegularizationLoss(nn.Module):
     """Similarities within each column as those of uniform directions, by their first two moments.

@@ -11,11 +11,11 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from numbers import Real as AnyReal
-from types import NoneType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import torch
@@ -138,8 +138,30 @@ def one_of(argument: str, value: Any, allowed: Sequence[str]) -> str:
         raise TypeError(f"{argument}: {choices}, got {got}; pass its name")
     if value in allowed:
         return allowed[allowed.index(value)]  # not the value: it may be a member of an enumeration
-    near = get_close_matches(value, allowed, n=1)
-    raise ValueError(f"{argument}: {choices}, got {value!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise ValueError(f"{argument}: {choices}, got {value!r}{meant(value, allowed)}")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of an error: the nearest of the known names, by its last part, whatever its letters' case."""
+    spelt = {each.rpartition(".")[2].lower(): each for each in known}
+    near = get_close_matches(name.lower(), spelt, n=1)
+    return f"; did you mean {spelt[near[0]]!r}?" if near else ""
+
+
+def unexpected(function: str, name: str, known: Iterable[str]) -> TypeError:
+    """The error of a keyword that is not taken, as Python words it, with the nearest that is."""
+    return TypeError(f"{function}() got an unexpected keyword argument {name!r}{meant(name, known)}")
+
+
+def absent(module: str, *places: ModuleType) -> Callable[[str], Any]:
+    """The `__getattr__` of a module: the error of a name that is not there, with the nearest public one of these places."""
+
+    def refuse(name: str) -> Any:
+        near = [f"{place.__name__}.{each}" for place in (*places, sys.modules[module]) for each in place.__all__]
+        hint = "" if name.startswith("_") else meant(name, near)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}{hint}")
+
+    return refuse
 
 
 def names(*allowed: str) -> Check:
@@ -267,8 +289,10 @@ def declared(function: Callable[P, R]) -> Callable[P, R]:
     A half-precision temperature is widened before anything is made of it: its inverse has no half-precision digits to lose.
     """
     table = checks_of_function(function)
-    parameters = enumerate(inspect.signature(function).parameters.items())
+    known = inspect.signature(function).parameters
+    parameters = enumerate(known.items())
     places = tuple((-1 if p.kind is p.KEYWORD_ONLY else k, name) for k, (name, p) in parameters if name in table)
+    names_known = frozenset(known)  # none of these functions takes any other
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -279,6 +303,9 @@ def declared(function: Callable[P, R]) -> Callable[P, R]:
                 given[k] = _taken(table[name], name, given[k], rows)
             elif name in kwargs:
                 kwargs[name] = _taken(table[name], name, kwargs[name], rows)
+        for name in kwargs:
+            if name not in names_known:
+                raise unexpected(function.__name__, name, known)
         return function(*given, **kwargs)
 
     return call

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from inspect import get_annotations, signature
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .arguments import Check, PositiveReal, checks_of_fields, kind_of
+from .arguments import Check, PositiveReal, checks_of_fields, kind_of, meant
 from .derivative import derived_slope
 from .intrinsics import exp, log, log1p, maximum, minimum, pow, rsqrt, select_less, sigmoid, softplus
 
@@ -255,9 +254,7 @@ def pair_function(pair: str | PairFunction) -> PairFunction:
     cls = PairFunction.registry.get(pair)
     if cls is None:
         names = sorted(name for name, known in PairFunction.registry.items() if known.listed)
-        near = get_close_matches(pair, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"pair: expected one of {names}, got {pair!r}{hint}")
+        raise ValueError(f"pair: expected one of {names}, got {pair!r}{meant(pair, names)}")
     if cls.constant_names:
         call = f"fastcl.pairs.{cls.__name__}({', '.join(f'{k}=...' for k in cls.constant_names)})"
         raise ValueError(f"pair: {pair!r} needs constants; pass {call}")

@@ -1,5 +1,8 @@
 """Every objective as a function: its body is its formula. An nn.Module of each stands in fastcl.losses."""
 
+from typing import TYPE_CHECKING
+
+from ..equation.arguments import absent
 from .debiasing import debiased, hard_negative
 from .decoupled import dcl, dhel
 from .divergence import FMICLTerms, f_micl, f_micl_dv
@@ -48,3 +51,6 @@ __all__ = [
     "temperature_free_info_nce",
     "uniformity",
 ]
+
+if not TYPE_CHECKING:  # to type checkers it would say that any name is there
+    __getattr__ = absent(__name__)

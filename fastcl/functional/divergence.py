@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, TypedDict, get_args, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..distributed import Group, over_ranks
 from ..equation import checks
@@ -105,6 +106,29 @@ def _itself(s: Tensor) -> Tensor:
     return s
 
 
+class _Options(TypedDict, total=False):
+    """For type checkers: what f_micl takes beside rows and return_terms."""
+
+    divergence: DivergenceName | Divergence
+    similarity: Similarity
+    beta: float | Tensor
+    mu: float | Tensor
+    alpha: float | Tensor
+    negatives: Negatives
+    q: float | None
+    groups: Tensor | None
+    normalize: bool
+    reduction: Reduction
+    backend: Backend | None
+    group: Group | None
+
+
+@overload
+def f_micl(x: Tensor, y: Tensor, *, return_terms: Literal[False] = False, **options: Unpack[_Options]) -> Tensor: ...
+@overload
+def f_micl(x: Tensor, y: Tensor, *, return_terms: Literal[True], **options: Unpack[_Options]) -> FMICLTerms: ...
+@overload
+def f_micl(x: Tensor, y: Tensor, *, return_terms: bool, **options: Unpack[_Options]) -> Tensor | FMICLTerms: ...
 @over_ranks
 def f_micl(
     x: Tensor,

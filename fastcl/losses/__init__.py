@@ -1,5 +1,8 @@
 """Every objective as an nn.Module: settings at construction, rows at the call. The formulas are in fastcl.functional."""
 
+from typing import TYPE_CHECKING
+
+from ..equation.arguments import absent
 from .debiasing import DebiasedLoss, HardNegativeLoss
 from .decoupled import DCLLoss, DHELLoss
 from .divergence import FMICLDVLoss, FMICLLoss
@@ -47,3 +50,6 @@ __all__ = [
     "TemperatureFreeInfoNCELoss",
     "UniformityLoss",
 ]
+
+if not TYPE_CHECKING:  # to type checkers it would say that any name is there
+    __getattr__ = absent(__name__)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, dataclass_transform
 
 from ..distributed import Group, SavedGroup
-from ..equation.arguments import Check, checks_of_fields, checks_of_function
+from ..equation.arguments import Check, checks_of_fields, checks_of_function, unexpected
 from ..equation.names import Backend, Reduction
 from .scale import number, reshape_numbers
 
@@ -56,7 +56,11 @@ class Objective(_Declared):
     wide: ClassVar[tuple[str, ...]] = ()  # buffers that stay out of half precision, whatever becomes of the model
     checks: ClassVar[dict[str, Check]] = {}  # of settings and other fields, as the function and the class declare them
 
-    def __new__(cls, *_: Any, **__: Any) -> Self:
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        taken = signature(cls.__init__).parameters
+        if Parameter.VAR_KEYWORD not in (p.kind for p in taken.values()):
+            for name in given.keys() - taken.keys():
+                raise unexpected(cls.__name__, name, taken)
         module = super().__new__(cls)
         nn.Module.__init__(module)  # before the fields are assigned: some are parameters
         return module

@@ -5,6 +5,9 @@ unordered pair once where x meets itself; n = 100,000 rows are a matter of a min
 All results are Python numbers, the same from run to run; rows with a NaN give NaN.
 """
 
+from typing import TYPE_CHECKING
+
+from ..equation.arguments import absent
 from .cosines import wasserstein_uniformity
 from .dimensions import effective_rank, rank
 from .recorder import Recorder
@@ -22,3 +25,6 @@ __all__ = [
     "uniformity",
     "wasserstein_uniformity",
 ]
+
+if not TYPE_CHECKING:  # to type checkers it would say that any name is there
+    __getattr__ = absent(__name__)
