@@ -23,7 +23,7 @@ struct Geometry {
   // Of 32 registers 8 x 3 accumulators, 3 of b and one broadcast (9 x 3 is no faster, and ends with `cols` only every
   // 144 rows); of 16, 4 x 3; and 4 x 2 where a product needs a register of its own, without a fused multiply-add.
   static constexpr int register_rows = register_count == 32 ? 8 : 4;
-  static constexpr int register_vectors = register_bytes == 16 ? 2 : 3;
+  static constexpr int register_vectors = register_bytes == 16 && register_count == 16 ? 2 : 3;
   // The block of pairs that one product gives: the register tile, or two by two of AMX's.
   static constexpr bool on_amx = has_amx && sizeof(T) == 4;
   static constexpr int rows = on_amx ? 32 : register_rows;

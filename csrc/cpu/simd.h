@@ -24,7 +24,12 @@ inline constexpr int every = -1;  // all lanes: g++ 12 warns of the unmasked int
 #elif defined(__AVX2__)
 inline constexpr int register_bytes = 32, register_count = 16;
 #else
-inline constexpr int register_bytes = 16, register_count = 16;
+inline constexpr int register_bytes = 16;
+#if defined(__aarch64__)
+inline constexpr int register_count = 32;
+#else
+inline constexpr int register_count = 16;
+#endif
 #endif
 
 #if defined(__AMX_BF16__)

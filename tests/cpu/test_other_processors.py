@@ -1,6 +1,7 @@
 """The narrower builds on processors that lack the wider instructions: the objects as they were built, under an emulator.
 
-An AVX-512 instruction in the AVX2 object, or an AVX one in the baseline, ends the emulated process (SIGILL).
+An AVX-512 instruction in the AVX2 object, or an AVX one in the baseline, ends the emulated process (SIGILL). The portable kernels
+are compiled for ARM too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OBJECTS = ROOT / "build" / f"cpu-{platform.machine()}"
 EMULATOR = shutil.which("qemu-x86_64")
+ARM_EMULATOR, ARM_COMPILER = shutil.which("qemu-aarch64"), shutil.which("aarch64-linux-gnu-g++")
 
 # Each set on the oldest processor that it is for; the last line shows that the emulator does refuse what is missing.
 PROCESSORS = [
@@ -51,6 +53,28 @@ def test_on_an_older_processor(isa: str, processor: str, runs: bool, program: di
     run = subprocess.run([EMULATOR, "-cpu", processor, program[isa]], capture_output=True, text=True, check=False)
     assert (run.returncode == 0) == runs, run.stdout + run.stderr
     assert not runs or run.stdout == "0 failures\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    ARM_EMULATOR is None or ARM_COMPILER is None,
+    reason="needs a compiler and an emulator: apt install g++-aarch64-linux-gnu qemu-user",
+)
+def test_on_arm(tmp_path: Path) -> None:
+    """The portable kernels on NEON, as setup.py compiles them where there is nothing wider."""
+    assert ARM_EMULATOR is not None and ARM_COMPILER is not None
+    command = [ARM_COMPILER, "-std=c++20", "-O3", "-fno-math-errno", "-Wall", "-DFASTCL_ISA=baseline"]
+    common = [f"-I{ROOT / 'csrc'}", "-include", f"{ROOT / 'csrc' / 'cpu' / 'glibc.h'}"]
+    kernels = tmp_path / "kernels.o"
+    said = subprocess.run(
+        [*command, *common, "-c", f"{ROOT / 'csrc' / 'cpu' / 'isa' / 'kernels.cpp'}", "-o", f"{kernels}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (said.returncode, said.stderr) == (0, "")
+    source, program = Path(__file__).with_name("standalone.cpp"), tmp_path / "standalone"
+    subprocess.run([*command, "-static", f"{source}", f"{kernels}", "-o", f"{program}"], check=True)
+    run = subprocess.run([ARM_EMULATOR, program], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "0 failures\n"), run.stderr
 
 
 @pytest.mark.skipif(
