@@ -10,6 +10,30 @@
 #include "epilogue.h"
 #include "own_pairs.h"
 
+namespace fastcl::cpu::FASTCL_ISA {
+
+// Of a negative z where the exponent is whole, with its sign where that is odd.
+template <class T>
+FASTCL_INLINE Simd<T> simd_own_pow(Simd<T> z, Simd<T> exponent) {
+  const auto negative = z.v < typename Simd<T>::Raw{};
+  const Simd<T> power = simd_pow(Simd<T>(negative ? (-z).v : z.v), exponent), half = exponent * Simd<T>(T(0.5));
+  const auto whole = nearest(exponent).v == exponent.v, odd = nearest(half).v != half.v;
+  const Simd<T> of_negative = Simd<T>(odd ? (-power).v : power.v), none = T(__builtin_nan(""));
+  return Simd<T>(negative ? (whole ? of_negative.v : none.v) : power.v);
+}
+
+}  // namespace fastcl::cpu::FASTCL_ISA
+
+namespace fastcl::intrinsics {
+
+// As PyTorch's: the pow of fastcl's own pair functions is for z >= 0, which is all that they take.
+template <class T>
+FASTCL_INLINE T own_pow(T z, T exponent) {
+  return simd_own_pow(z, exponent);
+}
+
+}  // namespace fastcl::intrinsics
+
 #define FASTCL_TEXT_OF(word) #word
 #define FASTCL_TEXT(macro) FASTCL_TEXT_OF(macro)
 

@@ -110,7 +110,7 @@ def own_cpp(cls: type[PairFunction]) -> str:
             '#include "cpu/own_pair.h"',
             "namespace fastcl::pairs {",
             "struct Own {",
-            *functions,
+            *(line.replace("intrinsics::pow(", "intrinsics::own_pow(") for line in functions),
             "};",
             "}  // namespace fastcl::pairs",
             f"FASTCL_OWN_PAIR(Own, {len(cls.constant_names)})",
@@ -160,13 +160,13 @@ def own_triton(cls: type[PairFunction]) -> str:
     """
     if len(cls.constant_names) > CONSTANT_SLOTS:
         raise RefusedError(f"expected at most {CONSTANT_SLOTS} constants, got {len(cls.constant_names)}")
-    out = ["import triton", "import triton.language as tl", "from . import intrinsics"]
+    out = ["import triton", "import triton.language as tl", "from . import intrinsics, own_intrinsics"]
     for method in ("value", "slope"):
         opening, *lines = _triton_function(cls, method, method, own=True)
         for line in lines:
             if not TRITON_LINE.fullmatch(line):
                 raise RefusedError(f"{cls.__name__}: expected nothing but the language, got {line.strip()!r}")
-        out += ["@triton.jit", opening, *lines]
+        out += ["@triton.jit", opening, *(line.replace("intrinsics.pow(", "own_intrinsics.pow(") for line in lines)]
     return "\n".join([*out, ""])
 
 

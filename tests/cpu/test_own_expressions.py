@@ -41,6 +41,16 @@ template <class T, class Own> void evaluate(const T* z, int count, const T* k, T
 """
 
 
+EVERY_INTRINSIC = [
+    "exp(z) + log(z * z + 0.1)",
+    "log1p(z * z) + rsqrt(2.0 + z)",
+    "sigmoid(z) * softplus(z)",
+    "pow(z, 2.0) - pow(z, 3.0) + pow(z - 2.0, -3) * pow(z, 0)",
+    "pow(2.0 + z, p) + maximum(z, q)",
+    "minimum(z, p) * select_less(z, q, z * z, 2.0 * z)",
+]
+
+
 def of_class(cls: type, name: str = "drawn") -> type:
     cls.slope = staticmethod(derived_slope(cls))  # type: ignore[attr-defined]
     cls.constant_names, cls.name = ("p", "q"), name  # type: ignore[attr-defined]
@@ -102,12 +112,13 @@ def grading(got: torch.Tensor, true: torch.Tensor, rough: torch.Tensor) -> float
 def test_drawn_expressions_on_every_instruction_set(folder: Path, tmp_path: Path) -> None:
     drawn: list[Any] = []
 
-    @settings(max_examples=16, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=12, deadline=None, derandomize=True, database=None)
     @given(body=bodies)
     def draw(body: list[str]) -> None:
         drawn.append(of_class(written(body, folder)))
 
     draw()
+    drawn += [of_class(written([f"return {call}"], folder)) for call in EVERY_INTRINSIC]
     texts = [own_cpp(cls) for cls in drawn]
     assert extension.library is not None
     for isa in extension.library.usable_isas():

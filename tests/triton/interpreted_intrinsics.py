@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from fastcl.triton_kernels import intrinsics, own_pairs
 from fastcl.triton_kernels.generated_pairs import PAIRS as GENERATED
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from fastcl.equation import intrinsics as twins
 from fastcl.equation.derivative import derived_slope
@@ -88,6 +88,7 @@ def test_generated_pair_functions(pair: str) -> None:
         torch.testing.assert_close(out.double(), twin(z.double()), rtol=2e-6, atol=1e-6)
 
 
+@example(body=["return pow(z, 2.0) - pow(z, 3.0) + pow(z - 2.0, -3) * pow(z, 0)"])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(body=bodies)
 def test_drawn_pair_functions(body: list[str], folder: Path) -> None:
