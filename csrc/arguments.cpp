@@ -31,7 +31,7 @@ void check_scalar(std::string_view name, const Described& t, const Described& x)
   int64_t count = 1;
   for (int64_t k = 0; k < t.dim; k++) count *= t.sizes[k];
   FASTCL_CHECK_VALUE(count == 1, name, ": expected one element, got shape ", t);
-  FASTCL_CHECK_TYPE(t.kind != ScalarKind::other && t.kind != ScalarKind::int64, name, ": expected a floating dtype, got ", t.dtype);
+  FASTCL_CHECK_TYPE(is_floating(t.kind), name, ": expected a floating dtype, got ", t.dtype);
   check_device(name, t, x);
 }
 
@@ -60,7 +60,7 @@ void check_device(std::string_view name, const Described& t, const Described& x)
 
 void Arguments::check_tensors() const {
   FASTCL_CHECK_VALUE(x.dim == 2, "x: expected a matrix (n, d), got shape ", x);
-  FASTCL_CHECK_TYPE(x.kind != ScalarKind::other && x.kind != ScalarKind::int64,
+  FASTCL_CHECK_TYPE(is_floating(x.kind),
                     "x: expected float64, float32, bfloat16 or float16, got ", x.dtype);
   if (y.there) {
     FASTCL_CHECK_VALUE(y.dim == 2 && y.sizes[1] == x.sizes[1], "y: expected a matrix (m, ", x.sizes[1], "), got shape ", y);
@@ -78,18 +78,21 @@ void Arguments::check_tensors() const {
   check_vector("limit_y", limit_y, m, accumulation(x), x);
 }
 
+Choices choices_of(std::string_view mask, std::string_view operand, std::string_view pair, std::string_view reduce) {
+  return {chosen<Operand>("operand", operand, {{"dot", Operand::dot}, {"sqdist", Operand::sqdist}}),
+          chosen<MaskKind>("mask", mask, {{"all", MaskKind::all},
+                                          {"off_diagonal", MaskKind::off_diagonal},
+                                          {"across_groups", MaskKind::across_groups},
+                                          {"within_groups", MaskKind::within_groups}}),
+          chosen<Reduction>("reduce", reduce, {{"sum", Reduction::sum}, {"logsumexp", Reduction::logsumexp}}), pair_index(pair)};
+}
+
 Choices Arguments::check() const {
   check_tensors();
   FASTCL_CHECK_VALUE(y.there || !(columns || bias_x.there || bias_y.there || group_y.there || limit_y.there),
                      "y: x with itself takes no columns, biases, second groups or second limits; pass y=x");
   FASTCL_CHECK_VALUE(y.there || row_offset == col_offset, "mask: x with itself needs equal offsets, got ", row_offset, " and ", col_offset);
-  const Choices c{chosen<Operand>("operand", operand, {{"dot", Operand::dot}, {"sqdist", Operand::sqdist}}),
-                  chosen<MaskKind>("mask", mask, {{"all", MaskKind::all},
-                                                  {"off_diagonal", MaskKind::off_diagonal},
-                                                  {"across_groups", MaskKind::across_groups},
-                                                  {"within_groups", MaskKind::within_groups}}),
-                  chosen<Reduction>("reduce", reduce, {{"sum", Reduction::sum}, {"logsumexp", Reduction::logsumexp}}),
-                  own_constants < 0 ? pair_index(pair) : 0};
+  const Choices c = choices_of(mask, operand, own_constants < 0 ? pair : pair_entries[0].name, reduce);
   if (c.mask == MaskKind::across_groups || c.mask == MaskKind::within_groups) {
     const int64_t m = y.there ? y.sizes[0] : x.sizes[0];
     FASTCL_CHECK_VALUE(group_x.there, "mask: '", mask, "' needs group_x");

@@ -1,5 +1,5 @@
 // The op's flat arguments (fastcl/ops.py has the schema) as both compiled backends check them, before memory is touched.
-// No tensor and no torch header: each backend describes its own tensors (csrc/cpu/tensors.h, csrc/cuda/problem.h).
+// No tensor and no torch header; tensors.h describes tensors.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,9 @@
 namespace fastcl {
 
 // The dtypes that an argument may have.
-enum class ScalarKind { float32, float64, bfloat16, float16, int64, other };
+enum class ScalarKind { float32, float64, bfloat16, float16, int64, int32, other };
+
+inline bool is_floating(ScalarKind kind) { return kind <= ScalarKind::float16; }
 
 // What a check needs to know of a tensor.
 struct Described {
@@ -32,6 +34,8 @@ struct Choices {
   Reduction reduce;
   int pair;  // place in pair_entries; 0 where it is not of them
 };
+
+Choices choices_of(std::string_view mask, std::string_view operand, std::string_view pair, std::string_view reduce);
 
 struct Arguments {
   Described x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y;

@@ -46,7 +46,7 @@ library.define(
     " -> (Tensor value, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-# What csrc/cpu and csrc/cuda implement; an absent output is an empty tensor.
+# What csrc/cpu implements; an absent output is an empty tensor.
 library.define(f"kernel_rows({PROBLEM}) -> (Tensor, Tensor)")
 library.define(
     f"kernel_gradients({PROBLEM}, Tensor r, Tensor c, Tensor g, Tensor h, bool[] wanted)"

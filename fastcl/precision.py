@@ -59,6 +59,14 @@ def on_tensor_cores(x: Tensor) -> bool:
     return into_float32 and not (x.dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation)
 
 
+def dot_precision(t: Tensor) -> str:
+    """How float32 operands are multiplied: torch's own setting, as torch.mm follows it."""
+    setting = torch.backends.cuda.matmul.fp32_precision
+    if setting == "none":
+        setting = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if t.dtype == torch.float32 and setting == "tf32" else "ieee"
+
+
 def narrow_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in float32 of a 16-bit matrix and one of 16 bits or of float32, which two of 16 bits stand for.
 

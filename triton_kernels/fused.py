@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..backends.sides import Sides, Sums
 from ..backends.tiles import State, Weighting, from_rows, weight_unit, weighting
 from ..equation.problem import Gradients, Problem, Wanted
+from ..precision import dot_precision
 from . import tuning
 from .fused_kernels import fused_gradient, fused_rows, merge_columns
 from .launching import FUSED_OPTIONS, difference, pair_slope, pair_value, prepared, present, vectors, weight_arguments
@@ -179,11 +180,3 @@ def faint(p: Problem, sums: Tensor) -> Tensor:
     if "groups" in p.mask.kind:
         lost &= sums != 0.0  # rows and columns without a pair
     return lost.any().to(sums.dtype)
-
-
-def dot_precision(t: Tensor) -> str:
-    """How float32 operands are multiplied: torch's own setting, as torch.mm follows it."""
-    setting = torch.backends.cuda.matmul.fp32_precision
-    if setting == "none":
-        setting = torch.backends.fp32_precision
-    return "tf32" if t.dtype == torch.float32 and setting == "tf32" else "ieee"

@@ -1,8 +1,7 @@
-"""What every launch shares: absent pointers, the vectors and constants of the equation, and the device that is current."""
+"""What every launch shares: absent pointers, and the vectors and constants of the equation."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,38 +23,24 @@ FUSED_OPTIONS = {"enable_fp_fusion": True}
 STRIP_OPTIONS = {"enable_fp_fusion": False}
 
 
-def on_device(t: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device: make it that of the operands."""
-    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
-
-
 def present(t: Tensor | None, absent: Tensor) -> Tensor:
     """t, or a pointer that no kernel reads."""
     return absent if t is None else t
 
 
-def dense(t: Tensor | None, absent: Tensor) -> Tensor:
-    """The same for vectors of the caller's, which may be views with any stride."""
-    return absent if t is None else t.contiguous()
-
-
 def vectors(s: Sides, swapped: bool = False) -> dict[str, Any]:
     """The arguments that say what z is, by the kernels' parameter names; swapped: with the roles of x and y exchanged."""
-    p, mask = s.p, s.p.mask
-    group_y = mask.group_x if mask.group_y is None else mask.group_y
-    sides = [(s.norm_x, p.bias_x, mask.group_x), (s.norm_y, p.bias_y, group_y)]
-    (nx, bx, gx), (ny, by, gy) = reversed(sides) if swapped else sides
-    pointers = {"NX": nx, "NY": ny, "BX": bx, "BY": by, "GX": gx, "GY": gy}
+    p, given = s.p, dict(zip(("NX", "NY", "BX", "BY", "GX", "GY"), s.vectors(swapped), strict=True))
     constants = (*p.pair.constants, 0.0, 0.0)[:2]
     return {
-        **{name: dense(t, p.scale) for name, t in pointers.items()},
+        **{name: present(t, p.scale) for name, t in given.items()},
         "A": p.scale,
         "B": p.shift,
         "k0": constants[0],
         "k1": constants[1],
         "SQDIST": p.operand == "sqdist",
-        "HAS_BX": bx is not None,
-        "HAS_BY": by is not None,
+        "HAS_BX": given["BX"] is not None,
+        "HAS_BY": given["BY"] is not None,
         "MASK": p.mask.kind,
         "LSE": p.reduce == "logsumexp",
     }

@@ -1,7 +1,7 @@
 """The backend's three functions: which form serves this problem, and the guards that both forms need.
 
 FASTCL_TRITON (read at each call) picks the form: strip, fused, or auto (the default: the predictions of tuning.py).
-FASTCL_WORKSPACE_MB bounds the workspace of the strip form; tiles.default_workspace says what it is unless told.
+FASTCL_WORKSPACE_MB bounds the workspace of the strip form; backends/workspace.py says what it is unless told.
 
 torch.compile sees one opaque op for each direction, whole and without a new graph for another batch size (tested). The
 kernels are not wrapped by torch.library.wrap_triton, since that would give nothing and take something: there is nothing to
@@ -13,17 +13,12 @@ chooses at run time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from ..equation.masks import by_groups
+from ..backends.tiles import plain
 from ..equation.problem import Gradients, Problem, Wanted
 from . import fused, tuning
-from .launching import on_device
 from .strip import Strip
 
 FORM_VARIABLE = "FASTCL_TRITON"
@@ -32,13 +27,13 @@ FORMS = ("strip", "fused", "auto")
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r (n,), and c (m,) when p.columns."""
-    with _plain(p) as p:
+    with plain(p) as p:
         return fused.rows(p) if form(p, gradients=False) == "fused" else Strip(p).rows()
 
 
 def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
     """The gradients of <g, r> + <h, c>; dx and dy in the dtype of x."""
-    with _plain(p) as p:
+    with plain(p) as p:
         if form(p, gradients=True) == "fused":
             return fused.gradients(p, r, c, g, h, wanted)
         return Strip(p).gradients(r, c, g, h, wanted)
@@ -46,7 +41,7 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients, all in the accumulation dtype."""
-    with _plain(p) as p:
+    with plain(p) as p:
         if form(p, gradients=any(wanted)) == "fused":
             return fused.total(p, positive, outer, wanted)
         return Strip(p).total(positive, outer, wanted)
@@ -64,15 +59,3 @@ def form(p: Problem, gradients: bool) -> str:
     if gradients and not fused.holds_gradients(p):
         return "strip"
     return tuning.predicted_form(p, fused.dot_precision(p.x)) if name == "auto" else name
-
-
-@contextmanager
-def _plain(p: Problem) -> Iterator[Problem]:
-    """Neither autograd nor autocast inside: a product of float32 sums stays float32. And Triton launches on x's device.
-
-    The problem as the kernels take it: of several left-out diagonals groups say the same.
-    """
-    with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False), on_device(p.x):
-        if p.mask.period:
-            p = replace(p, mask=by_groups(p.mask, p.n, None if p.y is None else p.m, p.x.device))
-        yield p

@@ -6,7 +6,6 @@ dot = x[tile] y[tile]^T   ->  strip_weights  ->  W Y, W^T X, W 1, W^T 1
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import triton
@@ -33,17 +32,11 @@ class Strip(Tiles):
         self.slope = pair_slope(self.sides)
         self.reducing, self.weighing = tuning.epilogue(tuning.STRIP_REDUCE), tuning.epilogue(tuning.STRIP_WEIGHTS)
 
-    @cached_property
-    def ones(self) -> Weighting:
-        """The weighting of the sum of all r."""
-        ones = self.p.scale.new_ones(self.p.n)
-        return Weighting(ones, ones if self.sides.symmetric else None)
-
     def reduce(self, tile: Tile, columns: bool) -> tuple[Tensor, Tensor | None]:
         blocks_m, blocks_n = _blocks(tile, self.reducing)
         planes = 2 if self.p.reduce == "logsumexp" else 1
-        row_parts = self.p.scale.new_empty((planes, blocks_n, tile.i1 - tile.i0))
-        col_parts = self.p.scale.new_empty((planes, blocks_m, tile.j1 - tile.j0)) if columns else None
+        row_parts, col_parts = self.parts(tile, self.reducing["BM"], self.reducing["BN"], True, columns, planes)
+        assert row_parts is not None
         strip_reduce[(blocks_n, blocks_m)](
             S=tile.dot, ROWS=row_parts, COLS=present(col_parts, row_parts), COLUMNS=columns,
             **self._place(tile), **self.arguments, **self.reducing,
@@ -54,12 +47,8 @@ class Strip(Tiles):
         self, tile: Tile, by: Weighting | None, rows: bool, cols: bool, value: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         blocks_m, blocks_n = _blocks(tile, self.weighing)
-        shapes = (
-            (rows, blocks_n, tile.i1 - tile.i0),
-            (cols, blocks_m, tile.j1 - tile.j0),
-            (value, blocks_n, tile.i1 - tile.i0),
-        )
-        parts = [self.p.scale.new_empty((1, *shape)) if asked else None for asked, *shape in shapes]
+        block = self.weighing["BM"], self.weighing["BN"]
+        parts = (*self.parts(tile, *block, rows, cols), self.parts(tile, *block, value, False)[0])
         row_parts, col_parts, values = (present(each, self.p.scale) for each in parts)
         weights = tile.dot if self.in_units else tile.weights
         strip_weights[(blocks_n, blocks_m)](
@@ -67,7 +56,7 @@ class Strip(Tiles):
             ROW_SUMS=rows, COL_SUMS=cols, VALUE=value,
             **weight_arguments(by or self.ones, self.p.scale), **self._place(tile), **self.arguments, **self.weighing,
         )  # fmt: skip
-        return weights, *parts  # type: ignore[return-value]
+        return weights, *parts
 
     def join(self, parts: Tensor, state: State, factor: float = 1.0) -> None:
         _, count, size = parts.shape

@@ -8,7 +8,7 @@
 #include "kernels.h"
 #include "own_pairs.h"
 #include "range.h"
-#include "tensors.h"
+#include "../tensors.h"
 
 namespace fastcl::cpu {
 

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "tensors.h"
+#include "../tensors.h"
 
 namespace fastcl::cpu {
 namespace {

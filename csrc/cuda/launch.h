@@ -75,11 +75,6 @@ struct MergeParts {
 // Rows and columns of a block of the strip kernels: the partial results of a tile are its ceilings by these.
 inline constexpr int64_t strip_block_rows = 64, strip_block_cols = 128;
 
-// Facts of the current device; answered on the host.
-struct DeviceFacts {
-  int32_t major, minor, multiprocessors, shared_bytes;  // shared memory that one block may ask for
-};
-
 // X(name, Struct) for every launch here; fused.h has its own list.
 #define FASTCL_FOR_EACH_STRIP_LAUNCH(X) \
   X(strip_reduce, StripReduce)          \
@@ -91,6 +86,6 @@ struct DeviceFacts {
 extern "C" {
 #define FASTCL_DECLARE_LAUNCH(name, Struct) int fastcl_cuda_##name(const fastcl::cuda::Struct*, void* stream);
 FASTCL_FOR_EACH_STRIP_LAUNCH(FASTCL_DECLARE_LAUNCH)
-int fastcl_cuda_device_facts(fastcl::cuda::DeviceFacts*);
+int fastcl_cuda_use_device(int device);  // from now on this thread's, for the CUDA runtime that is linked here
 const char* fastcl_cuda_error_string(int error);
 }

@@ -217,17 +217,7 @@ int fastcl_cuda_merge_parts(const MergeParts* args, void* stream) {
   return cudaGetLastError();
 }
 
-int fastcl_cuda_device_facts(DeviceFacts* facts) {
-  int device = 0;
-  if (const cudaError_t error = cudaGetDevice(&device)) return error;
-  const std::pair<cudaDeviceAttr, int32_t*> asked[] = {{cudaDevAttrComputeCapabilityMajor, &facts->major},
-                                                       {cudaDevAttrComputeCapabilityMinor, &facts->minor},
-                                                       {cudaDevAttrMultiProcessorCount, &facts->multiprocessors},
-                                                       {cudaDevAttrMaxSharedMemoryPerBlockOptin, &facts->shared_bytes}};
-  for (const auto& [attribute, value] : asked)
-    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device)) return error;
-  return cudaSuccess;
-}
+int fastcl_cuda_use_device(int device) { return cudaSetDevice(device); }
 
 const char* fastcl_cuda_error_string(int error) { return cudaGetErrorString(cudaError_t(error)); }
 

@@ -23,7 +23,7 @@ MODULES = {
     "blocked": "fastcl.backends.blocked",
     "cpu": "fastcl.backends.native",
     "triton": "fastcl.triton_kernels",
-    "cuda": "fastcl.backends.native",
+    "cuda": "fastcl.backends.cuda",
 }
 NAMES = get_args(Backend)
 KERNELS = ("cpu", "triton", "cuda")  # those whose pair functions are generated from pairs.py

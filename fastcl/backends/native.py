@@ -1,8 +1,8 @@
-"""The compiled backends, "cpu" and "cuda": the kernels of csrc/ behind the protocol of a backend.
+"""The backend "cpu": the kernels of csrc/cpu behind the protocol of a backend.
 
-torch's dispatcher finds the kernels by the device of x, and releases the interpreter's lock while they run. They refuse what they
-must not read by ValueError: the CPU library knows no Python, and torch makes that of std::invalid_argument. A TypeError for a dtype
-that no check has seen yet, from a caller of torch.ops.fastcl, is raised here.
+torch's dispatcher releases the interpreter's lock while they run. They refuse what they must not read by ValueError: the library
+knows no Python, and torch makes that of std::invalid_argument. A TypeError for a dtype that no check has seen yet, from a caller of
+torch.ops.fastcl, is raised here.
 """
 
 from __future__ import annotations
@@ -19,25 +19,13 @@ from . import extension, own_pairs
 
 kernels = torch.ops.fastcl
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-OLDEST_CAPABILITY = (8, 0)  # of the architectures that setup.py builds for unless told
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot serve this device and dtype, with what mends it; None when they can."""
-    if device.type == "cpu":
-        return extension.reason
-    if device.type != "cuda":
-        return f"there are no kernels for {device.type}; use backend='blocked'"
-    return extension.cuda_reason or _gpu_reason(device)
-
-
-def _gpu_reason(device: torch.device) -> str | None:
-    if not torch.cuda.is_available():
-        return "no GPU is visible to torch; check the driver and `nvidia-smi`, or use backend='blocked'"
-    found = torch.cuda.get_device_capability(device)
-    if found < OLDEST_CAPABILITY:
-        return f"it needs compute capability 8.0 (A100 and later), and this GPU has {found[0]}.{found[1]}; use backend='blocked'"
-    return None
+    return (
+        extension.reason if device.type == "cpu" else f"there are no kernels for {device.type}; use backend='blocked'"
+    )
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:

@@ -35,6 +35,14 @@ class Sides:
             self.norm_x = _squared_norms(self.x, p.dtype)
             self.norm_y = self.norm_x if p.y is None else _squared_norms(self.y, p.dtype)
 
+    def vectors(self, swapped: bool = False) -> tuple[Tensor | None, ...]:
+        """Norms of x and of y, biases, groups, as kernels read them: dense. swapped: with the roles of x and y exchanged."""
+        p, mask = self.p, self.p.mask
+        group_y = mask.group_x if mask.group_y is None else mask.group_y
+        pairs = ((self.norm_x, self.norm_y), (p.bias_x, p.bias_y), (mask.group_x, group_y))
+        given = [v for pair in pairs for v in (reversed(pair) if swapped else pair)]
+        return tuple(None if v is None else v.contiguous() for v in given)
+
 
 class Sums:
     """The four sums, those that the wanted gradients need, and the gradients.

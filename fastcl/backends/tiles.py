@@ -13,20 +13,23 @@ and those on its right are gathered in both roles of their pairs: half of each. 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..equation.masks import by_groups
 from ..equation.problem import Gradients, Problem, Wanted
 from ..equation.reductions import merge
 from ..precision import on_tensor_cores
 from .reference import outer_form
 from .sides import Sides, Sums
+from .workspace import default_workspace, workspace
 
-WORKSPACE_VARIABLE = "FASTCL_WORKSPACE_MB"
 # Beyond this side a tile's products gain nothing: W Y of 8192 x 512 already fills an H100 with blocks of 128 x 256.
 LARGEST_SIDE = 8192
 # The float16 weights of a log-sum-exp have their largest near 2^12: four bits of room above it for the sum of two roles and for
@@ -93,6 +96,20 @@ class Weighting(NamedTuple):
         return Weighting(self.h, self.g, self.c, self.r, self.reference)
 
 
+@contextmanager
+def plain(p: Problem) -> Iterator[Problem]:
+    """The problem as kernels on a GPU take it, on the device of x, without autograd and autocast: float32 sums stay that.
+
+    Of several left-out diagonals groups say the same: to look for the nearest one costs registers in every kernel (198 -> 214 in a
+    gradient of float32, 58 -> 66 in a sum).
+    """
+    on_device = torch.cuda.device(p.x.device) if p.x.is_cuda else nullcontext()
+    with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False), on_device:
+        if p.mask.period:
+            p = replace(p, mask=by_groups(p.mask, p.n, None if p.y is None else p.m, p.x.device))
+        yield p
+
+
 def weighting(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, unit: Tensor | None) -> Weighting:
     """The weighting of <g, r> + <h, c>, in `unit`; with x itself both roles are one vector."""
     if p.y is None:
@@ -114,6 +131,11 @@ def weight_unit(p: Problem, g: Tensor, h: Tensor | None) -> Tensor | None:
         return None
     top = g.abs().amax() + (h.abs().amax() if h is not None else 0.0)
     return (top * FLOAT16_TOP).clamp(1e-30, 1e30).nan_to_num(1.0)
+
+
+def unit_of(largest: Tensor) -> Tensor:
+    """The unit of float16 weights of which this is the largest: 2^14 then, 38 bits over the smallest subnormal."""
+    return largest.mul_(2.0**-14).clamp_(1e-30, 1e30).nan_to_num_(1.0)
 
 
 class Tiles:
@@ -157,6 +179,25 @@ class Tiles:
         """The weighting as `weigh` reads it."""
         return by
 
+    # ---- what those with kernels share
+
+    @cached_property
+    def ones(self) -> Weighting:
+        """The weighting of the sum of all r."""
+        ones = self.p.scale.new_ones(self.p.n)
+        return Weighting(ones, ones if self.sides.symmetric else None)
+
+    def parts(
+        self, tile: Tile, block_rows: int, block_cols: int, rows: bool, cols: bool, planes: int = 1
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Room for the parts of a tile's rows and columns, where asked: one of each block."""
+        n, m = tile.dot.shape
+        new = self.p.scale.new_empty
+        return (
+            new((planes, -(-m // block_cols), n)) if rows else None,
+            new((planes, -(-n // block_rows), m)) if cols else None,
+        )
+
     # ---- the workspace
 
     @property
@@ -166,29 +207,7 @@ class Tiles:
         return dots if rows == self.p.dtype else dots + rows.itemsize
 
     def default_workspace(self) -> int:
-        """Bytes: 96 MB, or half as much again as the gradients of x and y in the accumulation dtype, which stand beside it.
-
-        The larger the tile, the fuller its products and the fewer launches: CLIP's gradient at 65,536 x 512 has 1,024 tiles of
-        2048 x 2048, or 64 of 8192 x 8192.
-        """
-        return max(96 << 20, self.p.dtype.itemsize * 3 * self.sides.d * (self.sides.n + self.sides.m) // 2)
-
-    def workspace(self) -> int:
-        """Bytes: by FASTCL_WORKSPACE_MB, which is read at each call, or the default.
-
-        Raises:
-            ValueError: if FASTCL_WORKSPACE_MB is not a positive number.
-        """
-        text = os.environ.get(WORKSPACE_VARIABLE)
-        if not text:
-            return self.default_workspace()
-        try:
-            megabytes = float(text)
-        except ValueError:
-            megabytes = 0.0
-        if not 0.0 < megabytes < 1e9:
-            raise ValueError(f"{WORKSPACE_VARIABLE}: expected a positive number of megabytes, got {text!r}")
-        return int(megabytes * (1 << 20))
+        return default_workspace(self.p)
 
     def padded(self, cols: int) -> int:
         return max(self.align, -(-cols // self.align) * self.align)
@@ -199,7 +218,11 @@ class Tiles:
 
     def shape(self, full_width: bool = False) -> tuple[int, int]:
         """Rows and columns of a tile that fits the workspace, and its blocks a grid."""
-        n, m, elements = max(1, self.sides.n), max(1, self.sides.m), self.workspace() // self.element_bytes
+        n, m, elements = (
+            max(1, self.sides.n),
+            max(1, self.sides.m),
+            workspace(self.default_workspace()) // self.element_bytes,
+        )
         if not full_width:
             elements = min(elements, LARGEST_SIDE**2)
             side = self.whole(math.isqrt(elements))
@@ -214,7 +237,11 @@ class Tiles:
     def fits_full_width(self) -> bool:
         """Whether tiles as wide as the matrix have enough rows."""
         rows, (height, m) = min(self.sides.n, self.one_sweep_rows), self.shape(full_width=True)
-        return m <= self.most_cols and height >= rows and self.padded(m) * rows * self.element_bytes <= self.workspace()
+        return (
+            m <= self.most_cols
+            and height >= rows
+            and self.padded(m) * rows * self.element_bytes <= workspace(self.default_workspace())
+        )
 
     def sweep(self, full_width: bool = False) -> Iterator[Tile]:
         """Every tile that is formed, in order; each overwrites the one before."""
@@ -344,8 +371,8 @@ class Tiles:
             add_product(wtx[tile.cols], w.T, self.sides.x[tile.rows], unit)
 
     def rounded(self, tile: Tile, exact: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact weights as float16 ones in a unit: their largest then is 2^14, 38 bits over the smallest subnormal."""
-        unit = torch.linalg.vector_norm(exact, math.inf).mul_(2.0**-14).clamp_(1e-30, 1e30).nan_to_num_(1.0)
+        """Exact weights as float16 ones in a unit."""
+        unit = unit_of(torch.linalg.vector_norm(exact, math.inf))
         return torch.div(exact, unit, out=tile.weights), unit
 
 

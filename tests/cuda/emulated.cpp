@@ -1,23 +1,13 @@
-// Stands in for the CUDA launches and for the allocator of device memory, so that the schedules of csrc/cuda, compiled
-// against a CPU build of torch, run on CPU tensors: every launch goes to a hook, with its struct.
-#include <ATen/ATen.h>
+// Stands in for the CUDA kernels and for the allocator of device memory, so that the ops of csrc/cuda/launches.cpp take CPU
+// tensors: every launch goes to a hook, with its struct.
 #include <c10/core/CPUAllocator.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <mutex>
 
-#include "kernels.h"
-#include "launch.h"
-#include "problem.h"
-#if __has_include("fused.h")
-#include "fused.h"
-#endif
-#if __has_include("sm_90a/launch.h")
 #include "sm_90a/launch.h"
-#endif
 
 namespace {
 
@@ -85,15 +75,13 @@ extern "C" {
 #define FASTCL_STAND_IN(name, Struct) \
   int fastcl_cuda_##name(const fastcl::cuda::Struct* arguments, void*) { return call(#name, arguments); }
 FASTCL_FOR_EACH_STRIP_LAUNCH(FASTCL_STAND_IN)
-#ifdef FASTCL_FOR_EACH_FUSED_LAUNCH
 FASTCL_FOR_EACH_FUSED_LAUNCH(FASTCL_STAND_IN)
-#endif
-#ifdef FASTCL_FOR_EACH_HOPPER_LAUNCH
 FASTCL_FOR_EACH_HOPPER_LAUNCH(FASTCL_STAND_IN)
-#endif
 
-int fastcl_cuda_device_facts(fastcl::cuda::DeviceFacts* facts) {
-  return hook ? hook("device_facts", facts, sizeof *facts) : 100;
+int fastcl_cuda_use_device(int) { return 0; }
+int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+  *stream = nullptr;
+  return 0;
 }
 const char* fastcl_cuda_error_string(int error) { return error == 100 ? "no CUDA-capable device is detected" : "a fault in the emulator"; }
 
@@ -118,7 +106,3 @@ int64_t emulated_block(uint64_t address, uint64_t* begin) {
   return address < *begin + block.bytes ? int64_t(block.bytes) : 0;
 }
 }
-
-void* fastcl::cuda::current_stream(const at::Tensor&) { return nullptr; }
-
-TORCH_LIBRARY_IMPL(fastcl_emulated, CPU, library) { fastcl::cuda::implement(library); }

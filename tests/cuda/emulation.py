@@ -1,4 +1,4 @@
-"""Run backend="cuda" on CPU tensors: the schedules of csrc/cuda as built for torch, their launches in the emulator.
+"""Run backend="cuda" on CPU tensors: its ops as csrc/cuda/launches.cpp has them, their launches in the emulator.
 
 with emulated(80) as session:
     fastcl.functional.clip(x, y, backend="cuda").backward()
@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import json
 import os
 import re
 import subprocess
-import sys
-import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +27,9 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from fastcl.backends import choice, native
+from fastcl.backends import choice
+from fastcl.backends.cuda import launches
+from fastcl.backends.cuda.launches import Facts
 from fastcl.equation.pairs import PairFunction
 from tools.ptxemu import _build, nvcc
 from tools.ptxemu.errors import from_fault
@@ -51,6 +50,7 @@ class Session:
 
     def __init__(self, arch: int, seed: int, library: nvcc.HostLibrary | None, options: dict[str, Any]) -> None:
         self.arch, self.seed, self.library, self.options = arch, seed, library, options
+        self.facts = FACTS[arch]
         self.schedule = _schedule()
         # For mutation tests: what becomes of a kernel's PTX, and of the words of a launch's struct (None: no launch).
         self.mutate: Callable[[str], str] | None = None
@@ -79,8 +79,6 @@ class Session:
         library = self.library or _launches(self.arch, form)
         function = getattr(library.library, f"fastcl_cuda_{name}")
         function.restype = ctypes.c_int
-        if name == "device_facts":
-            return function(struct)
         memory = DeviceMemory()
         try:
             # A word that lies within a known block of memory is a pointer: no size, stride or constant looks like one.
@@ -163,11 +161,12 @@ def _mutated(library: nvcc.HostLibrary, arch: int, mutate: Callable[[str], str] 
 
 @functools.cache
 def _schedule() -> ctypes.CDLL:
-    """The schedules and the stand-ins of the launches, built against this torch and kept with the emulator's own builds."""
-    sources = [Path(__file__).with_name("emulated.cpp"), CSRC / "arguments.cpp", *sorted(CSRC.glob("cuda/**/*.cpp"))]
-    sources = [s for s in sources if s.name != "register.cpp"]
-    includes = [CSRC, CSRC / "cuda", *cpp_extension.include_paths(), sysconfig.get_path("include")]
-    flags = ["-std=c++20", "-O1", "-fPIC", "-w", *(f"-I{path}" for path in includes)]
+    """The ops and the stand-ins of their kernels, built against this torch and kept with the emulator's own builds."""
+    own = [CSRC / name for name in ("arguments.cpp", "tensors.cpp", "cuda/launches.cpp")]
+    sources = [Path(__file__).with_name("emulated.cpp"), *own]
+    includes = [CSRC, CSRC / "cuda", *cpp_extension.include_paths()]
+    flags = ["-std=c++20", "-O1", "-fPIC", "-w", "-DFASTCL_HOPPER", *(f"-I{path}" for path in includes)]
+    flags += ['-DFASTCL_LAUNCH_LIBRARY="fastcl_emulated"', '-DFASTCL_LAUNCH_KEY="CPU"']
     paths = [part for path in cpp_extension.library_paths() for part in (f"-L{path}", f"-Wl,-rpath,{path}")]
     # One compilation of all sources: torch's headers take most of the time.
     together = "".join(f'#include "{s}"\n' for s in sources)
@@ -208,11 +207,14 @@ def _with_headers(source: Path, seen: set[Path] | None = None) -> Iterator[bytes
             yield from _with_headers((folder / name.decode()).resolve(), seen)
 
 
-# The schemas of the kernel ops once more, under a name of their own: backend="cpu" keeps its kernels beside.
-_library = torch.library.Library("fastcl_emulated", "DEF")
-for _name in ("kernel_rows", "kernel_gradients", "kernel_total"):
-    _schema = str(getattr(torch.ops.fastcl, _name).default._schema)
-    _library.define(_schema.removeprefix("fastcl::"))
+# What the ops are named: by the launches of csrc.
+OPS = re.findall(
+    r"^  X\((\w+), ",
+    "".join((CSRC / "cuda" / name).read_text() for name in ("launch.h", "fused.h", "sm_90a/launch.h")),
+    re.MULTILINE,
+)
+# Of the cards that the emulator's runtime stands for.
+FACTS = {80: Facts((8, 0), 108, 163 << 10), 90: Facts((9, 0), 132, 227 << 10)}
 
 _running = threading.Lock()
 
@@ -225,13 +227,8 @@ def emulated(
     `library` has the launches, where not all of them are to be compiled."""
     session = Session(arch, seed, library, options)
     hook = _HOOK(session.launch)
-    kernels = SimpleNamespace(
-        **{
-            name: functools.partial(session.call, getattr(torch.ops.fastcl_emulated, name))
-            for name in ("kernel_rows", "kernel_gradients", "kernel_total")
-        }
-    )
-    reason, module = choice.reason, choice.MODULES["cuda"]
+    ops = {name: functools.partial(session.call, getattr(torch.ops.fastcl_emulated, name)) for name in OPS}
+    reason, ops_before, facts_before = choice.reason, launches.ops, launches.facts_of
 
     def emulated_reason(name: str, device: torch.device, dtype: torch.dtype, *pair: PairFunction) -> str | None:
         return None if name == "cuda" and device.type == "cpu" else reason(name, device, dtype, *pair)
@@ -241,25 +238,15 @@ def emulated(
     torch.utils.deterministic.fill_uninitialized_memory = False
     with _running:
         session.schedule.emulated_begin(hook)
-        choice.reason, choice.MODULES["cuda"] = emulated_reason, _adapter(kernels).__name__
+        choice.reason, launches.ops = emulated_reason, SimpleNamespace(**ops)
+        launches.facts_of = lambda device: session.facts
         try:
             yield session
         finally:
-            choice.reason, choice.MODULES["cuda"] = reason, module
+            choice.reason, launches.ops = reason, ops_before
+            launches.facts_of = facts_before
             torch.utils.deterministic.fill_uninitialized_memory = fill
             session.schedule.emulated_end()
-
-
-def _adapter(kernels: SimpleNamespace) -> ModuleType:
-    """fastcl.backends.native once more, in front of other kernels."""
-    spec = importlib.util.spec_from_file_location("fastcl.backends.native_emulated", native.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.kernels = kernels  # type: ignore[attr-defined]
-    sys.modules[spec.name] = module
-    return module
 
 
 __all__ = ["EVERYTHING", "Session", "emulated"]

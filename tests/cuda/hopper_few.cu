@@ -31,11 +31,6 @@ extern "C" int fastcl_cuda_hopper_sweep(const HopperTiles* p, void* stream) { re
 
 #include "sm_90a/merge.cu"
 
-extern "C" int fastcl_cuda_device_facts(DeviceFacts* facts) {
-  *facts = {9, 0, 132, hopper_shared};
-  return cudaSuccess;
-}
-
 extern "C" int fastcl_cuda_fused_factors(const FusedFactors* p, void* stream) {
   return start(fused_factors_kernel<float2>, over((p->n > p->m ? p->n : p->m) + fused_tile), 256, 0, *p, stream);
 }

@@ -1,4 +1,4 @@
-// What the CPU library takes of torch: functions of libtorch's stable C interface that torch 2.10 has and later ones keep, as
+// What our libraries take of torch: functions of libtorch's stable C interface that torch 2.10 has and later ones keep, as
 // torch/csrc/stable and torch/csrc/inductor/aoti_torch/c/shim.h declare them. Declared here once more, so that a build needs no
 // torch; a test compiles this file together with those headers, where another signature would be an error.
 #pragma once
@@ -27,6 +27,7 @@ int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_float32();
 int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_int64();
+int32_t aoti_torch_dtype_int32();
 
 AOTITorchError aoti_torch_new_tensor_handle(AtenTensorHandle orig_handle, AtenTensorHandle* new_handle);
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor);
@@ -61,9 +62,9 @@ AOTITorchError torch_library_impl(TorchLibraryHandle self, const char* name, voi
 
 }  // extern "C"
 
-namespace fastcl::cpu {
+namespace fastcl {
 
 // The version whose conversions we speak (libtorch's later ones honour them).
 inline constexpr uint64_t torch_abi_version = (uint64_t(2) << 56) | (uint64_t(10) << 48);
 
-}  // namespace fastcl::cpu
+}  // namespace fastcl

@@ -12,7 +12,6 @@ namespace fastcl {
 void refuse_value(const std::string& message) { throw std::invalid_argument(message); }
 void refuse_type(const std::string& message) { throw std::invalid_argument(message); }
 
-namespace cpu {
 namespace {
 
 struct NamedDtype {
@@ -24,7 +23,8 @@ constexpr NamedDtype dtypes[] = {{aoti_torch_dtype_float32, ScalarKind::float32,
                                  {aoti_torch_dtype_float64, ScalarKind::float64, "float64"},
                                  {aoti_torch_dtype_bfloat16, ScalarKind::bfloat16, "bfloat16"},
                                  {aoti_torch_dtype_float16, ScalarKind::float16, "float16"},
-                                 {aoti_torch_dtype_int64, ScalarKind::int64, "int64"}};
+                                 {aoti_torch_dtype_int64, ScalarKind::int64, "int64"},
+                                 {aoti_torch_dtype_int32, ScalarKind::int32, "int32"}};
 
 ScalarKind kind_of_tensor(AtenTensorHandle handle) {
   int32_t code = 0;
@@ -34,7 +34,7 @@ ScalarKind kind_of_tensor(AtenTensorHandle handle) {
   return ScalarKind::other;
 }
 
-int64_t bytes_of(ScalarKind kind) { return kind == ScalarKind::float32 ? 4 : kind == ScalarKind::float64 || kind == ScalarKind::int64 ? 8 : 2; }
+int64_t bytes_of(ScalarKind kind) { return kind == ScalarKind::float32 || kind == ScalarKind::int32 ? 4 : kind == ScalarKind::float64 || kind == ScalarKind::int64 ? 8 : 2; }
 
 }  // namespace
 
@@ -172,17 +172,16 @@ std::array<bool, 6> Stack::six_booleans() {
   return six;
 }
 
-Registration::Registration(const char* key, std::initializer_list<Entry> entries) {
+Registration::Registration(const char* name, const char* key, std::initializer_list<Entry> entries) {
   TorchLibraryHandle library = nullptr, schemas = nullptr;
-  FASTCL_TORCH(aoti_torch_library_init_impl, "fastcl", key, __FILE__, __LINE__, &library);
+  FASTCL_TORCH(aoti_torch_library_init_impl, name, key, __FILE__, __LINE__, &library);
   for (const Entry& e : entries) {
     if (e.schema != nullptr) {
-      if (schemas == nullptr) FASTCL_TORCH(aoti_torch_library_init_fragment, "fastcl", __FILE__, __LINE__, &schemas);
+      if (schemas == nullptr) FASTCL_TORCH(aoti_torch_library_init_fragment, name, __FILE__, __LINE__, &schemas);
       FASTCL_TORCH(aoti_torch_library_def, schemas, e.schema);
     }
     FASTCL_TORCH(torch_library_impl, library, e.name, e.kernel, torch_abi_version);
   }
 }
 
-}  // namespace cpu
 }  // namespace fastcl

@@ -11,14 +11,14 @@
 #include <string>
 #include <vector>
 
-#include "../arguments.h"
+#include "arguments.h"
 #include "torch_abi.h"
 
-namespace fastcl::cpu {
+namespace fastcl {
 
 // Raises RuntimeError where torch's function has failed; torch itself has then written why to stderr.
 void require(AOTITorchError error, const char* function);
-#define FASTCL_TORCH(function, ...) ::fastcl::cpu::require(function(__VA_ARGS__), #function)
+#define FASTCL_TORCH(function, ...) ::fastcl::require(function(__VA_ARGS__), #function)
 
 struct DeleteTensor {
   void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
@@ -168,7 +168,7 @@ class Registration {
     Kernel kernel;
     const char* schema = nullptr;
   };
-  Registration(const char* key, std::initializer_list<Entry> entries);
+  Registration(const char* library, const char* key, std::initializer_list<Entry> entries);
 };
 
-}  // namespace fastcl::cpu
+}  // namespace fastcl

@@ -1,0 +1,383 @@
+// The launches of the CUDA kernels as torch ops, over torch's stable C interface: each takes the fields of its struct, in their
+// order, and starts one kernel on the current stream of its tensors' device. What is written is the caller's memory; nothing is
+// allocated, and no value is read on the host. What a kernel must not read or write is refused.
+#include <deque>
+#include <stdexcept>
+#include <tuple>
+
+#include "../tensors.h"
+#include "sm_90a/launch.h"
+
+// Under tests the kernels are stood in for, and the ops are those of CPU tensors.
+#ifndef FASTCL_LAUNCH_LIBRARY
+#define FASTCL_LAUNCH_LIBRARY "fastcl"
+#define FASTCL_LAUNCH_KEY "CUDA"
+#endif
+
+// As torch/csrc/inductor/aoti_torch/c/shim.h has it for a build with CUDA.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace fastcl::cuda {
+namespace {
+
+enum class Presence { required, optional };
+using enum Presence;
+
+constexpr const char* name_of(ScalarKind kind) {
+  switch (kind) {
+    case ScalarKind::float64: return "float64";
+    case ScalarKind::float32: return "float32";
+    case ScalarKind::int64: return "int64";
+    case ScalarKind::int32: return "int32";
+    default: return "16 bits";
+  }
+}
+
+Dtype dtype_of(const Tensor& t) {
+  switch (t.kind()) {
+    case ScalarKind::float64: return Dtype::float64;
+    case ScalarKind::bfloat16: return Dtype::bfloat16;
+    case ScalarKind::float16: return Dtype::float16;
+    default: return Dtype::float32;
+  }
+}
+
+int64_t bytes_of(const Tensor& t) { return t.kind() == ScalarKind::float64 ? 8 : t.kind() == ScalarKind::float32 ? 4 : 2; }
+
+bool dense(const Tensor& t) {
+  int64_t expected = 1;
+  for (int64_t k = t.dim(); k-- > 0; expected *= t.size(k))
+    if (t.size(k) > 1 && t.stride(k) != expected) return false;
+  return true;
+}
+
+// One call of an op: its arguments, taken in order, and what is checked of them.
+class Call {
+ public:
+  explicit Call(StableIValue* stack) : stack_(stack) {}
+
+  int64_t integer() { return stack_.integer(); }
+  double number() { return stack_.number(); }
+  bool boolean() { return stack_.boolean(); }
+
+  // A tensor, kept until the launch; null where an optional one is absent.
+  const Tensor* tensor(const char* name, Presence presence = required) {
+    OptionalTensor given = presence == optional ? stack_.optional_tensor() : OptionalTensor(stack_.tensor());
+    if (!given) return nullptr;
+    const Tensor& t = kept_.emplace_back(std::move(*given));
+    const Described d = t.describe();
+    if (kept_.size() == 1) first_ = d;
+    check_device(name, d, first_);
+    return &t;
+  }
+
+  // `least` elements or more, one after the other.
+  const void* in(const char* name, ScalarKind kind, int64_t least, Presence presence = required) {
+    const Tensor* t = vector(name, kind, least, presence);
+    return t ? t->data() : nullptr;
+  }
+  void* out(const char* name, ScalarKind kind, int64_t least, Presence presence = required) {
+    const Tensor* t = vector(name, kind, least, presence);
+    return t ? t->mutable_data() : nullptr;
+  }
+
+  // What z is; `covers` then holds its vectors to the rows and columns that are visited.
+  Equation equation() {
+    const Tensor& scale = *tensor("scale");
+    kind_ = scale.kind();
+    FASTCL_CHECK_VALUE((kind_ == ScalarKind::float32 || kind_ == ScalarKind::float64) && scale.count() == 1, "scale: expected one number of float32 or float64");
+    Equation e{};
+    e.scale = scale.data(), e.shift = in("shift", kind_, 1);
+    const auto side = [&](const char* name, ScalarKind kind, int64_t& length) {
+      const Tensor* t = vector(name, kind, 0, optional);
+      if (t) length = std::min(length, t->count());
+      return t ? t->data() : nullptr;
+    };
+    e.norm_x = side("norm_x", kind_, rows_), e.norm_y = side("norm_y", kind_, cols_);
+    e.bias_x = side("bias_x", kind_, rows_), e.bias_y = side("bias_y", kind_, cols_);
+    e.group_x = static_cast<const int64_t*>(side("group_x", ScalarKind::int64, rows_));
+    e.group_y = static_cast<const int64_t*>(side("group_y", ScalarKind::int64, cols_));
+    e.diff = integer();
+    const std::string mask = stack_.text(), operand = stack_.text(), pair = stack_.text();
+    e.constants[0] = number(), e.constants[1] = number();
+    const Choices c = choices_of(mask, operand, pair, stack_.text());
+    e.mask = c.mask, e.operand = c.operand, e.reduce = c.reduce, e.pair = c.pair;
+    const bool groups = c.mask == MaskKind::across_groups || c.mask == MaskKind::within_groups;
+    FASTCL_CHECK_VALUE(!groups || (e.group_x && e.group_y), "mask: '", mask, "' needs group_x and group_y");
+    FASTCL_CHECK_VALUE(c.operand == Operand::dot || (e.norm_x && e.norm_y), "operand: 'sqdist' needs norm_x and norm_y");
+    return e;
+  }
+  void covers(int64_t rows, int64_t cols) const {
+    FASTCL_CHECK_VALUE(rows <= rows_ && cols <= cols_, "norms, biases, groups: expected ", rows, " for rows and ", cols, " for columns");
+  }
+
+  Weighting weighting(int64_t n, int64_t m, bool logsumexp) {
+    Weighting w{};
+    w.g = in("g", kind_, n, optional), w.h = in("h", kind_, m, optional);
+    w.r = in("r", kind_, n, optional), w.c = in("c", kind_, m, optional);
+    w.reference = in("reference", kind_, 2, optional);
+    FASTCL_CHECK_VALUE(!logsumexp || ((!w.g || w.r) && (!w.h || w.c)), "r, c: expected with g and h for a log-sum-exp");
+    return w;
+  }
+
+  Tile tile() {
+    const Tensor& dot = *tensor("dot");
+    const int64_t i0 = integer(), j0 = integer();
+    check_matrix("dot", dot, kind_);
+    FASTCL_CHECK_VALUE(i0 >= 0 && j0 >= 0, "i0, j0: expected none below 0");
+    covers(i0 + dot.size(0), j0 + dot.size(1));
+    return {i0, i0 + dot.size(0), j0, j0 + dot.size(1), dot.mutable_data(), dot.stride(0), dtype_of(dot)};
+  }
+
+  // Rows as 16-byte copies can read them.
+  FusedSides sides() {
+    const Tensor &x = *tensor("x"), &y = *tensor("y");
+    for (const Tensor* t : {&x, &y}) {
+      FASTCL_CHECK_VALUE(is_floating(t->kind()) && t->kind() != ScalarKind::float64 && t->kind() == x.kind(), "x, y: expected rows of one dtype, 16 bits or float32");
+      check_matrix("x, y", *t, t->kind());
+      FASTCL_CHECK_VALUE(t->size(1) == x.size(1) && t->size(1) * bytes_of(x) % 16 == 0, "x, y: expected rows of equal width, a multiple of 16 bytes");
+    }
+    return {x.data(), y.data(), x.stride(0), y.stride(0), x.size(0), y.size(0), x.size(1), dtype_of(x)};
+  }
+
+  // A matrix whose rows begin at multiples of 16 bytes.
+  static void check_matrix(const char* name, const Tensor& t, ScalarKind kind) {
+    FASTCL_CHECK_VALUE(t.dim() == 2 && t.kind() == kind, name, ": expected a matrix of ", name_of(kind));
+    const bool aligned = t.stride(1) == 1 && t.stride(0) >= t.size(1) && t.stride(0) * bytes_of(t) % 16 == 0 && reinterpret_cast<uintptr_t>(t.data()) % 16 == 0;
+    FASTCL_CHECK_VALUE(t.count() == 0 || aligned, name, ": expected rows that begin at multiples of 16 bytes");
+  }
+
+  ScalarKind kind() const { return kind_; }
+
+  template <class Struct>
+  void launch(int (*kernel)(const Struct*, void*), const Struct& arguments, const char* name) const {
+    void* stream = nullptr;
+    FASTCL_TORCH(aoti_torch_get_current_cuda_stream, first_.device_index, &stream);
+    // The runtime that is linked here has a current device of its own.
+    int error = fastcl_cuda_use_device(first_.device_index);
+    if (error == 0) error = kernel(&arguments, stream);
+    if (error == 0) return;
+    throw std::runtime_error(text_of("fastcl: the CUDA kernel ", name, " could not be launched: ", fastcl_cuda_error_string(error), " (error ", int64_t(error),
+                                     "). An error of an earlier kernel can surface here: run with CUDA_LAUNCH_BLOCKING=1 to find it; backend='blocked' does without these kernels"));
+  }
+
+ private:
+  const Tensor* vector(const char* name, ScalarKind kind, int64_t least, Presence presence) {
+    const Tensor* t = tensor(name, presence);
+    if (t) FASTCL_CHECK_VALUE(t->kind() == kind && dense(*t) && t->count() >= least, name, ": expected ", least, " elements or more of ", name_of(kind), ", one after the other, got shape ", t->describe());
+    return t;
+  }
+
+  Stack stack_;
+  std::deque<Tensor> kept_;
+  Described first_;
+  ScalarKind kind_ = ScalarKind::float32;  // T, that of the equation
+  int64_t rows_ = INT64_MAX, cols_ = INT64_MAX;
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t padded(int64_t rows) { return ceil_div(rows, fused_tile) * fused_tile; }
+
+// ---- strip
+
+void strip_reduce(Call& a) {
+  StripReduce s{a.equation(), a.tile(), nullptr, nullptr};
+  const int64_t planes = s.equation.reduce == Reduction::logsumexp ? 2 : 1, rows = s.tile.i1 - s.tile.i0, cols = s.tile.j1 - s.tile.j0;
+  s.row_parts = a.out("rows", a.kind(), planes * ceil_div(cols, strip_block_cols) * rows);
+  s.col_parts = a.out("cols", a.kind(), planes * ceil_div(rows, strip_block_rows) * cols, optional);
+  if (rows > 0 && cols > 0) a.launch(fastcl_cuda_strip_reduce, s, "strip_reduce");
+}
+
+void strip_weights(Call& a) {
+  StripWeights s{a.equation(), a.tile()};
+  const Tile& t = s.tile;
+  const int64_t rows = t.i1 - t.i0, cols = t.j1 - t.j0;
+  s.weighting = a.weighting(t.i1, t.j1, s.equation.reduce == Reduction::logsumexp);
+  const Tensor& weights = *a.tensor("weights");
+  Call::check_matrix("weights", weights, weights.kind());
+  FASTCL_CHECK_VALUE(is_floating(weights.kind()) && weights.size(0) == rows && weights.size(1) == cols && weights.stride(0) == t.pitch, "weights: expected the layout of dot");
+  s.weights = weights.mutable_data(), s.weights_dtype = dtype_of(weights);
+  FASTCL_CHECK_VALUE((s.weights_dtype == Dtype::float64) == (t.dtype == Dtype::float64), "weights: expected float64 where dot has it, and there alone");
+  const int64_t of_rows = ceil_div(cols, strip_block_cols) * rows;
+  s.row_sums = a.out("rows", a.kind(), of_rows, optional);
+  s.col_sums = a.out("cols", a.kind(), ceil_div(rows, strip_block_rows) * cols, optional);
+  s.values = a.out("values", a.kind(), of_rows, optional);
+  if (rows > 0 && cols > 0) a.launch(fastcl_cuda_strip_weights, s, "strip_weights");
+}
+
+void merge_parts(Call& a) {
+  const Tensor &parts = *a.tensor("parts"), *top = a.tensor("top", optional), &sum = *a.tensor("sum");
+  const double factor = a.number();
+  const int64_t planes = top ? 2 : 1;
+  FASTCL_CHECK_VALUE(parts.dim() == 3 && parts.size(0) == planes && dense(parts), "parts: expected ", planes, " planes");
+  const int64_t count = parts.size(1), size = parts.size(2);
+  for (const Tensor* t : {top, &sum})
+    if (t) FASTCL_CHECK_VALUE(t->kind() == parts.kind() && dense(*t) && t->count() == size, "top, sum: expected ", size, " elements in the dtype of parts");
+  FASTCL_CHECK_VALUE(parts.kind() == ScalarKind::float32 || parts.kind() == ScalarKind::float64, "parts: expected float32 or float64");
+  const MergeParts args{parts.data(), count, size, top ? top->mutable_data() : nullptr, sum.mutable_data(), factor, dtype_of(parts)};
+  if (size > 0) a.launch(fastcl_cuda_merge_parts, args, "merge_parts");
+}
+
+// ---- fused
+
+void fused_pack(Call& a) {
+  const Tensor &from = *a.tensor("from"), &to = *a.tensor("to");
+  FASTCL_CHECK_VALUE(from.dim() == 2 && (from.size(1) <= 1 || from.stride(1) == 1) && is_floating(from.kind()) && from.kind() != ScalarKind::float64, "from: expected rows of 16 bits or float32");
+  Call::check_matrix("to", to, from.kind());
+  FASTCL_CHECK_VALUE(dense(to) && to.size(0) == from.size(0) && to.size(1) >= from.size(1), "to: expected as many rows, at least as wide");
+  const FusedPack args{from.data(), from.stride(0), from.size(0), from.size(1), to.mutable_data(), to.size(1), dtype_of(from)};
+  a.launch(fastcl_cuda_fused_pack, args, "fused_pack");
+}
+
+FusedRows fused_rows_of(Call& a) {
+  FusedRows f{a.equation(), a.sides()};
+  f.ctas = a.integer(), f.splits = a.integer();
+  a.covers(f.sides.n, f.sides.m);
+  const int64_t width = f.equation.reduce == Reduction::logsumexp ? 2 : 1;
+  f.row_parts = a.out("rows", ScalarKind::float32, f.splits * f.sides.n * width);
+  f.col_parts = a.out("cols", ScalarKind::float32, f.ctas * f.sides.m * width, optional);
+  f.triangle = a.boolean(), f.resident = a.boolean(), f.stages = int32_t(a.integer());
+  return f;
+}
+
+void fused_rows(Call& a) {
+  const FusedRows f = fused_rows_of(a);
+  a.launch(fastcl_cuda_fused_rows, f, "fused_rows");
+}
+
+void fused_merge(Call& a) {
+  FusedMerge f{};
+  const Tensor *rows = a.tensor("rows", optional), *cols = a.tensor("cols", optional);
+  f.splits = a.integer(), f.ctas = a.integer(), f.triangle = a.boolean(), f.logsumexp = a.boolean();
+  const Tensor& out = *a.tensor("out");
+  f.size = out.count();
+  for (const auto& [t, parts] : {std::pair(rows, f.splits), std::pair(cols, f.ctas), std::pair(&out, int64_t(0))})
+    if (t) FASTCL_CHECK_VALUE(t->kind() == ScalarKind::float32 && dense(*t) && t->count() >= parts * f.size * (f.logsumexp ? 2 : 1), "rows, cols: expected parts of float32 for every element of out");
+  f.row_parts = rows ? rows->data() : nullptr, f.col_parts = cols ? cols->data() : nullptr, f.out = out.mutable_data();
+  a.launch(fastcl_cuda_fused_merge, f, "fused_merge");
+}
+
+void fused_factors(Call& a) {
+  const int64_t n = a.integer(), m = a.integer();
+  const bool logsumexp = a.boolean();
+  FusedFactors f{a.weighting(n, m, logsumexp), n, m, logsumexp};
+  f.x_factors = a.out("x_factors", ScalarKind::float32, 2 * padded(n)), f.y_factors = a.out("y_factors", ScalarKind::float32, 2 * padded(m));
+  f.single = a.out("single", ScalarKind::int32, 1);
+  a.launch(fastcl_cuda_fused_factors, f, "fused_factors");
+}
+
+void fused_gradient(Call& a) {
+  FusedGradient f{a.equation(), a.sides()};
+  a.covers(f.sides.n, f.sides.m);
+  f.x_factors = a.in("x_factors", ScalarKind::float32, 2 * padded(f.sides.n)), f.y_factors = a.in("y_factors", ScalarKind::float32, 2 * padded(f.sides.m));
+  f.single = a.in("single", ScalarKind::int32, 1);
+  f.wy = a.out("wy", ScalarKind::float32, f.sides.n * f.sides.d), f.w_rows = a.out("w_rows", ScalarKind::float32, f.sides.n, optional);
+  a.launch(fastcl_cuda_fused_gradient, f, "fused_gradient");
+}
+
+// ---- hopper
+
+#ifdef FASTCL_HOPPER
+HopperTiles hopper_tiles(Call& a) {
+  HopperTiles t{a.equation(), a.sides()};
+  const int64_t n = t.sides.n, m = t.sides.m;
+  t.x0 = a.integer(), t.y0 = a.integer(), t.ctas = a.integer(), t.splits = a.integer(), t.triangle = a.boolean(), t.both = a.boolean();
+  FASTCL_CHECK_VALUE(t.x0 >= 0 && t.y0 >= 0, "x0, y0: expected none below 0");
+  a.covers(t.x0 + n, t.y0 + m);
+  const auto f = ScalarKind::float32;
+  t.reference = a.in("reference", f, 1, optional);
+  t.row_parts = a.out("rows", f, t.splits * n, optional), t.col_parts = a.out("cols", f, t.ctas * m, optional);
+  t.value_parts = a.out("values", f, t.ctas * m, optional);
+  t.x_factors = a.in("x_factors", f, 2 * padded(t.x0 + n), optional), t.y_factors = a.in("y_factors", f, 2 * padded(t.y0 + m), optional);
+  t.unit = a.in("unit", f, 1, optional);
+  t.peaks = a.out("peaks", f, 8 * t.splits * t.ctas, optional);
+  if (const Tensor* weights = a.tensor("weights", optional)) {  // transposed
+    Call::check_matrix("weights", *weights, weights->kind());
+    FASTCL_CHECK_VALUE(weights->size(0) == m && weights->size(1) == n && dtype_of(*weights) == t.sides.dtype, "weights: expected (m, n) in the dtype of x");
+    t.weights = weights->mutable_data(), t.pitch = weights->stride(0);
+  }
+  if (const Tensor* wy = a.tensor("wy", optional)) {
+    FASTCL_CHECK_VALUE(wy->kind() == f && wy->dim() == 2 && wy->size(0) == n && wy->size(1) <= t.sides.d && dense(*wy), "wy: expected dense rows of float32, at most as wide as x");
+    t.wy = wy->mutable_data(), t.wy_columns = wy->size(1);
+  }
+  return t;
+}
+
+void hopper_rows(Call& a) { const HopperTiles t = hopper_tiles(a); a.launch(fastcl_cuda_hopper_rows, t, "hopper_rows"); }
+void hopper_weights(Call& a) { const HopperTiles t = hopper_tiles(a); a.launch(fastcl_cuda_hopper_weights, t, "hopper_weights"); }
+void hopper_sweep(Call& a) { const HopperTiles t = hopper_tiles(a); a.launch(fastcl_cuda_hopper_sweep, t, "hopper_sweep"); }
+
+HopperMerge hopper_merge_of(Call& a) {
+  HopperMerge h{};
+  const auto f = ScalarKind::float32;
+  const Tensor *rows = a.tensor("rows", optional), *cols = a.tensor("cols", optional);
+  h.splits = a.integer(), h.ctas = a.integer(), h.block = a.integer(), h.logsumexp = a.boolean();
+  h.reference = a.in("reference", f, 1, optional), h.shift = a.in("shift", f, 1);
+  const Tensor& out = *a.tensor("out");
+  h.size = out.count();
+  for (const auto& [t, parts] : {std::pair(rows, h.splits), std::pair(cols, h.ctas), std::pair(&out, int64_t(1))})
+    if (t) FASTCL_CHECK_VALUE(t->kind() == f && dense(*t) && t->count() >= parts * h.size, "rows, cols: expected parts of float32 for every element of out");
+  h.row_parts = rows ? rows->data() : nullptr, h.col_parts = cols ? cols->data() : nullptr, h.out = out.mutable_data();
+  h.doubtful = a.out("doubtful", ScalarKind::int32, 1);
+  return h;
+}
+
+void hopper_merge(Call& a) { const HopperMerge h = hopper_merge_of(a); a.launch(fastcl_cuda_hopper_merge, h, "hopper_merge"); }
+
+void hopper_careful(Call& a) {
+  HopperCareful h{fused_rows_of(a)};
+  h.doubtful = a.in("doubtful", ScalarKind::int32, 1);
+  a.launch(fastcl_cuda_hopper_careful, h, "hopper_careful");
+}
+
+void hopper_replace(Call& a) {
+  HopperReplace h{hopper_merge_of(a)};
+  const Tensor *rows = a.tensor("careful_rows", optional), *cols = a.tensor("careful_cols", optional);
+  FusedMerge& f = h.careful;
+  f.splits = a.integer(), f.ctas = a.integer(), f.triangle = h.merge.block != 0, f.logsumexp = 1, f.size = h.merge.size;
+  for (const auto& [t, parts] : {std::pair(rows, f.splits), std::pair(cols, f.ctas)})
+    if (t) FASTCL_CHECK_VALUE(t->kind() == ScalarKind::float32 && dense(*t) && t->count() >= 2 * parts * f.size, "careful_rows, careful_cols: expected parts for every element of out");
+  f.row_parts = rows ? rows->data() : nullptr, f.col_parts = cols ? cols->data() : nullptr;
+  a.launch(fastcl_cuda_hopper_replace, h, "hopper_replace");
+}
+#endif
+
+// ---- registration
+
+template <void (*op)(Call&)>
+void boxed(StableIValue* stack, uint64_t, uint64_t) {
+  Call call(stack);
+  op(call);
+}
+
+#define FASTCL_EQUATION                                                                                                       \
+  "Tensor scale, Tensor shift, Tensor? norm_x, Tensor? norm_y, Tensor? bias_x, Tensor? bias_y, Tensor? group_x, Tensor? group_y, " \
+  "int diff, str mask, str operand, str pair, float k0, float k1, str reduce"
+#define FASTCL_WEIGHTING "Tensor? g, Tensor? h, Tensor? r, Tensor? c, Tensor? reference"
+#define FASTCL_OP(name, arguments) {#name, boxed<name>, #name "(" arguments ") -> ()"}
+
+const Registration launches(FASTCL_LAUNCH_LIBRARY, FASTCL_LAUNCH_KEY, {
+  FASTCL_OP(strip_reduce, FASTCL_EQUATION ", Tensor dot, int i0, int j0, Tensor(a!) rows, Tensor(b!)? cols"),
+  FASTCL_OP(strip_weights, FASTCL_EQUATION ", Tensor(a!) dot, int i0, int j0, " FASTCL_WEIGHTING
+            ", Tensor(a!) weights, Tensor(b!)? rows, Tensor(c!)? cols, Tensor(d!)? values"),
+  FASTCL_OP(merge_parts, "Tensor parts, Tensor(a!)? top, Tensor(b!) sum, float factor"),
+  FASTCL_OP(fused_pack, "Tensor rows, Tensor(a!) to"),
+#define FASTCL_ROWS FASTCL_EQUATION ", Tensor x, Tensor y, int ctas, int splits, Tensor(a!) rows, Tensor(b!)? cols, bool triangle, bool resident, int stages"
+  FASTCL_OP(fused_rows, FASTCL_ROWS),
+  FASTCL_OP(fused_merge, "Tensor? rows, Tensor? cols, int splits, int ctas, bool triangle, bool logsumexp, Tensor(a!) out"),
+  FASTCL_OP(fused_factors, "int n, int m, bool logsumexp, " FASTCL_WEIGHTING ", Tensor(a!) x_factors, Tensor(b!) y_factors, Tensor(c!) single"),
+  FASTCL_OP(fused_gradient, FASTCL_EQUATION ", Tensor x, Tensor y, Tensor x_factors, Tensor y_factors, Tensor single, Tensor(a!) wy, Tensor(b!)? w_rows"),
+#ifdef FASTCL_HOPPER
+#define FASTCL_TILES FASTCL_EQUATION ", Tensor x, Tensor y, int x0, int y0, int ctas, int splits, bool triangle, bool both, Tensor? reference, " \
+  "Tensor(a!)? rows, Tensor(b!)? cols, Tensor(c!)? values, Tensor? x_factors, Tensor? y_factors, Tensor? unit, Tensor(d!)? peaks, " \
+  "Tensor(e!)? weights, Tensor(f!)? wy"
+#define FASTCL_MERGE "Tensor? rows, Tensor? cols, int splits, int ctas, int block, bool logsumexp, Tensor? reference, Tensor shift, Tensor(a!) out, Tensor(b!) doubtful"
+  FASTCL_OP(hopper_rows, FASTCL_TILES), FASTCL_OP(hopper_weights, FASTCL_TILES), FASTCL_OP(hopper_sweep, FASTCL_TILES),
+  FASTCL_OP(hopper_merge, FASTCL_MERGE),
+  FASTCL_OP(hopper_careful, FASTCL_ROWS ", Tensor doubtful"),
+  FASTCL_OP(hopper_replace, FASTCL_MERGE ", Tensor? careful_rows, Tensor? careful_cols, int careful_splits, int careful_ctas"),
+#endif
+});
+
+}  // namespace
+}  // namespace fastcl::cuda

@@ -1,0 +1,65 @@
+"""The strip form: the schedule of tiles.py, torch's matrix products, and two kernels between them.
+
+dot = x[tile] y[tile]^T   ->  strip_reduce   ->  r, c
+dot = x[tile] y[tile]^T   ->  strip_weights  ->  W Y, W^T X, W 1, W^T 1
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...equation.problem import Gradients, Problem, Wanted
+from ..tiles import State, Tile, Tiles, Weighting
+from . import launches
+from .launches import equation
+
+BLOCK_ROWS, BLOCK_COLS = 64, 128  # of the kernels
+MOST_BLOCKS = 65535  # along the second dimension of a grid
+
+
+def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
+    """r, and c when asked, in one sweep."""
+    return Strip(p).rows()
+
+
+def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+    """The gradients of <g, r> + <h, c>, in one sweep that forms the dot products again."""
+    return Strip(p).gradients(r, c, g, h, wanted)
+
+
+def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
+    """Value and gradients of the total form: one sweep where weights are known in time, two otherwise."""
+    return Strip(p).total(positive, outer, wanted)
+
+
+class Strip(Tiles):
+    """The operations on a tile; half-precision rows stay 16 bits wide, since their products are exact in float32."""
+
+    most_cols = MOST_BLOCKS * BLOCK_COLS
+
+    def __init__(self, p: Problem) -> None:
+        super().__init__(p, p.x.dtype)
+        self.equation = equation(self.sides)
+
+    def reduce(self, tile: Tile, columns: bool) -> tuple[Tensor, Tensor | None]:
+        rows, cols = self.parts(tile, BLOCK_ROWS, BLOCK_COLS, True, columns, 2 if self.p.reduce == "logsumexp" else 1)
+        assert rows is not None
+        launches.ops.strip_reduce(*self.equation, tile.dot, tile.i0, tile.j0, rows, cols)
+        return rows, cols
+
+    def weigh(
+        self, tile: Tile, by: Weighting | None, rows: bool, cols: bool, value: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        row_parts, col_parts = self.parts(tile, BLOCK_ROWS, BLOCK_COLS, rows, cols)
+        values, _ = self.parts(tile, BLOCK_ROWS, BLOCK_COLS, value, False)
+        weights = tile.dot if self.in_units else tile.weights
+        launches.ops.strip_weights(
+            *self.equation, tile.dot, tile.i0, tile.j0, *(by or self.ones), weights, row_parts, col_parts, values
+        )
+        return weights, row_parts, col_parts, values
+
+    def join(self, parts: Tensor, state: State, factor: float = 1.0) -> None:
+        launches.ops.merge_parts(parts, state.top, state.sum, factor)
+
+    def prepared(self, by: Weighting) -> Weighting:
+        return launches.prepared(by)
