@@ -108,7 +108,7 @@ test-cuda-build:
 
 # One wheel for torch 2.10 and later and any Python, since its library knows Python no more than torch's C++ interface; under build
 # isolation, and audited. libtorch_cpu stays the one that torch has loaded, and with it the threads (its libgomp). The CUDA kernels
-# are left out: they fit one torch.
+# are left out: no GPU has run them.
 WHEEL_VENV := build/wheel-venv
 WHEEL_PLATFORM ?= manylinux_2_28_$(shell uname -m)
 WHEEL_MADE := build/wheel/made

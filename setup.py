@@ -1,11 +1,13 @@
 """Builds fastcl's libraries of kernels from the sources under csrc/, each by one ninja graph.
 
-    libfastcl_cpu.so    csrc/arguments.cpp, csrc/isa.cpp and csrc/cpu/**. It calls torch by the C functions of csrc/cpu/torch_abi.h
-                        alone, so that a build needs no torch, and one library serves torch 2.10 and later and any Python.
+    libfastcl_cpu.so    csrc/*.cpp and csrc/cpu/**
         csrc/cpu/isa/*.cpp     once per instruction set (ISAS below), with -DFASTCL_ISA=<name> and its flags
-    libfastcl_cuda.so   csrc/arguments.cpp and csrc/cuda/**: only where torch is a CUDA build and nvcc of the same major version is
-                        found. It uses torch's C++ interface, and fits the torch that it was built against.
+    libfastcl_cuda.so   csrc/arguments.cpp, csrc/tensors.cpp and csrc/cuda/**, with a CUDA runtime of its own: where nvcc is found and
+                        torch is a CUDA build of its major version or a later one, or where FASTCL_BUILD_CUDA=1 asks for it.
         csrc/cuda/sm_90a/*.cu  for 9.0a alone, where 9.0 or 9.0a is built: instructions that no other architecture has
+
+Both call torch by the C functions of csrc/torch_abi.h alone, so that a build needs no torch, and one library serves torch 2.10 and
+later and any Python.
 
 What cannot be built is left out, and the package installs all the same on pure PyTorch: the reasons go
 into fastcl/build_facts.json, which `fastcl doctor` reads. A source that does not compile is an error.
@@ -214,18 +216,20 @@ class Cuda:
     home: Path
     version: str
     archs: list[str]
+    library_dirs: list[str]
 
     @classmethod
     def find(cls, torch: Any) -> Cuda:
-        """The toolkit at CUDA_HOME, else the one of the nvcc on the path.
+        """The toolkit at CUDA_HOME, else the one of the nvcc on the path; torch: that which is to run what is built, None for any.
 
         Raises:
-            LeftOut: torch has no CUDA, or there is no nvcc of its major version.
+            LeftOut: torch has no CUDA, or there is no nvcc, or it is of a later major version.
         """
-        if torch.version.cuda is None:
-            remedy = f"install a CUDA build of torch; {REBUILD}"
+        if torch is not None and torch.version.cuda is None:
+            remedy = f"install a CUDA build of torch, or set FASTCL_BUILD_CUDA=1 to build for another; {REBUILD}"
             raise LeftOut(f"torch {torch.__version__} is not a CUDA build", remedy)
-        wanted = f"install the CUDA toolkit {torch.version.cuda} or set CUDA_HOME to it; {REBUILD}"
+        toolkit = f"the CUDA toolkit {torch.version.cuda}" if torch is not None else "a CUDA toolkit"
+        wanted = f"install {toolkit} or set CUDA_HOME to it; {REBUILD}"
         named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         nvcc = shutil.which("nvcc", path=str(Path(named, "bin")) if named else None)
         if nvcc is None:
@@ -233,10 +237,12 @@ class Cuda:
         # nvcc's own word for its folder: the one on the path may be a link or a script that lies elsewhere.
         dry_run = output([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull])
         top = re.search(r"^#\$ TOP=(.*)$", dry_run, re.MULTILINE)
+        libraries = re.search(r"^#\$ LIBRARIES=(.*)$", dry_run, re.MULTILINE)
         release = re.search(r"V(\d+\.\d+\.\d+)", output([nvcc, "--version"]))
         if top is None or release is None:
             raise LeftOut(f"{nvcc} does not tell its folder and version", wanted)
-        if release[1].split(".")[0] != torch.version.cuda.split(".")[0]:
+        # The driver that torch's own CUDA needs runs what an nvcc of that major version or an earlier one has made.
+        if torch is not None and int(release[1].split(".")[0]) > int(torch.version.cuda.split(".")[0]):
             raise LeftOut(f"nvcc is {release[1]}, but torch was built with CUDA {torch.version.cuda}", wanted)
         if named_archs := os.environ.get("TORCH_CUDA_ARCH_LIST"):
             archs = re.split(r"[;, ]+", named_archs.strip())
@@ -244,7 +250,8 @@ class Cuda:
             # Never the builder's own GPU: what is built here may run elsewhere.
             known = set(re.findall(r"compute_(\d+)", output([nvcc, "--list-gpu-arch"])))
             archs = [arch for arch in DEFAULT_CUDA_ARCHS.split(";") if not known or _number(arch) in known]
-        return cls(nvcc, Path(top[1].strip()).resolve(), release[1], archs)
+        folders = [os.path.realpath(word[2:]) for word in shlex.split(libraries[1] if libraries else "")]
+        return cls(nvcc, Path(top[1].strip()).resolve(), release[1], archs, folders)
 
     def arch_flags(self) -> list[str]:
         """One -gencode for each architecture's code, and one more for the PTX where +PTX asks for it."""
@@ -261,14 +268,6 @@ class Cuda:
         """The flags for csrc/cuda/sm_90a; none where that architecture is not built."""
         built = any(_number(arch) in ("90", "90a") for arch in self.archs)
         return ["-gencode=arch=compute_90a,code=sm_90a"] if built else []
-
-    def include_dirs(self) -> list[Path]:
-        """The toolkit's headers, and those of the libraries (cuBLAS) that come as wheels beside torch."""
-        spec = importlib.util.find_spec("nvidia")
-        roots = (spec.submodule_search_locations or []) if spec else []
-        # A toolkit of the distribution lies in /usr, and naming that folder hides the C headers from g++.
-        toolkit = [self.home / "include"] if self.home != Path("/usr") else []
-        return [*toolkit, *(path for root in roots for path in Path(root).glob("*/include"))]
 
 
 def _of_children() -> float:
@@ -302,6 +301,13 @@ class Graph:
 
     def link(self, library: str, after: str = "") -> None:
         self.edges.append(f"build {library}: link {' '.join(self.objects)} | {after}\ndefault {library}")
+
+    def stubs(self, compiler: Compiler, *names: str) -> str:
+        """Libraries without a symbol in place of torch's: the loader finds by their names those that torch has loaded."""
+        write_if_new(self.folder / "stub.cpp", "")
+        self.rules.append(f"rule stub\n  command = {join(compiler.command)} -shared -Wl,-soname,$out -o $out $in")
+        self.edges += [f"build {name}: stub stub.cpp" for name in names]
+        return " ".join(names)
 
     def run(self, ninja: list[str]) -> None:
         """Writes the file and runs ninja, which compiles only what has changed."""
@@ -346,9 +352,7 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
             "cpu_flags": {},  # of each instruction set, and the headers: for pair functions that are compiled at run time
             "headers": {},
             "problem": problem_of(ROOT / "fastcl/equation/problem.py"),
-            "torch": None,  # this and what follows: of the CUDA kernels
-            "torch_cuda": None,
-            "nvcc": None,
+            "nvcc": None,  # this and what follows: of the CUDA kernels
             "cuda_archs": [],
             "libraries": {},
             "left_out": {},
@@ -402,7 +406,6 @@ def fingerprint(path: Path) -> list[int]:
 def import_torch() -> Any:
     try:
         import torch
-        import torch.utils.cpp_extension
     except ImportError as cause:
         reason = f"torch could not be imported at build time ({cause}); pip's build isolation hides it"
         raise LeftOut(reason, f"pip install torch setuptools ninja; {REBUILD}") from cause
@@ -432,72 +435,66 @@ def compile_cpu(facts: dict[str, Any]) -> Path:
         folder / "isas.h",
         f"// Written by setup.py at each build.\n#pragma once\n#define FASTCL_FOR_EACH_ISA(X) {listed}\n",
     )
-    # A library without a symbol stands in for torch's: the loader finds by its name the one that torch has loaded, and the C
-    # functions in it. Threads are those of torch too, by one of these functions: nothing here is linked with an OpenMP.
-    write_if_new(folder / "stub.cpp", "")
+    # Threads are those of torch too, by one of its C functions: nothing here is linked with an OpenMP.
     csrc = os.path.relpath(CSRC, folder)
     flags = [*compiler.flags, "-I.", f"-I{csrc}", "-include", f"{csrc}/cpu/glibc.h"]
     linux = sys.platform != "darwin"
-    link = (
-        ["-shared", "-L.", "-Wl,--no-as-needed", "-ltorch_cpu"]
-        if linux
-        else ["-bundle", "-undefined", "dynamic_lookup"]
-    )
+    link = [*TORCH_LINK, "-ltorch_cpu"] if linux else ["-bundle", "-undefined", "dynamic_lookup"]
     graph = Graph(folder, rules(compiler, flags, link))
-    for source in (CSRC / "arguments.cpp", CSRC / "isa.cpp", *sorted(CSRC.glob("cpu/*.cpp"))):
+    for source in (*sorted(CSRC.glob("*.cpp")), *sorted(CSRC.glob("cpu/*.cpp"))):
         graph.compile("cxx", source)
     for name, isa in isas.items():
         for source in sorted(CSRC.glob("cpu/isa/*.cpp")):
             graph.compile("cxx", source, isa.compile_flags(name), name)
-    if linux:
-        graph.rules.append(f"rule stub\n  command = {join(compiler.command)} -shared -Wl,-soname,$out -o $out $in")
-        graph.edges.append("build libtorch_cpu.so: stub stub.cpp")
-    graph.link(CPU, "libtorch_cpu.so" if linux else "")
+    graph.link(CPU, graph.stubs(compiler, "libtorch_cpu.so") if linux else "")
     graph.run(ninja)
     return folder / CPU
 
 
 def compile_cuda(facts: dict[str, Any]) -> Path:
-    """Compiles and links the CUDA kernels and their schedules against the torch that is installed, and adds to the facts.
+    """Compiles the CUDA kernels, links them with nvcc's own CUDA runtime, and adds to the facts.
 
     Raises:
-        LeftOut: there is no torch with CUDA, no nvcc for it, no compiler or no ninja.
+        LeftOut: there is no nvcc, no compiler or no ninja; or no torch to run it, and it was not asked for.
     """
-    torch = import_torch()
-    cuda = Cuda.find(torch)
+    asked = os.environ.get("FASTCL_BUILD_CUDA") == "1"
+    cuda = Cuda.find(None if asked else import_torch())
     compiler, ninja = Compiler.find(), find_ninja()
-    facts |= {
-        "torch": torch.__version__,
-        "torch_cuda": torch.version.cuda,
-        "nvcc": cuda.version,
-        "cuda_archs": cuda.archs,
-    }
-    folder = ROOT / "build" / f"cuda-{torch.__version__}"
+    facts |= {"nvcc": cuda.version, "cuda_archs": cuda.archs}
+    folder = ROOT / "build" / f"cuda-{cuda.version}"
     folder.mkdir(parents=True, exist_ok=True)
-    cpp_extension = torch.utils.cpp_extension
-    includes = [f"-I{os.path.relpath(CSRC, folder)}", *system(cuda.include_dirs())]
-    link = ["-shared", *(f"-L{path}" for path in cpp_extension.library_paths()), "-lc10", "-ltorch", "-ltorch_cpu"]
-    # The CUDA runtime and cuBLAS come in through torch's libraries: the copies that torch itself has loaded.
-    link += ["-Wl,--no-as-needed", "-lc10_cuda", "-ltorch_cuda"]
-    flags = [*compiler.flags, *includes, *system(cpp_extension.include_paths())]
-    nvcc = [cuda.nvcc, *NVCC_FLAGS, "-ccbin", compiler.command[0], *includes]
+    csrc = os.path.relpath(CSRC, folder)
+    flags = [
+        *compiler.flags,
+        f"-I{csrc}",
+        "-include",
+        f"{csrc}/cpu/glibc.h",
+        *(["-DFASTCL_HOPPER"] if cuda.hopper_flags() else []),
+    ]
+    # Of the runtime nothing is exported: torch's own stays apart.
+    runtime = [
+        "-Wl,--exclude-libs,ALL",
+        *(f"-L{path}" for path in cuda.library_dirs),
+        "-lcudart_static",
+        "-ldl",
+        "-lrt",
+        "-lpthread",
+    ]
+    link = [*TORCH_LINK, "-ltorch_cpu", "-ltorch_cuda", *runtime]
+    nvcc = [cuda.nvcc, *NVCC_FLAGS, "-ccbin", compiler.command[0], f"-I{csrc}"]
     graph = Graph(folder, [*rules(compiler, flags, link), f"rule nvcc\n  command = {join(nvcc)} {COMPILING}"])
-    for source in (CSRC / "arguments.cpp", *sorted(CSRC.glob("cuda/**/*.cpp"))):
+    for source in (CSRC / "arguments.cpp", CSRC / "tensors.cpp", *sorted(CSRC.glob("cuda/*.cpp"))):
         graph.compile("cxx", source)
     for source in sorted(CSRC.glob("cuda/*.cu")):
         graph.compile("nvcc", source, cuda.arch_flags())
     for source in sorted(CSRC.glob("cuda/sm_90a/*.cu")) if cuda.hopper_flags() else []:
         graph.compile("nvcc", source, cuda.hopper_flags())
-    graph.link(CUDA)
+    graph.link(CUDA, graph.stubs(compiler, "libtorch_cpu.so", "libtorch_cuda.so"))
     graph.run(ninja)
     return folder / CUDA
 
 
-def system(folders: Sequence[str | Path]) -> list[str]:
-    """Flags for headers that are not ours: no warnings about them. Two words each, since nvcc takes no other form."""
-    return [part for folder in folders for part in ("-isystem", str(folder))]
-
-
+TORCH_LINK = ["-shared", "-L.", "-Wl,--no-as-needed"]
 COMPILING = "$flags -c $in -o $out -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc"
 
 

@@ -1,13 +1,14 @@
 """The compiled libraries of kernels: whether they fit this torch and this processor, and loading them if so.
 
-libfastcl_cpu.so calls torch by its stable C interface, and serves torch 2.10 and later and any Python; libfastcl_cuda.so uses
-torch's C++ interface, and can crash the process the moment it is opened by another torch. So the decision is made from the facts
-that the build wrote beside them (build_facts.json), before one is opened.
+They call torch by its stable C interface, and serve torch 2.10 and later and any Python; libfastcl_cuda.so brings the CUDA runtime
+of its nvcc, and needs a driver that knows it, as a torch with CUDA of that major version does. What is damaged can end the process
+the moment it is opened: so the decision is made from the facts that the build wrote beside them (build_facts.json), before.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import warnings
@@ -86,12 +87,10 @@ def too_old() -> str | None:
 
 def misfit(built: dict[str, Any], path: Path) -> str | None:
     """Why the library that these facts describe must not be opened by this process; None when it fits."""
-    needs: list[tuple[str, str, str | None]] = [("processors of the kind", "machine", platform.machine())]
-    if path.name == CUDA:
-        needs += [("torch", "torch", str(torch.__version__)), ("a torch with CUDA", "torch_cuda", torch.version.cuda)]
-    for name, key, here in needs:
-        if built.get(key) != here:
-            return f"it was built for {name} {built.get(key)}, and this is {here}; rebuild it: {REBUILD}"
+    if (machine := built.get("machine")) != platform.machine():
+        return f"it was built for processors of the kind {machine}, and this is {platform.machine()}; rebuild it: {REBUILD}"
+    if path.name == CUDA and _major(built.get("nvcc")) > _major(torch.version.cuda):
+        return f"it was built by nvcc {built.get('nvcc')}, and this torch has CUDA {torch.version.cuda}; rebuild it: {REBUILD}"
     if built.get("problem") != PROBLEM:
         return f"it was built from other sources than these, and takes other arguments; rebuild it: {REBUILD}"
     try:
@@ -99,6 +98,12 @@ def misfit(built: dict[str, Any], path: Path) -> str | None:
     except OSError as error:
         return f"it cannot be read ({error}); rebuild it: {REBUILD}"
     return f"{path.name} is not what was built (an interrupted copy?); rebuild it: {REBUILD}" if damaged else None
+
+
+def _major(version: object) -> float:
+    """13 of 13.0.88; infinite where that is no version."""
+    number = re.match(r"\d+", str(version))
+    return float(number[0]) if number else math.inf
 
 
 def open_library(name: str, part: str) -> tuple[Path | None, str | None]:
@@ -116,6 +121,8 @@ def open_library(name: str, part: str) -> tuple[Path | None, str | None]:
         why = f"{FACTS.name}, which says what it was built for, is missing or damaged; rebuild it: {REBUILD}"
     elif cause := built["left_out"].get(part):
         return None, f"the compiled kernels were left out: {cause['reason']}. To mend it: {cause['remedy']}"
+    elif name == CUDA and torch.version.cuda is None:
+        return None, f"torch {torch.__version__} is not a CUDA build; install one that is"
     else:
         why = misfit(built, path)
     if why is None:

@@ -13,7 +13,7 @@ from .conftest import ROOT
 NVCC = """#!/bin/sh
 case "$1" in
   --version) echo 'Cuda compilation tools, release 13.0, V13.0.88' ;;
-  *) echo '#$ _SPACE_= '; echo "#$ TOP={top}/bin/.." >&2 ;;
+  *) echo '#$ _SPACE_= '; echo "#$ TOP={top}/bin/.." >&2; echo '#$ LIBRARIES=  "-L{top}/bin/../lib64"' ;;
 esac
 """
 
@@ -55,9 +55,7 @@ def test_the_toolkit_is_the_one_that_nvcc_names(setup: ModuleType, toolkit: Path
     cuda = setup.Cuda.find(torch_with_cuda("13.0"))
     assert (cuda.home, cuda.version) == (toolkit, "13.0.88")
     assert cuda.archs == ["8.0", "8.6", "8.9", "9.0+PTX", "10.0", "12.0+PTX"]
-    assert cuda.include_dirs()[0] == toolkit / "include"
-    cuda.home = Path("/usr")
-    assert Path("/usr/include") not in cuda.include_dirs()
+    assert cuda.library_dirs == [f"{toolkit}/lib64"]
 
 
 def test_cuda_home_comes_first(setup: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +98,11 @@ def test_left_out(setup: ModuleType, toolkit: Path, version: str | None, reason:
         setup.Cuda.find(torch_with_cuda(version))
     assert raised.value.reason == reason
     assert setup.REBUILD in raised.value.remedy
+
+
+def test_asked_for_they_need_no_torch(setup: ModuleType, toolkit: Path) -> None:
+    """As under build isolation; for a torch with a later CUDA the same kernels serve."""
+    assert setup.Cuda.find(None).version == setup.Cuda.find(torch_with_cuda("14.1")).version == "13.0.88"
 
 
 def test_parts_can_be_asked_for_and_refused(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

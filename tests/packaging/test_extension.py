@@ -30,8 +30,7 @@ def package(tmp_path: Path) -> Path:
     facts = {
         "machine": platform.machine(),
         "problem": PROBLEM,
-        "torch": str(torch.__version__),
-        "torch_cuda": torch.version.cuda,
+        "nvcc": None,
         "cpu_isas": ["baseline"],
         "cuda_archs": [],
         "left_out": {"cuda": {"reason": "none is needed", "remedy": "none"}},
@@ -52,25 +51,46 @@ def imported(folder: Path) -> tuple[str, list[str]]:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("torch", "2.12.0+cpu", f"it was built for torch 2.12.0+cpu, and this is {torch.__version__}"),
-        ("torch_cuda", "11.8", f"it was built for a torch with CUDA 11.8, and this is {torch.version.cuda}"),
         ("problem", "Tensor x, Tensor? y", "it was built from other sources than these, and takes other arguments"),
         ("machine", "sparc", f"it was built for processors of the kind sparc, and this is {platform.machine()}"),
     ],
 )
 def test_built_for_another(package: Path, key: str, value: str, words: str) -> None:
-    """The CUDA kernels fit one torch, the CPU kernels one kind of processor."""
-    path, cuda = package / "fastcl" / "build_facts.json", key.startswith("torch")
-    facts = json.loads(path.read_text()) | {key: value}
-    if cuda:
-        (path.parent / extension.CPU).rename(path.parent / extension.CUDA)
-        facts["left_out"] = {"cpu": {"reason": "FASTCL_BUILD_CPU=0 was set", "remedy": "none"}}
-    path.write_text(json.dumps(facts))
+    path = package / "fastcl" / "build_facts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     report, warnings = imported(package)
     assert words in report
     assert len(warnings) == 1
     assert words in warnings[0]
     assert "pip install --no-build-isolation" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "cuda", "words"),
+    [
+        ("13.0.88", "12.8", "it was built by nvcc 13.0.88, and this torch has CUDA 12.8"),
+        (None, "13.0", "it was built by nvcc None"),
+        ("13.0.88", "13.2", None),
+        ("12.8.93", "13.0", None),
+        ("13.0.88", None, "is not a CUDA build"),
+    ],
+)
+def test_the_cuda_kernels_need_a_driver_that_knows_their_runtime(
+    package: Path, nvcc: str | None, cuda: str | None, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is a torch with CUDA of that major version or later; one without is told, and not warned."""
+    path = package / "fastcl" / extension.CUDA
+    (package / "fastcl" / extension.CPU).rename(path)
+    facts = json.loads((package / "fastcl" / "build_facts.json").read_text()) | {"nvcc": nvcc, "left_out": {}}
+    facts["libraries"] = {path.name: extension.fingerprint(path)}
+    (package / "fastcl" / "build_facts.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(extension, "FACTS", package / "fastcl" / "build_facts.json")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    if cuda is None:
+        assert words in str(extension.open_library(extension.CUDA, "cuda")[1])
+        return
+    with pytest.warns(RuntimeWarning, match=words or "it cannot be opened"):
+        extension.open_library(extension.CUDA, "cuda")
 
 
 def test_a_library_that_does_not_open(package: Path) -> None:

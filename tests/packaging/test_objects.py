@@ -83,7 +83,7 @@ def undefined() -> list[str]:
 
 def test_torch_is_called_by_its_stable_interface_alone() -> None:
     """No name of C++ but the standard library's, none of Python, and of torch's those that torch_abi.h declares."""
-    declared = set(re.findall(r"\b((?:aoti_)?torch_\w+)\(", (ROOT / "csrc" / "cpu" / "torch_abi.h").read_text()))
+    declared = set(re.findall(r"\b((?:aoti_)?torch_\w+)\(", (ROOT / "csrc" / "torch_abi.h").read_text()))
     names = {name.partition("@")[0] for name in undefined()}
     assert {name for name in names if "torch" in name} <= declared
     assert not [name for name in names if re.match(r"_ZN?K?\d*(?:2at|3c10|5torch)|Py|_Py", name)]
@@ -105,9 +105,9 @@ def test_the_declarations_are_those_of_torch(tmp_path: Path) -> None:
     """Compiled together with torch's own headers, as of 2.10, where another signature is an error."""
     headers = Path(torch.__file__).parent / "include"
     text = "#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n#include <torch/csrc/stable/c/shim.h>\n"
-    (tmp_path / "both.cpp").write_text(f'{text}#include "{ROOT}/csrc/cpu/torch_abi.h"\n')
+    (tmp_path / "both.cpp").write_text(f'{text}#include "{ROOT}/csrc/torch_abi.h"\n')
     # Without ours each declared name must be theirs: a use of it compiles.
-    declared = re.findall(r"\b((?:aoti_)?torch_\w+)\(", (ROOT / "csrc" / "cpu" / "torch_abi.h").read_text())
+    declared = re.findall(r"\b((?:aoti_)?torch_\w+)\(", (ROOT / "csrc" / "torch_abi.h").read_text())
     uses = ", ".join(f"(void*)&{name}" for name in declared)
     (tmp_path / "theirs.cpp").write_text(f"{text}void* uses[] = {{{uses}}};\n")
     assert len(declared) > 25
