@@ -2,8 +2,8 @@
 
     libfastcl_cpu.so    csrc/*.cpp and csrc/cpu/**
         csrc/cpu/isa/*.cpp     once per instruction set (ISAS below), with -DFASTCL_ISA=<name> and its flags
-    libfastcl_cuda.so   csrc/arguments.cpp, csrc/tensors.cpp and csrc/cuda/**, with a CUDA runtime of its own: where nvcc is found and
-                        torch is a CUDA build of its major version or a later one, or where FASTCL_BUILD_CUDA=1 asks for it.
+    libfastcl_cuda.so   csrc/arguments.cpp, csrc/tensors.cpp and csrc/cuda/**, with a CUDA runtime of its own: where nvcc is found
+                        and torch is a CUDA build of its major version or a later one, or where FASTCL_BUILD_CUDA=1 asks for it
         csrc/cuda/sm_90a/*.cu  for 9.0a alone, where 9.0 or 9.0a is built: instructions that no other architecture has
 
 Both call torch by the C functions of csrc/torch_abi.h alone, so that a build needs no torch, and one library serves torch 2.10 and
