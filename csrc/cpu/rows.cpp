@@ -122,7 +122,7 @@ void unit_rows_backward(StableIValue* arguments, uint64_t, uint64_t) {
   results.put(std::move(out));
 }
 
-const Registration registration("CPU", {{"cpu_row_dot", row_dot, "cpu_row_dot(Tensor x, Tensor y) -> Tensor"},
+const Registration registration("fastcl", "CPU", {{"cpu_row_dot", row_dot, "cpu_row_dot(Tensor x, Tensor y) -> Tensor"},
                                         {"cpu_unit_rows", unit_rows, "cpu_unit_rows(Tensor x) -> Tensor"},
                                         {"cpu_unit_rows_backward", unit_rows_backward, "cpu_unit_rows_backward(Tensor g, Tensor x) -> Tensor"}});
 
