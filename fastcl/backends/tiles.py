@@ -116,8 +116,8 @@ def weighting(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
         c, h = r, g
     if unit is not None:
         g, h = g / unit, None if h is None else h / unit
-    # Autograd hands expanded vectors on; the kernels read one element after the other.
-    r, c, g, h = (None if v is None else v.contiguous() for v in (r, c, g, h))  # type: ignore[assignment]
+    # Autograd hands expanded vectors on; the kernels read one element of p.dtype after the other.
+    r, c, g, h = (None if v is None else v.to(p.dtype).contiguous() for v in (r, c, g, h))  # type: ignore[assignment]
     return Weighting(g, h) if p.reduce == "sum" else Weighting(g, h, r, c if h is not None else None)
 
 
