@@ -338,6 +338,40 @@ def test_one_exponential_a_pair(mask: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert counts == [1.0, 1.0 + 192 / 8192, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"norm_x": torch.zeros(29)}, "norms, biases, groups: expected 30 for rows and 40 for columns"),
+        ({"bias_y": torch.zeros(40, dtype=F64)}, "bias_y: expected 0 elements or more of float32"),
+        ({"bias_y": torch.zeros(80)[::2]}, "one after the other"),
+        ({"dot": torch.zeros(30, 41)[:, 1:]}, "dot: expected rows that begin at multiples of 16 bytes"),
+        ({"dot": torch.zeros(30, 40, dtype=F64)}, "dot: expected a matrix of float32"),
+        ({"i0": -1}, "i0, j0: expected none below 0"),
+        ({"i0": 1}, "norms, biases, groups: expected 31 for rows"),
+        ({"rows": torch.zeros(59)}, "rows: expected 60 elements or more of float32"),
+        ({"cols": torch.zeros(79)}, "cols: expected 80 elements or more"),
+        ({"mask": "within_groups"}, "mask: 'within_groups' needs group_x and group_y"),
+        ({"operand": "sqdist", "norm_x": None}, "operand: 'sqdist' needs norm_x and norm_y"),
+        ({"pair": "mine"}, "pair: expected a pair function that was built in, got 'mine'"),
+        ({"scale": torch.zeros(2)}, "scale: expected one number of float32 or float64"),
+    ],
+    ids=lambda change: ", ".join(change) if isinstance(change, dict) else "",
+)
+def test_what_a_kernel_must_not_touch_is_refused(change: dict[str, object], words: str) -> None:
+    """Of the ops' callers too: nothing is launched."""
+    one = torch.ones(())
+    arguments = {
+        "scale": one, "shift": one, "norm_x": torch.zeros(30), "norm_y": torch.zeros(40), "bias_x": None, "bias_y": None,
+        "group_x": None, "group_y": None, "diff": 0, "mask": "all", "operand": "dot", "pair": "identity", "k0": 0.0, "k1": 0.0,
+        "reduce": "logsumexp", "dot": torch.zeros(30, 40), "i0": 0, "j0": 0, "rows": torch.zeros(60), "cols": torch.zeros(80),
+    }  # fmt: skip
+    with emulated() as session:
+        session.tamper = lambda name, words: None
+        torch.ops.fastcl_emulated.strip_reduce(*arguments.values())
+        with pytest.raises(ValueError, match=re.escape(words)):
+            torch.ops.fastcl_emulated.strip_reduce(*(arguments | change).values())
+
+
 def test_only_inside_the_context_and_cpu_kernels_stay_beside() -> None:
     x = torch.randn(5, 3)
     with pytest.raises(choice.BackendUnavailableError, match="it serves cuda tensors"):
