@@ -87,7 +87,9 @@ def calls() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...], dict[str
     for case in {case.name: case for case in reversed(CASES)}.values():
         rows = tuple(x.detach().float() for x in case.rows_of(6, 4))
         yield f"functional.{case.name}", getattr(F, case.name), rows, case.arguments(0, 6, 4, rows[0])
-    for name, function in inspect.getmembers(metrics, inspect.isfunction):
+    for name, function in ((name, getattr(metrics, name)) for name in metrics.__all__):
+        if not inspect.isfunction(function):
+            continue
         yield f"metrics.{name}", function, (X, Y) if "y" in inspect.signature(function).parameters else (X,), {}
 
 
