@@ -67,4 +67,13 @@ CASES = {
         Case("simclr-256", "nt_xent", 256, 128, 2, weight=20),
     )
 }
-HEADLINE = ("clip-8k", "clip-8k-wide", "simclr-4k", "siglip-16k", "fmicl-js-8k", "spectral-64k")
+HEADLINE = (
+    "clip-8k",
+    "clip-8k-wide",
+    "simclr-4k",
+    "siglip-16k",
+    "fmicl-js-8k",
+    "spectral-64k",
+    "clip-1k",
+    "simclr-256",
+)

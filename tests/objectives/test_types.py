@@ -18,7 +18,7 @@ NAMES = sorted(cls.__name__ for cls in MODULES.values())
 def mypy(source: str, tmp_path: Path) -> list[str]:
     """What mypy says of a user's file, a line for each error; the cache is the one that `make lint` fills."""
     file = tmp_path / "user.py"
-    file.write_text("import torch\nfrom fastcl import losses\n" + source)
+    file.write_text("import torch, fastcl\nfrom fastcl import functional, losses\n" + source)
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", str(file)],
         cwd=ROOT,
@@ -45,8 +45,17 @@ def required(name: str) -> str:
 def test_constructors_take_every_setting_and_nothing_else(tmp_path: Path) -> None:
     right = [defaults(name) for name in NAMES] + [f"losses.{n}({required(n)}backend='cpu')" for n in NAMES]
     right += ["losses.InfoNCELoss(temperature=torch.ones(()))", "losses.CLIPLoss(logit_scale=losses.LogitScale(2.0))"]
+    rows = "torch.eye(4), torch.eye(4)"
+    right += [  # what comes back follows from what is asked for
+        f"fastcl.pair_reduce({rows}, scale=2.0).sum()",
+        f"fastcl.pair_reduce({rows}, columns=True)[1].sum()",
+        f"functional.f_micl({rows}, divergence='js').backward()",
+        f"functional.f_micl({rows}, return_terms=True).positive",
+    ]
     wrong = [f"losses.{n}({required(n)}bakend='cpu')" for n in NAMES]
     wrong += [f"losses.{n}({required(n)}backend='gpu', reduction='max')" for n in NAMES]
+    wrong += [f"fastcl.pair_reduce({rows}, {what})" for what in ("operand='dott'", "colums=True")]
+    wrong += [f"functional.f_micl({rows}, divergence='kll')", "functional.cilp", "losses.ClipLoss", "fastcl.clip"]
     wrong += ["losses.MINCLoss()", "losses.CLIPLoss(normalize='yes')", "losses.KCLLoss(0.5)"]
     said = mypy("\n".join([*right, *wrong]) + "\n", tmp_path)
     first = 3 + len(right)
