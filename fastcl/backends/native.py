@@ -65,7 +65,7 @@ def by_kernel_name(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     known = PairFunction.registry[arguments[PAIR]]
     if known.built_in:
         return arguments
-    return (*arguments[:PAIR], own_pairs.kernel_name(known(*arguments[PAIR + 1])), *arguments[PAIR + 1 :])
+    return (*arguments[:PAIR], own_pairs.kernel_name(known, arguments[PAIR + 1]), *arguments[PAIR + 1 :])
 
 
 def _present(answer: Sequence[Tensor], wanted: Wanted) -> Gradients:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,9 +79,9 @@ def wait(pair: PairFunction) -> None:
     _kernel(pair).done.wait()
 
 
-def kernel_name(pair: PairFunction) -> str:
+def kernel_name(cls: type[PairFunction], constants: Sequence[float]) -> str:
     """The name by which the CPU's kernels know a pair function that `reason` has none against."""
-    kernel = _kernel(pair)
+    kernel = _kernels.get((cls.value, cls.slope, cls.constant_names)) or _kernel(cls(*constants))
     kernel.done.wait()
     return kernel.name
 
