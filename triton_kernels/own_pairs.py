@@ -20,7 +20,7 @@ def functions(pair: PairFunction) -> tuple[Any, Any]:
     Raises:
         RefusedError: it uses something outside the language, or more constants than the kernels hold.
     """
-    key = (pair.value, pair.slope, pair.constant_names)
+    key = pair.text()
     found = _made.get(key)
     if found is None:
         module = _module(own_triton(type(pair)))

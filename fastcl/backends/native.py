@@ -62,7 +62,7 @@ def _packed(p: Problem) -> tuple[Any, ...]:
 
 def by_kernel_name(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The op's arguments with the name by which the kernels know a pair function of a user's own."""
-    known = PairFunction.registry[arguments[PAIR]]
+    known = PairFunction.by_key[arguments[PAIR]]
     if known.built_in:
         return arguments
     return (*arguments[:PAIR], own_pairs.kernel_name(known, arguments[PAIR + 1]), *arguments[PAIR + 1 :])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..equation.language import RefusedError
+from ..equation.language import SOURCE, RefusedError
 from ..equation.pairs import PairFunction
 from . import extension, pair_libraries
 
@@ -81,7 +81,7 @@ def wait(pair: PairFunction) -> None:
 
 def kernel_name(cls: type[PairFunction], constants: Sequence[float]) -> str:
     """The name by which the CPU's kernels know a pair function that `reason` has none against."""
-    kernel = _kernels.get((cls.value, cls.slope, cls.constant_names)) or _kernel(cls(*constants))
+    kernel = _kernels.get(cls.text()) or _kernel(cls.of(constants))
     kernel.done.wait()
     return kernel.name
 
@@ -92,7 +92,7 @@ def check(pair: PairFunction) -> None:
     Raises:
         ValueError: it is not the derivative of the value.
     """
-    key = _key(pair)
+    key = pair.text()
     if key not in _checked:
         # In a thread of its own: within an op autograd records nothing, nor under inference mode.
         answer: list[str | None] = [None]
@@ -118,10 +118,12 @@ def _complaint(pair: PairFunction) -> str | None:
     wrong = known & ((found - expected).abs() > allowed + least)
     if not wrong.any():
         return None
-    k = int(wrong.nonzero()[0])
+    k, mend = int(wrong.nonzero()[0]), "leave slope out, and it is derived"
+    if getattr(pair.slope, SOURCE, None) is not None:  # then a number of its module is not what it was
+        mend = "it was derived when the class was defined; define the class anew, or make its number a constant of the class"
     return (
         f"{type(pair).__name__}.slope: expected the derivative of value, {float(expected[k]):.6g} at z = {float(Z[k]):.6g}, got "
-        f"{float(found[k]):.6g}; leave slope out, and it is derived"
+        f"{float(found[k]):.6g}; {mend}"
     )
 
 
@@ -132,13 +134,9 @@ def _slopes(pair: PairFunction, z: Tensor) -> tuple[Tensor, Tensor]:
     return expected.double(), pair.df(z.detach()).double()
 
 
-def _key(pair: PairFunction) -> tuple[Any, ...]:
-    return pair.value, pair.slope, pair.constant_names
-
-
 def _kernel(pair: PairFunction) -> Kernel:
     """The kernel of that pair function, its making begun by whoever asks first."""
-    key = _key(pair)
+    key = pair.text()
     kernel = _kernels.get(key)
     if kernel is not None:
         return kernel
@@ -185,7 +183,8 @@ def _make(kernel: Kernel, pair: PairFunction) -> None:
         kernel.warning = (
             f"fastcl serves the pair function {pair.name!r} in pure PyTorch, without a kernel of its own: {error}"
         )
-    kernel.done.set()
+    finally:
+        kernel.done.set()
 
 
 def _add(pair: PairFunction) -> str:

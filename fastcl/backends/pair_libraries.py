@@ -32,6 +32,7 @@ CACHE_VARIABLE, COMPILE_VARIABLE = "FASTCL_CACHE", "FASTCL_COMPILE_PAIRS"
 PATIENCE = 120.0  # seconds that a compiler, or another process that compiles the same, is waited for
 DIGEST = 32  # bytes
 _running: set[subprocess.Popen[str]] = set()
+_places: set[str] = set()  # of what runs
 
 
 class CompilerError(RuntimeError):
@@ -77,8 +78,12 @@ def headers() -> Path:
 def compiler() -> list[str] | None:
     """The command named by CXX, else the first of g++, clang++ and c++; None where there is none."""
     named = os.environ.get("CXX")
-    tried = [shlex.split(named)] if named else [["g++"], ["clang++"], ["c++"]]
-    return next((command for command in tried if command and shutil.which(command[0])), None)
+    try:
+        tried = [shlex.split(named)] if named else [["g++"], ["clang++"], ["c++"]]
+    except ValueError:  # a quotation that does not end
+        return None
+    found = ((shutil.which(command[0]), *command[1:]) for command in tried if command)
+    return next(([os.path.abspath(program), *options] for program, *options in found if program), None)
 
 
 @cache
@@ -98,7 +103,7 @@ def folder() -> Path:
         OSError: there is no such place.
     """
     if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named)
+        return Path(named).absolute()
     if sys.platform != "darwin" and (named := os.environ.get("XDG_CACHE_HOME")):
         return Path(named, "fastcl")
     try:
@@ -176,8 +181,7 @@ def _keep(content: bytes, path: Path) -> None:
 
 
 def _compiled(source: str, command: list[str], flags: list[str], path: Path | None) -> ctypes.CDLL:
-    # A compiler's files go where the system sweeps, so that nothing of a killed process stays among the libraries.
-    with tempfile.TemporaryDirectory(prefix="fastcl-") as place:
+    with _place() as place:
         Path(place, "pair.cpp").write_text(source)
         run([*command, *flags, f"-I{headers()}", "pair.cpp", "-o", "pair.so"], place)
         library = Path(place, "pair.so")
@@ -187,6 +191,18 @@ def _compiled(source: str, command: list[str], flags: list[str], path: Path | No
                 if (kept := _kept(path)) is not None:
                     return kept
         return ctypes.CDLL(str(library))
+
+
+@contextlib.contextmanager
+def _place() -> Iterator[str]:
+    """A folder for a compiler's files: where the system sweeps, so that nothing of a killed process stays among the libraries."""
+    place = tempfile.mkdtemp(prefix="fastcl-")
+    _places.add(place)  # no TemporaryDirectory: a child that was forked meanwhile would remove it when it ends
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        _places.discard(place)
 
 
 def run(command: list[str], place: str) -> None:
@@ -228,6 +244,18 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _end_all() -> None:
     for process in list(_running):
         _end(process)
+    for place in list(_places):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _begin_anew() -> None:
+    """In a forked child, whose end must not end what its parent compiles."""
+    _running.clear()
+    _places.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @contextlib.contextmanager

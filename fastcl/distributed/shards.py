@@ -130,7 +130,7 @@ class Shards:
         bytes_gathered = sum(columns or rows) * p.x.shape[1] * p.x.element_size()
         ring = self.strategy == "ring" or (self.strategy == "auto" and bytes_gathered > GATHER_LIMIT)
         tour = Tour(self.wire, rows, columns, ring)
-        return pairs.Plan(tour, p.mask, p.operand, p.pair.name, tuple(p.pair.constants), p.reduce, p.columns, backend)
+        return pairs.Plan(tour, p.mask, p.operand, p.pair.key, tuple(p.pair.constants), p.reduce, p.columns, backend)
 
     def _linear(self, p: Problem) -> tuple[Tensor, Tensor]:
         """identity with sum: everything is a sum of rows; in float64, since the diagonal is taken out again."""

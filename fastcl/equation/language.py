@@ -166,6 +166,15 @@ class Body:
         self.expression(self.returned, repr, "", names)
 
 
+def numbers_of(function: Any) -> tuple[tuple[str, float], ...]:
+    """The numbers of its module that a function reads, as they are now."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ()
+    given = ((name, function.__globals__.get(name)) for name in code.co_names)
+    return tuple((name, value) for name, value in given if isinstance(value, (int, float)))
+
+
 def _meaning(code: CodeType) -> tuple[Any, ...]:
     """What a function does; its line numbers and its docstring are not in it."""
     numbers = [repr(c) for c in code.co_consts if isinstance(c, (int, float))]

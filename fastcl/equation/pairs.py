@@ -9,17 +9,19 @@ To add one: a class here, codegen, rebuild; `slope` may be left out (derivative.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations, signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from .arguments import Check, PositiveReal, checks_of_fields, kind_of, meant
 from .derivative import derived_slope
 from .intrinsics import exp, log, log1p, maximum, minimum, pow, rsqrt, select_less, sigmoid, softplus
+from .language import numbers_of
 
 LOG_2 = 0.6931471805599453
 
@@ -30,7 +32,9 @@ class PairFunction:
 
     name: ClassVar[str]
     constant_names: ClassVar[tuple[str, ...]] = ()
-    registry: ClassVar[dict[str, type[PairFunction]]] = {}
+    registry: ClassVar[dict[str, type[PairFunction]]] = {}  # by name: the latest of each
+    key: ClassVar[str]  # by which an op knows the class: its name, with a number where an earlier class has it
+    by_key: ClassVar[dict[str, type[PairFunction]]] = {}
     checks: ClassVar[dict[str, Check]] = {}
     listed: ClassVar[bool] = True  # whether errors name it: not what a Divergence makes of its f
     built_in: ClassVar[bool] = False  # whether it is one of this file, which the kernels know
@@ -41,14 +45,19 @@ class PairFunction:
             raise ValueError(f"name: expected one that no pair function of fastcl has, got {name!r}; choose another")
         cls.name = name
         cls.built_in = cls.__module__ == __name__
-        cls.constant_names = tuple(get_annotations(cls))
-        cls.checks = checks_of_fields(cls, get_annotations(cls))
+        fields = {name: kind for name, kind in get_annotations(cls).items() if not _of_class(kind)}
+        cls.constant_names = tuple(dict.fromkeys((*cls.constant_names, *fields)))
+        cls.checks = cls.checks | checks_of_fields(cls, fields)
         for written in ("value", "slope"):
             if written in vars(cls):
                 setattr(cls, written, staticmethod(_of_z(cls, written)))
         if "value" in vars(cls) and "slope" not in vars(cls):
             cls.slope = staticmethod(derived_slope(cls))  # type: ignore[method-assign]
-        PairFunction.registry[name] = cls
+        cls.key, count = name, 1
+        while cls.key in PairFunction.by_key:  # defined anew: what was made of the earlier class stays what it was
+            count += 1
+            cls.key = f"{name} ({count})"
+        PairFunction.by_key[cls.key] = PairFunction.registry[name] = cls
 
     def __post_init__(self) -> None:
         for name, value in self.checked().items():
@@ -57,6 +66,19 @@ class PairFunction:
     def checked(self, x: Tensor | None = None) -> dict[str, Any]:
         """The constants, each of which must stay what it is in the dtype of the results of x."""
         return {name: check(f"{self.name}: {name}", getattr(self, name), x) for name, check in self.checks.items()}
+
+    @classmethod
+    def of(cls, constants: Sequence[float]) -> Self:
+        """The one of these constants, which were checked when it was made."""
+        made = object.__new__(cls)
+        for name, value in zip(cls.constant_names, constants, strict=True):
+            object.__setattr__(made, name, value)
+        return made
+
+    @classmethod
+    def text(cls) -> tuple[Any, ...]:
+        """All that kernels are made from: the functions, and the numbers that their modules give them now."""
+        return cls.value, cls.slope, cls.constant_names, numbers_of(cls.value), numbers_of(cls.slope)
 
     @property
     def constants(self) -> tuple[float, ...]:
@@ -74,13 +96,22 @@ class PairFunction:
 
     def f(self, z: Tensor) -> Tensor:
         """f(z), elementwise."""
-        result: Tensor = self.value(z, *self.constants)
-        return result
+        return _elementwise(self.value(z, *self.constants), z)
 
     def df(self, z: Tensor) -> Tensor:
         """f'(z), elementwise."""
-        result = self.slope(z, *self.constants)
-        return result if isinstance(result, Tensor) else torch.full_like(z, result)
+        return _elementwise(self.slope(z, *self.constants), z)
+
+
+def _elementwise(result: Any, z: Tensor) -> Tensor:
+    return result if isinstance(result, Tensor) else torch.full_like(z, result)
+
+
+def _of_class(annotation: Any) -> bool:
+    """Whether it says ClassVar, as itself or as text: no field."""
+    if isinstance(annotation, str):
+        return annotation.partition("[")[0].rpartition(".")[2] == "ClassVar"
+    return annotation is ClassVar or get_origin(annotation) is ClassVar
 
 
 def _of_z(cls: type[PairFunction], name: str) -> Callable[..., Any]:

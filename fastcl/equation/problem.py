@@ -27,7 +27,7 @@ PROBLEM = (
 )
 LENGTH = 19  # of PROBLEM
 TENSORS = 10  # lead it
-PAIR = 15  # the place of the pair function's name
+PAIR = 15  # the place of the pair function's key
 DIFFERENTIABLE = 6  # x, y, scale, shift, bias_x, bias_y lead it, in the order of Wanted and Gradients
 
 
@@ -76,7 +76,7 @@ def pack(p: Problem) -> tuple[Any, ...]:
     m = p.mask
     return (
         p.x, p.y, p.scale, p.shift, p.bias_x, p.bias_y, m.group_x, m.group_y, m.limit_x, m.limit_y,
-        m.row_offset, m.col_offset, m.period, m.kind, p.operand, p.pair.name, list(p.pair.constants), p.reduce, p.columns,
+        m.row_offset, m.col_offset, m.period, m.kind, p.operand, p.pair.key, list(p.pair.constants), p.reduce, p.columns,
     )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def unpack(arguments: tuple[Any, ...]) -> Problem:
     """The problem from the flat arguments of PROBLEM."""
     (x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y, row_offset, col_offset, period, mask,
      operand, pair, constants, reduce, columns) = arguments[:LENGTH]  # fmt: skip
-    f = PairFunction.registry[pair](*constants)
+    f = PairFunction.by_key[pair].of(constants)
     kept = Mask(mask, row_offset, col_offset, group_x, group_y, period, limit_x, limit_y)
     return Problem(x, y, scale, shift, bias_x, bias_y, kept, operand, f, reduce, columns)
 
