@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -226,8 +227,35 @@ def test_no_compiler_is_said_by_doctor_alone(place: Path, monkeypatch: pytest.Mo
     with pytest.raises(fastcl.BackendUnavailableError, match=r"no C\+\+ compiler was found \(tried no-such-compiler\)"):
         choice.choose("cpu", CPU, torch.float32, Double(1.0))
     assert dict(doctor.own_pair_functions())["CPU"].startswith("served in pure PyTorch: no C++ compiler was found")
+    monkeypatch.setenv("CXX", "g++ '-O1")  # a quotation that does not end
+    assert pair_libraries.compiler() is None
     monkeypatch.delenv("CXX")
     assert dict(doctor.own_pair_functions())["kept in"] == str(place)
+
+
+def test_a_compiler_and_a_folder_from_where_the_process_stands(
+    place: Path, compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(compiler)
+    monkeypatch.setenv("CXX", "./compiler")
+    monkeypatch.setenv(pair_libraries.CACHE_VARIABLE, ".")
+    for _ in range(2):
+        monkeypatch.setattr(own_pairs, "_kernels", {})
+        own_pairs.wait(Double(1.0))
+        assert own_pairs.reason("cpu", Double(1.0)) is None
+    assert runs(compiler) == 1
+
+
+def test_the_numbers_it_is_held_at_are_the_cpus_whatever_the_default_at_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = importlib.util.spec_from_file_location("fastcl.backends.own_pairs_again", own_pairs.__file__)
+    assert spec is not None and spec.loader is not None
+    again = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, again)
+    with torch.device("meta"):
+        spec.loader.exec_module(again)
+    assert torch.equal(again.Z, own_pairs.Z)
 
 
 @pytest.mark.parametrize("trouble", ["a file stands there", "full", "open to all"])
@@ -283,6 +311,20 @@ def test_a_child_that_was_forked_meanwhile_begins_anew(place: Path, compiler: Pa
     assert os.waitpid(child, 0)[1] == 0
     own_pairs.wait(Double(1.0))
     assert own_pairs.reason("cpu", Double(1.0)) is None
+
+
+def test_a_child_that_ends_meanwhile_leaves_the_compiler_alone(place: Path, compiler: Path) -> None:
+    written(compiler, f"sleep 0.5; cp {compiler}/prepared.so pair.so")
+    own_pairs.reason("cpu", Double(1.0))
+    while not runs(compiler):
+        time.sleep(0.02)
+    child = os.fork()
+    if child == 0:
+        pair_libraries._end_all()  # as at its exit
+        os._exit(0)
+    os.waitpid(child, 0)
+    own_pairs.wait(Double(1.0))
+    assert own_pairs.reason("cpu", Double(1.0)) is None and not pair_libraries._places
 
 
 def test_threads_that_ask_while_it_is_made_get_right_answers(place: Path, compiler: Path) -> None:
