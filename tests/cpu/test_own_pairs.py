@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -244,18 +243,6 @@ def test_a_compiler_and_a_folder_from_where_the_process_stands(
         own_pairs.wait(Double(1.0))
         assert own_pairs.reason("cpu", Double(1.0)) is None
     assert runs(compiler) == 1
-
-
-def test_the_numbers_it_is_held_at_are_the_cpus_whatever_the_default_at_import(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    spec = importlib.util.spec_from_file_location("fastcl.backends.own_pairs_again", own_pairs.__file__)
-    assert spec is not None and spec.loader is not None
-    again = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, again)
-    with torch.device("meta"):
-        spec.loader.exec_module(again)
-    assert torch.equal(again.Z, own_pairs.Z)
 
 
 @pytest.mark.parametrize("trouble", ["a file stands there", "full", "open to all"])
