@@ -94,8 +94,12 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     norm = largest * length
     # Asked this way round, a row with an infinity (its norm is NaN here) becomes NaN, as in F.normalize, and is not hidden.
-    divisor = torch.where(norm <= 1e-12, 1e-12 / largest, length)
-    return (scaled / divisor if torch.is_grad_enabled() or transforms.active() else scaled.div_(divisor)), norm
+    short = norm <= 1e-12
+    if (
+        torch.is_grad_enabled() or transforms.active()
+    ):  # a gradient over 1e-12 / largest would leave the range on its way
+        return torch.where(short, x / 1e-12, scaled / torch.where(short, 1.0, length)), norm
+    return scaled.div_(torch.where(short, 1e-12 / largest, length)), norm
 
 
 class Plain(NamedTuple):

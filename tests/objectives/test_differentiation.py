@@ -14,7 +14,7 @@ from fastcl import functional, losses
 from fastcl.dropin import open_clip
 from fastcl.dropin.sentence_transformers import MultipleNegativesRankingLoss
 
-from .cases import CASES, Case
+from .cases import CASES, Case, two_views
 from .witnesses import close, gradients, library, name_of, served
 
 # Of the torch.jit that forward mode and torch.compile load, torch itself warns; of linearize's own tracing likewise.
@@ -101,6 +101,18 @@ def test_weights_along_a_direction_add_up_to_one_at_any_logit(backend: str) -> N
     given = (lambda x: fastcl.pair_reduce(x, y, columns=True, backend=backend), (x,), (torch.ones_like(x),))
     for slope in torch.func.jvp(*given)[1]:
         close(slope, torch.full((2,), 3e16, dtype=WIDE), rtol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [1e-37, 1e-30, 1e-13, 1e-11])
+def test_gradients_of_rows_about_the_clamp_do_not_vanish_under_a_transform(norm: float) -> None:
+    """x / 1e-12 has a gradient over 1e-12: by way of 1e-12 over the row's largest it left float32."""
+    x, y = (torch.nn.functional.normalize(t) * norm for t in two_views(4, 3))
+
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        return fastcl.functional.spectral(x, y, normalize=True)
+
+    for got, want in zip(torch.func.grad(f, (0, 1))(x.float(), y.float()), torch.func.grad(f, (0, 1))(x, y), strict=True):
+        close(got, want, rtol=1e-4)
 
 
 PROBLEMS = [
