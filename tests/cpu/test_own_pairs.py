@@ -22,10 +22,13 @@ from fastcl.backends import choice, extension, own_pairs, pair_libraries
 from fastcl.equation.intrinsics import log1p, softplus
 from fastcl.pairs import PairFunction
 
-pytestmark = pytest.mark.skipif(
-    extension.library is None or pair_libraries.compiler() is None or pair_libraries._misfit() is not None,
-    reason="needs the compiled kernels, their headers and a C++ compiler",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        extension.library is None or pair_libraries.compiler() is None or pair_libraries._misfit() is not None,
+        reason="needs the compiled kernels, their headers and a C++ compiler",
+    ),
+    pytest.mark.xdist_group("own pairs"),  # compiled once
+]
 CPU = torch.device("cpu")
 
 
