@@ -82,8 +82,10 @@ def compiler() -> list[str] | None:
         tried = [shlex.split(named)] if named else [["g++"], ["clang++"], ["c++"]]
     except ValueError:  # a quotation that does not end
         return None
-    found = ((shutil.which(command[0]), *command[1:]) for command in tried if command)
-    return next(([os.path.abspath(program), *options] for program, *options in found if program), None)
+    for command in tried:
+        if command and (program := shutil.which(command[0])):
+            return [os.path.abspath(program), *command[1:]]
+    return None
 
 
 @cache

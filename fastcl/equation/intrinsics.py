@@ -52,5 +52,5 @@ def select_less(a: Tensor, b: float, when_less: Tensor | float, otherwise: Tenso
     """when_less where a < b, otherwise elsewhere."""
     if not isinstance(when_less, Tensor) and not isinstance(otherwise, Tensor):
         # of two numbers torch.where makes the default dtype, whatever that of z
-        when_less = torch.full_like(a if isinstance(a, Tensor) else b, when_less)  # type: ignore[arg-type]  # one of them is z
+        when_less = torch.full_like(a if isinstance(a, Tensor) else b, when_less)  # one of them is z
     return torch.where(a < b, when_less, otherwise)
