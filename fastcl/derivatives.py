@@ -34,7 +34,7 @@ TWICE = (
 
 
 # From torch 2.7 on; the loop is what it does.
-_any_requires_grad = getattr(torch._C, "_any_requires_grad", None) or (
+any_requires_grad = getattr(torch._C, "_any_requires_grad", None) or (
     lambda *arguments: any(isinstance(t, Tensor) and t.requires_grad for t in arguments)
 )
 _ops: dict[str, Any] = {}  # the overloads, as they were registered
@@ -60,7 +60,7 @@ def _forward_mode() -> bool:
 
 def _differentiated(arguments: tuple[Any, ...]) -> bool:
     """Whether a derivative of this call may be asked for."""
-    return (torch.is_grad_enabled() and _any_requires_grad(*arguments)) or _forward_mode()
+    return (torch.is_grad_enabled() and any_requires_grad(*arguments)) or _forward_mode()
 
 
 def _below(op: Any, keyset: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -114,12 +114,13 @@ def straight(op: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
         if op is torch.ops.fastcl.pair_reduce
         else (_Total, torch.ops.fastcl.kernel_total, arguments[:-1])
     )
-    if torch.is_grad_enabled() and _any_requires_grad(*arguments):
+    if torch.is_grad_enabled() and any_requires_grad(*arguments):
         return rule.at_this_level(None, *arguments)
-    return _kernel(kernel, *taken)
+    return run(kernel, *taken)
 
 
-def _kernel(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
+def run(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """A compiled kernel, called where nothing watches."""
     with torch._C._AutoDispatchBelowAutograd():
         answer: tuple[Tensor, ...] = kernel(*native.by_kernel_name(arguments))
     return answer
@@ -143,7 +144,7 @@ class _Rows(_Rule):
     def forward(ctx: Any, keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
         ctx.straight = keyset is None
         if ctx.straight:
-            output = _kernel(torch.ops.fastcl.kernel_rows, *arguments[:LENGTH])
+            output = run(torch.ops.fastcl.kernel_rows, *arguments[:LENGTH])
         else:
             output = _within(_ops["pair_reduce"], keyset, arguments)
         _save(ctx, arguments, output)
@@ -160,7 +161,7 @@ class _Rows(_Rule):
         wanted = list(needed[:DIFFERENTIABLE])
         given = (*arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted)
         if ctx.straight and nothing_watches():
-            answer = _kernel(torch.ops.fastcl.kernel_gradients, *given)
+            answer = run(torch.ops.fastcl.kernel_gradients, *given)
         else:
             answer = torch.ops.fastcl.pair_reduce_backward(*given, backend)
         return _fill(answer, wanted, len(needed))
@@ -219,7 +220,7 @@ class _Total(_Rule):
     def forward(ctx: Any, keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
         positive, outer, wanted, backend = arguments[LENGTH:]
         if keyset is None:
-            output = _kernel(torch.ops.fastcl.kernel_total, *arguments[:-1])
+            output = run(torch.ops.fastcl.kernel_total, *arguments[:-1])
         else:
             output = _within(_ops["pair_total"], keyset, arguments)
         ctx.wanted, ctx.positive, ctx.dtype, ctx.backend = wanted, positive is not None, arguments[0].dtype, backend

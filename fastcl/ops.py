@@ -23,6 +23,7 @@ from .equation.masks import Mask
 from .equation.names import Backend, Operand, Outer, PairReduction
 from .equation.pairs import PairFunction
 from .equation.problem import (
+    ALIGNED,
     DIFFERENTIABLE,
     LENGTH,
     PROBLEM,
@@ -55,6 +56,11 @@ library.define(
 library.define(
     f"kernel_total({PROBLEM}, Tensor? positive, str outer, bool[] wanted)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+library.define(f"cpu_aligned_loss({ALIGNED}) -> (Tensor value, Tensor, Tensor, Tensor, Tensor)")
+library.define(
+    "cpu_aligned_loss_backward(Tensor upstream, Tensor? x, Tensor? y, Tensor of_x, Tensor of_y, bool normalize) -> (Tensor, Tensor)"
 )
 
 

@@ -65,6 +65,10 @@ Given::Given(Stack& s)
       group_x(s.optional_tensor()), group_y(s.optional_tensor()), limit_x(s.optional_tensor()), limit_y(s.optional_tensor()), row_offset(s.integer()), col_offset(s.integer()), period(s.integer()), mask(s.text()),
       operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()), own(own_pair(pair)) {}
 
+Given::Given(Tensor x, OptionalTensor y, Tensor scale, Tensor shift)
+    : x(std::move(x)), y(std::move(y)), scale(std::move(scale)), shift(std::move(shift)), row_offset(0), col_offset(0), period(0), mask("all"),
+      operand("dot"), pair("identity"), reduce("sum"), columns(false) {}
+
 Choices Given::check() const {
   return Arguments{x.describe(), describe(y), scale.describe(), shift.describe(), describe(bias_x), describe(bias_y), describe(group_x),
                    describe(group_y), describe(limit_x), describe(limit_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns, own ? own->constants : -1}

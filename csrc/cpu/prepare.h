@@ -26,6 +26,8 @@ struct Given {
   const OwnPair* own;  // null where the pair function is one of fastcl's
 
   explicit Given(Stack& stack);  // PROBLEM of fastcl/equation/problem.py
+  // A sum of all z_ij, and whatever else the caller makes of it.
+  Given(Tensor x, OptionalTensor y, Tensor scale, Tensor shift);
   bool in_double() const { return x.kind() == ScalarKind::float64; }
   Choices check() const;
   void check(const Wanted& wanted) const;

@@ -28,6 +28,9 @@ struct Range<float> {
   // W = diag(rho) E multiplies X as E and rho x. rho = g / value is 2^90 g at most, so that rho x does not overflow, and 2^-70 g / m
   // at least: where rho |x| is less than this for a row that counts, the strip's E becomes W in memory.
   static constexpr double least_weighted_row = 0x1p-100;
+  // Of few rows all E become W = (rho + sigma) E in memory. rho and sigma are 2^90 at most; one that is less than 2^-120 would lose its
+  // digits, and of a row of g = 2^-80 the weights that count, g / m and a millionth of that, are far above 2^-126.
+  static constexpr double least_kept = 0x1p-80, least_kept_factor = 0x1p-120;
   // One reference M for all rows' and columns' weights g exp2(M - r), in the middle of the r's, whose spread is at most this: exp2(z - M)
   // is then 2^61 at most, and 2^-126 is 2^-66 of a row's largest. Beyond, or where a weight leaves the range below, each row has its own.
   static constexpr double shared_spread = 120, least_weight = 0x1p-100, largest_weight = 0x1p126;
@@ -46,6 +49,7 @@ struct Range<double> {
   static constexpr double shared_bound = 1 << 20, headroom = 900, smallest = 0x1p-960;
   static constexpr double headroom_of_product = 500, smallest_of_product = 0x1p-900, least_row = 0x1p-60, largest_row = 0x1p480;
   static constexpr double least_weighted_row = 0x1p-980;
+  static constexpr double least_kept = 0x1p-400, least_kept_factor = 0x1p-1000;
   static constexpr double shared_spread = 900, least_weight = 0x1p-900, largest_weight = 0x1p1022;
   static constexpr double exact_r = 1 << 20;
 };

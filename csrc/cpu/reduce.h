@@ -67,6 +67,10 @@ inline bool needs_weight_sums(const Wanted& w, Operand operand) {
 template <class T>
 const T* vector_of(const char* name, const Tensor& v, int64_t count, const Given& a, TorchHost& memory);
 
+// The op kernel_total: a value, the six gradients, and that of the positive, for an upstream gradient of 1.
+using Eight = std::array<Tensor, 8>;
+Eight total_of(const Given& a, const OptionalTensor& positive, std::string_view outer, const Wanted& wanted);
+
 // The three ops: they take their arguments off the stack and put their results there.
 void kernel_rows(Stack stack);
 void kernel_gradients(Stack stack);

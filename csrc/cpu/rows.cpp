@@ -1,43 +1,8 @@
 // What is O(n d) beside the sweeps, where torch's own operators would pass over memory several times.
-#include <algorithm>
-#include <cmath>
-#include <limits>
-
-#include "../tensors.h"
+#include "rows.h"
 
 namespace fastcl::cpu {
 namespace {
-
-// Rows in memory, each contiguous: copied where they are not.
-template <class T>
-struct Matrix {
-  std::vector<T> copy;
-  const T* data;
-  int64_t stride, d;
-
-  explicit Matrix(const Tensor& t) : data(t.data_as<T>()), stride(t.stride(0)), d(t.size(1)) {
-    const int64_t step = t.stride(1);
-    if (step == 1 || d <= 1) return;
-    copy.resize(t.count());
-    for_each_row(t.size(0), d, [&](int64_t i) {
-      for (int64_t k = 0; k < d; k++) copy[i * d + k] = data[i * stride + k * step];
-    });
-    data = copy.data(), stride = d;
-  }
-  const T* operator[](int64_t i) const { return data + i * stride; }
-};
-
-// <x_i, y_i> in double, where products of floats are exact, and no norm overflows or is lost.
-template <class T>
-double inner(const T* x, const T* y, int64_t d) {
-  constexpr int lanes = 8;
-  double sums[lanes] = {};
-  int64_t k = 0;
-  for (; k + lanes <= d; k += lanes)
-    for (int l = 0; l < lanes; l++) sums[l] += double(float(x[k + l])) * double(float(y[k + l]));
-  for (; k < d; k++) sums[0] += double(float(x[k])) * double(float(y[k]));
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-}
 
 void row_dot(StableIValue* arguments, uint64_t, uint64_t) {
   Stack stack(arguments), results = stack;
@@ -53,30 +18,6 @@ void row_dot(StableIValue* arguments, uint64_t, uint64_t) {
   float* o = out.mutable_data_as<float>();
   for_each_row(n, d, [&](int64_t i) { o[i] = float(inner(xs[i], ys[i], d)); });
   results.put(std::move(out));
-}
-
-constexpr double least_norm = 1e-12;
-
-// 1 / max(|x|, 1e-12); NaN for a row with an infinity, as in F.normalize, so that it is not hidden.
-double inverse_of(double norm) { return std::isfinite(norm) ? 1 / std::max(norm, least_norm) : std::numeric_limits<double>::quiet_NaN(); }
-
-// The gradient g of x / max(|x|, 1e-12): (g - <g, u> u) / max(|x|, 1e-12), the radial part in rows longer than 1e-12 alone. Where a g
-// is infinite its infinite entries alone count, as equals, and what is left of them is infinite with its sign, or 0, never NaN.
-template <class T>
-void tangent(const T* g, const T* x, T* out, int64_t d) {
-  const double norm = std::sqrt(inner(x, x, d)), inverse = inverse_of(norm);
-  bool infinite = false;
-  for (int64_t k = 0; k < d; k++) infinite |= std::isinf(float(g[k]));
-  auto at = [&](int64_t k) {
-    const double value = float(g[k]);
-    return !infinite ? value : std::isinf(value) ? std::copysign(1.0, value) : 0 * value;
-  };
-  double along = infinite ? 0 : inner(g, x, d);
-  if (infinite)
-    for (int64_t k = 0; k < d; k++) along += at(k) * double(float(x[k]));
-  const double by = norm > least_norm ? along * inverse * inverse : 0 * inverse;
-  const double factor = infinite ? std::numeric_limits<double>::max() : inverse;
-  for (int64_t k = 0; k < d; k++) out[k] = T(float((at(k) - by * double(float(x[k]))) * factor));
 }
 
 // float64 is left out: there the definition is torch's alone.
@@ -97,10 +38,7 @@ void unit_rows(StableIValue* arguments, uint64_t, uint64_t) {
     using T = decltype(as);
     const Matrix<T> rows(x);
     T* o = out.mutable_data_as<T>();
-    for_each_row(n, d, [&](int64_t i) {
-      const double inverse = inverse_of(std::sqrt(inner(rows[i], rows[i], d)));
-      for (int64_t k = 0; k < d; k++) o[i * d + k] = T(float(double(float(rows[i][k])) * inverse));
-    });
+    for_each_row(n, d, [&](int64_t i) { unit_row(rows[i], o + i * d, d); });
   });
   results.put(std::move(out));
 }

@@ -3,6 +3,7 @@
 // A strip of rows keeps its exponentials E until its rows are complete and rho_i = d total / d (sum_j E_ij) is known:
 //     W = diag(rho) E,   W Y = diag(rho) (E Y),   W^T X = E^T (diag(rho) X)
 //
+// Of few rows all are one strip: then columns may have weights too, and W = (rho 1^T + 1 sigma^T) o E is formed in memory.
 // Where rho x would be too small for a row that counts, E is turned into W instead (range.h).
 // Threads own columns, so that y's sums need no copies; x's are added up over threads, strip by strip.
 #pragma once
@@ -20,21 +21,24 @@ class Strip {
   const RowWeights& weights_;
   const Host& host_;
   const PackedOperands<T> packed_;
-  const bool keeps_;  // something of y needs E again once rho is known
+  const bool both_ways_;  // columns have weights
+  const bool keeps_;      // something needs E again once rho is known
   int threads_;
   int64_t height_, tiles_;
   TileWorker<T>* workers_;
-  T *exponentials_, *products_, *rho_;
-  double *row_values_, *values_, *exact_rho_;
+  T *exponentials_, *products_, *rho_, *sigma_;
+  double *row_values_, *values_, *exact_rho_, *exact_sigma_;
 
  public:
   Strip(const Task<T>& task, const RowWeights& weights, const Host& host)
-      : task_(task), weights_(weights), host_(host), packed_(task, host), keeps_(task.y.product || task.y.weight_sum) {
+      : task_(task), weights_(weights), host_(host), packed_(task, host), both_ways_(weights.of_columns), keeps_(both_ways_ || task.y.product || task.y.weight_sum) {
+    static_assert(rows_kept <= G::tile);
     const int64_t units = parts_of(task.y.count, G::unit);
     threads_ = int(smaller_of(threads_for(task, host.threads), units));
     threads_ = int(larger_of(1, threads_));
     // The strip is height x m elements. It may be as large as x and y, which no one notices, or half a tile high.
     height_ = smaller_of(G::tile, larger_of(G::tile / 2, 2 * task.d)) / G::rows * G::rows;
+    if (both_ways_) height_ = parts_of(task.x.count, G::rows) * G::rows;
     tiles_ = keeps_ ? parts_of(parts_of(units, threads_) * G::unit, G::tile) : 1;
     workers_ = allocate<TileWorker<T>>(host, threads_);
     for (int t = 0; t < threads_; t++) new (workers_ + t) TileWorker<T>(task, packed_, Step::both, host);
@@ -44,6 +48,8 @@ class Strip {
     values_ = allocate<double>(host, height_);
     exact_rho_ = allocate<double>(host, height_);
     rho_ = allocate<T>(host, height_ + slack);
+    exact_sigma_ = both_ways_ ? allocate<double>(host, task.y.count) : nullptr;
+    sigma_ = both_ways_ ? allocate<T>(host, task.y.count + slack) : nullptr;
   }
 
   bool run() {
@@ -59,8 +65,18 @@ class Strip {
         rho_[r] = T(exact_rho_[r]);
         if (task_.x.weight_sum) task_.x.weight_sum[i0 + r] += exact_rho_[r] * values_[r];
       }
+      if (both_ways_) {
+        if (!weights_.of_columns(weights_.self, task_.y.value, exact_sigma_)) return false;
+        for (int64_t j = 0; j < task_.y.count + slack; j++) sigma_[j] = j < task_.y.count ? T(exact_sigma_[j]) : T(0);
+        parallel_products<T>(host_, threads_, [&](int t) { gradients_both_ways(t, height); });
+        parallel(host_, threads_, [&](int t) { add_rows(t, i0, height, false); });
+        continue;
+      }
       const bool finished = !weighs_rows(i0, i1);
-      parallel_products<T>(host_, threads_, [&](int t) { gradients(t, i0, i1, finished); });
+      parallel_products<T>(host_, threads_, [&](int t) {
+        gradients(t, i0, i1, finished);
+        add_rows(t, i0, height, true);
+      });
     }
     return true;
   }
@@ -104,11 +120,12 @@ class Strip {
     TileWorker<T>& worker = workers_[t];
     T* product = products_ + t * height_ * task_.d;
     for (int64_t k = 0; k < height_ * task_.d; k++) product[k] = T(0);
-    worker.clear_rows();
+    worker.clear_rows(i1 - i0);
     for_each_tile(t, [&](int64_t number, int64_t j0, int64_t j1) {
-      worker.clear_cols();
+      worker.clear_cols(j1 - j0);
       worker.sweep(Tile{i0, i1, j0, j1}, tile(t, number));
-      if (task_.x.product)
+      if (both_ways_) worker.flush_cols(task_.y, j0, j1);
+      else if (task_.x.product)
         add_product(product, i1 - i0, Weights<T>::plain(tile(t, number)), task_.y, j0, j1 - j0, task_.d, worker.panel());
     });
     for (int64_t r = 0; r < i1 - i0; r++) row_values_[t * height_ + r] = worker.row_value(r);
@@ -125,13 +142,34 @@ class Strip {
           add_product(task_.y.product + j0 * d, j1 - j0, Weights<T>::transposed(e, rho), task_.x, i0, height, d, workers_[t].panel());
         if (task_.y.weight_sum) add_weight_sums(e, rho, height, j0, j1);
       });
+  }
+
+  void gradients_both_ways(int t, int64_t height) {
+    const int64_t d = task_.d;
+    for_each_tile(t, [&](int64_t number, int64_t j0, int64_t j1) {
+      T* e = tile(t, number);
+      for (int64_t r = 0; r < height; r++) {
+        const Simd<T> rho = rho_[r];
+        for (int64_t c = 0; c < j1 - j0; c += G::lanes) {
+          T* at = e + r * G::w_stride + c;
+          (Simd<T>::load(at) * (rho + Simd<T>::load(sigma_ + j0 + c))).store(at);
+        }
+      }
+      if (task_.x.product) add_product(products_ + t * height_ * d, height, Weights<T>::plain(e), task_.y, j0, j1 - j0, d, workers_[t].panel());
+      if (task_.y.product) add_product(task_.y.product + j0 * d, j1 - j0, Weights<T>::transposed(e), task_.x, 0, height, d, workers_[t].panel());
+    });
+  }
+
+  // Adds up the threads' products of a part of x's rows, times rho where that is still to come.
+  void add_rows(int t, int64_t i0, int64_t height, bool weighed) {
+    const int64_t d = task_.d;
     if (task_.x.product)
       for (int64_t r = height * t / threads_; r < height * (t + 1) / threads_; r++) {
         T* out = task_.x.product + (i0 + r) * d;
         for (int64_t k = 0; k < d; k++) {
           T sum = 0;
           for (int s = 0; s < threads_; s++) sum += products_[(s * height_ + r) * d + k];
-          out[k] += T(exact_rho_[r] * double(sum));
+          out[k] += T((weighed ? exact_rho_[r] : 1.0) * double(sum));
         }
       }
   }

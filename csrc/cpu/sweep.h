@@ -50,10 +50,10 @@ class BlockSweep {
   }
 
   void strip_of_tiles(int64_t i0, int64_t i1, const EvenTiles& cols, bool rows_only) {
-    worker_.clear_rows();
+    worker_.clear_rows(i1 - i0);
     for (int64_t j = cols.begin; j < cols.end; j += cols.size) {
       const Tile tile{i0, i1, j, smaller_of(j + cols.size, cols.end)};
-      worker_.clear_cols();
+      worker_.clear_cols(tile.j1 - tile.j0);
       worker_.sweep(tile, worker_.w());
       worker_.add_products(tile, task_.x.product, rows_only ? nullptr : task_.y.product);
       if (!rows_only) worker_.flush_cols(task_.y, tile.j0, tile.j1);

@@ -76,10 +76,13 @@ struct Host {
 
 // Row weights of a strip, told once its rows' values are complete: rho_i = d total / d value_i.
 // False stops the sweep (a value is too small to be exact; the caller starts again with running maxima).
+// Where columns count too: sigma_j = d total / d (y's value j), for a task of at most rows_kept rows whose y has values.
 struct RowWeights {
   void* self;
   bool (*of)(void* self, int64_t begin, int64_t end, const double* values, double* rho);
+  bool (*of_columns)(void* self, const double* values, double* sigma) = nullptr;
 };
+inline constexpr int64_t rows_kept = 256;
 
 // The kernels of one instruction set.
 template <class T>

@@ -49,15 +49,16 @@ class TileWorker {
   T* w() const { return w_; }
   T* panel() const { return panel_; }
 
-  void clear_rows() {
-    for (int64_t r = 0; r < G::tile + G::rows; r++) {
+  // As many as are to be swept: for a few rows to write zeros for a whole tile drove all else out of the first-level cache.
+  void clear_rows(int64_t count) {
+    for (int64_t r = 0; r < count + G::rows; r++) {
       row_value_[r] = row_weight_sum_[r] = Simd<T>(T(0));
       row_maximum_[r] = Simd<T>(Constants<T>::lowest);
     }
   }
 
-  void clear_cols() {
-    for (int64_t c = 0; c < G::tile + G::cols; c++) {
+  void clear_cols(int64_t count) {
+    for (int64_t c = 0; c < count + G::cols; c++) {
       col_value_[c] = col_weight_sum_[c] = T(0);
       col_maximum_[c] = Constants<T>::lowest;
     }

@@ -4,15 +4,16 @@
 //     pooled     logsumexp of all pairs          one sweep for both: every weight is exp(z) over one number
 //     contrast   sum_i softplus(r_i - p_i)       the strip: one exponential for each pair; x with itself: two sweeps
 //                                                over a triangle, which is less
+//                with columns, half of this and half of the same of c: two sweeps, rows and columns in each
 #include "reduce.h"
+
+#include <algorithm>
 
 namespace fastcl::cpu {
 namespace {
 
 double softplus(double z) { return z > 0 ? z + std::log1p(std::exp(-z)) : std::log1p(std::exp(z)); }
 double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
-
-using Eight = std::array<Tensor, 8>;
 
 // The outer function of a row's log-sum-exp, gathered row by row.
 template <class T>
@@ -22,13 +23,13 @@ struct OuterForm {
   T* dpositive;
   double value = 0;
 
-  // Adds the row to the value; returns g_i.
-  double add(int64_t i, double r) {
+  // Adds the row (or column) to the value; returns its g_i.
+  double add(int64_t i, double r, double share = 1) {
     if (outer == Outer::sum) return value += r, 1.0;
     const double z = r - double(positive[i]);
-    const double g = sigmoid(z);
-    value += softplus(z);
-    dpositive[i] = T(-g);
+    const double g = share * sigmoid(z);
+    value += share * softplus(z);
+    dpositive[i] -= T(g);
     return g;
   }
 };
@@ -37,13 +38,16 @@ template <class T>
 class Total {
   Prepared<T> p_;
   const Wanted wanted_;
+  const bool columns_;
   OuterForm<T> form_;
   Tensor dpositive_;
 
  public:
   Total(const Given& a, const OptionalTensor& positive, std::string_view outer, const Wanted& wanted)
-      : p_(a), wanted_(wanted), form_{outer_of(outer, p_.task.reduce, positive.has_value()), nullptr, nullptr},
+      : p_(a), wanted_(wanted), columns_(a.columns), form_{outer_of(outer, p_.task.reduce, positive.has_value()), nullptr, nullptr},
         dpositive_(zeros({positive ? p_.task.x.count : 0}, kind_of<T>)) {
+    FASTCL_CHECK_VALUE(!columns_ || (form_.outer == Outer::contrast && p_.task.x.count == p_.task.y.count),
+                       "columns: expected outer='contrast' and as many rows as columns");
     if (!positive) return;
     form_.positive = vector_of<T>("positive", *positive, p_.task.x.count, a, p_.memory);
     form_.dpositive = dpositive_.template mutable_data_as<T>();
@@ -85,9 +89,10 @@ class Total {
   }
 
   Eight without_gradients() {
-    reduce_all(p_, false);
+    reduce_all(p_, columns_);
     if (form_.outer == Outer::pooled) return results(ln_2 * log2_of_all(), 1);
-    for (int64_t i = 0; i < p_.task.x.count; i++) form_.add(i, reduced(p_, p_.task.x, i));
+    add(p_.task.x);
+    if (columns_) add(p_.task.y);
     return results(form_.value, 1);
   }
 
@@ -121,33 +126,56 @@ class Total {
 
   // contrast, or the sum of log-sum-exps
   Eight by_rows() {
-    if (!p_.task.self && p_.task.x.count > 0 && p_.task.y.count > 0 && p_.share(true)) {
+    if (in_one_sweep() && p_.share(true)) {
+      if (columns_) p_.want_values(true);
       want_gradients();
-      const RowWeights weights{this, [](void* self, int64_t begin, int64_t end, const double* values, double* rho) {
-                                 return static_cast<Total*>(self)->row_weights(begin, end, values, rho);
-                               }};
+      RowWeights weights{this, [](void* self, int64_t begin, int64_t end, const double* values, double* rho) {
+                           return static_cast<Total*>(self)->row_weights(begin, end, values, rho);
+                         }};
+      if (columns_)
+        weights.of_columns = [](void* self, const double* values, double* sigma) {
+          auto* total = static_cast<Total*>(self);
+          return total->row_weights(0, total->p_.task.y.count, values, sigma);
+        };
       if (p_.strip(weights)) return results(form_.value, 1);
       form_.value = 0;
+      std::fill_n(form_.dpositive, form_.dpositive ? p_.task.x.count : 0, T(0));
       drop_gradients();
     }
-    reduce_all(p_, false);
-    std::vector<double> g(p_.task.x.count);
-    for (int64_t i = 0; i < p_.task.x.count; i++) g[i] = form_.add(i, reduced(p_, p_.task.x, i));
-    return gradients_by_rows(g, form_.value);
+    reduce_all(p_, columns_);
+    const std::vector<double> g = add(p_.task.x), h = columns_ ? add(p_.task.y) : std::vector<double>();
+    return gradients_by_rows(g, form_.value, h);
   }
 
+  // The side's rows, after reduce_all; their g.
+  std::vector<double> add(const Side<T>& side) {
+    std::vector<double> g(side.count);
+    for (int64_t i = 0; i < side.count; i++) g[i] = form_.add(i, reduced(p_, side, i), columns_ ? 0.5 : 1);
+    return g;
+  }
+
+  // Few rows with columns keep their exponentials, which a second sweep would form again.
+  bool in_one_sweep() const {
+    if (p_.task.self || p_.task.x.count == 0 || p_.task.y.count == 0) return false;
+    return !columns_ || (p_.task.x.count <= rows_kept && !needs_weight_sums(wanted_, p_.task.operand));
+  }
+
+  // Of rows, or of as many columns.
   bool row_weights(int64_t begin, int64_t end, const double* values, double* rho) {
     const double smallest = Prepared<T>::least_sum(true, double(p_.task.y.count));
     for (int64_t i = begin; i < end; i++) {
       const double value = values[i - begin];
       if (!(value >= smallest)) return false;
-      rho[i - begin] = form_.add(i, ln_2 * (p_.task.reference + std::log2(value))) / value;
+      const double g = form_.add(i, ln_2 * (p_.task.reference + std::log2(value)), columns_ ? 0.5 : 1);
+      rho[i - begin] = g / value;
+      if (columns_ && g != 0 && !(g >= Range<T>::least_kept && rho[i - begin] >= Range<T>::least_kept_factor)) return false;
     }
     return true;
   }
 
-  Eight gradients_by_rows(const std::vector<double>& g, double value) {
-    const Step step = set_weights(p_, normalisers_of(p_, p_.task.x), g.data());
+  Eight gradients_by_rows(const std::vector<double>& g, double value, const std::vector<double>& h = {}) {
+    const Normalisers of_y = h.empty() ? Normalisers() : normalisers_of(p_, p_.task.y);
+    const Step step = set_weights(p_, normalisers_of(p_, p_.task.x), g.data(), of_y, h.data());
     p_.forget_values();
     want_gradients();
     p_.sweep(step);
@@ -162,17 +190,18 @@ class Total {
 
 }  // namespace
 
+Eight total_of(const Given& a, const OptionalTensor& positive, std::string_view outer, const Wanted& wanted) {
+  a.check(wanted);
+  return a.in_double() ? Total<double>(a, positive, outer, wanted).run() : Total<float>(a, positive, outer, wanted).run();
+}
+
 void kernel_total(Stack stack) {
   Stack results = stack;
   const Given a(stack);
   const OptionalTensor positive = stack.optional_tensor();
   const std::string outer = stack.text();
   const Wanted wanted(stack.six_booleans());
-  a.check(wanted);
-  auto put = [&](Eight all) {
-    for (Tensor& t : all) results.put(std::move(t));
-  };
-  a.in_double() ? put(Total<double>(a, positive, outer, wanted).run()) : put(Total<float>(a, positive, outer, wanted).run());
+  for (Tensor& t : total_of(a, positive, outer, wanted)) results.put(std::move(t));
 }
 
 }  // namespace fastcl::cpu

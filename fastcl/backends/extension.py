@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..equation.problem import PROBLEM
+from ..equation.problem import SIGNATURES
 
 FACTS = Path(__file__).parent.with_name("build_facts.json")
 CPU, CUDA = "libfastcl_cpu.so", "libfastcl_cuda.so"
@@ -91,7 +91,7 @@ def misfit(built: dict[str, Any], path: Path) -> str | None:
         return f"it was built for processors of the kind {machine}, and this is {platform.machine()}; rebuild it: {REBUILD}"
     if path.name == CUDA and _major(built.get("nvcc")) > _major(torch.version.cuda):
         return f"it was built by nvcc {built.get('nvcc')}, and this torch has CUDA {torch.version.cuda}; rebuild it: {REBUILD}"
-    if built.get("problem") != PROBLEM:
+    if built.get("problem") != SIGNATURES:
         return f"it was built from other sources than these, and takes other arguments; rebuild it: {REBUILD}"
     try:
         damaged = built["libraries"].get(path.name) != fingerprint(path)

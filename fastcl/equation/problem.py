@@ -25,6 +25,12 @@ PROBLEM = (
     "SymInt row_offset, SymInt col_offset, SymInt period, "
     "str mask, str operand, str pair, float[] constants, str reduce, bool columns"
 )
+# Of the CPU's ops for a whole loss (csrc/cpu/aligned.cpp).
+ALIGNED = (
+    "Tensor x, Tensor y, Tensor scale, Tensor shift, bool normalize, str sides, str operand, str reduce, str outer, bool columns, "
+    "str pair, float[] pair_numbers, str positive, float[] positive_numbers, float linear, float constant, bool[] wanted"
+)
+SIGNATURES = f"{PROBLEM}; {ALIGNED}"  # what a library was built for
 LENGTH = 19  # of PROBLEM
 TENSORS = 10  # lead it
 PAIR = 15  # the place of the pair function's key

@@ -13,10 +13,15 @@ from ..equation.arguments import Positive
 from ..equation.masks import Mask, across_groups
 from ..equation.names import Backend, Form, MarginStrategy, Reduction
 from .aligned import aligned_views
+from .at_once import Whole, at_once
+from .energy import Potential
 from .false_negatives import spared
 from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, stacked, times
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
+DECOUPLED, OWN_VIEW, EITHER_VIEW = (
+    Whole(sides, reduce="logsumexp", positives=Potential(linear=-1.0)) for sides in ("stacked", "xx", "xx+yy")
+)
 
 
 @over_ranks
@@ -78,6 +83,12 @@ def dcl(
     check_reduction(reduction)
     a = inverse("temperature", temperature)
     sigma = None if sigma is None else checks.positive_number("sigma", sigma)
+    loss = at_once(
+        DECOUPLED, u, v, a, normalize=normalize, reduction=reduction, backend=backend, energy=0.5,
+        unless=(sigma, groups, false_negative_margin, None if symmetric else symmetric),
+    )  # fmt: skip
+    if loss is not None:
+        return loss
     u, v, aligned = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dcl")
     p = times(a, aligned)
@@ -151,6 +162,13 @@ def dhel(
     check_reduction(reduction)
     checks.one_of("form", form, tuple(FORMS))
     a = inverse("temperature", temperature)
+    of_u, of_v = FORMS[form]
+    loss = at_once(
+        OWN_VIEW if of_v == 0.0 else EITHER_VIEW, u, v, a, normalize=normalize, reduction=reduction, backend=backend, energy=of_u,
+        unless=(groups, false_negative_margin),
+    )  # fmt: skip
+    if loss is not None:
+        return loss
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dhel")
     mask = own_pairs_left_out(groups, u)

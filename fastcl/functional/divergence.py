@@ -21,15 +21,16 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
 from ..equation.divergence import LEAST, Divergence
-from ..equation.intrinsics import softplus
 from ..equation.names import Backend, DivergenceName, Negatives, Operand, Reduction, Similarity
 from ..equation.pairs import LOG_2, CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
 from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
+from .at_once import Whole, at_once
 from .energy import Pairs, Potential
 from .rows import at_least, check_reduction, own_pairs_left_out, reduced, times
 from .uniformity import log_mean_gaussian
 
+ITSELF = Potential(linear=1.0)
 EPS = 1e-6  # how near to the edge of a conjugate's domain a cosine may come
 
 DIVERGENCES = get_args(DivergenceName)
@@ -59,16 +60,18 @@ def gaussian_divergence(name: str | Divergence, q: float | None) -> Composition:
     if name == "tsallis":
         assert q is not None
         ratio = q / (q - 1.0)
-        return Composition(lambda l: ratio * torch.exp((q - 1.0) * l), Potential(Exp(), slope=q))
+        return Composition(Potential(Exp(), ratio, slope=q - 1.0), Potential(Exp(), slope=q))
     table = {
-        "kl": Composition(lambda l: l + 1.0, Potential(Exp())),
-        "js": Composition(lambda l: LOG_2 - softplus(-l), Potential(Softplus(), constant=-LOG_2)),
+        "kl": Composition(Potential(linear=1.0, constant=1.0), Potential(Exp())),
+        "js": Composition(
+            Potential(Softplus(), -1.0, slope=-1.0, constant=LOG_2), Potential(Softplus(), constant=-LOG_2)
+        ),
         "pearson": Composition(lambda l: 2.0 * torch.expm1(l), Potential(Exp(), slope=2.0, constant=-1.0)),
         "sh": Composition(lambda l: -torch.expm1(-0.5 * l), Potential(Exp(), slope=0.5, constant=-1.0)),
         "vlc": Composition(
-            lambda l: 1.0 - 4.0 * torch.sigmoid(-l).square(), Potential(SigmoidSquared(), 4.0, constant=-1.0)
+            Potential(SigmoidSquared(), -4.0, slope=-1.0, constant=1.0), Potential(SigmoidSquared(), 4.0, constant=-1.0)
         ),
-        "rkl": Composition(lambda l: -torch.exp(-l), Potential(linear=1.0, constant=-1.0)),
+        "rkl": Composition(Potential(Exp(), -1.0, slope=-1.0), Potential(linear=1.0, constant=-1.0)),
         "neyman": Composition(lambda l: -torch.expm1(-2.0 * l), Potential(Exp(), -2.0, slope=-1.0, constant=2.0)),
         "jeffrey": Composition(lambda l: l - torch.expm1(-l), Potential(Exp(), linear=1.0, constant=-1.0)),
     }
@@ -82,7 +85,7 @@ def cosine_divergence(name: str | Divergence, q: float | None) -> Composition:
             raise ValueError(
                 f"divergence: {name.name!r} has no conjugate, which similarity='cosine' needs; pass conjugate= to fastcl.Divergence"
             )
-        return Composition(_itself, Potential(name.of_cosine))
+        return Composition(ITSELF, Potential(name.of_cosine))
     if name in ("jeffrey", "rkl") or (name == "tsallis" and q is not None and q < 1.0):
         why = "has no closed conjugate" if name == "jeffrey" else "has a conjugate that is infinite for s >= 0"
         raise ValueError(
@@ -90,20 +93,16 @@ def cosine_divergence(name: str | Divergence, q: float | None) -> Composition:
         )
     if name == "tsallis":
         assert q is not None
-        return Composition(_itself, Potential(Power(q / (q - 1.0), EPS), slope=(q - 1.0) / q))
+        return Composition(ITSELF, Potential(Power(q / (q - 1.0), EPS), slope=(q - 1.0) / q))
     table = {
-        "kl": Composition(_itself, Potential(Exp(), offset=-1.0)),
-        "js": Composition(_itself, Potential(CosineJS(EPS))),
-        "pearson": Composition(_itself, Potential(Square(), slope=0.5, offset=1.0, constant=-1.0)),
-        "sh": Composition(_itself, Potential(Power(-1.0, EPS), slope=-1.0, offset=1.0, constant=-1.0)),
-        "vlc": Composition(_itself, Potential(Power(0.5, EPS), -4.0, -1.0, 1.0, linear=-1.0, constant=4.0)),
-        "neyman": Composition(_itself, Potential(Power(0.5, EPS), -2.0, -1.0, 1.0, constant=2.0)),
+        "kl": Composition(ITSELF, Potential(Exp(), offset=-1.0)),
+        "js": Composition(ITSELF, Potential(CosineJS(EPS))),
+        "pearson": Composition(ITSELF, Potential(Square(), slope=0.5, offset=1.0, constant=-1.0)),
+        "sh": Composition(ITSELF, Potential(Power(-1.0, EPS), slope=-1.0, offset=1.0, constant=-1.0)),
+        "vlc": Composition(ITSELF, Potential(Power(0.5, EPS), -4.0, -1.0, 1.0, linear=-1.0, constant=4.0)),
+        "neyman": Composition(ITSELF, Potential(Power(0.5, EPS), -2.0, -1.0, 1.0, constant=2.0)),
     }
     return table[name]
-
-
-def _itself(s: Tensor) -> Tensor:
-    return s
 
 
 class _Options(TypedDict, total=False):
@@ -211,6 +210,15 @@ def f_micl(
         wide = _working_dtype(divergence, q, beta, mu, normalize, x.dtype)
         x, y = (rows.to(torch.promote_types(rows.dtype, wide)) for rows in (x, y))
     operand: Operand = "sqdist" if gaussian else "dot"
+    if isinstance(d.critic, Potential) and not isinstance(alpha, Tensor):
+        whole = Whole(negatives, operand=operand, negatives=d.psi, positives=d.critic.negated())
+        energy = alpha / (max(1, x.shape[0] - 1) * (2 if negatives == "xx+yy" else 1))
+        loss = at_once(
+            whole, x, y, scale, shift, normalize=normalize, reduction=reduction, backend=backend, energy=energy,
+            unless=(groups, return_terms or None),
+        )  # fmt: skip
+        if loss is not None:
+            return loss
     x, y, s = aligned_views(x, y, normalize, operand=operand)
     at_least(2, x, "f_micl")
     v = times(scale, s) + checks.scalar("mu", shift, x)

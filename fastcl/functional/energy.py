@@ -7,7 +7,7 @@ F is a pair function; l v + k needs no sweep (closed_form.py). A mean over no pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,20 @@ class Potential:
     offset: float = 0.0
     linear: float = 0.0
     constant: float = 0.0
+
+    def negated(self) -> Potential:
+        """-psi"""
+        return replace(self, coefficient=-self.coefficient, linear=-self.linear, constant=-self.constant)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """psi(v), elementwise."""
+        terms = []
+        if self.pair is not None:
+            z = self.slope * v + self.offset
+            terms.append(self.coefficient * self.pair.f(z))
+        if self.linear != 0.0:
+            terms.append(self.linear * v)
+        return sum(terms[1:], terms[0]) + self.constant
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.names import Backend, MarginStrategy, Reduction
+from ..equation.pairs import Softplus
 from .aligned import aligned_views
+from .at_once import Whole, at_once
+from .energy import Potential
 from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between
 from .rows import (
@@ -24,6 +27,8 @@ from .rows import (
     reduced_total,
     times,
 )
+
+PAIRWISE = Whole(negatives=Potential(Softplus()), positives=Potential(Softplus(), slope=-1.0))
 
 
 @over_ranks
@@ -81,6 +86,12 @@ def siglip(
     check_reduction(reduction)
     a, b = checks.positive_number("logit_scale", logit_scale), checks.number("logit_bias", logit_bias)
     check_margin(false_negative_margin, positives=positives)
+    loss = at_once(
+        PAIRWISE, x, y, a, b, normalize=normalize, reduction=reduction, backend=backend,
+        unless=(positives, groups, false_negative_margin),
+    )  # fmt: skip
+    if loss is not None:
+        return loss
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         return _siglip_of_pairs(Pairs.of(positives, groups, x, y), a, b, reduction, backend)

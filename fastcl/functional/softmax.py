@@ -19,6 +19,7 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups
 from ..equation.names import Backend, MarginStrategy, Reduction
 from .aligned import aligned_views
+from .at_once import Whole, at_once
 from .false_negatives import check_margin, spared
 from .positives import Pairs, Positives, Side, between, mean_over, some
 from .rows import (
@@ -34,6 +35,10 @@ from .rows import (
     times,
 )
 from .smoothing import exchanged, mean_logit, share
+
+ONE_WAY = Whole(outer="contrast", reduce="logsumexp")
+BOTH_WAYS = Whole(outer="contrast", reduce="logsumexp", columns=True)
+STACKED = Whole("stacked", "contrast", "logsumexp")
 
 
 @over_ranks
@@ -94,6 +99,12 @@ def info_nce(
     check_reduction(reduction)
     a, eps = inverse("temperature", temperature), share("label_smoothing", label_smoothing)
     check_margin(false_negative_margin, positives=positives, label_smoothing=eps)
+    loss = at_once(
+        ONE_WAY, x, y, a, normalize=normalize, reduction=reduction, backend=backend,
+        unless=(positives, groups, false_negative_margin, eps or None),
+    )  # fmt: skip
+    if loss is not None:
+        return loss
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         return _of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend, "info_nce")[0]
@@ -205,6 +216,12 @@ def clip(
     check_reduction(reduction)
     a, eps = checks.positive_number("logit_scale", logit_scale), share("label_smoothing", label_smoothing)
     check_margin(false_negative_margin, positives=positives, label_smoothing=eps)
+    loss = at_once(
+        BOTH_WAYS, x, y, a, normalize=normalize, reduction=reduction, backend=backend,
+        unless=(pairs, positives, groups, false_negative_margin, eps or None),
+    )  # fmt: skip
+    if loss is not None:
+        return loss
     x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
         if pairs is not None:
@@ -296,6 +313,12 @@ def nt_xent(
     check_reduction(reduction)
     a = inverse("temperature", temperature)
     check_margin(false_negative_margin, positives=positives)
+    loss = at_once(
+        STACKED, u, v, a, normalize=normalize, reduction=reduction, backend=backend,
+        unless=(positives, groups, false_negative_margin),
+    )  # fmt: skip
+    if loss is not None:
+        return loss
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     z = stacked(u, v)
     if positives is not None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastcl.backends import extension
-from fastcl.equation.problem import PROBLEM
+from fastcl.equation.problem import SIGNATURES
 
 from .conftest import MADE, ROOT, run
 from .test_installs import ONE_OP
@@ -29,7 +29,7 @@ def package(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "fastcl", tmp_path / "fastcl", ignore=MADE)
     facts = {
         "machine": platform.machine(),
-        "problem": PROBLEM,
+        "problem": SIGNATURES,
         "nvcc": None,
         "cpu_isas": ["baseline"],
         "cuda_archs": [],
