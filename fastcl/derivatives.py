@@ -116,13 +116,18 @@ def straight(op: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
     )
     if torch.is_grad_enabled() and any_requires_grad(*arguments):
         return rule.at_this_level(None, *arguments)
-    return run(kernel, *taken)
+    return _kernel(kernel, *taken)
+
+
+def _kernel(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """A kernel of a problem."""
+    return run(kernel, *native.by_kernel_name(arguments))
 
 
 def run(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """A compiled kernel, called where nothing watches."""
     with torch._C._AutoDispatchBelowAutograd():
-        answer: tuple[Tensor, ...] = kernel(*native.by_kernel_name(arguments))
+        answer: tuple[Tensor, ...] = kernel(*arguments)
     return answer
 
 
@@ -144,7 +149,7 @@ class _Rows(_Rule):
     def forward(ctx: Any, keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
         ctx.straight = keyset is None
         if ctx.straight:
-            output = run(torch.ops.fastcl.kernel_rows, *arguments[:LENGTH])
+            output = _kernel(torch.ops.fastcl.kernel_rows, *arguments[:LENGTH])
         else:
             output = _within(_ops["pair_reduce"], keyset, arguments)
         _save(ctx, arguments, output)
@@ -161,7 +166,7 @@ class _Rows(_Rule):
         wanted = list(needed[:DIFFERENTIABLE])
         given = (*arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted)
         if ctx.straight and nothing_watches():
-            answer = run(torch.ops.fastcl.kernel_gradients, *given)
+            answer = _kernel(torch.ops.fastcl.kernel_gradients, *given)
         else:
             answer = torch.ops.fastcl.pair_reduce_backward(*given, backend)
         return _fill(answer, wanted, len(needed))
@@ -220,7 +225,7 @@ class _Total(_Rule):
     def forward(ctx: Any, keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
         positive, outer, wanted, backend = arguments[LENGTH:]
         if keyset is None:
-            output = run(torch.ops.fastcl.kernel_total, *arguments[:-1])
+            output = _kernel(torch.ops.fastcl.kernel_total, *arguments[:-1])
         else:
             output = _within(_ops["pair_total"], keyset, arguments)
         ctx.wanted, ctx.positive, ctx.dtype, ctx.backend = wanted, positive is not None, arguments[0].dtype, backend

@@ -67,7 +67,7 @@ Given::Given(Stack& s)
 
 Given::Given(Tensor x, OptionalTensor y, Tensor scale, Tensor shift)
     : x(std::move(x)), y(std::move(y)), scale(std::move(scale)), shift(std::move(shift)), row_offset(0), col_offset(0), period(0), mask("all"),
-      operand("dot"), pair("identity"), reduce("sum"), columns(false) {}
+      operand("dot"), pair("identity"), reduce("sum"), columns(false), own(nullptr) {}
 
 Choices Given::check() const {
   return Arguments{x.describe(), describe(y), scale.describe(), shift.describe(), describe(bias_x), describe(bias_y), describe(group_x),
