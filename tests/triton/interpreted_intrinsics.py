@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 
 from fastcl.equation import intrinsics as twins
 from fastcl.equation.derivative import derived_slope
+from fastcl.equation.pairs import PairFunction
 
 from ..engine.test_derivative import K, bodies, folder, written
 from .problems import PAIRS
@@ -95,6 +96,7 @@ def test_drawn_pair_functions(body: list[str], folder: Path) -> None:
     """A user's own, as they are made at run time: value and derived slope against autograd in float64."""
     cls: Any = written(body, folder)
     cls.slope, cls.constant_names = staticmethod(derived_slope(cls)), ("p", "q")
+    cls.text = classmethod(vars(PairFunction)["text"].__func__)
     z = torch.linspace(-1.9, 1.9, 300)
     wide = z.double().requires_grad_()
     value = cls.value(wide, *K) + 0.0 * wide
