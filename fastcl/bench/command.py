@@ -28,12 +28,12 @@ from torch.profiler import ProfilerActivity, profile
 from ..backends import choice
 from ..equation.arguments import DTYPES
 from .losses import EAGER, EAGER_MATRICES, method_of, names
-from .measuring import environment, errors, exact, spread, step, time_interleaved
+from .measuring import check_device, environment, errors, exact, spread, step, time_interleaved
 from .peaks import Call, Rows, free_memory, peaks_of
 
 CHECK_ROWS = 1024
 SECONDS = 30.0  # of the rounds of one shape; one round is always whole
-MOST_MEMORY = 0.5  # the part of the free memory that an eager formula may take
+MOST_MEMORY = 0.5  # the part of the free memory that rows and an eager formula's matrices may take
 WRONG = 50.0  # times the dtype's eps times the root of d: a wrong loss is wrong by far more
 EVEN = 1.05  # ratios nearer to 1 are no change
 KEY = ("loss", "method", "n", "d", "dtype", "device")
@@ -53,8 +53,7 @@ def main(argv: Sequence[str]) -> int:
     """
     chosen = arguments_of(argv)
     if chosen.compare:
-        before, after = (json.loads(Path(file).read_text()) for file in chosen.compare)
-        return compare(before, after)
+        return compare(*chosen.compare)
     if chosen.profile:
         profiled(next(calls_of(chosen)), chosen.profile)
         return 0
@@ -86,14 +85,31 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     add("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two such files instead of measuring")
     add("--profile", metavar="FILE", help="profile the first method instead, and keep the trace")
     chosen = parser.parse_args(argv)
-    for loss in chosen.loss:
-        try:
+    try:
+        for loss in chosen.loss:
             method_of(loss)
-        except (ValueError, ImportError, AttributeError) as error:
-            parser.error(str(error))
+        check_device(chosen.device)
+        if chosen.compare:
+            chosen.compare = [kept(file) for file in chosen.compare]
+    except (ValueError, ImportError, AttributeError, OSError) as error:
+        parser.error(str(error))
+    for file in (chosen.json, chosen.profile):  # now, and not when all is measured
+        if file not in (None, "-") and not Path(file).parent.is_dir():
+            parser.error(f"{file}: expected a file in a folder that exists")
     if min([*chosen.n, *chosen.d, chosen.rounds]) < 1:
         parser.error("--n, --d, --rounds: expected integers >= 1")
     return chosen
+
+
+def kept(file: str) -> Result:
+    """What --json wrote into this file."""
+    try:
+        whole: Result = json.loads(Path(file).read_text())
+    except ValueError:
+        whole = {}
+    if not (isinstance(whole, dict) and {"environment", "results"} <= whole.keys()):
+        raise ValueError(f"{file}: expected what fastcl bench --json FILE writes; measure anew")
+    return whole
 
 
 # ---- what is measured -------------------------------------------------------------------------------------------------------
@@ -140,6 +156,8 @@ def measured(calls: Sequence[Call], rounds: int) -> list[Result]:
             row["peak_bytes"] = answer["peak_bytes"]
         else:
             row["no_peak"] = answer["failed"]
+    if not able:
+        return rows
     inputs = calls[0].rows()  # they have one shape
     steps: dict[str, Callable[[], Any]] = {str(k): partial(_run, call, inputs) for k, (call, _) in enumerate(able)}
     end = time.perf_counter() + SECONDS
@@ -166,10 +184,12 @@ def _run(call: Call, rows: Rows) -> None:
 
 
 def _unfit(call: Call) -> Result | None:
-    """Why an eager formula is not even tried."""
-    needed = EAGER_MATRICES * 4.0 * call.n**2 * (4 if call.loss == "nt_xent" else 1)
+    """Why a call is not even tried."""
+    needed = 16.0 * call.n * call.d  # two views and their gradients
+    if call.eager:
+        needed += EAGER_MATRICES * 4.0 * call.n**2 * (4 if call.loss == "nt_xent" else 1)
     free = free_memory() if call.device == "cpu" else float(torch.cuda.mem_get_info(call.device)[0])
-    if not call.eager or needed <= MOST_MEMORY * free:
+    if needed <= MOST_MEMORY * free:
         return None
     return {"unfit": f"does not fit: about {needed / 1e9:,.0f} GB, and {free / 1e9:,.0f} GB are free"}
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..backends import choice, extension
 from .command import NAMES, _run
 from .losses import method_of, names
-from .measuring import by_wall, environment, step
+from .measuring import by_wall, check_device, environment, step
 from .peaks import Call, peaks_of
 
 LARGEST = 4096  # rows that are measured; from them on time follows flops
@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     call = Call(chosen.loss, chosen.n, chosen.d, chosen.dtype, backend, device=chosen.device)
     try:
         method_of(chosen.loss)
+        check_device(chosen.device)
         found = cost(call)
     except (ValueError, ImportError, AttributeError, choice.BackendUnavailableError) as error:
         parser.error(str(error))

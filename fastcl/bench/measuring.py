@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import choice, extension
+from ..equation.arguments import one_of
 from ..version import __version__
 from .losses import Method
 
@@ -28,6 +29,15 @@ def views(n: int, d: int, dtype: torch.dtype = torch.float32, device: str = "cpu
     x = torch.randn(n, d, generator=generator)
     y = x + 2.0 * torch.randn(n, d, generator=generator)
     return x.to(device, dtype).requires_grad_(), y.to(device, dtype).requires_grad_()
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError unless rows can be made there."""
+    try:
+        kind = torch.empty(0, device=device).device.type
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: expected cpu or a GPU that torch has here, got {device!r} ({error})") from None
+    one_of("device", kind, ("cpu", "cuda"))
 
 
 def step(method: Method, x: Tensor, y: Tensor) -> Tensor:

@@ -43,6 +43,17 @@ class Ranks:
     gradient: Gradient = "ddp"
     strategy: Strategy = "auto"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.group, Ranks):  # whose gradient and strategy would go unheard
+            raise TypeError("group: expected a process group, got Ranks; pass dataclasses.replace(ranks, ...)")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+        """A copy in the same process keeps the group, whoever's module holds it."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (SavedGroup.of(self.group), self.gradient, self.strategy)
+
     @classmethod
     def of(cls, given: Any) -> Ranks | None:
         """What `group=` was given; None where there are no others, with its names checked."""

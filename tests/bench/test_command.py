@@ -121,6 +121,11 @@ def test_peaks_of_a_process_of_its_own() -> None:
         (["--loss", "no_module:here"], "No module named 'no_module'"),
         (["--loss", "torch:here"], "no attribute 'here'"),
         (["--n", "0"], "expected integers >= 1"),
+        (["--device", "nosuch"], "device: expected cpu or a GPU that torch has here, got 'nosuch'"),
+        (["--device", "meta"], "device: expected one of"),
+        (["--compare", "no.json", "no.json"], "No such file or directory: 'no.json'"),
+        (["--compare", __file__, __file__], "expected what fastcl bench --json FILE writes"),
+        (["--json", "no_folder/figures.json"], "expected a file in a folder that exists"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
     ],
 )
@@ -128,6 +133,11 @@ def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.C
     with pytest.raises(SystemExit):
         main(["bench", *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_rows_that_no_memory_holds_are_not_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--n", "100000000000", "--d", "16"]) == 0
+    assert capsys.readouterr().out.count("does not fit") == 2
 
 
 # ---- cost -------------------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_numbers_of_older_checkpoints_load(cls: type[losses.CLIPLoss]) -> None:
         assert {name: float(t) for name, t in fresh.state_dict().items()} == {name: float(t) for name, t in old.items()}
 
 
-@pytest.mark.parametrize("name", ["world", "mesh", "part"])
+@pytest.mark.parametrize("name", ["world", "mesh", "part", "ranks"])
 @pytest.mark.parametrize("cls", MODULES.values(), ids=MODULES)
 @pytest.mark.usefixtures("world")
 def test_copies_keep_the_group_and_saves_name_it(cls: type[losses.Objective], name: str) -> None:
@@ -83,6 +83,7 @@ def test_copies_keep_the_group_and_saves_name_it(cls: type[losses.Objective], na
         "world": lambda: dist.group.WORLD,
         "mesh": lambda: init_device_mesh("cpu", (1,)),
         "part": lambda: dist.new_group([0]),
+        "ranks": lambda: Ranks(dist.group.WORLD, "exact", "ring"),
     }
     module = cls(**STATEFUL.get(cls.function.__name__, {}), group=group[name]())
     model = nn.Sequential(nn.Linear(D, D))
@@ -97,6 +98,20 @@ def test_copies_keep_the_group_and_saves_name_it(cls: type[losses.Objective], na
         again = pickle.loads(pickle.dumps(saved))
         if cls is losses.InfoNCELoss:  # the ranks are all that run: the group is found again
             assert torch.equal(again(X, Y), module(X, Y))
+
+
+@pytest.mark.usefixtures("world")
+def test_ranks_in_a_module_of_the_callers_own() -> None:
+    """Copied and saved as those in our modules are."""
+    ranks = Ranks(dist.group.WORLD, "exact", "ring")
+    own = nn.Module()
+    own.ranks = ranks
+    assert copy.deepcopy(own).ranks is ranks
+    saved = pickle.loads(pickle.dumps(own)).ranks
+    assert (saved.gradient, saved.strategy) == ("exact", "ring")
+    assert torch.equal(losses.InfoNCELoss(group=saved)(X, Y), losses.InfoNCELoss(group=ranks)(X, Y))
+    with pytest.raises(TypeError, match="group: expected a process group, got Ranks"):
+        Ranks(ranks)  # type: ignore[arg-type]
 
 
 def test_a_saved_group_that_cannot_be_found_says_so(world: None) -> None:
