@@ -104,7 +104,7 @@ test-cuda-build:
 	@FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(CUDA_VENV)/bin/python -m pip install --verbose --no-build-isolation --no-deps \
 	    --force-reinstall . > build/cuda.log 2>&1 || { cat build/cuda.log; exit 1; }
 	@if grep -n "csrc/.*warning\|^ptxas.*warning" build/cuda.log; then echo "the CUDA kernels compile with warnings"; exit 1; fi
-	@$(CUDA_VENV)/bin/python -I tests/cuda/built.py $$(ls -d build/cuda-*)
+	@$(CUDA_VENV)/bin/python -I tests/cuda/built.py $$(ls -d build/cuda-[0-9]*)
 
 # One wheel for torch 2.10 and later and any Python, since its library knows Python no more than torch's C++ interface; under build
 # isolation, and audited. libtorch_cpu stays the one that torch has loaded, and with it the threads (its libgomp). The CUDA kernels

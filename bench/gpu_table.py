@@ -47,7 +47,11 @@ def plotted(results: Result) -> Result:
     for name, part in results["parts"].items():
         rows = [r for r in part["results"] if "ms" in r and "method" in r]
         methods = {r["method"]: {"median": r["ms"] / 1e3, "peak_bytes": r.get("peak")} for r in rows}
-        found += [{"case": name, "methods": methods}] if methods else []
+        if methods:
+            case = next(r for r in part["results"] if "ceiling" in r)
+            found.append(
+                {"case": name, "dtype": "bfloat16", "methods": methods} | {k: case[k] for k in ("loss", "n", "d")}
+            )
     return {"cases": found}
 
 

@@ -139,7 +139,7 @@ def built() -> Iterator[tuple[str, str]]:
         yield "usable here", ", ".join(library.usable_isas())
         yield "chosen", chosen_isa(library)
     archs = ", ".join(facts["cuda_archs"])
-    yield "CUDA kernels", f"{archs} for torch {facts['torch']}, by nvcc {facts['nvcc']}" if archs else "none"
+    yield "CUDA kernels", f"{archs}, by nvcc {facts['nvcc']}" if archs else "none"
     for part, why in facts["left_out"].items():
         yield f"left out: {part}", f"{why['reason']}. To mend it: {why['remedy']}"
 

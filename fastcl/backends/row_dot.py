@@ -17,7 +17,8 @@ def in_one_pass(*rows: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,
     """
     for x in rows:
         plain = type(x) is Tensor or isinstance(x, torch.nn.Parameter)
-        if not (plain and x.dtype in dtypes and x.device.type == "cpu" and x.dim() == 2):
+        dense = x.layout == torch.strided and not x.is_nested
+        if not (plain and dense and x.dtype in dtypes and x.device.type == "cpu" and x.dim() == 2):
             return False
     return extension.library is not None and transforms.values_are_here()
 

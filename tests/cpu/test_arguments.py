@@ -19,7 +19,7 @@ VALID: dict[str, Any] = {
 MASKS = "'all', 'off_diagonal', 'across_groups', 'within_groups'"
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": torch.ones(4)}, ValueError, "x: expected a matrix (n, d), got shape [4]"),
-    ({"x": torch.ones(4, 3).int()}, TypeError, "x: expected float64, float32, bfloat16 or float16, got another dtype"),
+    ({"x": torch.ones(4, 3).int()}, TypeError, "x: expected float64, float32, bfloat16 or float16, got int32"),
     ({"y": torch.ones(5, 2)}, ValueError, "y: expected a matrix (m, 3), got shape [5, 2]"),
     ({"y": torch.ones(5, 3).double()}, TypeError, "y: expected the dtype of x, float32, got float64"),
     ({"scale": torch.ones(2)}, ValueError, "scale: expected one element, got shape [2]"),

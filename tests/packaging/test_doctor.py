@@ -48,6 +48,12 @@ def test_what_is_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         assert report["chosen"].split()[0] == extension.library.chosen_isa()
 
 
+def test_a_build_with_cuda_kernels(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = extension.facts() or {"machine": "x86_64", "compiler": None, "cpu_isas": [], "left_out": {}}
+    monkeypatch.setattr(extension, "facts", lambda: facts | {"nvcc": "13.0.88", "cuda_archs": ["8.0", "9.0+PTX"]})
+    assert said(capsys)["CUDA kernels"] == "8.0, 9.0+PTX, by nvcc 13.0.88"
+
+
 def test_every_dtype_and_backend_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
     report = said(capsys)
     lines = {tuple(name.split(", ")): text for name, text in report.items() if "float" in name}
