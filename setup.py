@@ -309,6 +309,21 @@ class Graph:
         self.edges += [f"build {name}: stub stub.cpp" for name in names]
         return " ".join(names)
 
+    def old_glibc(self, compiler: Compiler) -> list[str]:
+        """Threads and loader as glibc before 2.34 had them, to be linked before its libc: csrc/cuda/glibc says why."""
+        versions = CSRC / "cuda" / "glibc" / f"{platform.machine()}.map"
+        if platform.libc_ver()[0] != "glibc" or not versions.exists():
+            return ["-ldl", "-lrt", "-lpthread"]
+        script = os.path.relpath(versions, self.folder)
+        options = f"-shared -nostdlib -Wl,-soname,$name -Wl,--version-script={script}"
+        self.rules.append(f"rule glibc\n  command = {join(compiler.command)} {options} -o $out $in")
+        # In a folder of their own: nvcc has its programs look for libraries in the one that it is run in.
+        made = {f"glibc/{path.stem}": path for path in sorted(versions.parent.glob("*.cpp"))}
+        for target, path in made.items():
+            source = os.path.relpath(path, self.folder)
+            self.edges.append(f"build {target}: glibc {source} | {script}\n  name = {path.stem}")
+        return list(made)
+
     def run(self, ninja: list[str]) -> None:
         """Writes the file and runs ninja, which compiles only what has changed."""
         (self.folder / "build.ninja").write_text("\n".join([*self.rules, *self.edges, ""]))
@@ -476,20 +491,19 @@ def compile_cuda(facts: dict[str, Any]) -> Path:
         "-Wl,--exclude-libs,ALL",
         *(f"-L{path}" for path in cuda.library_dirs),
         "-lcudart_static",
-        "-ldl",
-        "-lrt",
-        "-lpthread",
     ]
-    link = [*TORCH_LINK, "-ltorch_cpu", "-ltorch_cuda", *runtime]
     nvcc = [cuda.nvcc, *NVCC_FLAGS, "-ccbin", compiler.command[0], f"-I{csrc}"]
-    graph = Graph(folder, [*rules(compiler, flags, link), f"rule nvcc\n  command = {join(nvcc)} {COMPILING}"])
+    graph = Graph(folder, [f"rule nvcc\n  command = {join(nvcc)} {COMPILING}"])
+    glibc = graph.old_glibc(compiler)
+    graph.rules += rules(compiler, flags, [*TORCH_LINK, "-ltorch_cpu", "-ltorch_cuda", *runtime, *glibc])
     for source in (CSRC / "arguments.cpp", CSRC / "tensors.cpp", *sorted(CSRC.glob("cuda/*.cpp"))):
         graph.compile("cxx", source)
     for source in sorted(CSRC.glob("cuda/*.cu")):
         graph.compile("nvcc", source, cuda.arch_flags())
     for source in sorted(CSRC.glob("cuda/sm_90a/*.cu")) if cuda.hopper_flags() else []:
         graph.compile("nvcc", source, cuda.hopper_flags())
-    graph.link(CUDA, graph.stubs(compiler, "libtorch_cpu.so", "libtorch_cuda.so"))
+    stubs = graph.stubs(compiler, "libtorch_cpu.so", "libtorch_cuda.so")
+    graph.link(CUDA, " ".join([stubs, *(name for name in glibc if not name.startswith("-"))]))
     graph.run(ninja)
     return folder / CUDA
 

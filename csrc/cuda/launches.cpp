@@ -1,7 +1,7 @@
 // The launches of the CUDA kernels as torch ops, over torch's stable C interface: each takes the fields of its struct, in their
 // order, and starts one kernel on the current stream of its tensors' device. What is written is the caller's memory; nothing is
 // allocated, and no value is read on the host. What a kernel must not read or write is refused.
-#include <deque>
+#include <forward_list>
 #include <stdexcept>
 #include <tuple>
 
@@ -64,9 +64,10 @@ class Call {
   const Tensor* tensor(const char* name, Presence presence = required) {
     OptionalTensor given = presence == optional ? stack_.optional_tensor() : OptionalTensor(stack_.tensor());
     if (!given) return nullptr;
-    const Tensor& t = kept_.emplace_back(std::move(*given));
+    const bool first = kept_.empty();
+    const Tensor& t = kept_.emplace_front(std::move(*given));
     const Described d = t.describe();
-    if (kept_.size() == 1) first_ = d;
+    if (first) first_ = d;
     check_device(name, d, first_);
     return &t;
   }
@@ -169,7 +170,7 @@ class Call {
   }
 
   Stack stack_;
-  std::deque<Tensor> kept_;
+  std::forward_list<Tensor> kept_;  // a deque takes a function of libstdc++ 11 from newer compilers
   Described first_;
   ScalarKind kind_ = ScalarKind::float32;  // T, that of the equation
   int64_t rows_ = INT64_MAX, cols_ = INT64_MAX;

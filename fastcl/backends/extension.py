@@ -89,8 +89,8 @@ def misfit(built: dict[str, Any], path: Path) -> str | None:
     """Why the library that these facts describe must not be opened by this process; None when it fits."""
     if (machine := built.get("machine")) != platform.machine():
         return f"it was built for processors of the kind {machine}, and this is {platform.machine()}; rebuild it: {REBUILD}"
-    if path.name == CUDA and _major(built.get("nvcc")) > _major(torch.version.cuda):
-        return f"it was built by nvcc {built.get('nvcc')}, and this torch has CUDA {torch.version.cuda}; rebuild it: {REBUILD}"
+    if path.name == CUDA and _major(built.get("nvcc")) == math.inf:
+        return f"the facts of its build name no nvcc, but {built.get('nvcc')}; rebuild it: {REBUILD}"
     if built.get("problem") != SIGNATURES:
         return f"it was built from other sources than these, and takes other arguments; rebuild it: {REBUILD}"
     try:
@@ -123,6 +123,10 @@ def open_library(name: str, part: str) -> tuple[Path | None, str | None]:
         return None, f"the compiled kernels were left out: {cause['reason']}. To mend it: {cause['remedy']}"
     elif name == CUDA and torch.version.cuda is None:
         return None, f"torch {torch.__version__} is not a CUDA build; install one that is"
+    elif name == CUDA and math.inf > (made := _major(built.get("nvcc"))) > _major(torch.version.cuda):
+        # Said, and not warned of: one wheel is for all, and Triton's kernels serve here.
+        why = f"it was built by nvcc {built['nvcc']}, and this torch has CUDA {torch.version.cuda}"
+        return None, f"{why}; install a torch with CUDA {made:.0f} or later, or rebuild it: {REBUILD}"
     else:
         why = misfit(built, path)
     if why is None:

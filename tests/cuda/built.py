@@ -48,7 +48,7 @@ def is_built_linked_and_opened() -> str:
 
 
 def it_calls_torch_by_its_stable_interface_alone() -> str:
-    """Of torch the C functions that csrc declares; the CUDA runtime within, no libcuda, no cuBLAS, no Python."""
+    """Of torch the C functions that csrc declares; the CUDA runtime within, no libcuda, no cuBLAS, no Python, an old glibc."""
     library = Path(fastcl.__file__).with_name(extension.CUDA)
     header = Path(__file__).parents[2] / "csrc" / "torch_abi.h"
     declared = set(re.findall(r"\b((?:aoti_)?torch_\w+)\(", header.read_text())) | {
@@ -61,6 +61,8 @@ def it_calls_torch_by_its_stable_interface_alone() -> str:
     assert not strange, strange
     exported = {line.split()[-1] for line in run("nm", "-D", "--defined-only", str(library))}
     assert not [name for name in exported if name.startswith("cuda")], exported
+    versions = set(re.findall(r"@GLIBC_2\.(\d+)", "\n".join(run("nm", "-D", "--undefined-only", str(library)))))
+    assert max(map(int, versions)) <= 28, f"needs glibc 2.{max(map(int, versions))}: csrc/cuda/glibc"
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", "\n".join(run("readelf", "-d", str(library))))
     assert not [name for name in needed if re.match(r"libcu|libc10|libtorch\.|libtorch_python|libpython", name)], needed
     return f"{len(torchs)} functions of torch; {', '.join(needed)}; {library.stat().st_size >> 20} MB"

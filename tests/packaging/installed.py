@@ -6,12 +6,13 @@ python tests/packaging/installed.py [--without-kernels]
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 
-warnings.simplefilter("error", RuntimeWarning)
+warnings.filterwarnings("error", "fastcl", RuntimeWarning)  # of its own: torch 2.15 warns of Python 3.13.0
 
 import torch  # noqa: E402
 
@@ -41,6 +42,20 @@ def it_is_the_installed_one() -> str:
     assert sum("need torch 2.10 or later" in str(w.message) for w in said) == 1, said
     assert "need torch 2.10 or later" in dict(doctor.built())["in use"]
     return str(extension.reason)
+
+
+def cuda_kernels_are_there_where_torch_can_run_them() -> str:
+    """Opened, and on a machine without a GPU too; or the reason, without a warning."""
+    facts = extension.facts()
+    assert facts is not None
+    made, here = (re.match(r"\d+", str(version)) for version in (facts["nvcc"], torch.version.cuda))
+    fits = not WITHOUT_KERNELS and made is not None and here is not None and int(made[0]) <= int(here[0])
+    assert (extension.cuda_reason is None) == fits, extension.cuda_reason
+    for op in ("strip_reduce", "fused_rows", "fused_gradient", "hopper_sweep") if fits else ():
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcl::{op}", "CUDA"), op
+    return str(
+        extension.cuda_reason or f"opened under CUDA {torch.version.cuda}; built for {', '.join(facts['cuda_archs'])}"
+    )
 
 
 def every_objective_is_right() -> str:
@@ -102,5 +117,11 @@ def two_ranks_agree() -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, fastcl {fastcl.__version__}", flush=True)
-    for check in (it_is_the_installed_one, every_objective_is_right, it_compiles_in_one_graph, two_ranks_agree):
+    for check in (
+        it_is_the_installed_one,
+        cuda_kernels_are_there_where_torch_can_run_them,
+        every_objective_is_right,
+        it_compiles_in_one_graph,
+        two_ranks_agree,
+    ):
         print(f"  {check.__name__.replace('_', ' ')}: {check()}", flush=True)

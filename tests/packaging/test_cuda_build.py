@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -121,3 +125,31 @@ def test_parts_can_be_asked_for_and_refused(setup: ModuleType, monkeypatch: pyte
     monkeypatch.setenv("FASTCL_BUILD_CUDA", "yes")
     with pytest.raises(setup.CompileError, match=r"FASTCL_BUILD_CUDA: expected auto, 0 or 1, got 'yes'"):
         setup.attempt("cuda", facts, lambda: 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("machine", "command"), [("x86_64", "g++"), ("aarch64", "aarch64-linux-gnu-g++")])
+def test_every_glibc_from_2_28_on_has_what_is_asked_for(
+    setup: ModuleType, machine: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linked here, where glibc may be newer: all that cudart takes of threads and loader, at versions of before 2.29."""
+    if shutil.which(command) is None or platform.libc_ver()[0] != "glibc":
+        pytest.skip(f"needs {command} and glibc")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    compiler = setup.Compiler([command], "", setup.CXX_FLAGS)
+    graph = setup.Graph(tmp_path, [])
+    glibc = graph.old_glibc(compiler)
+    sources = [(ROOT / "csrc/cuda/glibc" / f"{Path(name).name}.cpp").read_text() for name in glibc]
+    names = [name for text in sources for name in re.findall(r"OLD\((\w+)\)", text) if name != "name"]
+    assert len(names) > 40
+    declared = "\n".join(f'extern "C" void {name}();' for name in names)
+    (tmp_path / "all.cpp").write_text(f"{declared}\nvoid all() {{ {' '.join(f'{name}();' for name in names)} }}\n")
+    graph.rules += setup.rules(compiler, [], ["-shared", "-fPIC", "-fno-builtin", *glibc])
+    graph.edges.append(f"build all.so: link all.cpp | {' '.join(glibc)}")
+    graph.run(setup.find_ninja())
+    said = subprocess.run(
+        ["readelf", "-W", "--dyn-syms", tmp_path / "all.so"], capture_output=True, text=True, check=True
+    ).stdout
+    versions = dict(re.findall(r" (\w+)@GLIBC_([\d.]+)", said))
+    assert set(names) <= set(versions)
+    assert {name: version for name, version in versions.items() if tuple(map(int, version.split("."))) > (2, 28)} == {}
