@@ -82,7 +82,8 @@ struct RowWeights {
   bool (*of)(void* self, int64_t begin, int64_t end, const double* values, double* rho);
   bool (*of_columns)(void* self, const double* values, double* sigma) = nullptr;
 };
-inline constexpr int64_t rows_kept = 256;
+// 1 MB of exponentials at most, for one product of four less: CLIP of 512 x 128 takes 0.78 of the time (AVX2, one thread).
+inline constexpr int64_t rows_kept = 512;
 
 // The kernels of one instruction set.
 template <class T>

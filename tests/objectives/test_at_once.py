@@ -82,6 +82,20 @@ def test_values_and_gradients(name: str, normalize: bool) -> None:
         check(LOSSES[name], x, y, normalize=normalize)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n", [255, 257, 384, 385, 511, 512, 513])
+def test_both_directions_of_a_few_hundred_rows(n: int, threads: int) -> None:
+    """Up to 512 rows keep their exponentials, in blocks of rows and tiles of columns."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for d, wanted in ((40, (True, True)), (3, (True, False)), (3, (False, True))):
+            x, y = (t.requires_grad_(w) for t, w in zip(rows(n, d), wanted, strict=True))
+            check(LOSSES["clip"], x, y)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_layouts(name: str) -> None:
     x, y = rows(12, 10)
