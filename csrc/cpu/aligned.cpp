@@ -62,6 +62,9 @@ struct Form {
   }
 };
 
+// A term that is absent, or whose slope has gone to 0, takes nothing from an infinite logit: NaN comes of NaN alone.
+double times(double weight, double number) { return weight == 0 && std::isinf(number) ? 0 : weight * number; }
+
 class AlignedLoss {
   const Form& form_;
   const Wanted wanted_;
@@ -85,7 +88,7 @@ class AlignedLoss {
     Tensor positive = of_positives();
     if (!contrast_) value_ += positives(std::move(positive)), negatives(form_.sides == "xx+yy", {});
     else negatives(false, std::move(positive));
-    for (int64_t i = 0; i < n_; i++) of_scale_ += g_[i] * u_[i], of_shift_ += g_[i];
+    for (int64_t i = 0; i < n_; i++) of_scale_ += times(g_[i], u_[i]), of_shift_ += g_[i];
     add_positives();
     results.put(scalar<T>(value_ + form_.constant));
     results.put(std::move(of_x_)), results.put(std::move(of_y_));
@@ -129,7 +132,7 @@ class AlignedLoss {
     const Term& term = form_.positives;
     const T* given = z.data_as<T>();
     double sum = 0;
-    for (int64_t i = 0; i < n_; i++) sum += form_.linear * double(given[i]), g_[i] = form_.linear;
+    for (int64_t i = 0; i < n_; i++) sum += times(form_.linear, given[i]), g_[i] = form_.linear;
     if (term.weight() == 0) return sum;
     Tensor bias = empty({n_}, kind_of<T>);
     for (int64_t i = 0; i < n_; i++) bias.mutable_data_as<T>()[i] = T(term.slope() * double(given[i]));
@@ -181,7 +184,7 @@ class AlignedLoss {
           return;
         }
         const T *a = own(i), *b = other(i);
-        const double g = g_[i] * scale_ * (squared_ ? 2 : 1);
+        const double g = times(g_[i], scale_) * (squared_ ? 2 : 1);
         if (squared_) for (int64_t k = 0; k < d_; k++) row[k] = T(weight * double(row[k]) + g * (double(a[k]) - double(b[k])));
         else for (int64_t k = 0; k < d_; k++) row[k] = T(weight * double(row[k]) + g * double(b[k]));
       });

@@ -248,7 +248,8 @@ class Gram(Sides):
 
     def _along(self, x: Tensor, y: Tensor, gram_y: Tensor, offset: int) -> Tensor:
         a, b = self.p.scale, self.p.shift
-        r = a * a * row_dot(self._times(x, gram_y), x) + 2.0 * a * b * (x @ y.sum(0)) + b * b * y.shape[0]
+        # Never a^2, which leaves the range where z does not: rows of 1e12 with a scale of 1e-24 have a z of 1.
+        r = a * row_dot(self._times(x, a * gram_y), x) + 2.0 * b * (a * (x @ y.sum(0))) + b * b * y.shape[0]
         return r - self._left_out(x, y, offset)[1].square() if self.diagonal else r
 
     def rows(self) -> Tensor:

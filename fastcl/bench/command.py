@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..backends import choice
 from ..equation.arguments import DTYPES
-from .losses import EAGER, EAGER_MATRICES, method_of, names
+from .losses import EAGER, EAGER_MATRICES, complaint, method_of, names
 from .measuring import check_device, environment, errors, exact, spread, step, time_interleaved
 from .peaks import Call, Rows, free_memory, peaks_of
 
@@ -55,7 +55,14 @@ def main(argv: Sequence[str]) -> int:
     if chosen.compare:
         return compare(*chosen.compare)
     if chosen.profile:
-        profiled(next(calls_of(chosen)), chosen.profile)
+        call = next(calls_of(chosen))
+        try:
+            profiled(call, chosen.profile)
+        except Exception as error:
+            if ":" not in call.loss:
+                raise
+            print(f"fastcl bench: error: {complaint(call.loss, error)}", file=sys.stderr)
+            return 1
         return 0
     found = [measured(calls, chosen.rounds) for _, calls in shapes(calls_of(chosen))]
     results = [row for rows in found for row in rows]

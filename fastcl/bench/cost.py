@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..backends import choice, extension
 from .command import NAMES, _run
-from .losses import method_of, names
+from .losses import complaint, method_of, names
 from .measuring import by_wall, check_device, environment, step
 from .peaks import Call, peaks_of
 
@@ -53,8 +53,15 @@ def main(argv: Sequence[str]) -> int:
     try:
         method_of(chosen.loss)
         check_device(chosen.device)
+    except (ValueError, ImportError, AttributeError) as error:
+        parser.error(str(error))
+    try:
         found = cost(call)
-    except (ValueError, ImportError, AttributeError, choice.BackendUnavailableError) as error:
+    except Exception as error:
+        if ":" in chosen.loss:
+            parser.error(complaint(chosen.loss, error))
+        if not isinstance(error, (ValueError, ImportError, choice.BackendUnavailableError)):
+            raise
         parser.error(str(error))
     if chosen.json:
         print(json.dumps(found, indent=1))

@@ -139,7 +139,7 @@ def method_of(loss: str, backend: str | None = None) -> Method:
     """The method of a name, or of module:function, which takes two views and is looked for in the current folder first.
 
     Raises:
-        ValueError: for an unknown name, or a function of fastcl that takes more than two views.
+        ValueError: for an unknown name, a function of fastcl that takes more than two views, or what is no function.
         ImportError, AttributeError: for a module or function that is not there.
     """
     if ":" not in loss:
@@ -154,4 +154,13 @@ def method_of(loss: str, backend: str | None = None) -> Method:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     function: Method = getattr(importlib.import_module(module), name)
+    if not callable(function):
+        raise ValueError(
+            f"loss: expected a function (x, y) of two views, got {loss}, of type {type(function).__name__}"
+        )
     return function
+
+
+def complaint(loss: str, error: Exception) -> str:
+    """What is said of a function of one's own that raises: whatever it is, it is no fault of what measures it."""
+    return f"loss: expected a function (x, y) of two views that returns one number; {loss} raised {type(error).__name__}: {error}"

@@ -44,6 +44,9 @@ def step(method: Method, x: Tensor, y: Tensor) -> Tensor:
     """One forward and backward; returns the value, leaves the gradients in x.grad and y.grad."""
     x.grad = y.grad = None
     value = method(x, y)
+    if not (isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad):
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"loss: expected a tensor of one number that has a gradient, got {got}")
     value.backward()
     if x.device.type != "cpu":
         torch.accelerator.synchronize()

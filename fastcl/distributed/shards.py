@@ -151,7 +151,8 @@ class Shards:
         x, y = _sides(p)
         a, b, m = p.scale, p.shift, self.count(y)
         gram, s = self.summed(product(y.T, y)), self.summed(y.sum(0))
-        r = a * a * (product(x, gram) * x).sum(1) + 2.0 * a * b * (x * s).sum(1) + b * b * m
+        # Never a^2, which leaves the range where z does not.
+        r = a * (product(x, a * gram) * x).sum(1) + 2.0 * b * (a * (x * s).sum(1)) + b * b * m
         return r - _diagonal(p, x, y).square(), r.new_empty(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import operator
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,17 +12,27 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..equation.arguments import integer
+from ..equation.arguments import integer, kind_of
 from .dimensions import effective_rank
 from .spread import alignment, uniformity
 
 Metric: TypeAlias = Callable[[Tensor, Tensor | None], float]
 
-METRICS: dict[str, Metric] = {
-    "alignment": lambda x, y: float("nan") if y is None else alignment(x, y),
-    "uniformity": lambda x, y: uniformity(x),
-    "effective_rank": lambda x, y: effective_rank(x),
-}
+
+# By def, so that a Recorder in a module goes to other processes with it.
+def _alignment(x: Tensor, y: Tensor | None) -> float:
+    return float("nan") if y is None else alignment(x, y)
+
+
+def _uniformity(x: Tensor, y: Tensor | None) -> float:
+    return uniformity(x)
+
+
+def _effective_rank(x: Tensor, y: Tensor | None) -> float:
+    return effective_rank(x)
+
+
+METRICS: dict[str, Metric] = {"alignment": _alignment, "uniformity": _uniformity, "effective_rank": _effective_rank}
 
 
 class Recorder:
@@ -38,6 +49,7 @@ class Recorder:
 
     Raises:
         ValueError: for a number below 1, or a CSV file of other columns.
+        TypeError: for metrics that are no functions by their names; in a call, for a step that is no integer.
         ImportError: for a folder of TensorBoard's events where tensorboard is not installed.
 
     Examples:
@@ -59,7 +71,7 @@ class Recorder:
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         self.every = integer("every", every, least=1)
-        self.metrics = dict(METRICS if metrics is None else metrics)
+        self.metrics = dict(METRICS) if metrics is None else _known(metrics)
         self.csv = None if csv is None else _file_of(Path(csv), ["step", *self.metrics])
         self.writer = _writer(tensorboard) if isinstance(tensorboard, (str, os.PathLike)) else tensorboard
 
@@ -78,6 +90,10 @@ class Recorder:
         Returns:
             Name -> number, or None.
         """
+        try:
+            step = operator.index(step)  # else a file's column would hold the text of a tensor
+        except TypeError:
+            raise TypeError(f"step: expected an integer, got {kind_of(step)}; pass int(step)") from None
         if not self.due(step):
             return None
         with torch.no_grad():
@@ -116,15 +132,35 @@ class Recorder:
         return Recording()
 
 
+def _known(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics: expected a dictionary of names and functions of x and y, got {kind_of(metrics)}")
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not callable(metric):
+            raise TypeError(f"metrics: expected names and functions of x and y, got {name!r}: {kind_of(metric)}")
+    return dict(metrics)
+
+
 def _file_of(path: Path, columns: list[str]) -> Path:
     """The file with these columns, made where there is none: a run that is resumed goes on in it."""
+    if path.is_dir():
+        raise ValueError(f"csv: expected a file, got the folder {path}; pass {path / 'metrics.csv'}")
     if path.exists() and path.stat().st_size:
-        with path.open(newline="") as file:
-            found = next(csv.reader(file))
+        try:
+            with path.open(newline="") as file:
+                found = next(csv.reader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(
+                f"csv: expected a file of commas and text, got {path} ({error}); pass another file"
+            ) from None
         if found != columns:
             raise ValueError(
                 f"csv: expected a file with the columns {columns}, got {found} in {path}; pass another file"
             )
+        with path.open("rb+") as whole:  # a run that was killed as it wrote leaves a row without its end
+            whole.seek(-1, os.SEEK_END)
+            if whole.read() != b"\n":
+                whole.write(b"\r\n")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:

@@ -66,6 +66,21 @@ def test_a_function_of_ones_own(
     assert broken["failed"] == "KeyError: 'no such thing'"
 
 
+@pytest.mark.parametrize("own", ["os:getcwd", "os:environ", "builtins:print", "torch.nn:Linear"])
+def test_a_function_that_is_no_loss_is_named(own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever it is, one line says so, and no traceback."""
+    for given in (
+        ["cost", "--n", "32", "--loss", own],
+        ["bench", "--n", "32", "--profile", str(tmp_path / "t"), "--loss", own],
+    ):
+        try:
+            status = main(given)
+        except SystemExit as ended:
+            status = ended.code
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert status and "loss: expected a function (x, y) of two views" in said and own in said
+
+
 def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(command, "free_memory", lambda: 1e5)
     assert main(["bench", *SMALL]) == 0

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcl import precision
-from fastcl.backends import closed_form, reference
+from fastcl import pair_reduce, precision
+from fastcl.backends import choice, closed_form, reference
 from fastcl.backends.closed_form import classes
 from fastcl.equation.masks import KINDS
+from fastcl.equation.names import Backend
 from tests.triton.problems import all_wanted, problem, upstream
 
 
@@ -116,3 +117,27 @@ def test_what_is_infinite_or_nothing_stays_so() -> None:
             torch.testing.assert_close(
                 precision.narrow_product(a, b), a.float() @ b, equal_nan=True, rtol=1e-6, atol=0.0
             )
+
+
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+@pytest.mark.parametrize("power", [-15, -11, 11, 15])
+def test_squares_of_a_scale_leave_the_range_where_z_does_not(power: int, backend: Backend) -> None:
+    """z near 1 of rows of any norm: the Gram form meets the scale twice and rows four times."""
+    if reason := choice.reason(backend, torch.device("cpu"), torch.float32):
+        pytest.skip(reason)
+    x = torch.randn(24, 6, generator=torch.Generator().manual_seed(0)).mul(10.0**power)
+    arguments: dict[str, Any] = {
+        "operand": "dot",
+        "pair": "square",
+        "reduce": "sum",
+        "shift": 0.5,
+        "scale": 10.0 ** (-2 * power),
+    }
+    found, expected = [], []
+    for rows, into, way in ((x, found, backend), (x.double(), expected, "reference")):
+        rows = rows.clone().requires_grad_()
+        r = pair_reduce(rows, mask="off_diagonal", backend=way, **arguments)
+        assert isinstance(r, Tensor)
+        into += [r.detach(), torch.autograd.grad(r.sum(), rows)[0]]
+    for got, exact in zip(found, expected, strict=True):
+        assert float(((got - exact).abs() / exact.abs().amax()).max()) < 4e-6

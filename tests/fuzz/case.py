@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
 import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import fastcl
+from fastcl.backends.workspace import WORKSPACE_VARIABLE
 
 from . import formula
 
@@ -27,7 +30,7 @@ class Case:
     arguments, as text. settings: of an nn.Module's constructor, as text. wants: which tensors want gradients. upstream: the
     factor of the upstream gradient. autocast: a dtype for the forward, or "". inside: whether the backward runs within it too.
     derive: how gradients are asked for: "grad", by "func" (torch.func.grad), "batched" (is_grads_batched), or "jvp", a direction.
-    sizes: rows of each rank, of which there is one for one process.
+    sizes: rows of each rank, of which there is one for one process. workspace: megabytes that tiles may take, or "".
     """
 
     function: str
@@ -43,6 +46,7 @@ class Case:
     compiled: bool = False
     derive: str = "grad"
     threads: int = 1
+    workspace: str = ""
     sizes: tuple[int, ...] = (1,)
     strategy: str = "auto"
     gradient: str = "exact"
@@ -101,7 +105,15 @@ class Case:
                 lines[-1] = f'with torch.autocast("cpu", torch.{self.autocast}):\n    {lines[-1]}'
         if self.threads > 1:
             lines.insert(0, f"torch.set_num_threads({self.threads})")
-        head = ["import torch", "import fastcl", "", inspect.getsource(formula.rows).replace("Tensor", "torch.Tensor")]
+        if self.workspace:
+            lines.insert(0, f'os.environ["{WORKSPACE_VARIABLE}"] = "{self.workspace}"')
+        head = [
+            *(["import os"] if self.workspace else []),
+            "import torch",
+            "import fastcl",
+            "",
+            inspect.getsource(formula.rows).replace("Tensor", "torch.Tensor"),
+        ]
         if len(self.sizes) > 1:
             cut = f"# over {len(self.sizes)} ranks: {', '.join(self.sharded)} cut to rows {self.sizes} each, with"
             lines.insert(0, f"{cut} group=fastcl.Ranks(dist.group.WORLD, {self.gradient!r}, {self.strategy!r})")
@@ -153,7 +165,8 @@ def run(
         chosen["group"] = fastcl.Ranks(group, case.gradient, case.strategy)
     settings = None if case.settings is None else evaluated(case.settings) | chosen
     torch.set_num_threads(case.threads)
-    with warnings.catch_warnings():
+    limit = {WORKSPACE_VARIABLE: case.workspace} if case.workspace else {}
+    with warnings.catch_warnings(), patch.dict(os.environ, limit):
         warnings.simplefilter("ignore")
         call = case.owner if settings is None else case.owner(**settings)
         leaves = {name: tensors[name] for name in case.wants}

@@ -107,6 +107,7 @@ class Drawing:
             f"{index} // 2",
             f"{index} * 0 - 7",
             f"{index} * 10**12",
+            f"{index} * 2**32",
             f"({index} == {n // 2}).long()",
             f"{index} // {k + 1}",
         )
@@ -266,4 +267,6 @@ def way(drawing: Drawing) -> dict[str, Any]:
     if drawing.dtype != "float64" and drawing.maybe(12):
         found |= {"autocast": drawing.one_of("bfloat16", "bfloat16", "float16"), "inside": drawing.maybe(50)}
     found["threads"] = drawing.one_of(1, 1, 1, 3)
+    if found["backend"] == "blocked":  # tiles of a few rows, of which matrices of the sizes that are drawn have several
+        found["workspace"] = drawing.one_of("", "0.0005", "0.002", "0.02")
     return found

@@ -11,6 +11,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from fastcl.distributed import CONVENTIONS, STRATEGIES
+from fastcl.equation.problem import accumulation_dtype
 from fastcl.functional.rows import REDUCTIONS
 
 from .case import Case, resolve
@@ -137,10 +138,12 @@ def over_ranks(draw: Draw, world: int) -> Case:
     ]
     # Rows and groups are cut; a number in a tensor is everybody's.
     sharded = tuple(name for name in named if tensors[name].dim() == 2 or not tensors[name].is_floating_point())
-    halves = [name for name in case.wants if name not in sharded and torch.finfo(tensors[name].dtype).bits == 16]
-    if halves or any(
-        len(tensors[name]) != n for name in sharded
-    ):  # each rank's share of a half precision gradient is rounded
+    # Each rank's share of a gradient is rounded to its dtype, and shares cancel.
+    widest = min(
+        torch.finfo(accumulation_dtype(tensors[name].dtype)).eps for name in sharded if tensors[name].dim() == 2
+    )
+    narrow = any(torch.finfo(tensors[name].dtype).eps > widest for name in case.wants if name not in sharded)
+    if narrow or any(len(tensors[name]) != n for name in sharded):
         reject()
     cuts = sorted(draw(st.integers(0, n)) for _ in range(world - 1))
     sizes = tuple(b - a for a, b in zip([0, *cuts], [*cuts, n], strict=True))

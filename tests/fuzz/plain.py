@@ -37,8 +37,9 @@ class Plain:
     """pair_reduce and pair_total by the matrix; u is moved by up to `units` of `eps` of its terms, differently for each `seed`.
 
     What is moved is what a sum in another order moves: <x, y> by eps |x| |y|, and |x - y|^2, which is formed from norms and a dot
-    product about the mean of y, by eps (|x|^2 + |y|^2). `largest` is the largest |z|, or |u| or term that it
-    is formed from, that was met. With `rounds_weights` those of half-precision rows are in the rows' dtype, as GPUs multiply them.
+    product about the mean of y, by eps (|x|^2 + |y|^2). `largest` is the largest |z|, or |u| or term that it is formed from, that
+    was met, `largest_exponent` the largest term of a z of log-sum-exps. With `rounds_weights` those of half-precision rows are in
+    the rows' dtype, as GPUs multiply them.
     With `unit` rows that are brought to a length are rounded to it.
     """
 
@@ -52,6 +53,7 @@ class Plain:
         unit: float = 0.0,
     ) -> None:
         self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
+        self.largest_exponent = 0.0
         self.rounds_weights, self.unit = rounds_weights, unit
 
     def rounded(self, bring: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -93,6 +95,8 @@ class Plain:
         checks.outer(outer, p.reduce, positive, x)
         with torch.autocast("cpu", enabled=False):
             f, keep = self._pairs(p)
+            if positive is not None and positive.numel():  # a z too
+                self.largest = max(self.largest, float(positive.detach().abs().max()))
             if outer == "pooled":
                 return self._reduced(p, f.reshape(1, -1), None if keep is None else keep.reshape(1, -1), 1)[0]
             r = self._reduced(p, f, keep, 1)
@@ -129,7 +133,13 @@ class Plain:
         z, keep = within(p, z, index[: p.n], index[: p.m])
         if z.numel():
             reach = (torch.maximum(p.scale.abs(), p.scale.new_ones(())) * size + p.shift.abs()).detach()
-            self.largest = max(self.largest, float(reach.max()), float(z.detach().abs().max()))
+            largest = float(z.detach().abs().max())
+            self.largest = max(self.largest, float(reach.max()), largest)
+            if p.reduce == "logsumexp":
+                exponent = float((p.scale.abs() * size + p.shift.abs()).detach().max())
+                self.largest_exponent = max(self.largest_exponent, largest, exponent)
+            elif p.pair.name == "square" and p.operand == "dot":  # its closed form goes through sum_j y_j y_j^T
+                self.largest = max(self.largest, *(float(t.detach().square().sum()) for t in (x, y)))
         if self.rounds_weights and z.requires_grad:
             z.register_hook(lambda w: in_dtype(w, p.x.dtype))
         return p.pair.f(z if keep is None else torch.where(keep, z, 1.0)), keep

@@ -68,14 +68,15 @@ class Truth:
             t.dtype for t in case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.is_floating_point()
         ]
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        halves = [getattr(torch, case.autocast)] if case.autocast else [t for t in dtypes if torch.finfo(t).bits == 16]
-        self.eps = max(
-            torch.finfo(t).eps for t in (self.dtype, *(halves if self.plain_case.autocast or not case.autocast else []))
+        plain_autocast = self.plain_case.autocast
+        halves = (
+            [getattr(torch, plain_autocast)] if plain_autocast else [t for t in dtypes if torch.finfo(t).bits == 16]
         )
+        self.eps = max(torch.finfo(t).eps for t in (self.dtype, *halves))
         with clamped_as(self.dtype):
             self.found = run(replace(self.case, autocast=""), double, "reference")
         self.samples: list[tuple[Found, Found]] = []
-        self.largest = 0.0  # |z|, as far as it was looked at
+        self.largest = self.largest_exponent = 0.0  # |z|, and that of log-sum-exps, as far as it was looked at
 
     def draws(self, count: int) -> list[tuple[Found, Found]]:
         """The first `count` of (P, C)."""
@@ -90,7 +91,8 @@ class Truth:
         def change(name: str, t: Tensor) -> Tensor:
             if t.dim() < 2 and torch.finfo(t.dtype).bits == 16:
                 t = like(t, t.float())  # numbers keep their precision
-            t = like(t, t.to(self.dtype)) if t.dim() < 2 and t.numel() == 1 else t
+            # Rows keep it in every other draw: what half-precision gradients of equal terms leave is 0, or their float32 rounding.
+            t = like(t, t.to(self.dtype)) if (t.dim() < 2 and t.numel() == 1) or k % 2 else t
             return moved(t, name, k, eps) if k and t.dtype == self.dtype else t
 
         rounds_weights = self.case.backend in ("triton", "cuda")
@@ -105,13 +107,18 @@ class Truth:
         metric = self.case.function.startswith("metrics")  # whose unit rows are in the accumulation dtype
         unit = torch.finfo(self.dtype).eps if metric else self.eps
         engine = Plain(k, 1.0, precision(self.dtype), dot=False, unit=unit)
+        least = torch.finfo(self.dtype).tiny ** 0.5
+        if self.plain_case.autocast:  # which rounds what is small to whole subnormals
+            limits = torch.finfo(getattr(torch, self.plain_case.autocast))
+            least = max(least, limits.smallest_normal * limits.eps)
         with plainly(engine), clamped_as(self.dtype):
             found = run(
                 replace(self.case, autocast=""),
-                lambda name, t: moved(double(name, t), name, k, self.eps, torch.finfo(self.dtype).tiny ** 0.5),
+                lambda name, t: moved(double(name, t), name, k, self.eps, least),
                 number=number,
             )
         self.largest = max(self.largest, engine.largest)
+        self.largest_exponent = max(self.largest_exponent, engine.largest_exponent)
         return found
 
     def beyond(self) -> bool:
@@ -137,8 +144,13 @@ class Truth:
         return max(faults, key=lambda f: (f.allowed == 0.0, f.error / max(f.allowed, 1e-300)))
 
     def _weights_are_any(self) -> bool:
-        """Whether z of two sweeps rounds apart: the interpreter multiplies tiles of another shape in another order."""
-        return self.case.backend == "triton" and self.largest * torch.finfo(self.dtype).eps > 1e-3
+        """Whether z of two sweeps rounds apart: the interpreter multiplies tiles of another shape in another order.
+
+        Beyond 1 / eps of float64 the definition's own log-sum-exp is its largest term, however many there are: weights of two equal
+        ones are 1, not 1/2.
+        """
+        apart = self.case.backend == "triton" and self.largest * torch.finfo(self.dtype).eps > 1e-3
+        return apart or self.largest_exponent * torch.finfo(torch.float64).eps > 0.1
 
     def _natural(self, where: str) -> Tensor | float:
         """|L| / |leaf|, or of a row |L| / (n |x_i|): the size of the terms that its gradient is the sum of."""
@@ -157,6 +169,9 @@ class Truth:
     def _faults(self, found: Found, count: int) -> Iterator[Fault]:
         end = torch.finfo(self.dtype).max
         infinite = any(bool(((v.abs() > end) & ~v.isneginf()).any()) for v in self.found.values)
+        # Or beyond it in plain PyTorch: terms left the dtype on their way to a value that is back in it, or infinities cancelled.
+        plain = [zip(self.found.values, p.values, strict=True) for p, _ in self.draws(count)]
+        infinite |= any(bool((~p.isfinite() & (p != v)).any()) for values in plain for v, p in values)
         for where, got, pick in parts(found):
             t = pick(self.found)
             if where.startswith("gradient") and (infinite or self._weights_are_any()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,3 +113,37 @@ def test_a_callback_for_a_trainer(tmp_path: Path) -> None:
     state.is_world_process_zero, state.global_step = False, 6
     handler.on_step_end(arguments, state, transformers.TrainerControl())
     assert len(rows(tmp_path / "metrics.csv")) == 3
+
+
+def test_a_run_that_was_killed_as_it_wrote_goes_on_in_a_line_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    metrics.Recorder(every=1, csv=file)(0, torch.eye(4))
+    file.write_bytes(file.read_bytes()[:-9])
+    metrics.Recorder(every=1, csv=file)(1, torch.eye(4))
+    assert [row[0] for row in rows(file)] == ["step", "0", "1"] and float(rows(file)[2][2]) == pytest.approx(-4.0)
+
+
+def test_a_step_is_an_integer_of_whatever_type(tmp_path: Path) -> None:
+    recorder = metrics.Recorder(every=1, csv=tmp_path / "metrics.csv")
+    recorder(torch.tensor(3), torch.eye(4))
+    assert rows(tmp_path / "metrics.csv")[1][0] == "3"
+    for step in (3.0, "3", None):
+        with pytest.raises(TypeError, match="step: expected an integer, got"):
+            recorder(step, torch.eye(4))
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    (tmp_path / "binary.csv").write_bytes(b"\xff\x00")
+    for given, error, message in (
+        ({"csv": tmp_path}, ValueError, "csv: expected a file, got the folder"),
+        ({"csv": tmp_path / "binary.csv"}, ValueError, "csv: expected a file of commas and text"),
+        ({"metrics": ["alignment"]}, TypeError, "metrics: expected a dictionary"),
+        ({"metrics": {"alignment": 3}}, TypeError, "metrics: expected names and functions"),
+    ):
+        with pytest.raises(error, match=message):
+            metrics.Recorder(**given)
+
+
+def test_it_goes_to_another_process() -> None:
+    recorder = pickle.loads(pickle.dumps(metrics.Recorder(every=5)))
+    assert recorder.every == 5 and recorder(0, torch.eye(4))["uniformity"] == pytest.approx(-4.0)

@@ -215,6 +215,35 @@ def test_batched_gradients(name: str, normalize: bool) -> None:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("name", [*SIDES, "dcl"])
+@pytest.mark.parametrize("which", ["x", "y"])
+def test_a_backward_that_something_watches_of_one_view_alone(name: str, normalize: bool, which: str) -> None:
+    x, y = rows(6, 4)
+    mine = (x if which == "x" else y).requires_grad_()
+    loss = LOSSES[name](x, y, normalize=normalize)
+    (wanted,) = torch.autograd.grad(loss, mine, retain_graph=True, allow_unused=True)
+    with torch.autocast("cpu"):
+        (cast,) = torch.autograd.grad(loss, mine, retain_graph=True, allow_unused=True)
+    (batched,) = torch.autograd.grad(loss, mine, torch.tensor([1.0, -2.0]), is_grads_batched=True, allow_unused=True)
+    torch.testing.assert_close(cast, wanted)
+    torch.testing.assert_close(batched, torch.stack([wanted, -2.0 * wanted]))
+
+
+def test_what_an_infinite_logit_leaves_is_no_nan() -> None:
+    """softplus(-inf) is 0 for the value and for every gradient, also for those of the numbers."""
+    x = torch.tensor([[1e20, 0.0], [0.0, 1e20]]).requires_grad_()
+    y = x.detach().clone()  # matching rows have z = inf, all others 0
+    scale, bias = (torch.tensor(v, requires_grad=True) for v in (1.0, -5.0))
+    value = F.siglip(x, y, logit_scale=scale, logit_bias=bias, normalize=False)
+    assert in_one_node(value)
+    torch.testing.assert_close(value, torch.nn.functional.softplus(torch.tensor(-5.0)))
+    of_scale, of_bias = torch.autograd.grad(value, [scale, bias], retain_graph=True)
+    assert of_scale == 0.0 and of_bias.isfinite() and torch.autograd.grad(value, x)[0].isfinite().all()
+    one = torch.ones(3, 1)
+    assert F.siglip(one, -one, logit_scale=torch.tensor(math.inf), logit_bias=0.0) == math.inf
+
+
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("name", SIDES)
 def test_rows_changed_in_place(name: str, normalize: bool) -> None:
     x, y = (t.requires_grad_() for t in rows(6, 4))
