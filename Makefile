@@ -146,11 +146,10 @@ $(OLDEST_VENV)/ready:
 	touch $@
 
 # And with the newest that the index has.
-NEWEST_TORCH ?= torch
 NEWEST_VENV := build/newest-venv
-$(NEWEST_VENV)/ready:
+$(NEWEST_VENV)/ready: requirements/newest.txt
 	$(OTHER_PYTHON) -m venv --clear $(NEWEST_VENV)
-	$(NEWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(NEWEST_TORCH) numpy
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< numpy
 	touch $@
 
 test-wheel-newest: wheel $(NEWEST_VENV)/ready

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -27,10 +28,15 @@ def main(rank: int, world: int, meeting: str, result: str, strategy: str, how: s
     )
     x = random(8, 3, seed=rank).requires_grad_()
     loss = functional.clip(x, x + 1.0, logit_scale=2.0, group=Ranks(dist.group.WORLD, strategy=strategy))
+    returned = Path(result).with_name("rank 0 has its loss")
     if rank == 1:
+        # A barrier would not do: who leaves it first may die while the other still reads from it (seen on a busy machine).
+        while not returned.exists():
+            time.sleep(0.01)
         if how == "silent":
             time.sleep(4 * TIMEOUT)
         os._exit(0)
+    returned.touch()
     start = time.monotonic()
     try:
         loss.backward()
