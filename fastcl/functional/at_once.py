@@ -161,10 +161,10 @@ def _gradients(
     g: Tensor, x: Tensor | None, y: Tensor | None, of_x: Tensor, of_y: Tensor, normalize: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """What cpu_aligned_loss_backward does, in plain PyTorch."""
-    if (x is not None and of_x.shape[0] > x.shape[0]) or (
-        y is not None and of_y.dim() == 1
-    ):  # of stacked rows, as many of either
-        of_x, of_y = of_x.chunk(2)
+    if y is not None and of_y.dim() == 1:  # of stacked rows, y's below x's
+        of_y = of_x[-y.shape[0] :]
+    if x is not None:
+        of_x = of_x[: x.shape[0]]
 
     def of(rows: Tensor | None, of_unit: Tensor) -> Tensor | None:
         if rows is None:
