@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from fastcl.triton_kernels import fused, tuning
+from fastcl.triton_kernels.strip import Strip
 
 from bench.gpu_estimate import (
     AT,
@@ -21,9 +22,11 @@ from bench.gpu_estimate import (
 )
 from bench.hopper_estimate import HEADLINES, share
 from fastcl.backends import reference
+from fastcl.equation.problem import Problem, Wanted
 
 from .emulation import EVERYTHING
-from .problems import error
+from .problems import error, problem
+from .user_pairs import Softplus
 
 CASES = [("a100", 128), ("h100", 128), ("a100", 512), ("h100", 512)] if EVERYTHING else [("a100", 128)]
 # Prologues are in neither; the column state of the tiles and the edges of the sweep are.
@@ -102,3 +105,28 @@ def test_a_row_that_underflows_is_noticed() -> None:
         for mine, truth in zip(found[0], reference.rows(p), strict=True):
             assert mine is not None and truth is not None
             assert error(mine, truth) < 4e-6
+
+
+def _summed(p: Problem) -> None:
+    r, _ = fused.rows(p)
+    fused.gradients(p, r, None, torch.ones(p.n), None, Wanted(True, True, True, False, False, False))
+
+
+def _strip_summed(p: Problem) -> None:
+    strip = Strip(p)
+    r, _ = strip.rows()
+    strip.gradients(r, None, torch.ones(p.n), None, Wanted(True, True, True, False, False, False))
+
+
+@pytest.mark.parametrize("form", ["fused", "strip"])
+def test_a_function_of_ones_own_executes_what_the_built_in_one_does(form: str) -> None:
+    """softplus, and its copy with a constant: at most 5% more instructions, and no more exponentials."""
+    found = []
+    for pair in ("softplus", Softplus(1.0)):
+        p = problem(128, 256, 64, pair=pair, mask="all", dtype=torch.bfloat16)
+
+        stats = launches(p, 80, _summed if form == "fused" else _strip_summed)
+        found.append((sum(s.instructions for s in stats), sum(s.mufu for s in stats)))
+    (built_in, exponentials), (own, own_exponentials) = found
+    assert own_exponentials == exponentials > 0
+    assert own <= 1.05 * built_in

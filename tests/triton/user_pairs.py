@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastcl.equation.intrinsics import exp, sigmoid
+from fastcl.equation.intrinsics import exp, sigmoid, softplus
 from fastcl.equation.pairs import PairFunction
 
 
@@ -31,3 +31,14 @@ class Bump(PairFunction, name="bump_of_a_test"):
     @staticmethod
     def value(z, at, height):
         return height * exp(-(z - at) * (z - at))
+
+
+@dataclass(frozen=True)
+class Softplus(PairFunction, name="softplus_of_a_test"):
+    """f(z) = w log(1 + e^z): that of fastcl for w = 1."""
+
+    w: float
+
+    @staticmethod
+    def value(z, w):
+        return w * softplus(z)
