@@ -19,6 +19,7 @@ from . import derivatives, flops
 from .backends import choice, closed_form, native
 from .derivatives import present
 from .equation import checks
+from .equation.arguments import not_traced
 from .equation.masks import Mask
 from .equation.names import Backend, Operand, Outer, PairReduction
 from .equation.pairs import PairFunction
@@ -197,6 +198,8 @@ def problem(
     columns: bool,
 ) -> Problem:
     """The checked problem; every error is raised here."""
+    if torch._C._get_tracing_state() is not None:
+        raise not_traced()
     if y is None:
         checks.matrix("x", x)
         for name, given in (("bias_x", bias_x is not None), ("bias_y", bias_y is not None), ("columns", columns)):

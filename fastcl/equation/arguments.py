@@ -296,6 +296,8 @@ def declared(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch._C._get_tracing_state() is not None:
+            raise not_traced()
         rows = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() == 2), None)
         given: list[Any] = list(args)
         for k, name in places:
@@ -309,6 +311,14 @@ def declared(function: Callable[P, R]) -> Callable[P, R]:
         return function(*given, **kwargs)
 
     return call
+
+
+def not_traced() -> RuntimeError:
+    """The error of a call within torch.jit.trace, whose tracer takes no list of booleans and makes tensors of sizes."""
+    return RuntimeError(
+        "fastcl: expected a call outside torch.jit.trace, which records neither the op nor sizes; use torch.export.export or "
+        "torch.compile, or trace the model without its loss"
+    )
 
 
 def _taken(check: Check, name: str, value: Any, rows: Tensor | None) -> Any:

@@ -170,7 +170,8 @@ def f_micl(
         q: order of "tsallis", > 0 and not 1 (> 1 for the cosine); for no other divergence.
         groups: (n,) int64, one group per row: pairs of equal groups are no negatives.
         normalize: whether to scale rows to unit length first.
-        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
+        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over
+            n - 1, with groups over the mean number of pairs of a row).
         return_terms: whether to return (loss, positive, negative) with loss = -positive + alpha * negative. In float32 a weight
             such as 409600 drowns the positive in the loss's last digits; its gradient is right all the same.
         backend: see fastcl.pair_reduce.

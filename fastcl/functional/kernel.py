@@ -72,7 +72,8 @@ def kcl(
         gamma: weight of the energies, a number or a tensor with one element.
         groups: (n,) int64, one group per row: pairs of equal groups are left out of the energies.
         normalize: whether to scale rows to unit length first.
-        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energies being its row sums over n - 1).
+        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energies being its row sums over
+            n - 1, with groups over the mean number of pairs of a row).
         backend: see fastcl.pair_reduce.
         group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 

@@ -55,7 +55,8 @@ def sogclr(
         L = mean_{i <= 2n} [ tau log u_i - s_ip(i) ],   u_i = (1 - gamma) u_old + gamma g_i,   g_i = mean_k e^{s_ik / tau}
 
     over z = [u; v], p(i) the other view of i, k the 2n - 2 rows of other samples. The gradient is that of the mean of
-    tau g_i / sg(u_i) - s_ip(i): u is held fixed. Both views start from their sample's u_old; its new one is the mean of theirs.
+    tau sg(log u_i) + sg(tau) g_i / sg(u_i) - s_ip(i): u is held fixed. Both views start from their sample's u_old; its new one
+    is the mean of theirs.
 
     Source: Yuan et al. 2022 (arXiv 2202.12387), algorithm 1 and the authors' code (Optimization-AI/SogCLR), whose printed value is
     another. A sample that was in no batch yet takes g_i whole.

@@ -51,7 +51,8 @@ def f_mi_alpha(
         eps: the least s, > 0, a number; below it the gradient is 0.
         groups: (n,) int64, one group per row: pairs of equal groups are no negatives.
         normalize: whether to scale rows to unit length first.
-        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
+        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over
+            n - 1, with groups over the mean number of pairs of a row).
         backend: see fastcl.pair_reduce.
         group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 

@@ -67,7 +67,8 @@ def spectral(
         estimator: "unbiased" (pairs i != j) or "biased" (all pairs).
         groups: (n,) int64, one group per row: pairs of equal groups are no negatives (the "biased" i = j stays).
         normalize: whether to scale rows to unit length first, before they are clipped.
-        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over n - 1).
+        reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over
+            n - 1, with groups over the mean number of pairs of a row).
         backend: see fastcl.pair_reduce.
         group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 

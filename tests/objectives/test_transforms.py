@@ -7,6 +7,8 @@ import torch
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+import fastcl
+
 from .cases import CASES, Case
 from .witnesses import close, double_loop, gradients, library, name_of, served
 
@@ -179,3 +181,16 @@ def test_meta_tensors_have_the_right_shape(case: Case) -> None:
         shadow = library(case, [x.to("meta") for x in rows], None, **moved)
         assert shadow.device.type == "meta"
         assert (shadow.shape, shadow.dtype) == (real.shape, real.dtype)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_the_old_tracer_is_told_what_to_use_instead(case: Case) -> None:
+    """Whatever it meets first otherwise, a list of booleans or a size that is a tensor, says nothing of what to do."""
+    rows, arguments = of_size(case, N)
+    held = tuple(x.detach() for x in rows)
+    with pytest.raises(RuntimeError, match=r"torch\.export"):
+        torch.jit.trace(lambda *r: library(case, r, None, **arguments), held, check_trace=False)
+    with pytest.raises(RuntimeError, match=r"torch\.export"):
+        torch.jit.trace(lambda x: fastcl.pair_total(x, outer="sum"), held[:1], check_trace=False)
