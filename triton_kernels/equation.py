@@ -63,3 +63,13 @@ def mask_tile(t, i0, j0, n, m, diff, gx, gy, fill, BM: tl.constexpr, BN: tl.cons
         if crossed:
             t = tl.where(visited(i0, j0, n, m, shift, gx, gy, BM, BN, MASK), t, fill)
     return t
+
+
+@triton.jit
+def at_most(t, z, lx, ly, fill, HAS_LX: tl.constexpr, HAS_LY: tl.constexpr):
+    """t where z is at most the limits of its row and of its column, fill elsewhere; a z of NaN is above no limit."""
+    if HAS_LX:
+        t = tl.where(z > lx[:, None], fill, t)
+    if HAS_LY:
+        t = tl.where(z > ly[None, :], fill, t)
+    return t

@@ -46,6 +46,15 @@ def vectors(s: Sides, swapped: bool = False) -> dict[str, Any]:
     }
 
 
+def limits(p: Problem) -> dict[str, Any]:
+    """The limits of logits, which the strip's kernels alone take: the fused ones would pay for them in registers."""
+    given = {name: None if t is None else t.contiguous() for name, t in zip(("X", "Y"), p.limits, strict=True)}
+    return {
+        **{f"L{name}": present(t, p.scale) for name, t in given.items()},
+        **{f"HAS_L{name}": t is not None for name, t in given.items()},
+    }
+
+
 def pair_value(s: Sides) -> Any:
     return _functions(s.p.pair)[0]
 

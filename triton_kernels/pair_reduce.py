@@ -56,6 +56,6 @@ def form(p: Problem, gradients: bool) -> str:
     name = os.environ.get(FORM_VARIABLE) or "auto"
     if name not in FORMS:
         raise ValueError(f"{FORM_VARIABLE}: expected one of {', '.join(FORMS)}, got {name!r}")
-    if gradients and not fused.holds_gradients(p):
+    if p.mask.limited or (gradients and not fused.holds_gradients(p)):
         return "strip"
     return tuning.predicted_form(p, fused.dot_precision(p.x)) if name == "auto" else name

@@ -14,7 +14,17 @@ from torch import Tensor
 from ..backends.tiles import State, Tile, Tiles, Weighting
 from ..equation.problem import Problem
 from . import tuning
-from .launching import STRIP_OPTIONS, difference, pair_slope, pair_value, prepared, present, vectors, weight_arguments
+from .launching import (
+    STRIP_OPTIONS,
+    difference,
+    limits,
+    pair_slope,
+    pair_value,
+    prepared,
+    present,
+    vectors,
+    weight_arguments,
+)
 from .strip_kernels import merge_partials, strip_reduce, strip_weights
 
 MOST_BLOCKS = 65535  # along the second dimension of a grid
@@ -28,7 +38,7 @@ class Strip(Tiles):
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p, p.x.dtype)
-        self.arguments = vectors(self.sides) | {"diff": difference(p), "PAIR": pair_value(self.sides)} | STRIP_OPTIONS
+        self.arguments = vectors(self.sides) | limits(p) | {"diff": difference(p), "PAIR": pair_value(self.sides)} | STRIP_OPTIONS
         self.slope = pair_slope(self.sides)
         self.reducing, self.weighing = tuning.epilogue(tuning.STRIP_REDUCE), tuning.epilogue(tuning.STRIP_WEIGHTS)
 

@@ -49,20 +49,8 @@ class Blocks(Tiles):
         # z of a log-sum-exp lacks the shift.
         self.limits = [limit if limit is None or not self.lse else limit - p.shift for limit in p.limits]
         self.above: Tensor | None = None
-        if p.mask.limited:
-            self._mark_limits()
         # A second buffer for exponentials: memory fresh from the system costs its page faults anew at every tile.
         self.spare = self.dot
-
-    def _mark_limits(self) -> None:
-        """Rows are NaN where their limit is."""
-        s, (of_rows, of_cols) = self.sides, self.p.limits
-        if of_rows is not None:
-            s.x = torch.where(torch.isnan(of_rows)[:, None], of_rows[:, None], s.x)
-        if s.symmetric:
-            s.y = s.x
-        elif of_cols is not None:
-            s.y = torch.where(torch.isnan(of_cols)[:, None], of_cols[:, None], s.y)
 
     @property
     def element_bytes(self) -> int:

@@ -28,7 +28,7 @@ MODULES = {
 NAMES = get_args(Backend)
 KERNELS = ("cpu", "triton", "cuda")  # those whose pair functions are generated from pairs.py
 # Those whose kernels would pay for limits of logits in registers, also in calls without any.
-UNLIMITED = ("triton", "cuda")
+UNLIMITED = ("cuda",)
 
 # The order in which `auto` asks, by device type.
 PREFERENCE = {"cpu": ("cpu", "blocked"), "cuda": ("cuda", "triton", "blocked")}
@@ -64,8 +64,8 @@ def reason(
         return f"it serves {name} tensors, and these are on {device.type}"
     if limited and name in UNLIMITED:
         return (
-            "its kernels leave out no pairs by their logits (fastcl.at_most, false_negative_margin=); use backend='blocked', which "
-            "'auto' takes for these"
+            "its kernels leave out no pairs by their logits (fastcl.at_most, false_negative_margin=); use backend='triton' or "
+            "'blocked', as 'auto' does for these"
         )
     try:
         module = _module(name)

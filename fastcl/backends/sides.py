@@ -34,6 +34,18 @@ class Sides:
         if p.operand == "sqdist":
             self.norm_x = _squared_norms(self.x, p.dtype)
             self.norm_y = self.norm_x if p.y is None else _squared_norms(self.y, p.dtype)
+        if p.mask.limited:
+            self._mark_limits()
+
+    def _mark_limits(self) -> None:
+        """Rows are NaN where their limit is: of what it has a say in, nothing is known."""
+        of_rows, of_cols = self.p.limits
+        if of_rows is not None:
+            self.x = torch.where(torch.isnan(of_rows)[:, None], of_rows[:, None].to(self.x.dtype), self.x)
+        if self.symmetric:
+            self.y = self.x
+        elif of_cols is not None:
+            self.y = torch.where(torch.isnan(of_cols)[:, None], of_cols[:, None].to(self.y.dtype), self.y)
 
     def vectors(self, swapped: bool = False) -> tuple[Tensor | None, ...]:
         """Norms of x and of y, biases, groups, as kernels read them: dense. swapped: with the roles of x and y exchanged."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import fastcl.triton_kernels
 import pytest
 import torch
 from torch import Tensor
@@ -210,9 +211,10 @@ def test_refused(given: dict[str, Any], call: dict[str, Any], kind: type[Excepti
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_kernels_without_limits_say_so_and_auto_takes_the_tiles(backend: str) -> None:
+def test_kernels_without_limits_say_so_and_auto_takes_others(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
-    said = choice.reason(backend, gpu, torch.float32, Identity(), True)
+    said = choice.reason("cuda", gpu, torch.float32, Identity(), True)
     assert said is not None and said.startswith("its kernels leave out no pairs by their logits")
-    assert choice.choose(None, gpu, torch.float32, Identity(), True)[0] == "blocked"
+    for why, taken in ((None, "triton"), ("there is no Triton", "blocked")):
+        monkeypatch.setattr(fastcl.triton_kernels, "unavailable", lambda device, dtype, why=why: why)
+        assert choice.choose(None, gpu, torch.float32, Identity(), True)[0] == taken

@@ -164,8 +164,8 @@ def interpreted(draw: Draw) -> Case:
     case = draw(
         ops(draw(st.sampled_from(public()["ops"])), dtypes=("float32", "float16"))
     )  # the interpreter's bfloat16 is wrong
-    if max(max(t.shape, default=0) for t in case.tensors().values()) > 65 or "at_most" in repr(case):
-        reject()  # the kernels' own tiles are small, and they leave out no pairs by their logits
+    if max(max(t.shape, default=0) for t in case.tensors().values()) > 65:
+        reject()  # the kernels' own tiles are small
     return replace(case, backend="triton", autocast="", threads=1, derive="grad")
 
 

@@ -138,7 +138,7 @@ def _strip(arch: str) -> Iterator[Entry]:
         ),
     ):
         block = tuning.STRIP_REDUCE if kernel is strip_reduce else tuning.STRIP_WEIGHTS
-        constants = {"BM": block[0], "BN": block[1]} | EQUATION | extra
+        constants = {"BM": block[0], "BN": block[1], "HAS_LX": False, "HAS_LY": False} | EQUATION | extra
         yield Entry(arch, label, kernel, torch.bfloat16, constants, tuning.STRIP_WARPS, 2, False)
 
 

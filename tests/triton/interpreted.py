@@ -5,6 +5,8 @@ The interpreter is chosen when the kernels are imported, so these tests need a p
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -75,6 +77,28 @@ def test_sums(operand: str, pair: str) -> None:
 def test_masked_sums(mask: str) -> None:
     check_rows_and_gradients(problem(37, 53, 20, pair="softplus", mask=mask, columns=True), triton_kernels)
     check_rows_and_gradients(problem(53, None, 20, pair="softplus", mask=mask), triton_kernels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pair", ["identity", "softplus", "exp"])
+def test_limits(pair: str, dtype: torch.dtype) -> None:
+    """Either form asked for, the strip's kernels leave out the pairs above a limit."""
+    for mask, m in (("off_diagonal", 53), ("within_groups", 53), ("off_diagonal", None)):
+        p = problem(37, m, 20, pair=pair, mask=mask, bias=True, columns=True, dtype=dtype, limits=True)
+        check_rows_and_gradients(p, triton_kernels)
+        for outer in ("sum",) if p.reduce == "sum" else ("contrast", "pooled"):
+            check_total(replace(p, columns=False), outer, triton_kernels)
+
+
+@pytest.mark.parametrize("pair", ["identity", "softplus"])
+@pytest.mark.parametrize("m", [53, None])
+def test_limits_that_are_no_numbers(pair: str, m: int | None) -> None:
+    """NaN where a limit is, -inf leaves out all of a row, inf none."""
+    p = problem(37, m, 20, pair=pair, mask="all", columns=True, limits=True)
+    of_rows = p.limits[0]
+    of_rows[:3] = torch.tensor([float("nan"), float("-inf"), float("inf")])  # type: ignore[index]
+    for mine, truth in zip(triton_kernels.rows(p), reference.rows(p), strict=True):
+        torch.testing.assert_close(mine, truth, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (1, 65, 3), (65, 1, 17), (33, 31, 100), (20, 30, 200)])

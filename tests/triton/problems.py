@@ -7,6 +7,7 @@ plain n x m computation in the inputs' own dtype, differentiated by autograd.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from fastcl.backends import blocked, reference
 from fastcl.equation.masks import KINDS, Mask
 from fastcl.equation.pairs import PairFunction, pair_function
 from fastcl.equation.problem import Gradients, Problem, Wanted, accumulation_dtype
+from tests.engine.test_limits import between
 
 MASKS = KINDS
 # Of a constant that is not named here: 0.5.
@@ -44,9 +46,12 @@ def affine(pair: PairFunction, operand: str) -> tuple[float, float]:
 def problem(
     n: int, m: int | None, d: int, *, operand: str = "dot", pair: str | PairFunction = "identity", mask: str = "off_diagonal",
     bias: bool = False, columns: bool = False, scale: float | None = None, dtype: torch.dtype = torch.float32,
-    seed: int = 0, length: float = 1.0,
+    seed: int = 0, length: float = 1.0, limits: bool = False,
 ) -> Problem:  # fmt: skip
-    """Unit rows (times length); m None takes x with itself; "identity" is the log-sum-exp, every other pair a sum."""
+    """Unit rows (times length); m None takes x with itself; "identity" is the log-sum-exp, every other pair a sum.
+
+    limits: of logits, of each row and, beside y, of each column.
+    """
     g = torch.Generator().manual_seed(seed)
 
     def unit(count: int) -> Tensor:
@@ -66,10 +71,18 @@ def problem(
     if f.name == "identity" and operand == "dot":
         default = 5.0
     visited = Mask("off_diagonal" if period else mask, row_offset, 0, *grouped, period)
-    return Problem(
+    p = Problem(
         x, y, torch.tensor(default if scale is None else scale, dtype=small), torch.tensor(shift, dtype=small), *biases,
         visited, operand, f, "logsumexp" if f.name == "identity" else "sum", columns,
     )  # fmt: skip
+    return limited(p) if limits else p
+
+
+def limited(p: Problem) -> Problem:
+    """The problem without the pairs whose logit is above about three quarters of its row's, or of its column's."""
+    z = reference._matrix(p)[1]
+    of_cols = None if p.y is None else between(z.T, 0.75).to(p.dtype)
+    return replace(p, mask=p.mask._replace(limit_x=between(z, 0.75).to(p.dtype), limit_y=of_cols))
 
 
 class Upstream(NamedTuple):
@@ -107,6 +120,9 @@ def torch_answer(p: Problem, up: Upstream) -> tuple[Tensor, Tensor | None, Gradi
     z = z + leaves["bias_y"][None, :] if "bias_y" in leaves else z
     keep = reference.visited(p.mask, torch.arange(p.n), torch.arange(p.m))
     keep = torch.ones(p.n, p.m, dtype=torch.bool) if keep is None else keep
+    of_rows, of_cols = p.limits
+    keep = keep if of_rows is None else keep & (z.detach() <= of_rows[:, None])
+    keep = keep if of_cols is None else keep & (z.detach() <= of_cols)
     r, c = (reference._reduce(p, z, keep, dim) for dim in (1, 0))
     loss = (torch.where(torch.isneginf(r), 0.0, r) * up.g).sum()
     if up.h is not None:

@@ -45,11 +45,12 @@ class Case(NamedTuple):
     mask: str = "off_diagonal"
     bias: bool = False
     precision: str = "ieee"
+    limits: bool = False
 
     def problem(self) -> Problem:
         p = problem(
             self.n, self.m, self.d, operand=self.operand, pair=self.pair, mask=self.mask, bias=self.bias,
-            columns=True, dtype=self.dtype,
+            columns=True, dtype=self.dtype, limits=self.limits,
         )  # fmt: skip
         if self.precision == "tf32":
             # Rows that tf32 holds exactly, as bfloat16 holds its own: what is measured is the kernel, not the input's rounding.
@@ -60,7 +61,10 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.") if self.dtype != F32 else self.precision
-        return f"{self.form}-sm{self.arch}-{self.n}x{self.m or 'self'}x{self.d}-{kind}-{self.operand}-{self.pair}-{self.mask}"
+        limits = "-limits" if self.limits else ""
+        return (
+            f"{self.form}-sm{self.arch}-{self.n}x{self.m or 'self'}x{self.d}-{kind}-{self.operand}-{self.pair}-{self.mask}{limits}"
+        )
 
 
 # Several row blocks and column tiles of every kind, ragged in n and m; the kernels that everyone runs first.
@@ -75,6 +79,8 @@ SUBSET = [
     Case("fused", 80, 40, 50, 40, F32, precision="ieee", mask="across_groups"),
     Case("strip", 80, 140, 700, 16, mask="two_diagonals"),
     Case("fused", 80, 140, 700, 64, mask="two_diagonals"),
+    Case("strip", 80, 150, 220, 64, bias=True, limits=True),
+    Case("fused", 80, 150, None, 64, F16, pair="softplus", limits=True),
 ]
 
 
@@ -99,6 +105,7 @@ def everything() -> list[Case]:
                     cases.append(Case(form, arch, 140, 270, 64, pair="identity", operand=operand, mask=mask))
                     cases.append(Case(form, arch, 270, None, 64, pair="exp", operand=operand, mask=mask))
             cases += [Case(form, arch, 140, 150, 64, pair=pair) for pair in PAIRS]
+            cases += [Case(form, arch, 140, m, 64, pair=pair, limits=True) for m in (150, None) for pair in ("identity", "exp")]
             cases += [Case(form, arch, n, m, 64) for n, m in ((1, 1), (1, 129), (129, 1), (127, 128), (128, 129))]
     return cases
 
