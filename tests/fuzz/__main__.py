@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,6 +34,7 @@ ROUND = {
     "ops": 120,
     "modules": 60,
     "metrics": 30,
+    "spoiled": 60,
     "2 ranks": 30,
     "3 ranks": 20,
     "compiled": 4,
@@ -41,7 +42,9 @@ ROUND = {
 }
 
 
-def strategy(kind: str, number: int) -> tuple[st.SearchStrategy[Case], Callable[[Case], Any]]:
+def strategy(
+    kind: str, number: int, paths: Sequence[str] | None = None
+) -> tuple[st.SearchStrategy[Case], Callable[[Case], Any]]:
     """What is drawn, and where it runs."""
     if kind.endswith("ranks"):
         world = int(kind[0])
@@ -52,7 +55,7 @@ def strategy(kind: str, number: int) -> tuple[st.SearchStrategy[Case], Callable[
         # Tiles of 32 x 32 or so: several of them at sizes that the interpreter can run.
         form = ("strip", "fused")[number % 2]
         return draws.interpreted(), place(TRITON_INTERPRET="1", FASTCL_TRITON=form, FASTCL_WORKSPACE_MB="0.005")
-    return draws.cases(kind), place()
+    return draws.cases(kind, paths), place()
 
 
 class TimeUp(BaseException):
@@ -89,6 +92,9 @@ def main() -> int:
     parser.add_argument(
         "--kinds", nargs="*", default=list(ROUND), choices=list(ROUND), help="what to draw; all by default"
     )
+    parser.add_argument(
+        "--paths", nargs="*", help="of these alone, as functional.sup_con or losses.CLIPLoss; all by default"
+    )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31), help="where to begin")
     given_ = parser.parse_args()
     os.environ["FASTCL_POISON"] = "1"  # as in the tests: the kernels' own memory holds NaN before they write it
@@ -100,7 +106,7 @@ def main() -> int:
     number = given_.seed
     while time.monotonic() < end:
         for kind in given_.kinds:
-            drawn, where = strategy(kind, number)
+            drawn, where = strategy(kind, number, given_.paths)
             hunter = Hunter(kind, where, end, known, judged)
             run = settings(
                 max_examples=ROUND[kind], database=None, deadline=None, print_blob=False, report_multiple_bugs=False,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
+import pickle
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -29,7 +32,12 @@ class Case:
     function: its path below fastcl. statements: lines that build its tensors, `name = ...` first. positional, keywords: its
     arguments, as text. settings: of an nn.Module's constructor, as text. wants: which tensors want gradients. upstream: the
     factor of the upstream gradient. autocast: a dtype for the forward, or "". inside: whether the backward runs within it too.
-    derive: how gradients are asked for: "grad", by "func" (torch.func.grad), "batched" (is_grads_batched), or "jvp", a direction.
+    derive: how gradients are asked for: "grad", by "func" (torch.func.grad), "batched" (is_grads_batched), "jvp", a direction, or
+        "twice", the gradient of a gradient.
+    spoiled: an argument that must be refused.
+    held: how a module comes to be called: as it was built (""), as a "copy", "pickled", or, by the name of a setting, as a subclass
+        that states it as a property.
+    steps: by how much its own parameters have moved since it was built.
     sizes: rows of each rank, of which there is one for one process. workspace: megabytes that tiles may take, or "".
     """
 
@@ -45,6 +53,9 @@ class Case:
     inside: bool = False
     compiled: bool = False
     derive: str = "grad"
+    spoiled: str = ""
+    held: str = ""
+    steps: float = 0.0
     threads: int = 1
     workspace: str = ""
     sizes: tuple[int, ...] = (1,)
@@ -77,7 +88,13 @@ class Case:
         ]
         call = f"fastcl.{self.function}"
         if self.settings is not None:
-            call = f"{call}({', '.join(f'{k}={v}' for k, v in (self.settings | way).items())})"
+            settings = {k: v for k, v in self.settings.items() if k != self.held} | way
+            if self.held in self.settings:  # a property of a subclass
+                stated = f"{{{self.held!r}: property(lambda self: {self.settings[self.held]})}}"
+                call = f"type('Held', ({call},), {stated})"
+            call = f"{call}({', '.join(f'{k}={v}' for k, v in settings.items())})"
+            copied = {"copy": "copy.deepcopy({})", "pickled": "pickle.loads(pickle.dumps({}))"}
+            call = copied.get(self.held, "{}").format(call)
         if self.compiled:
             call = f'torch.compile({call}, backend="aot_eager")'
         call = f"value = {call}({', '.join(given)})"
@@ -99,8 +116,13 @@ class Case:
                 f"total = {g}sum((v * rows(v.numel(), 1, 9).float().view(v.shape)).nan_to_num(0, 0, 0).sum() for v in values)",
                 f"print(torch.autograd.grad(total, [{', '.join(self.wants)}], allow_unused=True))",
             ]
-            ways = {"func": "# by torch.func.grad", "batched": "# with is_grads_batched=True, two gradients alike"}
+            ways = {
+                "func": "# by torch.func.grad",
+                "batched": "# with is_grads_batched=True, two gradients alike",
+                "twice": "# with create_graph=True, and the gradient of sum(g * rows(g.numel(), 1, 4)) of these",
+            }
             lines += [ways[self.derive]] if self.derive in ways else []
+            lines += [f"# its parameters moved by {self.steps!r} first"] if self.steps else []
             if self.inside and self.autocast and self.derive == "grad":
                 lines[-1] = f'with torch.autocast("cpu", torch.{self.autocast}):\n    {lines[-1]}'
         if self.threads > 1:
@@ -108,12 +130,17 @@ class Case:
         if self.workspace:
             lines.insert(0, f'os.environ["{WORKSPACE_VARIABLE}"] = "{self.workspace}"')
         head = [
-            *(["import os"] if self.workspace else []),
+            *(
+                f"import {name}"
+                for name in ("copy", "os", "pickle", "numpy")
+                if any(f"{name}." in line for line in lines)
+            ),
             "import torch",
             "import fastcl",
             "",
             inspect.getsource(formula.rows).replace("Tensor", "torch.Tensor"),
         ]
+        lines += [f"# {self.spoiled} must be refused by a ValueError or a TypeError"] if self.spoiled else []
         if len(self.sizes) > 1:
             cut = f"# over {len(self.sizes)} ranks: {', '.join(self.sharded)} cut to rows {self.sizes} each, with"
             lines.insert(0, f"{cut} group=fastcl.Ranks(dist.group.WORLD, {self.gradient!r}, {self.strategy!r})")
@@ -140,9 +167,17 @@ Change = Callable[[str, Tensor], Tensor]
 
 
 def run(
-    case: Case, change: Change | None = None, backend: str | None = None, group: Any = None, number: Any = None
+    case: Case,
+    change: Change | None = None,
+    backend: str | None = None,
+    group: Any = None,
+    number: Any = None,
+    function: Any = None,
 ) -> Found:
-    """The call, with each floating tensor as `change(name, tensor)` makes it, and each number as `number(name, value)` does."""
+    """The call, with each floating tensor as `change(name, tensor)` makes it, and each number as `number(name, value)` does.
+
+    function: what stands in for the case's own, and chooses no backend.
+    """
     tensors = {
         name: change(name, value) if change and isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in case.tensors().items()
@@ -157,10 +192,11 @@ def run(
         tensors[name] = value.requires_grad_()
 
     def evaluated(given: dict[str, str], leaves: dict[str, Tensor] | None = None) -> dict[str, Any]:
-        found = {k: eval(v, {"torch": torch, "fastcl": fastcl, **tensors, **(leaves or {})}) for k, v in given.items()}
+        space = {"torch": torch, "fastcl": fastcl, "numpy": numpy, **tensors, **(leaves or {})}
+        found = {k: eval(v, space) for k, v in given.items()}
         return found if number is None else {k: number(k, v) for k, v in found.items()}
 
-    chosen: dict[str, Any] = {"backend": backend or case.backend} if case.takes_backend else {}
+    chosen: dict[str, Any] = {"backend": backend or case.backend} if case.takes_backend and function is None else {}
     if group is not None:
         chosen["group"] = fastcl.Ranks(group, case.gradient, case.strategy)
     settings = None if case.settings is None else evaluated(case.settings) | chosen
@@ -168,12 +204,12 @@ def run(
     limit = {WORKSPACE_VARIABLE: case.workspace} if case.workspace else {}
     with warnings.catch_warnings(), patch.dict(os.environ, limit):
         warnings.simplefilter("ignore")
-        call = case.owner if settings is None else case.owner(**settings)
+        call = function or case.owner
         leaves = {name: tensors[name] for name in case.wants}
         if settings is not None:
-            for name, parameter in call.named_parameters():
-                if all(parameter is not leaf for leaf in leaves.values()):
-                    leaves[name] = parameter
+            call, learned = held(case, settings, leaves)
+            leaves |= learned
+        before = {name: (t, t._version) for name, t in (tensors | leaves).items() if isinstance(t, Tensor)}
         if case.compiled:
             torch._dynamo.reset()
             call = torch.compile(call, backend="aot_eager", fullgraph=True)
@@ -183,7 +219,31 @@ def run(
             with autocast(case.autocast):
                 return flat(call(*((tensors | leaves)[name] for name in case.positional), **keywords))
 
-        return derived(case, values_of, leaves, group)
+        found = derived(case, values_of, leaves, group)
+        changed = [name for name, (t, version) in before.items() if t._version != version]
+        if changed:
+            raise AssertionError(f"{', '.join(changed)}: modified by the call")
+        return found
+
+
+def held(case: Case, settings: dict[str, Any], leaves: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The module of the case, and its parameters: under the names of the leaves that it was given, or under its own."""
+    if case.held in settings:
+        value = settings.pop(case.held)
+        module = type("Held", (case.owner,), {case.held: property(lambda self: value)})(**settings)
+    else:
+        module = case.owner(**settings)
+    given = {id(leaf): name for name, leaf in leaves.items()}
+    names = [given.get(id(parameter), name) for name, parameter in module.named_parameters()]
+    if case.held == "copy":
+        module = copy.deepcopy(module)
+    elif case.held == "pickled":
+        module = pickle.loads(pickle.dumps(module))
+    learned = dict(zip(names, module.parameters(), strict=True))
+    for name, parameter in learned.items():
+        if name not in leaves:
+            parameter.data.add_(case.steps)
+    return module, learned
 
 
 def autocast(dtype: str) -> Any:
@@ -213,7 +273,11 @@ def derived(case: Case, values_of: Values, leaves: dict[str, Tensor], group: Any
         total = _total(case, values, group)
         batched = {"grad_outputs": total.new_ones(2), "is_grads_batched": True} if case.derive == "batched" else {}
         with autocast(case.autocast if case.inside else ""):
-            answer = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, **batched)
+            answer = torch.autograd.grad(
+                total, list(leaves.values()), allow_unused=True, create_graph=case.derive == "twice", **batched
+            )
+        if case.derive == "twice":
+            answer = _of_gradients(answer, list(leaves.values()))
         for name, g in zip(leaves, answer, strict=True):
             if g is not None:
                 gradients[name] = g[1] if batched else g
@@ -225,6 +289,15 @@ def _total(case: Case, values: list[Tensor], group: Any) -> Tensor:
     given = zip(values, upstreams(case, values, group), strict=True)
     total = [(v * g).nan_to_num(0.0, 0.0, 0.0).sum() * case.upstream for v, g in given]
     return torch.stack([t.to(total[0]) for t in total]).sum() if len(total) > 1 else total[0]
+
+
+def _of_gradients(gradients: tuple[Tensor | None, ...], leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients of a sum of these, each entry times a number."""
+    graph = [g for g in gradients if g is not None and g.requires_grad]
+    if not graph:
+        return (None,) * len(leaves)
+    terms = [(g * formula.rows(max(g.numel(), 1), 1, 4)[: g.numel()].view_as(g).to(g)).double().sum() for g in graph]
+    return torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
 
 
 def _directional(values_of: Values, leaves: dict[str, Tensor]) -> Found:

@@ -29,7 +29,7 @@ sizes = st.one_of(*[small] * 5, *[edges] * 5, large, st.sampled_from((2, 3, 0, 1
 widths = st.one_of(*[small] * 4, *[edges] * 4, st.sampled_from(FAR), st.sampled_from((0, 1)))
 # Powers of ten of a norm: most rows are near 1, some losses take any. At the edges norms are clamped, squares leave float32, and
 # parts of a float do.
-extreme = st.sampled_from((-37, -34, -20, -15, -13, -12, 18, 19, 37))
+extreme = st.sampled_from((-37, -34, -20, -15, -13, -12, -12, 18, 19, 20, 37))
 exponents = st.one_of(*[st.just(0)] * 6, *[st.integers(-4, 4)] * 2, st.integers(-37, 37), extreme)
 
 
@@ -72,14 +72,16 @@ class Drawing:
 
     def _special(self, name: str, n: int, size: float) -> str:
         i, p = self.draw(st.integers(0, n - 1)), self.draw(st.integers(1, 3))
-        power = self.one_of(-37, -12, -6, -3, -1, 1, 2, 3, 6, 7, 12)
+        power = self.one_of(-37, -12, -12, -6, -3, -1, 1, 2, 3, 6, 6, 7, 12)
         return self.one_of(
+            f"{name}[{i}] *= 1e{power}",
             f"{name}[{i}] *= 1e{power}",
             f"{name}[{i}] = 0",
             f"{name} = {name}[torch.arange({n}) % {p}]",
             f"{name} = {name}[torch.arange({n}) // 2] * (1 - 2 * (torch.arange({n}) % 2))[:, None]",
             f"{name} = {name} * torch.logspace(-{p}, {p}, {n}, dtype=torch.float64)[:, None]",
             f"{name} = {name} + {p * size:.3g}",
+            f"{name} = {name} + {10**p * size:.3g}",
             f"{name} = {name} / {name}.norm(dim=1, keepdim=True).clamp(min=1e-300) * {size:.3g}",
         )
 
@@ -108,7 +110,9 @@ class Drawing:
             f"{index} * 0 - 7",
             f"{index} * 10**12",
             f"{index} * 2**32",
+            f"{index} * 0 - 7",
             f"({index} == {n // 2}).long()",
+            f"{index}.clamp(max=2)",
             f"{index} // {k + 1}",
         )
         self.statements.append(f"{name} = {text}")
@@ -134,7 +138,7 @@ class Drawing:
         if self.dtype != "float64":
             value = min(max(value, -3e38), 3e38)
         if self.maybe(60):
-            return repr(value)
+            return self.one_of("{!r}", "{!r}", "{!r}", "numpy.float32({!r})", "numpy.array({!r})").format(value)
         dtype = self.one_of(*["float32"] * 8, "float64", "float64", "bfloat16", "float16")
         if dtype == "float16":
             value = min(max(value, 1e-3), 6e4) if value > 0 else value

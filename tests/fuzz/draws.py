@@ -16,7 +16,13 @@ from fastcl.functional.rows import REDUCTIONS
 
 from .case import Case, resolve
 from .drawing import FLOATS, Draw, Drawing, mask, pair, sizes, way
-from .public import BY_CALL, arguments_of, documented, public
+from .public import BY_CALL, arguments_of, documented, names_of, public
+
+
+def derive(drawing: Drawing) -> str:
+    """How gradients are asked for; second ones of rows that are not rounded to half precision on the way."""
+    twice = ("twice",) if drawing.dtype in ("float32", "float64") else ()
+    return str(drawing.one_of(*["grad"] * 9, "jvp", "jvp", "func", "batched", *twice))
 
 
 @st.composite
@@ -35,7 +41,7 @@ def objectives(draw: Draw, path: str) -> Case:
     return drawing.case(
         positional=tuple(given[name] for name in positional if name in given),
         keywords=keywords,
-        **(way(drawing) | {"derive": drawing.one_of(*["grad"] * 9, "jvp", "func", "batched")}),
+        **(way(drawing) | {"derive": derive(drawing)}),
     )
 
 
@@ -60,8 +66,15 @@ def modules(draw: Draw, path: str) -> Case:
     drawing.path = path
     positional = [p.name for p in rows if p.kind is p.POSITIONAL_OR_KEYWORD and p.name in given]
     keywords = {k: v for k, v in given.items() if k not in positional}
+    # A property in place of a setting that is a number or a boolean.
+    stated = [k for k in settings if k in module.settings and k not in (*drawing.wants, "reduction")]
     return drawing.case(
-        positional=tuple(given[n] for n in positional), keywords=keywords, settings=settings, **way(drawing)
+        positional=tuple(given[n] for n in positional),
+        keywords=keywords,
+        settings=settings,
+        held=drawing.one_of("", "", "", "", "copy", "pickled", *stated[:2]),
+        steps=drawing.one_of(0.0, 0.0, 0.0, -0.5, 0.5, 4.0),
+        **way(drawing),
     )
 
 
@@ -112,11 +125,66 @@ def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
         keywords["outer"] = repr(outer)
     elif not alone and drawing.maybe(40):
         keywords["columns"] = "True"
-    derive = drawing.one_of(*["grad"] * 9, "jvp", "func", "batched")
-    return drawing.case(positional=tuple(positional), keywords=keywords, **(way(drawing) | {"derive": derive}))
+    return drawing.case(positional=tuple(positional), keywords=keywords, **(way(drawing) | {"derive": derive(drawing)}))
 
 
 KINDS_OF_CALL = {"objectives": objectives, "modules": modules, "metrics": numbers, "ops": ops}
+
+
+WRONG = {
+    "bool": ("'no'", "None", "2", "torch.ones(2)"),
+    "name": ("'nonsense'", "3", "torch.ones(2)"),
+    "int": ("1.5", "'3'", "True", "None"),
+    "number": ("float('nan')", "float('inf')", "'0.5'", "True", "10**400", "torch.ones(2)", "torch.tensor(3)", "[1.0]"),
+    "matrix": ("{}.numpy()", "{}.tolist()", "{}.long()", "{}[0]", "{}[None]", "{}.to(torch.float8_e4m3fn)"),
+    "groups": ("{}.tolist()", "{}.float()", "{}.int()", "torch.cat([{0}, {0}[:1]])", "{}[None]"),
+}
+
+
+@st.composite
+def spoiled(draw: Draw) -> Case:
+    """A call one of whose arguments must be refused, or is not known."""
+    kind, path = draw(st.sampled_from([(k, p) for k, paths in public().items() for p in paths]))
+    case = replace(draw(KINDS_OF_CALL[kind](path)), wants=(), derive="grad", autocast="", held="", steps=0.0)
+    called = resolve(path)
+    settings = case.settings is not None
+    known = {p.name: p for p in arguments_of(called.forward if settings else called)} | (
+        dict(inspect.signature(called).parameters) if settings else {}
+    )
+    tensors = case.tensors()
+
+    def sort_of(name: str) -> str:
+        annotation = str(known[name].annotation) if name in known else ""
+        if name in tensors and tensors[name].dim():
+            return "groups" if not tensors[name].is_floating_point() else "matrix" if tensors[name].dim() == 2 else ""
+        if annotation == "bool" or annotation == "int":
+            return annotation
+        if names_of(path, name):
+            return "name"
+        number = "Tensor" not in annotation.replace("float | Tensor", "") and (
+            "float" in annotation or annotation.startswith(("Positive", "Number", "Real"))
+        )
+        return "number" if number else ""
+
+    given = {*case.positional, *case.keywords, *(case.settings or ())}
+    places = sorted(
+        (name, sort_of(name)) for name in given | (known.keys() - {"self", "group", "backend"}) if sort_of(name)
+    )
+    if not places:
+        reject()
+    name, sort = draw(st.sampled_from([*places, ("nonsense", "")]))
+    wrong = draw(st.sampled_from(WRONG[sort])) if sort else "1"
+    if sort in ("matrix", "groups"):
+        if not tensors[name].numel():
+            reject()
+        return replace(case, statements=(*case.statements, f"{name} = {wrong.format(name)}"), spoiled=name)
+    into_settings = settings and name in inspect.signature(called).parameters
+    into = (
+        {"settings": {**(case.settings or {}), name: wrong}}
+        if into_settings
+        else {"keywords": case.keywords | {name: wrong}}
+    )
+    return replace(case, spoiled=name, **into)
 
 
 @st.composite
@@ -148,7 +216,8 @@ def over_ranks(draw: Draw, world: int) -> Case:
     cuts = sorted(draw(st.integers(0, n)) for _ in range(world - 1))
     sizes = tuple(b - a for a, b in zip([0, *cuts], [*cuts, n], strict=True))
     how = {name: draw(st.sampled_from(names)) for name, names in (("strategy", STRATEGIES), ("gradient", CONVENTIONS))}
-    return replace(case, sizes=sizes, sharded=sharded, derive="grad", **how)
+    derive = "twice" if case.derive == "twice" else "grad"
+    return replace(case, sizes=sizes, sharded=sharded, derive=derive, **how)
 
 
 @st.composite
@@ -169,8 +238,11 @@ def interpreted(draw: Draw) -> Case:
     return replace(case, backend="triton", autocast="", threads=1, derive="grad")
 
 
-def cases(kind: str) -> st.SearchStrategy[Case]:
-    """Any call of that kind; "kernels" are those that a processor's kernels may serve."""
+def cases(kind: str, paths: Sequence[str] | None = None) -> st.SearchStrategy[Case]:
+    """Any call of that kind, of these paths or of all; "kernels" are those that a processor's kernels may serve."""
+    if kind == "spoiled":
+        return spoiled()
     if kind == "kernels":
         return st.one_of(cases("ops"), cases("objectives")).map(lambda case: replace(case, backend="auto"))
-    return st.sampled_from(public()[kind]).flatmap(KINDS_OF_CALL[kind])
+    known = [path for path in public()[kind] if paths is None or path in paths]
+    return st.sampled_from(known).flatmap(KINDS_OF_CALL[kind])

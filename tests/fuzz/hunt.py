@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from . import loops
 from .case import Case, run
 from .rule import Truth
 
@@ -28,6 +29,9 @@ def judge(case: Case, evaluate: Callable[[Case], Any] = run) -> bool:
 
     What the definition refuses, everyone must refuse.
     """
+    if case.spoiled:
+        refused(case, evaluate)
+        return False
     tensors = [t for t in case.tensors().values() if isinstance(t, torch.Tensor) and t.is_floating_point()]
     if not all(bool(t.isfinite().all()) for t in tensors):
         return False
@@ -37,11 +41,29 @@ def judge(case: Case, evaluate: Callable[[Case], Any] = run) -> bool:
         return False
     except Exception as error:
         raise WrongError(case, f"reference: {type(error).__name__}: {error}".splitlines()[0]) from error
+    fault = loops.fault(truth)
+    if fault is not None:
+        raise WrongError(case, f"reference: {fault}")
     try:
         found = evaluate(case)
     except Exception as error:
+        if case.derive == "twice" and "create_graph=True asks" in str(error):
+            return False
         raise WrongError(case, f"{type(error).__name__}: {error}".splitlines()[0]) from error
     fault = truth.fault(found)
     if fault is not None:
         raise WrongError(case, str(fault))
     return True
+
+
+def refused(case: Case, evaluate: Callable[[Case], Any]) -> None:
+    """A wrong argument is told by a ValueError or a TypeError."""
+    try:
+        evaluate(case)
+    except INVALID:
+        return
+    except Exception as error:
+        if str(error).startswith(tuple(f"{kind.__name__}: " for kind in INVALID)):  # of another process
+            return
+        raise WrongError(case, f"{case.spoiled}: {type(error).__name__}: {error}".splitlines()[0]) from error
+    raise WrongError(case, f"{case.spoiled}: taken for right")

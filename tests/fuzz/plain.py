@@ -38,8 +38,8 @@ class Plain:
 
     What is moved is what a sum in another order moves: <x, y> by eps |x| |y|, and |x - y|^2, which is formed from norms and a dot
     product about the mean of y, by eps (|x|^2 + |y|^2). `largest` is the largest |z|, or |u| or term that it is formed from, that
-    was met, `largest_exponent` the largest term of a z of log-sum-exps. With `rounds_weights` those of half-precision rows are in
-    the rows' dtype, as GPUs multiply them.
+    was met, `largest_exponent` the largest term of a z of log-sum-exps. With `on_gpu` weights of half-precision rows are in the
+    rows' dtype, and <x, y> is formed before it is scaled; elsewhere it may be beyond the dtype where z is not.
     With `unit` rows that are brought to a length are rounded to it.
     """
 
@@ -49,12 +49,12 @@ class Plain:
         units: float = 0.0,
         eps: float | None = None,
         dot: bool = True,
-        rounds_weights: bool = False,
+        on_gpu: bool = False,
         unit: float = 0.0,
     ) -> None:
         self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
         self.largest_exponent = 0.0
-        self.rounds_weights, self.unit = rounds_weights, unit
+        self.on_gpu, self.unit = on_gpu, unit
 
     def rounded(self, bring: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The same with each entry of a row that is brought to a length moved by up to `unit` of itself, alike for the same rows.
@@ -112,7 +112,11 @@ class Plain:
         """f(z_ij), and which pairs are visited."""
         x = p.x.to(p.dtype)
         y = x if p.y is None else p.y.to(p.dtype)
+        scale = p.scale
         if p.operand == "dot":
+            if not self.on_gpu:
+                scale = scale * unit_of(x) * unit_of(y)
+                x, y = shortened(x), shortened(y)
             u, size = x @ y.T, torch.linalg.vector_norm(x, dim=1)[:, None] * torch.linalg.vector_norm(y, dim=1)
         else:
             centre = y.detach().mean(0) if p.m else 0.0
@@ -126,21 +130,22 @@ class Plain:
             error = noise * size
             u = (u + error).clamp(min=0.0 if p.operand == "sqdist" else float("-inf"))
         # The gradient of the scale comes from the same terms as u, and is as far off, also where u is clamped.
-        z = p.scale * u + p.shift + (p.scale - p.scale.detach()) * error.detach()
+        z = scale * u + p.shift + (scale - scale.detach()) * error.detach()
         for bias, dim in ((p.bias_x, 1), (p.bias_y, 0)):
             z = z if bias is None else z + bias.unsqueeze(dim)
         index = torch.arange(max(p.n, p.m))
         z, keep = within(p, z, index[: p.n], index[: p.m])
         if z.numel():
-            reach = (torch.maximum(p.scale.abs(), p.scale.new_ones(())) * size + p.shift.abs()).detach()
+            formed = scale.abs() if p.operand == "dot" and not self.on_gpu else scale.abs().clamp(min=1.0)
+            reach = (formed * size + p.shift.abs()).detach()
             largest = float(z.detach().abs().max())
             self.largest = max(self.largest, float(reach.max()), largest)
             if p.reduce == "logsumexp":
-                exponent = float((p.scale.abs() * size + p.shift.abs()).detach().max())
+                exponent = float((scale.abs() * size + p.shift.abs()).detach().max())
                 self.largest_exponent = max(self.largest_exponent, largest, exponent)
             elif p.pair.name == "square" and p.operand == "dot":  # its closed form goes through sum_j y_j y_j^T
                 self.largest = max(self.largest, *(float(t.detach().square().sum()) for t in (x, y)))
-        if self.rounds_weights and z.requires_grad:
+        if self.on_gpu and z.requires_grad:
             z.register_hook(lambda w: in_dtype(w, p.x.dtype))
         return p.pair.f(z if keep is None else torch.where(keep, z, 1.0)), keep
 
@@ -165,10 +170,21 @@ class Plain:
         return rows(len(r), 1, self.seed + 50)[:, 0].to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
 
 
+def unit_of(rows: Tensor) -> Tensor:
+    """A power of two near the largest entry of rows that are so long that products of theirs may overflow; 1 for others."""
+    largest = rows.detach().abs().amax() if rows.numel() else rows.new_zeros(())
+    return torch.where((largest > 1e15) & largest.isfinite(), torch.exp2(largest.log2().floor()), 1.0)
+
+
+def shortened(rows: Tensor) -> Tensor:
+    """Rows in that unit."""
+    return rows / unit_of(rows)
+
+
 def in_dtype(w: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights rounded to a dtype, in units of their largest."""
+    """Weights rounded to a dtype, the largest near 2^12, so that few of them are float16's subnormals."""
     largest = w.abs().amax() if w.numel() else w.sum()
-    unit = torch.where(largest > 0.0, largest, 1.0)
+    unit = torch.where(largest > 0.0, largest * 2.0**-12, 1.0)
     return (w / unit).to(dtype).to(w.dtype) * unit
 
 
@@ -201,15 +217,16 @@ def clamped_as(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def plainly(engine: Plain) -> Iterator[None]:
-    """Within the context every formula of fastcl runs on plain PyTorch: without the extension, and on that engine."""
+def plainly(engine: Plain | None) -> Iterator[None]:
+    """Within the context every formula of fastcl runs on plain PyTorch: without the extension, and on that engine.
+
+    Without an engine it is the rows that are brought to their lengths by plain PyTorch, and pairs are whose they were.
+    """
     with patch.object(extension, "library", None):
-        standing_in = {
-            ops.pair_reduce: engine.pair_reduce,
-            ops.pair_total: engine.pair_total,
-            normalize_rows: engine.rounded(unit_rows),
-            clip_norms: engine.rounded(clip_norms),
-        }
+        rounded = (engine or Plain()).rounded
+        standing_in: dict[Any, Any] = {normalize_rows: rounded(unit_rows), clip_norms: rounded(clip_norms)}
+        if engine is not None:
+            standing_in |= {ops.pair_reduce: engine.pair_reduce, ops.pair_total: engine.pair_total}
         changed = [
             patch.object(module, original.__name__, ours)
             for original, ours in standing_in.items()

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -60,7 +61,11 @@ class Truth:
     """The definition of a case in float64, and, once asked for, how far plain PyTorch and one rounding are from it."""
 
     def __init__(self, case: Case) -> None:
-        self.case = replace(case, compiled=False, sizes=(1,), threads=1)
+        # A direction and a gradient of a gradient are taken on plain PyTorch, which shares no rule of ours with them.
+        plain = case.derive in ("jvp", "twice")
+        self.case = replace(
+            case, compiled=False, sizes=(1,), threads=1, held="", derive=case.derive if plain else "grad"
+        )
         self.times = len(case.sizes) if case.gradient == "ddp" else 1  # how much larger a gradient is than here
         # Autocast of an objective rounds its rows (as documented); a metric keeps its precision.
         self.plain_case = replace(self.case, autocast="") if case.function.startswith("metrics") else self.case
@@ -73,8 +78,9 @@ class Truth:
             [getattr(torch, plain_autocast)] if plain_autocast else [t for t in dtypes if torch.finfo(t).bits == 16]
         )
         self.eps = max(torch.finfo(t).eps for t in (self.dtype, *halves))
-        with clamped_as(self.dtype):
-            self.found = run(replace(self.case, autocast=""), double, "reference")
+        with clamped_as(self.dtype), plainly(Plain() if plain else None):
+            self.found = run(replace(self.case, autocast=""), double, "reference", number=plain_number)
+        self.on_gpu = case.backend in ("triton", "cuda")
         self.samples: list[tuple[Found, Found]] = []
         self.largest = self.largest_exponent = 0.0  # |z|, and that of log-sum-exps, as far as it was looked at
 
@@ -95,9 +101,11 @@ class Truth:
             t = like(t, t.to(self.dtype)) if (t.dim() < 2 and t.numel() == 1) or k % 2 else t
             return moved(t, name, k, eps) if k and t.dtype == self.dtype else t
 
-        rounds_weights = self.case.backend in ("triton", "cuda")
-        with plainly(Plain(k, 2.0 if k else 0.0, rounds_weights=rounds_weights, unit=eps if k else 0.0)):
-            return run(self.plain_case, change)
+        # By DDP's convention gradients are a world larger on their way, and leave a half dtype earlier.
+        larger = replace(self.plain_case, upstream=self.plain_case.upstream * self.times)
+        with plainly(Plain(k, 2.0 if k else 0.0, on_gpu=self.on_gpu, unit=eps if k else 0.0)):
+            found = run(larger, change)
+        return Found(found.values, {name: g / self.times for name, g in found.gradients.items()})
 
     def _moved(self, k: int) -> Found:
         def number(name: str, value: Any) -> Any:
@@ -106,7 +114,7 @@ class Truth:
 
         metric = self.case.function.startswith("metrics")  # whose unit rows are in the accumulation dtype
         unit = torch.finfo(self.dtype).eps if metric else self.eps
-        engine = Plain(k, 1.0, precision(self.dtype), dot=False, unit=unit)
+        engine = Plain(k, 1.0, precision(self.dtype), dot=False, unit=unit, on_gpu=self.on_gpu)
         least = torch.finfo(self.dtype).tiny ** 0.5
         if self.plain_case.autocast:  # which rounds what is small to whole subnormals
             limits = torch.finfo(getattr(torch, self.plain_case.autocast))
@@ -128,7 +136,7 @@ class Truth:
             rows_ = [t for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.numel()]
             if any(float(t.detach().abs().max()) > end for t in rows_):
                 return True
-        engine = Plain()
+        engine = Plain(on_gpu=self.on_gpu)
         with plainly(engine):
             run(replace(self.case, autocast=""), double)
         return not engine.largest < torch.finfo(self.dtype).max
@@ -143,7 +151,7 @@ class Truth:
             return None
         return max(faults, key=lambda f: (f.allowed == 0.0, f.error / max(f.allowed, 1e-300)))
 
-    def _weights_are_any(self) -> bool:
+    def weights_are_any(self) -> bool:
         """Whether z of two sweeps rounds apart: the interpreter multiplies tiles of another shape in another order.
 
         Beyond 1 / eps of float64 the definition's own log-sum-exp is its largest term, however many there are: weights of two equal
@@ -174,7 +182,7 @@ class Truth:
         infinite |= any(bool((~p.isfinite() & (p != v)).any()) for values in plain for v, p in values)
         for where, got, pick in parts(found):
             t = pick(self.found)
-            if where.startswith("gradient") and (infinite or self._weights_are_any()):
+            if where.startswith("gradient") and (infinite or self.weights_are_any()):
                 continue  # of a value that is beyond the dtype
             if got.shape != t.shape:
                 yield Fault(f"shape {tuple(got.shape)}, expected {tuple(t.shape)}", where)
@@ -286,6 +294,11 @@ def neighbourly(errors: Tensor, order: Tensor, alike: bool) -> Tensor:
         return errors if errors.numel() < 2 else errors.amax().expand_as(errors)
     around = torch.nn.functional.max_pool1d(errors[order][None], 2 * NEIGHBOURS + 1, 1, NEIGHBOURS)[0]
     return torch.empty_like(errors).index_copy_(0, order, around)
+
+
+def plain_number(name: str, value: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    return float(value) if isinstance(value, (numpy.generic, numpy.ndarray)) else value
 
 
 def like(t: Tensor, value: Tensor) -> Tensor:

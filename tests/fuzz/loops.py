@@ -1,0 +1,53 @@
+"""The definition of an objective as double loops (tests/oracle): what the definition itself is held to, at small sizes.
+
+A formula that is wrong is so in every backend, in float64 and on plain PyTorch too; the loops share nothing with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tests import oracle
+
+from .case import Case, Found, run
+from .rule import SAFETY, Fault, Truth, double, parts, plain_number
+
+ROWS = 9  # of each matrix at most
+CLOSE = 1e-9  # of two evaluations in float64
+
+
+def by_loops(case: Case) -> Found | None:
+    """The case by double loops in float64; None where they know no such function or argument, or would take too long."""
+    kind, _, name = case.function.rpartition(".")
+    function = getattr(oracle, name, None)
+    if kind != "functional" or function is None or case.derive in ("jvp", "twice"):
+        return None
+    known = inspect.signature(function).parameters
+    tensors = [t for t in case.tensors().values() if isinstance(t, Tensor)]
+    if not all(k in known for k in case.keywords) or not all(0 < len(t) <= ROWS for t in tensors if t.dim()):
+        return None
+    alone = replace(case, autocast="", compiled=False, sizes=(1,), threads=1, derive="grad")
+    return run(alone, double, number=plain_number, function=function)
+
+
+def fault(truth: Truth) -> Fault | None:
+    """How the definition differs from the double loops: by more than float64, or one rounding of the rows, explains."""
+    found = by_loops(truth.case)
+    if found is None:
+        return None
+    for where, got, pick in parts(found):
+        t = pick(truth.found)
+        asked = t.isfinite() & got.isfinite()
+        error = torch.where(asked, (got - t).abs(), 0.0)
+        if not error.numel() or bool((error <= CLOSE * t.abs().nan_to_num(0, 0, 0).max()).all()):
+            continue
+        moved = [torch.where(asked, (pick(c) - t).abs(), 0.0).nan_to_num(float("inf")) for _, c in truth.draws(4)]
+        allowed = SAFETY * torch.stack(moved).max()
+        if (truth.weights_are_any() and where.startswith("gradient")) or bool(error.max() <= allowed):
+            continue
+        return Fault("is not that of the double loops", where, float(error.max()), float(allowed))
+    return None
