@@ -59,19 +59,25 @@ class Place:
     def __call__(self, case: Case) -> Found:
         """What the processes find, put together as one process with all rows would have found it."""
         self.start()
-        answers = []
+        answers, in_step = [], self.world == 1  # after an error ranks may not be
         for pipe in self.pipes:
             pipe.send(case)
         for rank, pipe in enumerate(self.pipes):
             try:
-                answer = pipe.recv() if pipe.poll(PATIENCE) else ProcessError(f"no answer for {PATIENCE:.0f} seconds")
-            except EOFError:
-                self.processes[rank].join(10)
-                answer = ProcessError(f"the process died with exit code {self.processes[rank].exitcode}")
+                if not pipe.poll(PATIENCE):
+                    raise TimeoutError
+                answer = pipe.recv()
+            except (EOFError, TimeoutError) as error:
+                in_step = False
+                answer = ProcessError(f"no answer for {PATIENCE:.0f} seconds")
+                if isinstance(error, EOFError):
+                    self.processes[rank].join(10)
+                    answer = ProcessError(f"the process died with exit code {self.processes[rank].exitcode}")
             answers.append(answer)
         raised = [answer for answer in answers if isinstance(answer, ProcessError)]
         if raised:
-            self.stop()  # ranks may be out of step
+            if not in_step:
+                self.stop()
             raise raised[0]
         return joined(case, answers)
 
