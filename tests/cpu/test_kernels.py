@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +29,19 @@ SIZES = [(11, 7, 5), (1, 1, 1), (49, 25, 17), (2, 9, 3), (0, 3, 2), (3, 0, 2), (
 LARGE = [(430, 411, 20), (200, 700, 33)]
 
 
-@pytest.fixture(params=[1, 2, 3], ids="{} threads".format)
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+@contextmanager
+def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def with_threads(cases: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Each case with one, two or three threads in turns, which no period of the list meets."""
+    return [(*case, 1 + (k + k // 3) % 3) for k, case in enumerate(cases)]
 
 
 def test_the_kernels_serve() -> None:
@@ -62,30 +71,37 @@ def test_totals_equal_reference(c: Combination, outer: str) -> None:
         assert_same(value_and_gradients(i.call("cpu", **more), i.leaves), expected, rtol=1e-10, atol=1e-11)
 
 
+def name(value: Any) -> str:
+    return value.id if isinstance(value, Combination) else str(value)
+
+
 def thorough() -> list[Combination]:
     """One pair function for each epilogue's shape, with every mask and operand."""
     return [c for c in COMBINATIONS if c.pair.name in ("identity", "softplus")]
 
 
-@pytest.mark.parametrize("size", LARGE, ids=str)
-@pytest.mark.parametrize("c", thorough(), ids=lambda c: c.id)
-def test_many_tiles_and_threads(c: Combination, size: tuple[int, int, int], threads: int) -> None:
-    i = inputs(c, *size, biases=threads > 1)
-    columns = not c.itself and threads != 3
+@pytest.mark.parametrize(("c", "size", "count"), with_threads([(c, s) for c in thorough() for s in LARGE]), ids=name)
+def test_many_tiles_and_threads(c: Combination, size: tuple[int, int, int], count: int) -> None:
+    i = inputs(c, *size, biases=count > 1)
+    columns = not c.itself and count != 3
     expected = value_and_gradients(i.call("reference", columns=columns), i.leaves)
-    assert_same(value_and_gradients(i.call("cpu", columns=columns), i.leaves), expected, rtol=1e-9, atol=1e-10)
+    with threads(count):
+        found = value_and_gradients(i.call("cpu", columns=columns), i.leaves)
+    assert_same(found, expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize(("c", "outer"), [t for t in totals() if t[0] in thorough()], ids=total_id)
-def test_totals_of_many_tiles_and_threads(c: Combination, outer: str, threads: int) -> None:
-    i = inputs(c, *LARGE[threads % 2])
+@pytest.mark.parametrize(("c", "outer", "count"), with_threads([t for t in totals() if t[0] in thorough()]), ids=name)
+def test_totals_of_many_tiles_and_threads(c: Combination, outer: str, count: int) -> None:
+    i = inputs(c, *LARGE[count % 2])
     more: dict = {"outer": outer}
     if outer == "contrast":
         more["positive"] = i.leaves["positive"] = (
             torch.linspace(-1, 1, i.leaves["x"].shape[0]).double().requires_grad_()
         )
     expected = value_and_gradients(i.call("reference", **more), i.leaves)
-    assert_same(value_and_gradients(i.call("cpu", **more), i.leaves), expected, rtol=1e-9, atol=1e-10)
+    with threads(count):
+        found = value_and_gradients(i.call("cpu", **more), i.leaves)
+    assert_same(found, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
