@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, product
 from typing import Any
@@ -15,10 +16,25 @@ from torch.nn import functional as F
 import fastcl
 from fastcl.distributed import Shards
 from fastcl.distributed.wire import Wire
+from fastcl.equation.intrinsics import sigmoid
+from fastcl.pairs import PairFunction
 
 from .shards import LAYOUTS, cut, distance, random
 
 D = 3
+
+
+@dataclass(frozen=True)
+class Swish(PairFunction, name="swish_of_a_test"):
+    """z sigmoid(w z), as a user writes it: no kernel knows it."""
+
+    w: float
+
+    @staticmethod
+    def value(z: Any, w: Any) -> Any:
+        return z * sigmoid(w * z)
+
+
 STRATEGIES = ("gather", "ring")
 REDUCTIONS: dict[str, dict[str, Any]] = {
     "logsumexp": {},
@@ -28,6 +44,7 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
     "identity": {"pair": "identity", "reduce": "sum"},
     "identity of sqdist": {"pair": "identity", "reduce": "sum", "operand": "sqdist", "scale": -0.7},
     "square": {"pair": "square", "reduce": "sum"},
+    "one's own": {"pair": Swish(1.5), "reduce": "sum"},
 }
 FORMS = ("rows", "columns", "biased", "same", "same total", "total", "pooled", "contrast")
 MASKS = ("all", "off_diagonal", "across_groups", "within_groups", "one group")
