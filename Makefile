@@ -7,6 +7,7 @@
 #   make bench           README's figures, in 9 minutes  make bench ARGS="--resume"
 #   make docs            the site, into build/site
 #   make notebooks       runs docs/notebooks          make notebooks ARGS=--overwrite keeps what they print and draw
+#   make test-installed  the whole suite, from the wheel
 #   make wheel           dist/fastcl-*-py3-none-manylinux_2_28_*.whl, with the CPU kernels, and where nvcc is with the CUDA kernels
 # For another torch:     make setup TORCH="torch==2.14.1"
 SHELL := /bin/bash
@@ -25,7 +26,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test test-slow fuzz demo papers bench docs notebooks wheel test-wheel test-wheel-oldest test-wheel-newest sanitize test-models test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test test-slow fuzz demo papers bench docs notebooks wheel wheel-env test-wheel test-wheel-oldest test-wheel-newest test-installed sanitize test-models test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -108,7 +109,8 @@ test-cuda-build:
 
 # One wheel for torch 2.10 and later and any Python, since its library knows Python no more than torch's C++ interface; under build
 # isolation, and audited. torch's libraries stay those that it has loaded, and with them the threads (its libgomp). The CUDA
-# kernels are in it where nvcc is at hand: six architectures, 12 of its 13 MB; objects of test-cuda-build are not compiled again.
+# kernels are in it where nvcc is at hand; objects of test-cuda-build are not compiled again. It has 7.2 MB: Python 0.4, the CPU kernels
+# 0.6, the CUDA kernels 6.3 (csrc/cuda/README.md has what each architecture costs).
 WHEEL_VENV := build/wheel-venv
 WHEEL_PLATFORM ?= manylinux_2_28_$(shell uname -m)
 WHEEL_MADE := build/wheel/made
@@ -130,11 +132,23 @@ wheel: $(WHEEL_MADE)
 
 # The wheel, in an environment that has nothing else but the packages of TORCH_SITE, and with them its torch: any from 2.10 on.
 TORCH_SITE ?= $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" 2>/dev/null)
-test-wheel: wheel
+wheel-env: wheel
 	rm -rf build/wheel-env && $(PYTHON) -m venv build/wheel-env
 	realpath $(TORCH_SITE) > $$(echo build/wheel-env/lib/python*/site-packages)/torch.pth
 	build/wheel-env/bin/python -m pip install --quiet --no-deps --no-index --ignore-installed dist/fastcl-*-$(WHEEL_PLATFORM).whl
+	@build/wheel-env/bin/python -m pip uninstall --quiet --yes setuptools  # Python 3.11's own, before that of TORCH_SITE
+
+test-wheel: wheel-env
 	OMP_NUM_THREADS=1 build/wheel-env/bin/python tests/packaging/installed.py
+
+# The whole suite from the wheel, in a tree without the package; but for the tests that install from the sources, which are not there.
+# Those that look at the objects of a build see those that the wheel was linked from.
+test-installed: setup wheel-env
+	rm -rf build/installed && mkdir -p build/installed/build
+	git ls-files -z -- ':!fastcl' | xargs -0 cp --parents -t build/installed
+	ln -s $(CURDIR)/build/cpu-* build/installed/build/
+	cd build/installed && OMP_NUM_THREADS=1 ../wheel-env/bin/python -m pytest -q -n $(JOBS) --dist loadgroup \
+	    --ignore tests/packaging/test_installs.py $(ARGS)
 
 # So with the oldest torch that takes the kernels (3 GB), under another Python where the machine has one.
 OLDEST_TORCH ?= torch==2.10.0

@@ -253,6 +253,13 @@ class Cuda:
         folders = [os.path.realpath(word[2:]) for word in shlex.split(libraries[1] if libraries else "")]
         return cls(nvcc, Path(top[1].strip()).resolve(), release[1], archs, folders)
 
+    def size_flags(self) -> list[str]:
+        """Every architecture's code compressed, to an eighth; from nvcc 13 on, whose every driver takes it.
+
+        "Not compatible with drivers released before CUDA Toolkit's 12.4": with nvcc 12 it would ask for a later driver than torch does.
+        """
+        return ["--compress-mode=size"] if int(self.version.split(".")[0]) >= 13 else []
+
     def arch_flags(self) -> list[str]:
         """One -gencode for each architecture's code, and one more for the PTX where +PTX asks for it."""
         flags = []
@@ -492,7 +499,7 @@ def compile_cuda(facts: dict[str, Any]) -> Path:
         *(f"-L{path}" for path in cuda.library_dirs),
         "-lcudart_static",
     ]
-    nvcc = [cuda.nvcc, *NVCC_FLAGS, "-ccbin", compiler.command[0], f"-I{csrc}"]
+    nvcc = [cuda.nvcc, *NVCC_FLAGS, *cuda.size_flags(), "-ccbin", compiler.command[0], f"-I{csrc}"]
     graph = Graph(folder, [f"rule nvcc\n  command = {join(nvcc)} {COMPILING}"])
     glibc = graph.old_glibc(compiler)
     graph.rules += rules(compiler, flags, [*TORCH_LINK, "-ltorch_cpu", "-ltorch_cuda", *runtime, *glibc])

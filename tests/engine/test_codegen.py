@@ -14,7 +14,13 @@ from fastcl.equation.pairs import PairFunction
 
 from .combinations import pair_functions
 
-ROOT = Path(codegen.__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this tree, where the package itself may be one that was installed."""
+    monkeypatch.setattr(codegen, "ROOT", ROOT)
 
 
 def test_generated_files_are_fresh() -> None:

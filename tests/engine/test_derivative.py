@@ -113,7 +113,9 @@ def test_their_cpp_means_the_same(folder: Path) -> None:
         '  for (double z : zs) std::printf("%.17g %.17g\\n", Pair::value(z, k), Pair::slope(z, k));\n}\n'
         f"int main() {{\n{calls}}}\n"
     )
-    (folder / "intrinsics.h").write_text(f'#include "{Path(codegen.ROOT) / "csrc" / "intrinsics.h"}"\n')
+    (folder / "intrinsics.h").write_text(
+        f'#include "{Path(__file__).resolve().parents[2] / "csrc" / "intrinsics.h"}"\n'
+    )
     subprocess.run(["g++", "-std=c++20", "-O1", "-w", str(source), "-o", str(folder / "drawn")], check=True)
     lines = subprocess.run([folder / "drawn"], check=True, capture_output=True, text=True).stdout.split()
     got = torch.tensor([float(x) for x in lines], dtype=torch.float64).reshape(len(drawn), len(Z), 2)

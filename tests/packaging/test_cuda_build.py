@@ -85,6 +85,16 @@ def test_architectures(setup: ModuleType, toolkit: Path, monkeypatch: pytest.Mon
         setup.Cuda.find(torch_with_cuda("13.0")).arch_flags()
 
 
+def test_code_is_compressed_where_every_driver_takes_it(setup: ModuleType, toolkit: Path) -> None:
+    """Drivers of before CUDA 12.4 do not, and nvcc 12 makes code for them; those of CUDA 13 all do."""
+    for release, flags in (
+        ("12.8.93", []),
+        ("13.0.88", ["--compress-mode=size"]),
+        ("14.1.2", ["--compress-mode=size"]),
+    ):
+        assert setup.Cuda("nvcc", toolkit, release, ["8.0"], []).size_flags() == flags
+
+
 def test_the_default_is_what_nvcc_knows_of_it(setup: ModuleType, toolkit: Path) -> None:
     nvcc = toolkit / "bin" / "nvcc"
     known = "  --list-gpu-arch) printf 'compute_80\\ncompute_90\\ncompute_90a\\n' ;;"

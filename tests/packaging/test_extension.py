@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastcl
 from fastcl.backends import extension
 from fastcl.equation.problem import SIGNATURES
 
-from .conftest import MADE, ROOT, run
+from .conftest import MADE, run
 from .test_installs import ONE_OP
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,7 @@ REPORT = "from fastcl.backends import extension\nprint('LIBRARY', extension.libr
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A copy of the package with the facts of a build for this torch, and a library that no process could open."""
-    shutil.copytree(ROOT / "fastcl", tmp_path / "fastcl", ignore=MADE)
+    shutil.copytree(Path(fastcl.__file__).parent, tmp_path / "fastcl", ignore=MADE)
     facts = {
         "machine": platform.machine(),
         "problem": SIGNATURES,
