@@ -254,9 +254,9 @@ class Cuda:
         return cls(nvcc, Path(top[1].strip()).resolve(), release[1], archs, folders)
 
     def size_flags(self) -> list[str]:
-        """Every architecture's code compressed, to an eighth; from nvcc 13 on, whose every driver takes it.
+        """Every architecture's code compressed, to an eighth, from nvcc 13 on.
 
-        "Not compatible with drivers released before CUDA Toolkit's 12.4": with nvcc 12 it would ask for a later driver than torch does.
+        NVIDIA: "not compatible with drivers released before CUDA Toolkit's 12.4"; what nvcc 12 makes runs on earlier ones.
         """
         return ["--compress-mode=size"] if int(self.version.split(".")[0]) >= 13 else []
 

@@ -11,6 +11,7 @@ import json
 import math
 import platform
 import re
+import sys
 import warnings
 import zlib
 from functools import cache
@@ -21,6 +22,7 @@ import torch
 
 from ..equation.problem import SIGNATURES
 
+PACKAGE = Path(__file__).resolve().parents[1]
 FACTS = Path(__file__).parent.with_name("build_facts.json")
 CPU, CUDA = "libfastcl_cpu.so", "libfastcl_cuda.so"
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
@@ -100,6 +102,14 @@ def misfit(built: dict[str, Any], path: Path) -> str | None:
     return f"{path.name} is not what was built (an interrupted copy?); rebuild it: {REBUILD}" if damaged else None
 
 
+def shadowed() -> Path | None:
+    """The installed fastcl that this checkout stands before: Python looks first in the folder that it is run in."""
+    if not (PACKAGE.parent / "csrc" / "torch_abi.h").exists():
+        return None
+    others = (Path(entry, "fastcl").resolve() for entry in sys.path)
+    return next((path for path in others if path != PACKAGE and (path / "__init__.py").exists()), None)
+
+
 def _major(version: object) -> float:
     """13 of 13.0.88; infinite where that is no version."""
     number = re.match(r"\d+", str(version))
@@ -148,6 +158,10 @@ def warn_once() -> None:
         message = f"fastcl runs on pure PyTorch, which is slower than its kernels: {reason}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
+
+if other := shadowed():
+    message = f"fastcl is that of the checkout {PACKAGE.parent}, in place of the one installed in {other}"
+    warnings.warn(f"{message}; for the installed one, run Python from another folder", RuntimeWarning, stacklevel=2)
 
 # At import, once, under the import lock: `library` is the CPU kernels or None, `reason` says why it is None, and `cuda_reason` why
 # there are no CUDA kernels.

@@ -16,7 +16,7 @@ import fastcl
 from fastcl.backends import extension
 from fastcl.equation.problem import SIGNATURES
 
-from .conftest import MADE, run
+from .conftest import MADE, ROOT, run
 from .test_installs import ONE_OP
 
 pytestmark = pytest.mark.slow
@@ -115,6 +115,21 @@ WRONG_FACTS = [
     "\xff",
 ]
 WRONG_FACTS += ['{"left_out": {"cpu": {"reason": 1, "remedy": null}}}', '{"left_out": {}, "torch": []}', "[" * 100_000]
+
+
+def test_a_checkout_before_an_installed_package_is_said(package: Path, tmp_path: Path) -> None:
+    """Once, whatever it was built with; the package itself, named twice or on the path by another name, is no other."""
+    program = "import sys; sys.path[1:1] = {}; import fastcl"
+    site = tmp_path / "site"
+    shutil.copytree(package / "fastcl", site / "fastcl")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for path, checkout in (([site], True), ([tmp_path, tmp_path / "link"], True), ([site], False)):
+        shutil.rmtree(package / "csrc", ignore_errors=True)
+        if checkout:
+            shutil.copytree(ROOT / "csrc", package / "csrc")
+        said = run([sys.executable, "-W", "always", "-c", program.format([str(entry) for entry in path])], package)
+        expected = f"in place of the one installed in {site / 'fastcl'}"
+        assert said.count(expected) == (path == [site] and checkout), said
 
 
 @pytest.mark.parametrize("content", WRONG_FACTS, ids=lambda content: str(content)[:40])
