@@ -90,6 +90,11 @@ class _AtMost(torch.autograd.Function):
         return torch.where((value > ctx.bound) & (g < 0), 0.0, g), None
 
 
+def stated(module: nn.Module, name: str) -> bool:
+    """Whether a subclass states it by a property: declared settings leave nothing of their name on the class."""
+    return hasattr(type(module), name)
+
+
 def learnable_or_fixed(module: nn.Module, name: str, value: float, learnable: bool) -> Tensor:
     """A parameter of the module with one element, or a buffer."""
     tensor = torch.tensor([float(value)], dtype=torch.float32)

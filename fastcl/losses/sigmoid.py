@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import functional
 from ..equation.names import MarginStrategy
 from .objective import Objective
-from .scale import LogitScale, learnable_or_fixed
+from .scale import LogitScale, learnable_or_fixed, stated
 
 
 class SigLIPLoss(Objective, function=functional.siglip):
@@ -40,13 +40,13 @@ class SigLIPLoss(Objective, function=functional.siglip):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.logit_scale, LogitScale):
+        if not (isinstance(self.logit_scale, LogitScale) or stated(self, "logit_scale")):
             self.logit_scale = LogitScale(self.logit_scale, self.largest_scale, self.learnable)
-        if not isinstance(self.logit_bias, Tensor):
+        if not (isinstance(self.logit_bias, Tensor) or stated(self, "logit_bias")):
             value = self.logit_bias
             del self.logit_bias
             self.logit_bias = learnable_or_fixed(self, "logit_bias", value, self.learnable)
 
     def arguments(self) -> dict[str, Any]:
-        assert isinstance(self.logit_scale, LogitScale)
-        return super().arguments() | {"logit_scale": self.logit_scale()}
+        scale = self.logit_scale
+        return super().arguments() | {"logit_scale": scale() if isinstance(scale, LogitScale) else scale}

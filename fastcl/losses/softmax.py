@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import functional
 from ..equation.names import MarginStrategy
 from .objective import Objective
-from .scale import LogitScale
+from .scale import LogitScale, stated
 
 
 class InfoNCELoss(Objective, function=functional.info_nce):
@@ -85,9 +85,9 @@ class CLIPLoss(Objective, function=functional.clip):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.logit_scale, LogitScale):
+        if not (isinstance(self.logit_scale, LogitScale) or stated(self, "logit_scale")):
             self.logit_scale = LogitScale(self.logit_scale, self.largest_scale, self.learnable)
 
     def arguments(self) -> dict[str, Any]:
-        assert isinstance(self.logit_scale, LogitScale)
-        return super().arguments() | {"logit_scale": self.logit_scale()}
+        scale = self.logit_scale
+        return super().arguments() | {"logit_scale": scale() if isinstance(scale, LogitScale) else scale}

@@ -40,9 +40,9 @@ def retrieval_accuracy(
         y to x: the share of j for which s_ij, x_i the match of y_j, is among the k largest of s_1j .. s_nj,   s_ij = <x_i, y_j>
 
     With several captions y an image x, `matches` says whose each caption is, and an image counts once one of its captions is found,
-    as is usual for COCO and Flickr30k (Faghri et al. 2018, arXiv 1707.05612). Similarities within rounding of the best match,
-    sqrt(d) eps max |x| max |y|, tie with it, in float32 (float64 for float64 input); of a tie each order is equally likely, and the
-    share is its expectation: collapsed rows of one match each score k / n, not 1.
+    as is usual for COCO and Flickr30k (Faghri et al. 2018, arXiv 1707.05612). Similarities within rounding of the best match tie
+    with it: sqrt(d) eps times the mean |x| |y| of both pairs, in float32 (float64 for float64 input). Of a tie each order is
+    equally likely, and the share is its expectation: collapsed rows of one match each score k / n, not 1.
 
     Args:
         x: (n, d) floating, n >= 1.
@@ -80,10 +80,17 @@ def retrieval_accuracy(
     if not (all_finite(x) and all_finite(y)):
         nothing = dict.fromkeys(k, math.nan)
         return RetrievalAccuracy(nothing, dict(nothing))
+    # Half of a tie's margin is the match's, half that of the pair that it meets; where rows have one length, all is the match's.
     tie = math.sqrt(max(x.shape[1], 1)) * torch.finfo(x.dtype).eps
-    matched = owner >= 0
-    own = torch.where(matched, row_dot(x[owner.clamp(min=0)], y), -math.inf)  # of each row of y with its match
-    best = own.new_full((n,), -math.inf).scatter_reduce(0, owner.clamp(min=0), own, "amax")
+    part = tie if normalize else 0.5 * tie
+    norm_x, norm_y = (
+        rows.new_ones(len(rows)) if normalize else torch.linalg.vector_norm(rows, dim=1) for rows in (x, y)
+    )
+    matched, match = owner >= 0, owner.clamp(min=0)
+    own = torch.where(matched, row_dot(x[match], y), -math.inf)  # of each row of y with its match
+    own_margin = (part * norm_x[match] * norm_y).clamp(min=2.0**-100)  # equal ones tie, at 0 too
+    best = own.new_full((n,), -math.inf).scatter_reduce(0, match, own, "amax")
+    margin = own.new_zeros(n).scatter_reduce(0, match, torch.where(own == best[match], own_margin, 0.0), "amax")
     # How many similarities are above the best match, or not below it: of each row of x, and of each row of y.
     of_x, of_y = (
         torch.zeros(2, n, dtype=torch.int64, device=x.device),
@@ -92,11 +99,14 @@ def retrieval_accuracy(
     with torch.no_grad(), full_precision(x.device), bar("retrieval accuracy", n * m, "pair", progress) as shown:
         for a, b in tiles(n, m):
             s = x[a] @ y[b].T
-            for i, margin in enumerate((tie, -tie)):
-                of_x[i, a] += _count_greater(s, (best[a] + margin)[:, None], 1)
-                of_y[i, b] += _count_greater(s, (own[b] + margin)[None, :], 0)
+            for i, sign in enumerate((1.0, -1.0)):
+                less = s if normalize else s.addr(norm_x[a], norm_y[b], alpha=-sign * part)
+                of_x[i, a] += _count_greater(less, (best[a] + sign * margin[a])[:, None], 1)
+                of_y[i, b] += _count_greater(less, (own[b] + sign * own_margin[b])[None, :], 0)
             shown.update(s.numel())
-    among = matched & (own >= best[owner.clamp(min=0)] - tie)  # the matches that tie with the best
+    among = matched & (
+        own >= best[match] - (0.5 * tie / part) * (own_margin + margin[match])
+    )  # the matches that tie with the best
     ties = torch.bincount(owner[among], minlength=n)
     found = ((*of_x[:, ties > 0], ties[ties > 0]), (*of_y[:, matched], torch.ones_like(owner[matched])))
     return RetrievalAccuracy(*({at: _share_within(at, *counts) for at in k} for counts in found))

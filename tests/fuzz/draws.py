@@ -110,8 +110,8 @@ def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
     }
     if reduce == "sum":
         keywords["pair"] = pair(drawing)
-    # Half of them bring z near 1, whatever the norms are; a few near float32's end, which sums pass.
-    size = drawing.one_of(0, 0, 0, 0, 0, 0, 0, 0, 0, 37)
+    # Half of them bring z near 1, whatever the norms are; some to where z and its weights round apart, or near float32's end.
+    size = drawing.one_of(0, 0, 0, 0, 0, 0, 2, 5, 7, 37)
     usual = min(max(10.0 ** (size - 2 * drawing.exponent), 1e-37), 3e38) if size or drawing.maybe(50) else 1.0
     keywords["scale"] = drawing.scalar("scale", "", usual)
     if drawing.maybe(40):

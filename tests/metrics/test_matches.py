@@ -108,3 +108,15 @@ def test_nan_anywhere_gives_nan() -> None:
 def test_errors(owner: Tensor | None, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         metrics.retrieval_accuracy(torch.ones(3, 2), torch.ones(5, 2), matches=owner)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_one_long_row_ties_with_nothing(side: int) -> None:
+    """What its similarities round by is nothing to those of other rows."""
+    g = torch.Generator().manual_seed(3)
+    rows = [torch.randn(40, 8, generator=g, dtype=torch.float64) for _ in range(2)]
+    rows[side][5] *= 1e9
+    x, y = (t.float() for t in rows)
+    assert metrics.retrieval_accuracy(x, y, normalize=False) == metrics.retrieval_accuracy(
+        x.double(), y.double(), normalize=False
+    )

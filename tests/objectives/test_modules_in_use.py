@@ -170,6 +170,15 @@ def test_a_subclass_keeps_what_it_defines() -> None:
     torch.testing.assert_close(Cooler()(X, Y), functional.info_nce(X, Y, temperature=0.05))
 
 
+@pytest.mark.parametrize("cls", [losses.CLIPLoss, losses.SigLIPLoss])
+def test_a_subclass_states_a_scale(cls: type[losses.Objective]) -> None:
+    """A property in place of the learned scale and bias: there are no parameters then, and the loss is that of the numbers."""
+    stated = {"logit_scale": 3.0} | ({"logit_bias": -2.0} if cls is losses.SigLIPLoss else {})
+    module = type("Stated", (cls,), {name: property(lambda _, v=value: v) for name, value in stated.items()})()
+    assert not list(module.parameters())
+    torch.testing.assert_close(module(X, Y), cls.function(X, Y, **stated))
+
+
 @pytest.mark.parametrize("cls", MODULES.values(), ids=MODULES)
 def test_arguments_have_names(cls: type[losses.Objective]) -> None:
     """Those of the function that are no settings, and nothing of its own keeping."""
