@@ -10,7 +10,7 @@ twice. Source: Gao et al. 2021 (arXiv 2101.06983).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from .equation.arguments import integer, kind_of
 from .metrics.sweep import bar
 
 DRIFT = 0.05  # of the largest entry: beyond any rounding (bfloat16 layers under autocast: 1%), below dropout drawn anew
@@ -46,11 +47,11 @@ def cached_step(
     Args:
         encoders: one for each batch, the same one several times where towers are shared; or a single one for all. Each returns a
             tensor (rows of its chunk, ...), a tuple of such tensors, or a dictionary; one with a single element, such as a learned
-            scale, is taken to be the same for every chunk.
+            scale, is taken to be the same for every chunk (one of shape (1,) with chunk=1 is its row).
         batches: what each encoder gets. Tensors and lists are cut along their rows; a tuple is its positional arguments, a
             dictionary its keyword arguments; everything else goes to each chunk as it is.
-        loss: called with the tensors of all encoders in order, those of dictionaries by name; returns a tensor with one element.
-            Its own parameters get their gradients too.
+        loss: called with the tensors of all encoders in order, those of dictionaries by name (each name from one encoder); returns
+            a tensor with one element. Its own parameters get their gradients too.
         chunk: how many rows an encoder holds at a time, or one number for each encoder; the last chunk may be smaller.
         scaler: scales the loss before its gradients are formed.
         ddp: modules that wait for their peers at the end of a backward (DistributedDataParallel, fully_shard), where they are not
@@ -62,8 +63,8 @@ def cached_step(
         The loss without a graph, not scaled.
 
     Raises:
-        ValueError: for batches, chunks or rows that do not fit, or a loss that is no single number.
-        TypeError: for an encoder that returns something else.
+        ValueError: for batches, chunks or rows that do not fit, one name from two encoders, or a loss that is no single number.
+        TypeError: for an encoder that returns something else, or a single tensor in place of a sequence.
         RuntimeError: for an encoder that does not repeat itself; the gradients are then those of something else, discard them.
 
     Examples:
@@ -153,12 +154,20 @@ class Replay:
     """
 
     def __init__(self, encoders: Any, batches: Any, chunk: Any, ddp: Any, progress: bool) -> None:
+        for name, given in (("encoders", encoders), ("batches", batches)):
+            if isinstance(given, (Tensor, Mapping)) or not (callable(given) or isinstance(given, Iterable)):
+                advice = "" if given is None else f"; pass [{name}]"
+                got = "one tensor" if isinstance(given, Tensor) else kind_of(given)
+                raise TypeError(f"{name}: expected a sequence, one for each tower, got {got}{advice}")
         batches = list(batches)
         self.encoders = [encoders] * len(batches) if callable(encoders) else list(encoders)
+        for i, encoder in enumerate(self.encoders):
+            if not callable(encoder):
+                raise TypeError(f"encoders[{i}]: expected a module or a function, got {kind_of(encoder)}")
         if not batches or len(batches) != len(self.encoders):
             raise ValueError(f"batches: expected one for each encoder, {len(self.encoders)}, got {len(batches)}")
         self.batches, self.progress = batches, progress
-        chunks = [chunk] * len(batches) if isinstance(chunk, int) else list(chunk)
+        chunks = list(chunk) if isinstance(chunk, Sequence) else [chunk] * len(batches)
         if len(chunks) != len(batches):
             raise ValueError(f"chunk: expected a number, or one for each encoder, {len(batches)}, got {len(chunks)}")
         sizes = [_sizes(_rows(batch, i), c) for i, (batch, c) in enumerate(zip(batches, chunks, strict=True))]
@@ -224,8 +233,7 @@ class Replay:
                         zip(found, self.shapes[job.encoder], strict=True), first[job.encoder]
                     ):
                         rows: Any = slice(job.start, job.stop) if are_rows else ...
-                        apart = (t.detach() - self.leaves[k][rows]).abs()
-                        drift[k] = torch.maximum(drift[k], apart.amax().float() if apart.numel() else drift[k])
+                        drift[k] = torch.maximum(drift[k], _apart(t.detach(), self.leaves[k][rows]))
                         if t.requires_grad and (are_rows or last[job.encoder] is job):
                             outputs.append(t)
                             shares.append(gradients[k][rows].to(t.dtype))
@@ -247,8 +255,13 @@ class Replay:
             own, rest = rest[: len(kinds)], rest[len(kinds) :]
             if names is None:
                 positional += own
-            else:
-                named |= dict(zip(names, own, strict=True))
+                continue
+            if twice := sorted(named.keys() & set(names)):
+                raise ValueError(
+                    f"encoders: expected outputs of different names, got {twice[0]!r} from two of them; wrap one of the encoders "
+                    "in a function that returns a tensor, or other names"
+                )
+            named |= dict(zip(names, own, strict=True))
         value = loss(*positional, **named)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -284,7 +297,8 @@ class Replay:
 
     def _check_drift(self, drift: list[Tensor]) -> None:
         for leaf, apart in zip(self.leaves, drift, strict=True):
-            if leaf.numel() and float(apart) > DRIFT * float(leaf.abs().amax()):
+            size = leaf if leaf.dtype != torch.bool else leaf.byte()
+            if leaf.numel() and float(apart) > DRIFT * float(size.abs().amax()):
                 raise RuntimeError(
                     "encoders: expected the same rows in both passes, and they differ by more than rounding; draw random numbers "
                     "from torch's own generators (not from a torch.Generator, Python or NumPy), and keep no state in forward"
@@ -292,10 +306,9 @@ class Replay:
 
 
 def _sizes(rows: int, chunk: Any) -> list[int]:
-    if not isinstance(chunk, int):
+    if isinstance(chunk, Sequence):
         return list(chunk)
-    if isinstance(chunk, bool) or chunk < 1:
-        raise ValueError(f"chunk: expected a number of rows >= 1, got {chunk}")
+    chunk = integer("chunk", chunk, least=1, expected="a number of rows >= 1")
     return [min(chunk, rows - start) for start in range(0, max(rows, 1), chunk)]
 
 
@@ -347,6 +360,13 @@ def _outputs(found: Any, job: _Job) -> tuple[tuple[str, ...] | None, list[Tensor
             "wrap it in a function that returns its embeddings"
         )
     return names, tensors
+
+
+def _apart(now: Tensor, before: Tensor) -> Tensor:
+    """How far an output of the second pass is from the first at most; whole numbers and booleans are the same, or all too far."""
+    exact = not (now.is_floating_point() or now.is_complex())
+    apart = torch.where(now != before, torch.inf, 0.0) if exact else (now - before).abs()
+    return apart.amax().float() if apart.numel() else before.new_zeros((), dtype=torch.float32)
 
 
 def _waits(module: Any) -> bool:

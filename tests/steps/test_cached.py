@@ -6,6 +6,7 @@ import gc
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -183,6 +184,26 @@ def test_an_encoder_that_does_not_repeat_itself_is_told() -> None:
         fastcl.cached_step([noisy, encoder], [rows(6, 0), rows(6, 1)], losses.NTXentLoss(), chunk=4)
 
 
+@pytest.mark.parametrize("repeats", [True, False])
+def test_masks_and_indices_among_the_outputs(repeats: bool) -> None:
+    """An encoder hands them on to the loss; they are the same in both passes, or it does not repeat itself."""
+    encoder, calls = tower(0, dropout=0.0), iter(range(100))
+
+    def outputs(x: Tensor) -> Any:
+        known = x[:, 0] > (-torch.inf if repeats else 1.0 if next(calls) else -1.0)
+        return {"z": encoder(x), "known": known, "index": torch.full((len(x),), 1000) + known}
+
+    loss = lambda z, known, index: losses.SupConLoss()(z[known], (index - index)[known])  # noqa: E731
+    if not repeats:
+        with pytest.raises(RuntimeError, match="expected the same rows in both passes"):
+            fastcl.cached_step([outputs], [rows(6, 0)], loss, chunk=4)
+        return
+    found = [fastcl.cached_step([outputs], [rows(6, 0)], loss, chunk=np.int64(4)), *gradients(encoder)]
+    value = loss(**outputs(rows(6, 0)))
+    value.backward()
+    same(found, [value.detach(), *gradients(encoder)])
+
+
 X, LOSS = rows(6, 0), losses.NTXentLoss()
 
 
@@ -192,8 +213,15 @@ X, LOSS = rows(6, 0), losses.NTXentLoss()
         (lambda e: fastcl.cached_step([e], [X, X], LOSS, chunk=2), ValueError, "batches: expected one for each encoder, 1, got 2"),
         (lambda e: fastcl.cached_step([], [], LOSS, chunk=2), ValueError, "batches: expected one for each encoder, 0, got 0"),
         (lambda e: fastcl.cached_step(e, [X, X], LOSS, chunk=0), ValueError, "chunk: expected a number of rows >= 1, got 0"),
-        (lambda e: fastcl.cached_step(e, [X, X], LOSS, chunk=True), ValueError, "chunk: expected a number of rows >= 1, got True"),
+        (lambda e: fastcl.cached_step(e, [X, X], LOSS, chunk=True), TypeError, "chunk: expected an integer, got bool"),
         (lambda e: fastcl.cached_step(e, [X, X], LOSS, chunk=(2,)), ValueError, "chunk: expected a number, or one for each enc"),
+        (lambda e: fastcl.cached_step(e, [X, X], LOSS, chunk=2.0), TypeError, r"chunk: expected an integer, got float; pass int"),
+        (lambda e: fastcl.cached_step(e, [X, X], LOSS, chunk=None), TypeError, "chunk: expected an integer, got NoneType"),
+        (lambda e: fastcl.cached_step(e, X, LOSS, chunk=2), TypeError, r"batches: expected a sequence, .* pass \[batches\]"),
+        (lambda e: fastcl.cached_step(e, {"x": X}, LOSS, chunk=2), TypeError, r"batches: .* got dict; pass \[batches\]"),
+        (lambda e: fastcl.cached_step([e, None], [X, X], LOSS, chunk=2), TypeError, r"encoders\[1\]: .* got NoneType"),
+        (lambda e: fastcl.cached_step(None, [X, X], LOSS, chunk=2), TypeError, "encoders: expected a sequence, .* NoneType"),
+        (lambda e: fastcl.cached_step(lambda x: {"x": e(x)}, [X, X], LOSS, chunk=2), ValueError, "different names, got 'x'"),
         (lambda e: fastcl.cached_step(e, [(X, X[:2])], LOSS, chunk=2), ValueError, r"batches\[0\]: .* got \[2, 6\] rows"),
         (lambda e: fastcl.cached_step(e, [3.0], LOSS, chunk=2), ValueError, r"batches\[0\]: .* got float without any"),
         (lambda e: fastcl.cached_step(lambda x: None, [X], LOSS, chunk=2), TypeError, r"encoders\[0\]: .* got NoneType"),
