@@ -187,6 +187,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastcl.equation.codegen", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a generated file is stale")
     check = parser.parse_args(arguments).check
+    if not (ROOT / "csrc" / "intrinsics.h").exists():
+        parser.error(
+            f"expected a checkout, got the package installed in {ROOT}; run it in the folder of the fastcl source"
+        )
     stale = [p for p, text in generated().items() if not p.exists() or p.read_text() != text]
     for path in stale:
         if check:

@@ -35,6 +35,17 @@ def test_check_reports_a_stale_file(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().out == "stale: csrc/generated/pairs.h; run `python -m fastcl.equation.codegen`\n"
 
 
+def test_an_installed_package_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside it are other packages, and triton_kernels is the name of one."""
+    monkeypatch.setattr(codegen, "ROOT", tmp_path)
+    with pytest.raises(SystemExit):
+        codegen.main([])
+    assert "run it in the folder of the fastcl source" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("pair", list(pair_functions()), ids=lambda p: p.name)
 def test_slope_is_the_derivative_of_value(pair: PairFunction) -> None:
     z = torch.linspace(-0.9, 2.0, 53, dtype=torch.float64, requires_grad=True)
