@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from .. import functional
 from ..distributed import agreed, gathered_rows
@@ -55,7 +58,8 @@ class MoCoQueue(nn.Module):
         length: how many keys are kept, > 0.
         normalize: whether to scale keys to unit length as they come.
         sharded: whether each rank keeps its own keys only: a part of a queue `world` times as long, for
-            moco(..., sharded_queue=True, group=...), with the same loss. Otherwise every rank keeps the keys of all.
+            moco(..., sharded_queue=True, group=...), with the same loss. Otherwise every rank keeps the keys of all. Its rows are
+            no buffers then, which DistributedDataParallel overwrites with those of rank 0; a rank's state_dict has its own.
         device, dtype: of the rows; the dtype is that of the queries.
 
     Raises:
@@ -92,6 +96,8 @@ class MoCoQueue(nn.Module):
         self.normalize, self.sharded = normalize, sharded
         self.register_buffer("rows", F.normalize(torch.randn(length, d, device=device, dtype=dtype)))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64, device=device))
+        with self._as_buffers():  # and from here on in their place
+            pass
 
     def _check(self, k: Tensor) -> None:
         d = self.rows.shape[1]
@@ -130,6 +136,28 @@ class MoCoQueue(nn.Module):
         places = (self.position + n - kept + torch.arange(kept, device=k.device)) % length
         self.rows.index_copy_(0, places, k[n - kept :].to(self.rows.dtype))
         self.position.add_(n).remainder_(length)
+
+    @contextmanager
+    def _as_buffers(self) -> Iterator[None]:
+        """Within, what a sharded queue keeps are buffers, as where a module is moved, saved or loaded; outside plain attributes."""
+        kept = ("rows", "position") if self.sharded else ()
+        self._buffers.update({name: self.__dict__.pop(name) for name in kept if name in self.__dict__})
+        try:
+            yield
+        finally:
+            self.__dict__.update({name: self._buffers.pop(name) for name in kept})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        with self._as_buffers():
+            return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with self._as_buffers():
+            super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with self._as_buffers():
+            super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         return f"length={self.rows.shape[0]}, d={self.rows.shape[1]}, normalize={self.normalize}"

@@ -136,6 +136,33 @@ def queue(rank: int, world: int) -> float:
     return distance(answers[1], answers[0])
 
 
+class Queued(nn.Module):
+    """An encoder with its queue, which is enqueued to within its forward, as in the authors' code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(5, D)
+        self.queue = losses.MoCoQueue(D, 6, sharded=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.encoder(x)
+        loss = functional.moco(q, q.detach(), self.queue.rows, sharded_queue=True, group=dist.group.WORLD)
+        self.queue.enqueue(q.detach())
+        return loss
+
+
+def wrapped_queue(rank: int, world: int) -> float:
+    """Within DistributedDataParallel a queue in parts keeps the keys of its own rank, and no rank those of another."""
+    torch.manual_seed(rank)
+    model = DistributedDataParallel(Queued())
+    keys = []
+    for step in range(3):
+        x = random(2, 5, seed=100 * step + rank).detach().float()
+        keys.append(nn.functional.normalize(model.module.encoder(x)).detach())
+        model(x).backward()
+    return distance(model.module.queue.rows, torch.cat(keys))
+
+
 def statistic(how: str, rank: int, world: int) -> float:
     """MINC keeps one statistic and one value on the ranks that it is for, whoever has how many rows."""
     members = [0, 2, 3] if how == "sub-group" and world == 4 else list(range(world))
@@ -332,6 +359,7 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     "subgroups": subgroups,
     "queue": queue,
     "plain queue": plain_queue,
+    "wrapped queue": wrapped_queue,
     **{f"statistic, {how}": partial(statistic, how) for how in ("without a group", "group", "sub-group")},
     **{f"normalizers, {how}": partial(normalizers, how) for how in ("without a group", "group")},
     "gradient accumulates": gradient_accumulates,

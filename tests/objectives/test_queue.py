@@ -63,14 +63,17 @@ def test_the_loss_takes_the_queue_as_it_was() -> None:
     assert not q.rows.requires_grad
 
 
-def test_it_saves_copies_and_moves() -> None:
-    q = queue()
+@pytest.mark.parametrize("sharded", [False, True])
+def test_it_saves_copies_and_moves(sharded: bool) -> None:
+    """Also where its rows are no buffers, which DistributedDataParallel would overwrite."""
+    q = queue(sharded=sharded)
+    assert len(list(q.buffers())) == (0 if sharded else 2)
     q.enqueue(keys(5, 1))
     assert set(q.state_dict()) == {"rows", "position"}
     stream = io.BytesIO()
     torch.save(q.state_dict(), stream)
     stream.seek(0)
-    other = MoCoQueue(D, LENGTH, dtype=torch.float64)
+    other = MoCoQueue(D, LENGTH, dtype=torch.float64, sharded=sharded)
     other.load_state_dict(torch.load(stream, weights_only=True))
     for twin in (other, copy.deepcopy(q)):
         q_twin = copy.deepcopy(q)
