@@ -48,7 +48,7 @@ def strategy(
     """What is drawn, and where it runs."""
     if kind.endswith("ranks"):
         world = int(kind[0])
-        return draws.over_ranks(world), place(world)
+        return draws.over_ranks(world, paths), place(world)
     if kind == "compiled":
         return draws.compiled(), place()
     if kind == "interpreted":

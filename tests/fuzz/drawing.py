@@ -262,7 +262,7 @@ def way(drawing: Drawing) -> dict[str, Any]:
     """How it is called: backend, upstream gradient, autocast."""
     backends = [
         name
-        for name in ("cpu", "cpu", "cpu", "blocked", "reference")
+        for name in ("cpu", "cpu", "blocked", "blocked", "reference")
         if choice.reason(name, torch.device("cpu"), torch.float32) is None
     ]
     found: dict[str, Any] = {"backend": drawing.one_of("auto", *backends)}

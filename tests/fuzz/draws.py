@@ -188,9 +188,10 @@ def spoiled(draw: Draw) -> Case:
 
 
 @st.composite
-def over_ranks(draw: Draw, world: int) -> Case:
-    """An objective or a module, its rows cut over ranks."""
-    kind, path = draw(st.sampled_from([(k, p) for k in ("objectives", "modules") for p in public()[k]]))
+def over_ranks(draw: Draw, world: int, paths: Sequence[str] | None = None) -> Case:
+    """An objective or a module, of these paths or of all, its rows cut over ranks."""
+    known = [(k, p) for k in ("objectives", "modules") for p in public()[k] if paths is None or p in paths]
+    kind, path = draw(st.sampled_from(known))
     case = draw(KINDS_OF_CALL[kind](path))
     if not case.positional:  # what takes *views is not drawn yet
         reject()

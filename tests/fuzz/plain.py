@@ -112,10 +112,11 @@ class Plain:
         """f(z_ij), and which pairs are visited."""
         x = p.x.to(p.dtype)
         y = x if p.y is None else p.y.to(p.dtype)
-        scale = p.scale
+        scale, unit = p.scale, p.scale.new_ones(())
         if p.operand == "dot":
             if not self.on_gpu:
-                scale = scale * unit_of(x) * unit_of(y)
+                unit_x, unit_y = unit_of(x), unit_of(y)
+                scale, unit = scale * unit_x * unit_y, unit_x * unit_y
                 x, y = shortened(x), shortened(y)
             u, size = x @ y.T, torch.linalg.vector_norm(x, dim=1)[:, None] * torch.linalg.vector_norm(y, dim=1)
         else:
@@ -136,7 +137,9 @@ class Plain:
         index = torch.arange(max(p.n, p.m))
         z, keep = within(p, z, index[: p.n], index[: p.m])
         if z.numel():
-            formed = scale.abs() if p.operand == "dot" and not self.on_gpu else scale.abs().clamp(min=1.0)
+            # Of sums of z closed forms add up <x, y> before they are scaled; sqdist comes from squares.
+            by_logits = p.operand == "dot" and not (self.on_gpu or (p.reduce == "sum" and isinstance(p.pair, Identity)))
+            formed = scale.abs() if by_logits else torch.maximum(scale.abs(), unit)
             reach = (formed * size + p.shift.abs()).detach()
             largest = float(z.detach().abs().max())
             self.largest = max(self.largest, float(reach.max()), largest)

@@ -13,7 +13,7 @@ from .hunt import judge
 from .places import here, instruction_sets, place
 
 # How many of each kind: a minute in all. What a call is compared with, and by which rule: rule.py.
-BUDGET = {"objectives": 260, "ops": 260, "modules": 120, "metrics": 80, "spoiled": 120}
+BUDGET = {"objectives": 240, "ops": 240, "modules": 100, "metrics": 60, "spoiled": 80}
 FIXED = settings(
     derandomize=True, database=None, deadline=None, print_blob=False, report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
