@@ -216,7 +216,8 @@ def over_ranks(draw: Draw, world: int, paths: Sequence[str] | None = None) -> Ca
         reject()
     cuts = sorted(draw(st.integers(0, n)) for _ in range(world - 1))
     sizes = tuple(b - a for a, b in zip([0, *cuts], [*cuts, n], strict=True))
-    how = {name: draw(st.sampled_from(names)) for name, names in (("strategy", STRATEGIES), ("gradient", CONVENTIONS))}
+    strategies = (*STRATEGIES, "ring")  # by it alone normalisers are those of more pairs than a kernel sees
+    how = {name: draw(st.sampled_from(names)) for name, names in (("strategy", strategies), ("gradient", CONVENTIONS))}
     derive = "twice" if case.derive == "twice" else "grad"
     return replace(case, sizes=sizes, sharded=sharded, derive=derive, **how)
 
