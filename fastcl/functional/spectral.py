@@ -292,9 +292,13 @@ def second_moment(
 
 
 def _check_statistic(statistic: Tensor, u: Tensor) -> None:
-    if not isinstance(statistic, Tensor) or not statistic.is_floating_point():
-        got = statistic.dtype if isinstance(statistic, Tensor) else type(statistic).__name__
-        raise TypeError(f"statistic: expected a floating-point tensor, got {got}")
+    if not isinstance(statistic, Tensor) or statistic.dtype not in checks.DTYPES:
+        got = (
+            f"{statistic.dtype}; convert it with .float()"
+            if isinstance(statistic, Tensor)
+            else type(statistic).__name__
+        )
+        raise TypeError(f"statistic: expected a float64, float32, bfloat16 or float16 tensor, got {got}")
     d = u.shape[1]
     if statistic.shape != (d, d):
         raise ValueError(

@@ -81,7 +81,7 @@ def retrieval_accuracy(
         nothing = dict.fromkeys(k, math.nan)
         return RetrievalAccuracy(nothing, dict(nothing))
     # Half of a tie's margin is the match's, half that of the pair that it meets; where rows have one length, all is the match's.
-    tie = math.sqrt(max(x.shape[1], 1)) * torch.finfo(x.dtype).eps
+    tie = _tie(x)
     part = tie if normalize else 0.5 * tie
     norm_x, norm_y = (
         rows.new_ones(len(rows)) if normalize else torch.linalg.vector_norm(rows, dim=1) for rows in (x, y)
@@ -110,6 +110,11 @@ def retrieval_accuracy(
     ties = torch.bincount(owner[among], minlength=n)
     found = ((*of_x[:, ties > 0], ties[ties > 0]), (*of_y[:, matched], torch.ones_like(owner[matched])))
     return RetrievalAccuracy(*({at: _share_within(at, *counts) for at in k} for counts in found))
+
+
+def _tie(rows: Tensor) -> float:
+    """By how much similarities of unit rows may differ and yet tie."""
+    return math.sqrt(max(rows.shape[1], 1)) * torch.finfo(rows.dtype).eps
 
 
 def _checked(matches: Tensor, n: int, y: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from fastcl.equation.problem import Problem, accumulation_dtype
 from fastcl.functional import kernel
 from fastcl.functional.rows import normalize_rows
 from fastcl.functional.spectral import clip_norms
+from fastcl.metrics import retrieval
 
 from .formula import rows
 
@@ -213,9 +214,15 @@ def unit_rows(x: Tensor) -> Tensor:
 
 @contextmanager
 def clamped_as(dtype: torch.dtype) -> Iterator[None]:
-    """Within the context Riesz kernels clamp |x - y|^2 where they do for rows of that dtype (4 eps, as kcl says)."""
-    floor = kernel._floor
-    with patch.object(kernel, "_floor", lambda _: floor(dtype)):
+    """Within the context what is documented in roundings is in those of that dtype.
+
+    Riesz kernels clamp |x - y|^2 (4 eps, as kcl says), and similarities tie (sqrt(d) eps, as retrieval_accuracy says).
+    """
+    floor, tie = kernel._floor, retrieval._tie
+    with (
+        patch.object(kernel, "_floor", lambda _: floor(dtype)),
+        patch.object(retrieval, "_tie", lambda rows: tie(rows.to(dtype))),
+    ):
         yield
 
 
