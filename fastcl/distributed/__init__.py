@@ -29,11 +29,11 @@ columns home. A square on dot goes through all-reduced d x d matrices, and ident
 Sums over pairs, and gathered contrasts, form each logit once, with gradients in the forward (totals.py); the others form it
 again in the backward. Before anything large, one small all-gather compares the calls (agreement.py): what differs, or is wrong on
 one rank, raises the same error on all of them. It is read on the host, the one synchronisation that a loss makes on a GPU; under
-torch.compile a call with group= is one graph break, and runs as it would without.
+torch.compile a call with group= is one graph break (a bounded scale of a module another), and runs as it would without.
 """
 
 from .agreement import MismatchError, agreed
-from .call import over_ranks
+from .call import evened, over_ranks
 from .ranks import CONVENTIONS, STRATEGIES, Group, Ranks, SavedGroup
 from .shards import GATHER_LIMIT, Shards, gathered_rows
 
@@ -47,6 +47,7 @@ __all__ = [
     "SavedGroup",
     "Shards",
     "agreed",
+    "evened",
     "gathered_rows",
     "over_ranks",
 ]

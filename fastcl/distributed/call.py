@@ -14,6 +14,7 @@ from ..equation.arguments import declared
 from ..equation.checks import is_dtensor
 from . import dtensors
 from .agreement import Call, agree, bound, named
+from .derivatives import first_derivatives
 from .ranks import Ranks, check_settings, process_group
 from .shards import Shards
 from .wire import Wire
@@ -66,6 +67,34 @@ def shared(answer: Any, world: int) -> Any:
     if isinstance(answer, tuple):
         return type(answer)(*(shared(part, world) for part in answer))
     return _Share.apply(answer, world) if answer.dim() == 0 else answer
+
+
+@torch._disable_dynamo
+def evened(number: Tensor, group: Any) -> Tensor:
+    """A number that all ranks of `group=` hold alike, with the mean of their gradients on each: a bound asks for its sign.
+
+    Either convention stays as it is, since the sum over ranks does.
+    """
+    ranks = Ranks.of(group)
+    if ranks is None or not number.requires_grad:
+        return number
+    wire = Wire(process_group(ranks.group))
+    evened: Tensor = number if wire.world == 1 else _Even.apply(wire, number)
+    return evened
+
+
+class _Even(torch.autograd.Function):
+    """The number as it is, the mean of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, wire: Wire, number: Tensor) -> Tensor:
+        ctx.wire = wire
+        return number.view_as(number)
+
+    @staticmethod
+    @first_derivatives
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.wire.summed(upstream[0]) / ctx.wire.world
 
 
 class _Share(torch.autograd.Function):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import transforms
+from ..distributed import evened
 from ..equation import checks
 from ..equation.arguments import declared
 
@@ -65,6 +66,13 @@ class LogitScale(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         reshape_numbers(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def factor(scale: Any, group: Any) -> Any:
+    """What a loss over these ranks multiplies by. A bound asks for the sign of the gradient of all ranks' rows."""
+    if not isinstance(scale, LogitScale):
+        return scale
+    return scale() if scale.largest is None else evened(scale(), group)
 
 
 class _AtMost(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import functional
 from ..equation.names import MarginStrategy
 from .objective import Objective
-from .scale import LogitScale, learnable_or_fixed, stated
+from .scale import LogitScale, factor, learnable_or_fixed, stated
 
 
 class SigLIPLoss(Objective, function=functional.siglip):
@@ -48,5 +48,4 @@ class SigLIPLoss(Objective, function=functional.siglip):
             self.logit_bias = learnable_or_fixed(self, "logit_bias", value, self.learnable)
 
     def arguments(self) -> dict[str, Any]:
-        scale = self.logit_scale
-        return super().arguments() | {"logit_scale": scale() if isinstance(scale, LogitScale) else scale}
+        return super().arguments() | {"logit_scale": factor(self.logit_scale, self.group)}

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import functional
 from ..equation.names import MarginStrategy
 from .objective import Objective
-from .scale import LogitScale, stated
+from .scale import LogitScale, factor, stated
 
 
 class InfoNCELoss(Objective, function=functional.info_nce):
@@ -89,5 +89,4 @@ class CLIPLoss(Objective, function=functional.clip):
             self.logit_scale = LogitScale(self.logit_scale, self.largest_scale, self.learnable)
 
     def arguments(self) -> dict[str, Any]:
-        scale = self.logit_scale
-        return super().arguments() | {"logit_scale": scale() if isinstance(scale, LogitScale) else scale}
+        return super().arguments() | {"logit_scale": factor(self.logit_scale, self.group)}

@@ -14,6 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcl import Ranks, functional, losses
+from fastcl.distributed import CONVENTIONS
+from fastcl.equation.names import Gradient
 
 from .mistakes import says
 from .shards import LAYOUTS, cut, distance, random
@@ -69,6 +71,23 @@ def ddp(name: str, strategy: str, rank: int, world: int) -> float:
     names = [key for key in expected if expected[key].is_floating_point()]
     tolerance = 1e6 if name == "minc" else 1.0  # its statistic is float32 by definition: 1e-6
     return max(distance(found["module." + key].double(), expected[key].double()) for key in names) / tolerance
+
+
+def bounded(convention: Gradient, rank: int, world: int) -> float:
+    """Beyond its bound a learned scale's gradient is that of one process, whatever the signs of the ranks' shares of it."""
+    sizes, errors = [5, 2, 4, 1][:world], []
+    for seed in range(8):
+        x, y = (random(sum(sizes), D, seed=50 + 2 * seed + k).detach() for k in (0, 1))
+        found = []
+        for group in (None, Ranks(dist.group.WORLD, convention)):
+            loss = losses.CLIPLoss(logit_scale=3.0, largest_scale=3.0, group=group).double()
+            with torch.no_grad():
+                loss.logit_scale.log += 0.1
+            loss(*((x, y) if group is None else (cut(x, sizes, rank), cut(y, sizes, rank)))).backward()
+            found.append(loss.logit_scale.log.grad)
+        dist.all_reduce(found[1])
+        errors.append(distance(found[1] / (world if convention == "ddp" else 1), found[0], scale=1.0))
+    return max(errors)
 
 
 def repeatable(strategy: str, rank: int, world: int) -> float:
@@ -355,6 +374,7 @@ def compiled(rank: int, world: int) -> float:
 
 CHECKS: dict[str, Callable[[int, int], float]] = {
     **{f"ddp, {name}, {strategy}": partial(ddp, name, strategy) for name in LOSSES for strategy in ("gather", "ring")},
+    **{f"bounded scale, {name}": partial(bounded, name) for name in CONVENTIONS},
     **{f"repeatable, {strategy}": partial(repeatable, strategy) for strategy in ("gather", "ring")},
     "subgroups": subgroups,
     "queue": queue,
