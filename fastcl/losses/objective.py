@@ -23,7 +23,7 @@ from typing_extensions import Self, dataclass_transform
 from ..distributed import Group, SavedGroup
 from ..equation.arguments import Check, checks_of_fields, checks_of_function, unexpected
 from ..equation.names import Backend, Reduction
-from .scale import number, reshape_numbers
+from .scale import number, reshape_numbers, stated
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -92,7 +92,7 @@ class Objective(_Declared):
         for name, check in self.checks.items():
             if hasattr(self, name) and not isinstance(given := getattr(self, name), nn.Module):
                 taken = check(name, given, None)
-                if taken is not given:
+                if taken is not given and not stated(self, name):  # the function takes it at each call
                     setattr(self, name, taken)
         self._check_together()
         for name in self.settings:

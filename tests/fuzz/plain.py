@@ -39,8 +39,9 @@ class Plain:
 
     What is moved is what a sum in another order moves: <x, y> by eps |x| |y|, and |x - y|^2, which is formed from norms and a dot
     product about the mean of y, by eps (|x|^2 + |y|^2). `largest` is the largest |z|, or |u| or term that it is formed from, that
-    was met, `largest_exponent` the largest term of a z of log-sum-exps. With `on_gpu` weights of half-precision rows are in the
-    rows' dtype, and <x, y> is formed before it is scaled; elsewhere it may be beyond the dtype where z is not.
+    was met, `largest_exponent` the largest term of a z of log-sum-exps. With `rounds_weights` those of half-precision rows are in
+    the rows' dtype, as GPUs multiply them. With `unscaled` <x, y> is formed before it is scaled, as GPUs do, and objectives for
+    their positives; elsewhere it may be beyond the dtype where z is not.
     With `unit` rows that are brought to a length are rounded to it.
     """
 
@@ -50,12 +51,13 @@ class Plain:
         units: float = 0.0,
         eps: float | None = None,
         dot: bool = True,
-        on_gpu: bool = False,
+        rounds_weights: bool = False,
+        unscaled: bool = False,
         unit: float = 0.0,
     ) -> None:
         self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
         self.largest_exponent = 0.0
-        self.on_gpu, self.unit = on_gpu, unit
+        self.rounds_weights, self.unscaled, self.unit = rounds_weights, unscaled, unit
 
     def rounded(self, bring: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The same with each entry of a row that is brought to a length moved by up to `unit` of itself, alike for the same rows.
@@ -115,7 +117,7 @@ class Plain:
         y = x if p.y is None else p.y.to(p.dtype)
         scale, unit = p.scale, p.scale.new_ones(())
         if p.operand == "dot":
-            if not self.on_gpu:
+            if not self.unscaled:
                 unit_x, unit_y = unit_of(x), unit_of(y)
                 scale, unit = scale * unit_x * unit_y, unit_x * unit_y
                 x, y = shortened(x), shortened(y)
@@ -139,7 +141,9 @@ class Plain:
         z, keep = within(p, z, index[: p.n], index[: p.m])
         if z.numel():
             # Of sums of z closed forms add up <x, y> before they are scaled; sqdist comes from squares.
-            by_logits = p.operand == "dot" and not (self.on_gpu or (p.reduce == "sum" and isinstance(p.pair, Identity)))
+            by_logits = p.operand == "dot" and not (
+                self.unscaled or (p.reduce == "sum" and isinstance(p.pair, Identity))
+            )
             formed = scale.abs() if by_logits else torch.maximum(scale.abs(), unit)
             reach = (formed * size + p.shift.abs()).detach()
             largest = float(z.detach().abs().max())
@@ -149,7 +153,7 @@ class Plain:
                 self.largest_exponent = max(self.largest_exponent, largest, exponent)
             elif p.pair.name == "square" and p.operand == "dot":  # its closed form goes through sum_j y_j y_j^T
                 self.largest = max(self.largest, *(float(t.detach().square().sum()) for t in (x, y)))
-        if self.on_gpu and z.requires_grad:
+        if self.rounds_weights and z.requires_grad:
             z.register_hook(lambda w: in_dtype(w, p.x.dtype))
         return p.pair.f(z if keep is None else torch.where(keep, z, 1.0)), keep
 

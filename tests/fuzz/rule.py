@@ -81,6 +81,7 @@ class Truth:
         with clamped_as(self.dtype), plainly(Plain() if plain else None):
             self.found = run(replace(self.case, autocast=""), double, "reference", number=plain_number)
         self.on_gpu = case.backend in ("triton", "cuda")
+        self.unscaled = self.on_gpu or case.function not in ("pair_reduce", "pair_total")
         self.samples: list[tuple[Found, Found]] = []
         self.largest = self.largest_exponent = 0.0  # |z|, and that of log-sum-exps, as far as it was looked at
 
@@ -103,7 +104,9 @@ class Truth:
 
         # By DDP's convention gradients are a world larger on their way, and leave a half dtype earlier.
         larger = replace(self.plain_case, upstream=self.plain_case.upstream * self.times)
-        with plainly(Plain(k, 2.0 if k else 0.0, on_gpu=self.on_gpu, unit=eps if k else 0.0)):
+        with plainly(
+            Plain(k, 2.0 if k else 0.0, rounds_weights=self.on_gpu, unscaled=self.unscaled, unit=eps if k else 0.0)
+        ):
             found = run(larger, change)
         return Found(found.values, {name: g / self.times for name, g in found.gradients.items()})
 
@@ -114,7 +117,7 @@ class Truth:
 
         metric = self.case.function.startswith("metrics")  # whose unit rows are in the accumulation dtype
         unit = torch.finfo(self.dtype).eps if metric else self.eps
-        engine = Plain(k, 1.0, precision(self.dtype), dot=False, unit=unit, on_gpu=self.on_gpu)
+        engine = Plain(k, 1.0, precision(self.dtype), dot=False, unit=unit, unscaled=self.unscaled)
         least = torch.finfo(self.dtype).tiny ** 0.5
         if self.plain_case.autocast:  # which rounds what is small to whole subnormals
             limits = torch.finfo(getattr(torch, self.plain_case.autocast))
@@ -136,7 +139,7 @@ class Truth:
             rows_ = [t for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.numel()]
             if any(float(t.detach().abs().max()) > end for t in rows_):
                 return True
-        engine = Plain(on_gpu=self.on_gpu)
+        engine = Plain(unscaled=self.unscaled)
         with plainly(engine):
             run(replace(self.case, autocast=""), double)
         return not engine.largest < torch.finfo(self.dtype).max

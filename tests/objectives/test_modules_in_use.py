@@ -8,6 +8,7 @@ import io
 import pickle
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -177,6 +178,15 @@ def test_a_subclass_states_a_scale(cls: type[losses.Objective]) -> None:
     module = type("Stated", (cls,), {name: property(lambda _, v=value: v) for name, value in stated.items()})()
     assert not list(module.parameters())
     torch.testing.assert_close(module(X, Y), cls.function(X, Y, **stated))
+
+
+def test_a_subclass_states_a_number_of_numpy() -> None:
+    class Stated(losses.InfoNCELoss):
+        @property
+        def temperature(self) -> np.float32:
+            return np.float32(0.25)
+
+    torch.testing.assert_close(Stated()(X, Y), functional.info_nce(X, Y, temperature=0.25))
 
 
 @pytest.mark.parametrize("cls", MODULES.values(), ids=MODULES)
