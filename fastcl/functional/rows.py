@@ -30,8 +30,13 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        unit: Tensor = torch.ops.fastcl.cpu_unit_rows(x) if in_one_pass(x, dtypes=UNIT) else unit_rows(x)[0].to(x.dtype)
-        return unit
+        if in_one_pass(x, dtypes=UNIT):
+            one_pass: Tensor = torch.ops.fastcl.cpu_unit_rows(x)
+            return one_pass
+        unit = unit_rows(x)[0]
+        # torch.compile of torch 2.11 gives no gradient at all to a Function that writes over what it returns, or returns it by a
+        # second name, as .to() of its own dtype does.
+        return unit if unit.dtype == x.dtype else unit.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
@@ -99,7 +104,8 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         torch.is_grad_enabled() or transforms.active()
     ):  # a gradient over 1e-12 / largest would leave the range on its way
         return torch.where(short, x / 1e-12, scaled / torch.where(short, 1.0, length)), norm
-    return scaled.div_(torch.where(short, 1e-12 / largest, length)), norm
+    divisor = torch.where(short, 1e-12 / largest, length)
+    return (scaled / divisor if torch.compiler.is_compiling() else scaled.div_(divisor)), norm
 
 
 class Plain(NamedTuple):
