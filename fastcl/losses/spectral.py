@@ -80,7 +80,7 @@ class MINCLoss(Objective, function=functional.minc):
         mu: the largest squared norm > 0 of a row, as in fastcl.losses.SpectralLoss; None leaves rows as they are.
 
     Warns:
-        UserWarning: in training with ema > 0 and without a target.
+        UserWarning: in training with ema > 0 and without a target (not under torch.compile).
 
     Raises:
         ValueError: for an ema outside [0, 1), or a width that is not > 0.
@@ -119,7 +119,8 @@ class MINCLoss(Objective, function=functional.minc):
     def forward(self, *rows: Any, **data: Any) -> Tensor:
         """The surrogate of these rows; in training the statistic takes them in first."""
         targets = dict(zip(("target_u", "target_v"), rows[2:], strict=False)) | data
-        if self.ema > 0.0 and self.training and targets.get("target_u") is None and targets.get("target_v") is None:
+        alone = targets.get("target_u") is None and targets.get("target_v") is None
+        if alone and self.ema > 0.0 and self.training and not torch.compiler.is_compiling():  # which takes no warning
             warnings.warn(SWINGS.format(ema=self.ema), stacklevel=2)
         self._take_in(*rows, **data)
         loss: Tensor = self.function(*rows[:2], statistic=self.statistic, **targets, **self.arguments())

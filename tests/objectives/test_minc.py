@@ -133,6 +133,21 @@ def test_an_average_without_a_target_warns_in_training() -> None:
     MINCLoss(4).double()(*rows)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:<class 'torch.autograd.function.Function'> should not be instantiated"
+)  # by torch.compile
+def test_an_average_without_a_target_compiles_whole() -> None:
+    """torch.compile takes no warning into a graph."""
+    torch._dynamo.reset()
+    u, v = torch.randn(6, 4), torch.randn(6, 4)
+    loss, twin = MINCLoss(4, ema=0.5), MINCLoss(4, ema=0.5)
+    compiled = torch.compile(twin, backend="eager", fullgraph=True)
+    with pytest.warns(UserWarning, match="ema"):
+        value = loss(u, v)
+    assert torch.equal(compiled(u, v), value)
+    assert torch.equal(twin.statistic, loss.statistic)
+
+
 def test_no_lag_of_rows_that_are_zero() -> None:
     loss = MINCLoss(4)
     loss(torch.zeros(3, 4), torch.zeros(3, 4))
