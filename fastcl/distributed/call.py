@@ -69,15 +69,20 @@ def shared(answer: Any, world: int) -> Any:
     return _Share.apply(answer, world) if answer.dim() == 0 else answer
 
 
-@torch._disable_dynamo
 def evened(number: Tensor, group: Any) -> Tensor:
     """A number that all ranks of `group=` hold alike, with the mean of their gradients on each: a bound asks for its sign.
 
     Either convention stays as it is, since the sum over ranks does.
     """
+    if group is None or (isinstance(group, Ranks) and group.group is None) or not number.requires_grad:
+        return number  # here, where torch.compile and torch.export see it
+    return _evened(number, group)
+
+
+@torch._disable_dynamo
+def _evened(number: Tensor, group: Any) -> Tensor:
     ranks = Ranks.of(group)
-    if ranks is None or not number.requires_grad:
-        return number
+    assert ranks is not None
     wire = Wire(process_group(ranks.group))
     evened: Tensor = number if wire.world == 1 else _Even.apply(wire, number)
     return evened

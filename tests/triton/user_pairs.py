@@ -42,3 +42,7 @@ class Softplus(PairFunction, name="softplus_of_a_test"):
     @staticmethod
     def value(z, w):
         return w * softplus(z)
+
+
+for cls in (Step, Bump, Softplus):
+    del PairFunction.registry[cls.name]  # errors that list the names know those of fastcl alone
