@@ -84,8 +84,8 @@ def _evened(number: Tensor, group: Any) -> Tensor:
     ranks = Ranks.of(group)
     assert ranks is not None
     wire = Wire(process_group(ranks.group))
-    evened: Tensor = number if wire.world == 1 else _Even.apply(wire, number)
-    return evened
+    same: Tensor = number if wire.world == 1 else _Even.apply(wire, number)
+    return same
 
 
 class _Even(torch.autograd.Function):
