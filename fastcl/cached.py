@@ -21,6 +21,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .equation.arguments import integer, kind_of
 from .metrics.sweep import bar
+from .precision import stacked
 
 DRIFT = 0.05  # of the largest entry: beyond any rounding (bfloat16 layers under autocast: 1%), below dropout drawn anew
 
@@ -209,7 +210,7 @@ class Replay:
                 shown.update(1)
         self.buffers = [(b, b.clone()) for m in self.modules if m.training for b in m.buffers()]
         self.leaves = [
-            torch.cat(chunks) if are_rows else chunks[0].clone()
+            stacked(*chunks) if are_rows else chunks[0].clone()
             for found, kinds in zip(parts, self.shapes, strict=True)
             for chunks, are_rows in zip(zip(*found, strict=True), kinds, strict=True)
         ]

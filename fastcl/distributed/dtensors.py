@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from ..equation.checks import is_dtensor
 from ..equation.masks import Mask, by_groups
+from ..precision import stacked
 from .agreement import COUNTS
 from .derivatives import first_derivatives
 from .pairs import MASKING
@@ -105,7 +106,7 @@ class Placement:
             DTensor.from_local(v, self.mesh, placements, run_check=False, shape=torch.Size([rows]), stride=(1,))
             for v in views
         ]
-        return placed[0] if len(placed) == 1 else torch.cat(placed)  # the views of all ranks, one after the other
+        return placed[0] if len(placed) == 1 else stacked(*placed)  # the views of all ranks, one after the other
 
 
 class _Whole(torch.autograd.Function):

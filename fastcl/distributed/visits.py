@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from ..precision import stacked
 from .wire import Columns, Wire
 
 Work = Callable[["Visit", Columns], Columns]  # results for the columns; those for own rows it keeps
@@ -129,7 +128,7 @@ class Tour:
             return everything
         starts = _starts(self.sizes)
         at = [(starts[p.peer] + p.start, starts[p.peer] + p.stop) for p in visit.pieces]
-        return tuple(torch.cat([t[a:b] for a, b in at]) if len(at) > 1 else t[at[0][0] : at[0][1]] for t in everything)
+        return tuple(stacked(*(t[a:b] for a, b in at)) if len(at) > 1 else t[at[0][0] : at[0][1]] for t in everything)
 
     def _gathered(self, columns: Columns, work: Work, blank: Blank, join: Join) -> Columns:
         wire = self.wire

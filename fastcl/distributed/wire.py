@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ..precision import stacked
+
 ALIGNMENT = 16  # bytes; each rank's part of a gathered message starts at a multiple, whatever it holds
 
 # torch 2.13 gave it a new name, and warns of the old one.
@@ -68,7 +70,7 @@ class Wire:
         if len(columns) == 1 and len(set(sizes)) == 1 and length == sizes[0] * width:  # nothing to move
             return (found.view(-1).view(columns[0].dtype).view(sum(sizes), *columns[0].shape[1:]),)
         shards = [unpack(found[k], columns, n) for k, n in enumerate(sizes)]
-        return tuple(torch.cat(parts) for parts in zip(*shards, strict=True))
+        return tuple(stacked(*parts) for parts in zip(*shards, strict=True))
 
     def home(self, parts: Sequence[Columns], back: Sequence[int], like: Columns) -> list[Columns]:
         """Send parts[k] to rank k, and receive of each rank as many rows as `back` says: one all-to-all."""

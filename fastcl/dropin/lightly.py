@@ -26,6 +26,7 @@ from ..equation.masks import Mask, across_groups
 from ..functional.rows import normalize_rows, row_dot
 from ..functional.uniformity import align_uniform
 from ..ops import pair_reduce, pair_total
+from ..precision import stacked
 from . import ranks
 
 __all__ = [
@@ -351,7 +352,7 @@ class DCLLoss(nn.Module):
         views = _Views.of(unit0, unit1, self.gather_distributed)
         p = row_dot(views.rows, views.partners) / self.temperature
         if self.weight_fn is not None:
-            p = p * torch.cat([self.weight_fn(unit0, unit1), self.weight_fn(unit1, unit0)])
+            p = p * stacked(self.weight_fn(unit0, unit1), self.weight_fn(unit1, unit0))
         energy = pair_total(views.rows, views.columns, outer="sum", scale=1.0 / self.temperature, mask=views.mask)
         return (energy - p.sum()) / p.shape[0]
 
@@ -393,15 +394,15 @@ class _Views(NamedTuple):
     @classmethod
     def of(cls, unit0: Tensor, unit1: Tensor, gather: bool) -> _Views:
         n = unit0.shape[0]
-        rows = torch.cat([unit0, unit1])
+        rows = stacked(unit0, unit1)
         if not gather or ranks.world_size() == 1:
             groups = torch.arange(n, device=rows.device).repeat(2)
-            return cls(rows, None, torch.cat([unit1, unit0]), across_groups(groups))
+            return cls(rows, None, stacked(unit1, unit0), across_groups(groups))
         all0, all1 = ranks.gathered_with_gradient(unit0), ranks.gathered_with_gradient(unit1)
         own = slice(ranks.rank() * n, (ranks.rank() + 1) * n)
         groups = torch.arange(all0.shape[0], device=rows.device)
         mask = across_groups(groups[own].repeat(2), groups.repeat(2))
-        return cls(rows, torch.cat([all0, all1]), torch.cat([all1[own], all0[own]]), mask)
+        return cls(rows, stacked(all0, all1), stacked(all1[own], all0[own]), mask)
 
 
 def _check_gather(gather_distributed: bool) -> None:

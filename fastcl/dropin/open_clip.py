@@ -19,6 +19,7 @@ from ..functional.rows import leading
 from ..functional.sigmoid import siglip
 from ..functional.softmax import clip
 from ..ops import pair_total
+from ..precision import stacked
 from . import ranks
 from .contrast import cross_entropy, distillation
 
@@ -148,7 +149,7 @@ class ClipLoss(nn.Module):
         shards = rows.unflatten(0, (self.world_size, -1))
         if shards.shape[1] == k:
             return rows
-        return torch.cat([shards[:, :k].flatten(0, 1), shards[:, k:].flatten(0, 1)])
+        return stacked(shards[:, :k].flatten(0, 1), shards[:, k:].flatten(0, 1))
 
 
 class CoCaLoss(ClipLoss):

@@ -15,6 +15,7 @@ from torch import distributed as dist
 from ..distributed.derivatives import first_derivatives
 from ..distributed.shards import Summed
 from ..distributed.wire import Wire
+from ..precision import full_precision, stacked
 
 
 def initialised() -> bool:
@@ -47,26 +48,26 @@ def require(own: int, world: int) -> None:
 
 def gathered(rows: Tensor) -> Tensor:
     """The rows of all ranks, without gradient."""
-    return torch.cat(_all_gather(rows.detach()))
+    return stacked(*_all_gather(rows.detach()))
 
 
 def gathered_with_own(rows: Tensor) -> Tensor:
     """The rows of all ranks; only this rank's own carry gradient, and it stays here."""
     shards = _all_gather(rows.detach())
     shards[rank()] = rows
-    return torch.cat(shards)
+    return stacked(*shards)
 
 
 def gathered_own_first(rows: Tensor) -> Tensor:
     """This rank's rows, with gradient, then those of the other ranks in their order, without."""
     shards = _all_gather(rows.detach())
     del shards[rank()]
-    return torch.cat([rows, *shards])
+    return stacked(rows, *shards)
 
 
 def gathered_with_gradient(rows: Tensor) -> Tensor:
     """The rows of all ranks; the gradients of all ranks flow back to where the rows came from, and add up there."""
-    return torch.cat(_Gather.apply(rows))
+    return stacked(*_Gather.apply(rows))
 
 
 def _all_gather(rows: Tensor) -> list[Tensor]:
@@ -84,7 +85,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        return Wire(None).summed(torch.stack(upstream))[rank()]
+        with full_precision(upstream[0].device):
+            together = torch.stack(upstream)
+        return Wire(None).summed(together)[rank()]
 
 
 class _Shift(torch.autograd.Function):

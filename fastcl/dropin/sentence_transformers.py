@@ -26,6 +26,7 @@ from ..equation.masks import Mask, across_groups, off_diagonal
 from ..equation.reductions import merge
 from ..functional.rows import normalize_rows, row_dot
 from ..ops import pair_reduce
+from ..precision import stacked
 from . import ranks
 from .contrast import cross_entropy, positives, symmetric_cross_entropy
 
@@ -285,11 +286,11 @@ class _Batch:
     @classmethod
     def of(cls, columns: list[Tensor], gather: bool) -> _Batch:
         if not gather or ranks.world_size() == 1:
-            return cls(columns[0], columns[1], columns[2:], columns[0], torch.cat(columns[1:]), 0)
+            return cls(columns[0], columns[1], columns[2:], columns[0], stacked(*columns[1:]), 0)
         offset = ranks.rank() * columns[0].shape[0]
         everyone = [ranks.gathered_with_gradient(column) for column in columns]
         own = [column[offset : offset + columns[0].shape[0]] for column in everyone]
-        return cls(own[0], own[1], own[2:], everyone[0], torch.cat(everyone[1:]), offset)
+        return cls(own[0], own[1], own[2:], everyone[0], stacked(*everyone[1:]), offset)
 
     @property
     def others(self) -> Mask:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
 from torch import Tensor, nn
 
+from ..precision import stacked
 from .sentence_transformers import BOTH_WAYS, MultipleNegativesRankingLoss
 
 __all__ = ["CachedMultipleNegativesRankingLoss", "CachedMultipleNegativesSymmetricRankingLoss"]
@@ -75,7 +75,7 @@ class CachedMultipleNegativesRankingLoss(CachedLossMixin, MultipleNegativesRanki
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
         """The loss of embedded mini-batches; with_backward, its gradients in them too."""
-        value = self.compute_loss_from_embeddings([torch.cat(column) for column in reps], labels)
+        value = self.compute_loss_from_embeddings([stacked(*column) for column in reps], labels)
         if not with_backward:
             return value
         value.backward()

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backends.row_dot import in_one_pass
 from ..equation import checks
 from ..equation.names import Operand
+from ..precision import stacked
 from . import rows as passes
 
 
@@ -73,5 +74,5 @@ def _added(to: Tensor | None, factor: Tensor, rows: Tensor, n: int) -> Tensor:
     k = rows.shape[0]
     if k == n:
         return factor * rows if to is None else torch.addcmul(to, factor, rows)
-    longer = torch.cat([factor * rows, rows.new_zeros(n - k, rows.shape[1])])
+    longer = stacked(factor * rows, rows.new_zeros(n - k, rows.shape[1]))
     return longer if to is None else to + longer

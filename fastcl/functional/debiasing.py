@@ -14,6 +14,7 @@ from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.names import Backend, Reduction
+from ..precision import stacked
 from .energy import visits
 from .rows import (
     check_reduction,
@@ -23,7 +24,6 @@ from .rows import (
     plain_number,
     reduced,
     row_dot,
-    stacked,
     times,
 )
 

@@ -12,11 +12,12 @@ from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.masks import Mask, across_groups
 from ..equation.names import Backend, Form, MarginStrategy, Reduction
+from ..precision import stacked
 from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .energy import Potential
 from .false_negatives import spared
-from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, stacked, times
+from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, times
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
 DECOUPLED, OWN_VIEW, EITHER_VIEW = (

@@ -17,6 +17,7 @@ from ..equation.intrinsics import softplus
 from ..equation.names import Backend, Reduction
 from ..equation.pairs import LOG_2
 from ..equation.reductions import merge
+from ..precision import stacked
 from .decoupled import free_energies
 from .rows import (
     at_least,
@@ -26,7 +27,6 @@ from .rows import (
     own_pairs_left_out,
     reduced,
     row_dot,
-    stacked,
     times,
 )
 

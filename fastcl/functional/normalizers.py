@@ -21,9 +21,10 @@ from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
 from ..equation.names import Backend, Reduction
 from ..equation.problem import accumulation_dtype
+from ..precision import stacked
 from .aligned import aligned_views
 from .energy import visits
-from .rows import at_least, check_reduction, inverse, negatives_of_each, own_pairs_left_out, reduced, stacked, times
+from .rows import at_least, check_reduction, inverse, negatives_of_each, own_pairs_left_out, reduced, times
 
 LOG_2 = math.log(2.0)
 

@@ -208,12 +208,6 @@ def times(factor: float | Tensor, rows: Tensor) -> Tensor:
     return rows * checks.scalar("factor", factor, rows)
 
 
-def stacked(*views: Tensor) -> Tensor:
-    """[u; v; ...]. Autocast's own cat refuses rows of the half precision that it does not cast to."""
-    with full_precision(views[0].device):
-        return torch.cat(views)
-
-
 def widest(rows: Tensor) -> Tensor:
     """Rows in float64, where their device has it: what is taken out of a sum again may drown the rest of it in float32."""
     return rows if rows.device.type == "mps" else rows.double()

@@ -18,6 +18,7 @@ from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups
 from ..equation.names import Backend, MarginStrategy, Reduction
+from ..precision import stacked
 from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .false_negatives import check_margin, spared
@@ -31,7 +32,6 @@ from .rows import (
     own_pairs_left_out,
     reduced,
     reduced_total,
-    stacked,
     times,
 )
 from .smoothing import exchanged, mean_logit, share

@@ -16,7 +16,7 @@ from ..equation.masks import Mask
 from ..equation.names import Backend, Estimator, Reduction
 from ..equation.pairs import Square
 from ..equation.problem import accumulation_dtype
-from ..precision import narrow_product, on_tensor_cores, product
+from ..precision import narrow_product, on_tensor_cores, product, stacked
 from .energy import Pairs, Potential, visits
 from .gram import PlainSpectral, ordinary
 from .rows import (
@@ -31,7 +31,6 @@ from .rows import (
     plain_tangent,
     reduced,
     row_dot,
-    stacked,
     tangent,
     unit_rows,
     views,

@@ -13,8 +13,8 @@ import fastcl
 from fastcl import functional, metrics, ops
 from fastcl.dropin import lightly, open_clip
 from fastcl.dropin.pytorch_metric_learning import NTXentLoss
-from fastcl.dropin.sentence_transformers import MultipleNegativesRankingLoss
-from fastcl.precision import product
+from fastcl.dropin.sentence_transformers import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
+from fastcl.precision import product, stacked
 
 from .cases import CASES, Case
 from .witnesses import close, gradients, library, name_of
@@ -86,21 +86,58 @@ def test_metrics_are_those_without_autocast(dtype: torch.dtype) -> None:
         assert again == (pytest.approx(plain, rel=1e-12) if isinstance(plain, float) else plain)
 
 
-@LOWER
-def test_dropins(dtype: torch.dtype) -> None:
+def dropins() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     labels = torch.arange(N) // 2
-    calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    ranking = MultipleNegativesRankingLoss(torch.nn.Identity(), directions=("query_to_doc", "doc_to_doc"))
+    return {
         "open_clip": lambda x, y: open_clip.ClipLoss()(x, y, torch.tensor(5.0)),
         "siglip": lambda x, y: open_clip.SigLipLoss()(x, y, torch.tensor(5.0), torch.tensor(-1.0)),
         "lightly": lambda x, y: lightly.NTXentLoss()(x, y),
-        "metric learning": lambda x, y: NTXentLoss()(torch.cat([x, y]), labels.repeat(2)),
-        "mined": lambda x, y: NTXentLoss()(x, labels, (labels, labels, labels, labels.flip(0))),
-        "ranking": lambda x, y: MultipleNegativesRankingLoss(torch.nn.Identity()).compute_loss_from_embeddings([x, y]),
+        "lightly, weighted": lambda x, y: lightly.DCLWLoss()(x, y),
+        "lightly, bank": lambda x, y: lightly.NTXentLoss(memory_bank_size=(32, D))(x, y),
+        "lightly, aligned": lambda x, y: lightly.MACLLoss()(x, y),
+        "metric learning": lambda x, y: NTXentLoss()(stacked(x, y), labels.repeat(2)),
+        "mined": lambda x, y: NTXentLoss()(x, labels, (labels, labels + 1, labels, labels.flip(0)), y),
+        "ranking": lambda x, y: ranking.compute_loss_from_embeddings([x, y, y]),
+        "ranking, cut": lambda x, y: CachedMultipleNegativesRankingLoss(torch.nn.Identity()).calculate_loss(
+            [[x[:5], x[5:]], [y[:5], y[5:]]]
+        ),
     }
-    for call in calls.values():
+
+
+@LOWER
+def test_dropins(dtype: torch.dtype) -> None:
+    for call in dropins().values():
         x, y = torch.randn(N, D, requires_grad=True), torch.randn(N, D, requires_grad=True)
         with watched(dtype):
             gradients(call(x, y), [x, y])
+
+
+@pytest.mark.parametrize("rows", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", dropins())
+def test_dropins_take_either_half_under_either(name: str, rows: torch.dtype) -> None:
+    """Autocast's own cat refuses float16 rows where it casts to bfloat16, and the other way round."""
+    call, data = dropins()[name], torch.randn(2, N, D)
+    x, y = (half.to(rows).requires_grad_() for half in data)
+    torch.manual_seed(0)  # of the bank's rows
+    want = gradients(call(x, y), [x, y])
+    other = torch.float16 if rows == torch.bfloat16 else torch.bfloat16
+    torch.manual_seed(0)
+    with torch.autocast("cpu", other):
+        got = gradients(call(x, y), [x, y])
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == rows
+        scale = float(w.abs().max())  # of a gradient: one entry's rounding, of logits about 20 that were cast to 8 bits
+        assert float((g - w).abs().max()) < 0.1 * scale
+
+
+def test_a_queue_takes_either_half_under_either() -> None:
+    for rows, other in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)):
+        queue = fastcl.losses.MoCoQueue(D, length=8, dtype=rows)
+        keys = torch.eye(D)
+        with torch.autocast("cpu", other):
+            queue.enqueue(keys)
+        assert torch.equal(queue.rows[:D], keys.to(rows))
 
 
 SQUARES = {
