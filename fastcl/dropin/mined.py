@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .. import transforms
 from ..equation.problem import accumulation_dtype
 from ..functional.rows import row_dot, times
 from ..precision import product
@@ -32,6 +33,8 @@ class Pairs(NamedTuple):
         if 4 * k >= x.shape[0] * y.shape[0]:
             z = product(x.to(dtype), y.to(dtype).T).flatten()
             return times(scale, z.index_select(0, self.anchors * y.shape[0] + self.others))
+        if transforms.active():  # torch.func knows no checkpoint
+            return times(scale, _dots(x, y, *self))
         parts = zip(*(index.split(max(1, GATHERED // d)) for index in self), strict=True)
         return times(scale, torch.cat([checkpoint(_dots, x, y, *part, use_reentrant=False) for part in parts]))
 

@@ -17,7 +17,6 @@ from ..distributed import agreed, gathered_rows
 from ..equation import checks
 from ..equation.arguments import declared, integer
 from ..functional.rows import normalize_rows
-from ..precision import full_precision
 from .objective import Objective
 
 
@@ -135,8 +134,7 @@ class MoCoQueue(nn.Module):
         length, n = self.rows.shape[0], k.shape[0]
         kept = min(n, length)
         places = (self.position + n - kept + torch.arange(kept, device=k.device)) % length
-        with full_precision(k.device):  # autocast's index_copy refuses a queue of the half precision that it does not cast to
-            self.rows.index_copy_(0, places, k[n - kept :].to(self.rows.dtype))
+        self.rows.index_copy_(0, places, k[n - kept :].to(self.rows.dtype))
         self.position.add_(n).remainder_(length)
 
     @contextmanager

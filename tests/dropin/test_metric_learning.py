@@ -210,3 +210,18 @@ def test_losses_that_round_to_0_are_no_losses_to_average(name: str, more: dict[s
         getattr(of, name)(reducer=pml().reducers.AvgNonZeroReducer(), **more) for of in (ours, pml().losses)
     )
     torch.testing.assert_close(ours_(x, labels), theirs(x, labels), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_losses_that_round_to_0_have_their_gradients(dtype: torch.dtype) -> None:
+    """Rows of different classes only, well apart: e^{beta (s - base)} is far below eps, and the whole of the gradient."""
+    x = torch.nn.functional.normalize(torch.eye(6, dtype=dtype) + 0.1 * rows(6, 6).to(dtype), dim=1)
+    labels = torch.arange(6)
+    found = []
+    for of in (ours, pml().losses):
+        leaf = x.clone().requires_grad_()
+        value = of.MultiSimilarityLoss(base=0.9)(leaf, labels)
+        assert float(value.detach()) < 1e-14
+        found += torch.autograd.grad(value, leaf)
+    assert found[1].abs().max() > 0
+    torch.testing.assert_close(found[0] / found[1].abs().max(), found[1] / found[1].abs().max(), rtol=1e-3, atol=1e-4)

@@ -130,3 +130,13 @@ def test_a_pair_is_positive_or_negative() -> None:
         ours.SupConLoss()(rows(20, 6), LABELS, both_ways)
     with pytest.raises(AssertionError):
         pml().losses.SupConLoss()(rows(20, 6), LABELS, both_ways)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_few_pairs_under_torch_func(name: str) -> None:
+    """torch.func knows no checkpoint, by which few pairs are formed again in the backward pass."""
+    x, index = rows(20, 5), (torch.tensor([0, 2]), torch.tensor([6, 8]), torch.tensor([0, 2]), torch.tensor([5, 7]))
+    mine = both(name)[0]
+    leaf = x.clone().requires_grad_()
+    (want,) = torch.autograd.grad(mine(leaf, LABELS, index), leaf)
+    torch.testing.assert_close(torch.func.grad(lambda rows: mine(rows, LABELS, index))(x), want)

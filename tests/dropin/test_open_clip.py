@@ -49,6 +49,19 @@ def test_distillation(part: str, n: int, block: int, monkeypatch: pytest.MonkeyP
     assert_agree(lambda *t: mine(*t, output_dict=True)[part], lambda *t: theirs(*t, output_dict=True)[part], every)
 
 
+def test_distillation_under_torch_func() -> None:
+    every = [*leaves(13, 7, 14.3, 0.0)[:3], *(unit(v) for v in two_views(13, 9, seed=5)), torch.tensor(30.0).double()]
+
+    def loss(*t: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = ours.DistillClipLoss()(*t)[1]
+        return value
+
+    wanted = torch.autograd.grad(loss(*(t.requires_grad_() for t in every)), every)
+    found = torch.func.grad(loss, argnums=tuple(range(len(every))))(*(t.detach() for t in every))
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 @pytest.mark.parametrize("weights", [(2.0, 0.5), (1.0, 0.0)])
 def test_captions(weights: tuple[float, float]) -> None:
     logits, labels = rows(13, 4, 11, seed=3), torch.arange(52).reshape(13, 4) % 11
