@@ -66,7 +66,8 @@ def cached_step(
     Raises:
         ValueError: for batches, chunks or rows that do not fit, one name from two encoders, or a loss that is no single number.
         TypeError: for an encoder that returns something else, or a single tensor in place of a sequence.
-        RuntimeError: for an encoder that does not repeat itself; the gradients are then those of something else, discard them.
+        RuntimeError: where gradients are not recorded, or for an encoder that does not repeat itself; the gradients are then those
+            of something else, discard them.
 
     Examples:
         >>> encoder, loss = torch.nn.Linear(8, 4), fastcl.losses.CLIPLoss()
@@ -75,6 +76,11 @@ def cached_step(
         >>> encoder.weight.grad.shape
         torch.Size([4, 8])
     """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "fastcl.cached_step: expected gradients to be recorded, got a call under torch.no_grad() or torch.inference_mode(), "
+            "where there are none to accumulate; call it outside, or take the loss of fastcl.cached_embeddings there"
+        )
     replay = Replay(encoders, batches, chunk, ddp, progress)
     leaves = [t.requires_grad_(t.is_floating_point()) for t in replay.embed()]
     value = replay.call(loss, leaves)

@@ -25,7 +25,7 @@ from ..equation.problem import SIGNATURES
 PACKAGE = Path(__file__).resolve().parents[1]
 FACTS = Path(__file__).parent.with_name("build_facts.json")
 CPU, CUDA = "libfastcl_cpu.so", "libfastcl_cuda.so"
-REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
+REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <fastcl's wheel, or the folder of its source>"
 _said: list[str] = []  # the libraries that a warning at import was about
 OLDEST_TORCH = (2, 10)  # its stable interface is the first with threads and typed memory
 

@@ -56,6 +56,7 @@ class _Aligned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         x, y, u, v = ctx.saved_tensors
+        passes.check_saved(torch.float32, x, y, u, v)
         of_u, of_v, g = upstream
         u, v = u[: ctx.matching], v[: ctx.matching]
 

@@ -145,6 +145,7 @@ class _AtOnce(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(derivatives.CREATE_GRAPH.format(name=choice.requested(ctx.backend)))
         x, y, of_x, of_y, *of_numbers = ctx.saved_tensors
+        passes.check_saved(torch.float32, x, y, of_x, of_y)
         x, y = (rows if of else None for rows, of in zip((x, y), needed, strict=False))
         if derivatives.nothing_watches():
             found: tuple[Tensor | None, ...] = derivatives.run(

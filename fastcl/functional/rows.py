@@ -40,7 +40,23 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        return gradient_of_unit(upstream[0], ctx.saved_tensors[0])
+        g, (x,) = upstream[0], ctx.saved_tensors
+        check_saved(g.dtype, x)
+        return gradient_of_unit(g, x)
+
+
+def check_saved(dtype: torch.dtype, *saved: Tensor | None) -> None:
+    """What the forward saved is what it was: hooks may have packed it in another dtype.
+
+    Raises:
+        TypeError: it is of another dtype now.
+    """
+    for t in saved:
+        if t is not None and t.dtype != dtype:
+            raise TypeError(
+                f"saved tensor: expected {dtype}, in which the forward saved it, got {t.dtype}; let the unpack hook of "
+                "torch.autograd.graph.saved_tensors_hooks return the dtype that its pack hook was given"
+            )
 
 
 def gradient_of_unit(g: Tensor, x: Tensor) -> Tensor:

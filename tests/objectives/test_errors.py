@@ -324,3 +324,20 @@ SPECIFIC: dict[str, tuple[Call, str]] = {
 def test_specific_errors(name: str) -> None:
     call, message = SPECIFIC[name]
     raises(call, ValueError, message)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, y: F.info_nce(x, y),  # of one call
+        lambda x, y: F.clip(x, y, logit_scale=2.0, groups=torch.arange(6)),  # its views in one pass
+        lambda x, y: F.kcl(x, y),  # rows that are normalised by themselves
+        lambda x, y: F.uniformity(x) + F.uniformity(y),
+    ],
+)
+def test_hooks_that_give_back_another_dtype_are_told(call: Callable[..., torch.Tensor]) -> None:
+    x, y = (torch.randn(6, 4, requires_grad=True) for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.bfloat16() if t.dim() == 2 else t):
+        value = call(x, y)
+    with pytest.raises(TypeError, match=r"saved tensor: expected torch\.float32, .* got torch\.bfloat16; let the unpack"):
+        torch.autograd.grad(value, (x, y))

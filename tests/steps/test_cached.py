@@ -232,3 +232,9 @@ X, LOSS = rows(6, 0), losses.NTXentLoss()
 def test_errors(call: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call(tower(0))
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_step_without_gradients_says_so(without: Any) -> None:
+    with without(), pytest.raises(RuntimeError, match="cached_step: expected gradients to be recorded"):
+        fastcl.cached_step(tower(0), [X, X], LOSS, chunk=2)
