@@ -126,9 +126,13 @@ def _kernel(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
 
 def run(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """A compiled kernel, called where nothing watches."""
-    with torch._C._AutoDispatchBelowAutograd():
-        answer: tuple[Tensor, ...] = kernel(*arguments)
+    answer: tuple[Tensor, ...] = native.finished(_below_autograd, kernel, *arguments)
     return answer
+
+
+def _below_autograd(kernel: Any, *arguments: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return kernel(*arguments)
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------------

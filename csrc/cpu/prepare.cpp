@@ -81,12 +81,13 @@ void Given::check(const Wanted& wanted) const {
 
 Host TorchHost::host() {
   return Host{this, thread_count(),
-              [](void*, int tasks, void (*body)(void*, int), void* argument) {
+              [](void* self, int tasks, void (*body)(void*, int), void* argument) {
                 parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
                   for (int64_t t = begin; t < end; t++) body(argument, int(t));
                 });
+                static_cast<TorchHost*>(self)->interruption_.check();
               },
-              [](void* self, size_t bytes) { return static_cast<TorchHost*>(self)->allocate(bytes); }};
+              [](void* self, size_t bytes) { return static_cast<TorchHost*>(self)->allocate(bytes); }, interruption_.flag()};
 }
 
 TorchHost::Kept& TorchHost::kept() {

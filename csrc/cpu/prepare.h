@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "interruption.h"
 #include "kernels.h"
 #include "own_pairs.h"
 #include "range.h"
@@ -51,6 +52,7 @@ class TorchHost {
   char* rest_ = nullptr;  // of what was lent
   size_t rest_bytes_ = 0;
   bool borrows_ = false;
+  Interruption interruption_;
 
  public:
   TorchHost();

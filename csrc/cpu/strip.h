@@ -113,7 +113,7 @@ class Strip {
   void for_each_tile(int t, int64_t r0, const Visit& visit) const {
     const int64_t m = task_.y.count, end = cut(m, G::unit, t + 1, threads_);
     T* e = exponentials_ + (t * blocks_ + r0 / block_) * tiles_ * tile_size_;
-    for (int64_t j = cut(m, G::unit, t, threads_); j < end; j += G::tile) {
+    for (int64_t j = cut(m, G::unit, t, threads_); j < end && !host_.stopped(); j += G::tile) {
       visit(e, j, smaller_of(j + G::tile, end));
       if (keeps_) e += tile_size_;
     }

@@ -21,11 +21,12 @@ class BlockSweep {
   using G = Geometry<T>;
   const Task<T>& task_;
   TileWorker<T>& worker_;
+  const Host& host_;
   const int64_t tile_;
 
  public:
-  BlockSweep(const Task<T>& task, TileWorker<T>& worker)
-      : task_(task), worker_(worker), tile_(worker.w() ? G::tile : G::tile_without_w) {}
+  BlockSweep(const Task<T>& task, TileWorker<T>& worker, const Host& host)
+      : task_(task), worker_(worker), host_(host), tile_(worker.w() ? G::tile : G::tile_without_w) {}
 
   void operator()(const Block& b) {
     if (b.triangle) triangle(b.row_begin, b.row_end);
@@ -46,12 +47,12 @@ class BlockSweep {
   void rectangle(int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
     const EvenTiles rows(row_begin, row_end, tile_, task_.self ? G::unit : G::rows);
     const EvenTiles cols(col_begin, col_end, tile_, G::unit);
-    for (int64_t i = rows.begin; i < rows.end; i += rows.size) strip_of_tiles(i, smaller_of(i + rows.size, rows.end), cols, false);
+    for (int64_t i = rows.begin; i < rows.end && !host_.stopped(); i += rows.size) strip_of_tiles(i, smaller_of(i + rows.size, rows.end), cols, false);
   }
 
   void strip_of_tiles(int64_t i0, int64_t i1, const EvenTiles& cols, bool rows_only) {
     worker_.clear_rows(i1 - i0);
-    for (int64_t j = cols.begin; j < cols.end; j += cols.size) {
+    for (int64_t j = cols.begin; j < cols.end && !host_.stopped(); j += cols.size) {
       const Tile tile{i0, i1, j, smaller_of(j + cols.size, cols.end)};
       worker_.clear_cols(tile.j1 - tile.j0);
       worker_.sweep(tile, worker_.w());
@@ -72,7 +73,7 @@ void sweep(const Task<T>& task, Step step, const Host& host) {
   for (int t = 0; t < schedule.threads(); t++) new (workers + t) TileWorker<T>(task, packed, step, host);
   for (int s = 0; s < schedule.steps(); s++)
     parallel_products<T>(host, schedule.threads(), [&](int t) {
-      schedule.visit(s, t, BlockSweep<T>(task, workers[t]));
+      schedule.visit(s, t, BlockSweep<T>(task, workers[t], host));
     });
 }
 

@@ -72,6 +72,9 @@ struct Host {
   int threads;
   void (*parallel)(void* self, int tasks, void (*body)(void* argument, int task), void* argument);
   void* (*allocate)(void* self, size_t bytes);  // 64-byte aligned; freed when the call has ended
+  const volatile int* stop = nullptr;  // not 0: nobody waits for what is computed, and `parallel` throws once its tasks have ended
+
+  bool stopped() const { return stop && *stop; }
 };
 
 // Row weights of a strip, told once its rows' values are complete: rho_i = d total / d value_i.

@@ -7,7 +7,7 @@ torch.ops.fastcl, is raised here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..equation.problem import PAIR, Gradients, Problem, Wanted, pack
 from . import extension, own_pairs
 
 kernels = torch.ops.fastcl
+INTERRUPTED = "fastcl: interrupted by SIGINT"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -30,7 +31,7 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r, and c when asked."""
-    r, c = kernels.kernel_rows(*_packed(p))
+    r, c = finished(kernels.kernel_rows, *_packed(p))
     return r, c if p.columns else None
 
 
@@ -38,13 +39,27 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
     """The gradients of <g, r> + <h, c>."""
     absent = r.new_empty(0)
     given = [absent if t is None else t for t in (r, c, g, h)]
-    return _present(kernels.kernel_gradients(*_packed(p), *given, list(wanted)), wanted)
+    return _present(finished(kernels.kernel_gradients, *_packed(p), *given, list(wanted)), wanted)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients for an upstream gradient of 1."""
-    value, *answer, dpositive = kernels.kernel_total(*_packed(p), positive, outer, list(wanted))
+    value, *answer, dpositive = finished(kernels.kernel_total, *_packed(p), positive, outer, list(wanted))
     return value, _present(answer, wanted), None if positive is None else dpositive
+
+
+def finished(call: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer of a kernel, which Ctrl-C stops between two tiles (csrc/cpu/interruption.h).
+
+    Python then runs its handler here, in the loop: KeyboardInterrupt goes on to the caller, and after a handler that does not raise
+    (one that takes a note, to stop after the step) the call is made again.
+    """
+    while True:
+        try:
+            return call(*arguments)
+        except RuntimeError as error:
+            if INTERRUPTED not in str(error):
+                raise
 
 
 def _packed(p: Problem) -> tuple[Any, ...]:

@@ -1,0 +1,92 @@
+"""Ctrl-C during a call: the kernels stop between two tiles, and what Python's handler does decides how it goes on."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from .test_process import python
+
+pytestmark = pytest.mark.slow
+
+# An interruption comes after a fifth of a call. That it stops then, and not at its end, is told in parts of the call.
+PROGRAM = """
+import os, signal, threading, time, torch
+from fastcl import functional
+
+LOSSES = {
+    "both directions": lambda x, y: functional.clip(x, y, logit_scale=10.0),
+    "one direction": lambda x, y: functional.info_nce(x, y),
+    "with itself": lambda x, y: functional.nt_xent(x, y),
+}
+x, y = (torch.randn(3072, 256, generator=torch.Generator().manual_seed(k), requires_grad=True) for k in (0, 1))
+
+def step(loss):
+    x.grad = y.grad = None
+    value = LOSSES[loss](x, y)
+    value.backward()
+    return value.detach(), x.grad, y.grad
+
+def interrupt(after):
+    def send():
+        time.sleep(after)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+    sent = []
+    threading.Thread(target=send).start()
+    return sent
+
+def same(found, wanted):
+    return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+for loss in LOSSES:
+    step(loss)
+    began = time.monotonic()
+    whole = step(loss)
+    length = time.monotonic() - began
+
+    sent = interrupt(length / 5)
+    try:
+        step(loss)
+        raise SystemExit(f"{loss}: not interrupted")
+    except KeyboardInterrupt:
+        waited = time.monotonic() - sent[0]
+        assert waited < length / 2, f"{loss}: {waited} of {length} s"
+
+    notes = []
+    signal.signal(signal.SIGINT, lambda *_: notes.append(1))
+    interrupt(length / 5)
+    assert same(step(loss), whole), f"{loss}: after a handler that only takes a note"
+    assert notes == [1]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupt(length / 5)
+    assert same(step(loss), whole), f"{loss}: ignored"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    found = []
+    thread = threading.Thread(target=lambda: found.append(step(loss)))
+    thread.start()
+    try:
+        interrupt(length / 5)
+        time.sleep(20 * length)
+        raise SystemExit("the first thread was not interrupted")
+    except KeyboardInterrupt:
+        thread.join()
+    assert same(found[0], whole), f"{loss}: in another thread"
+
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+    raise SystemExit("Python's handler is not there any more")
+except KeyboardInterrupt:
+    print("right")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT"), reason="needs POSIX signals")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_call_stops_where_it_is(threads: int) -> None:
+    done = python(PROGRAM, OMP_NUM_THREADS=str(threads))
+    assert done.stdout == "right\n", done.stdout + done.stderr
