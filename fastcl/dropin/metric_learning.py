@@ -180,6 +180,9 @@ class NCALoss(_RowLoss):
     def _value(
         self, x: Tensor, labels: Tensor | None, indices: Any, y: Tensor | None, ref_labels: Tensor | None
     ) -> Tensor:
+        if y is x:  # which the library tells by the object, whatever the labels' are
+            _check_same_labels(labels, ref_labels)
+            y = ref_labels = None
         pairs = self._pairs(x, labels, y, ref_labels, y is None)
         weights = _appearances(indices, x, x if y is None else y, y is not None)
         if x.shape[0] <= 1:
@@ -191,6 +194,16 @@ class NCALoss(_RowLoss):
         losses = losses if weights is None else losses * weights.to(losses.dtype)
         return (
             losses.sum() / some.sum().clamp(min=1) if self.reducer_name == "MeanReducer" else mean_of_positive(losses)
+        )
+
+
+def _check_same_labels(labels: Any, ref_labels: Any) -> None:
+    """Of references that are the embeddings themselves: a row has one label."""
+    tensors = isinstance(labels, Tensor) and isinstance(ref_labels, Tensor)
+    if ref_labels is not labels and not (tensors and torch.equal(labels, ref_labels.to(labels.device))):
+        raise ValueError(
+            "ref_labels: expected labels' own values, since ref_emb is embeddings itself, got others; pass labels, or a copy of the "
+            "embeddings as ref_emb"
         )
 
 

@@ -89,6 +89,25 @@ def test_references(made: Any) -> None:
     agree(made, leaves, lambda loss, x, y: loss(x, labels, None, y, labels.clone()))
 
 
+@pytest.mark.parametrize("made", INDEXED, ids=name_of)
+def test_references_that_are_the_embeddings_themselves(made: Any) -> None:
+    """NCALoss leaves a row's pair with itself out by the object of the rows, the others by that of the labels."""
+    labels, index = (
+        torch.arange(12) % 5,
+        (torch.tensor([0, 2]), torch.tensor([5, 7]), torch.tensor([0, 3]), torch.tensor([1, 4])),
+    )
+    agree(made, [rows(12, 6)], lambda loss, x: loss(x, labels, None, x, labels))
+    agree(made, [rows(12, 6)], lambda loss, x: loss(x, labels, None, x, labels.clone()))
+    agree(made, [rows(12, 6)], lambda loss, x: loss(x, labels, index, x, labels))
+
+
+def test_a_row_has_one_label() -> None:
+    x, labels = rows(6, 4), torch.arange(6) // 2
+    for others in (labels.flip(0), None):
+        with pytest.raises(ValueError, match="ref_labels: expected labels' own values"):
+            ours.NCALoss()(x, labels, None, x, others)
+
+
 @pytest.mark.parametrize("made", ONCE, ids=name_of)
 def test_distances_reducers_and_regularizers(made: Any) -> None:
     labels, distances = LABELS["one alone"], pml().distances
