@@ -202,8 +202,8 @@ def _check_same_labels(labels: Any, ref_labels: Any) -> None:
     tensors = isinstance(labels, Tensor) and isinstance(ref_labels, Tensor)
     if ref_labels is not labels and not (tensors and torch.equal(labels, ref_labels.to(labels.device))):
         raise ValueError(
-            "ref_labels: expected labels' own values, since ref_emb is embeddings itself, got others; pass labels, or a copy of the "
-            "embeddings as ref_emb"
+            "ref_labels: expected labels' own values, since ref_emb is embeddings itself, got others; pass labels, or a copy of "
+            "the embeddings as ref_emb"
         )
 
 
