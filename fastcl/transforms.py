@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 _VMAP = "VmapMode"  # of batched gradients; the name itself, parsed at each call, takes longer than all else here
 _BATCHED_GRADIENTS = torch._C._parse_dispatch_key(_VMAP) or _VMAP
-_PROXY = torch._C._TorchDispatchModeKey.PROXY
+_PROXY, _FAKE = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
 
 
 def active() -> bool:
@@ -43,6 +43,11 @@ def values_are_here() -> bool:
         or torch._C._get_dispatch_mode(_PROXY) is not None
         or torch._C._get_tracing_state() is not None
     )
+
+
+def values_are_stored(t: Tensor) -> bool:
+    """Whether this tensor has numbers: it is no fake one, and none is made of it."""
+    return type(t) is Tensor and values_are_here() and torch._C._get_dispatch_mode(_FAKE) is None
 
 
 def set_aside() -> AbstractContextManager[Any]:

@@ -42,6 +42,7 @@ class Blocks(Tiles):
     """The operations on a tile, which holds z but for the shift of a log-sum-exp."""
 
     align = one_sweep_rows = 1
+    rows_in_unit = True
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p)
@@ -67,7 +68,7 @@ class Blocks(Tiles):
             product(x * p.scale, y.T, z)
         else:
             torch.addmm(s.norm_y[None, tile.cols], x, y.T, alpha=-2.0, out=z)
-            z.add_(s.norm_x[tile.rows, None]).clamp_(min=0.0).mul_(p.scale)
+            z.add_(s.norm_x[tile.rows, None]).clamp_(min=0.0).mul_(s.scale)
         if p.bias_x is not None:
             z.add_((p.bias_x[tile.rows] if self.lse else p.bias_x[tile.rows] + p.shift)[:, None])
         elif not self.lse:

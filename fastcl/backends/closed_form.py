@@ -129,7 +129,7 @@ class Linear(Sides):
     """f = identity: everything is a sum of visited rows."""
 
     def __init__(self, p: Problem) -> None:
-        super().__init__(p)
+        super().__init__(p, in_unit=True)
         self.visits = Visits(p)
 
     def _along(
@@ -146,7 +146,7 @@ class Linear(Sides):
         u = (x * visit(y)).sum(1)
         if norm_x is not None and norm_y is not None:
             u = count * norm_x + visit(norm_y) - 2.0 * u
-        result = p.scale * u + p.shift * count
+        result = self.scale * u + p.shift * count
         if own is not None:
             result = result + own * count
         return result if other is None else result + visit(other)
@@ -188,10 +188,10 @@ class Gram(Sides):
     """f = square on dot: everything goes through d x d matrices."""
 
     def __init__(self, p: Problem) -> None:
-        super().__init__(p)
+        self.narrow = on_tensor_cores(p.x)  # then rows are taken as they were given
+        super().__init__(p, in_unit=not self.narrow)
         self.offset = p.mask.row_offset - p.mask.col_offset
         self.diagonal = p.mask.kind == "off_diagonal"
-        self.narrow = on_tensor_cores(p.x)
 
     @cached_property
     def gram_y(self) -> Tensor:
@@ -236,20 +236,20 @@ class Gram(Sides):
     @cached_property
     def own(self) -> Tensor:
         """z_ii"""
-        return self.p.scale * row_dot(self.x, self.y) + self.p.shift
+        return self.scale * row_dot(self.x, self.y) + self.p.shift
 
     def _left_out(self, x: Tensor, y: Tensor, offset: int) -> tuple[Tensor, Tensor]:
         """The partner y of each row on the left-out diagonal (0 where there is none), and its z (0 likewise)."""
         if offset == 0 and x.shape == y.shape:
             return y, self.own
         partner = shifted(y, x.shape[0], offset)
-        z = self.p.scale * (x * partner).sum(1) + self.p.shift
+        z = self.scale * (x * partner).sum(1) + self.p.shift
         return partner, z * shifted(y.new_ones(y.shape[0]), x.shape[0], offset)
 
     def _along(self, x: Tensor, y: Tensor, gram_y: Tensor, offset: int) -> Tensor:
-        a, b = self.p.scale, self.p.shift
+        a, b = self.scale, self.p.shift
         # Never a^2, which leaves the range where z does not: rows of 1e12 with a scale of 1e-24 have a z of 1.
-        r = a * row_dot(self._times(x, a * gram_y), x) + 2.0 * b * (a * (x @ y.sum(0))) + b * b * y.shape[0]
+        r = row_dot(self._times(x, a * gram_y), a * x) + 2.0 * b * (a * (x @ y.sum(0))) + b * b * y.shape[0]
         return r - self._left_out(x, y, offset)[1].square() if self.diagonal else r
 
     def rows(self) -> Tensor:
@@ -260,7 +260,7 @@ class Gram(Sides):
 
     def total(self, wanted: Wanted) -> tuple[Tensor, Sums]:
         """a^2 <G_x, G_y> + 2ab <s_x, s_y> + b^2 nm, less the diagonal's squares; and the four sums of its gradients."""
-        a, b = self.p.scale.double(), self.p.shift.double()
+        a, b = self.scale.double(), self.p.shift.double()
         value = a * a * (self.gram_x.double() * self.gram_y.double()).sum()
         value += 2.0 * a * b * (self.sum_x.double() * self.sum_y.double()).sum() + b * b * self.p.n * self.p.m
         if self.diagonal:
@@ -280,7 +280,7 @@ class Gram(Sides):
         """W Y and W 1 for w_ij = weight z_ij; the other side's by an exchange of x and y."""
         if wy is None and ones is None:
             return
-        a, b = self.p.scale, self.p.shift
+        a, b = self.scale, self.p.shift
         partner, z = self._left_out(x, y, offset) if self.diagonal else (y, y)
         if wy is not None:
             self._affine(weight * b * s, x, weight * a * gram_y, wy)
@@ -293,7 +293,7 @@ class Gram(Sides):
         self, x: Tensor, y: Tensor, gram_y: Tensor, g: Tensor | None, h: Tensor | None, offset: int
     ) -> tuple[Tensor, Tensor]:
         """W Y and W 1 for w_ij = 2 z_ij (g_i + h_j): also W^T X and W^T 1, with the two sides exchanged."""
-        a, b = self.p.scale, self.p.shift
+        a, b = self.scale, self.p.shift
         partner, z = self._left_out(x, y, offset) if self.diagonal else (y, y)
         wy, ones = torch.zeros_like(x), x.new_zeros(x.shape[0])
         if g is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import transforms
 from ..equation.problem import Gradients, Problem, Wanted
 
 
@@ -18,8 +19,8 @@ class Sides:
     exact in float32; everything else is in the accumulation dtype.
     """
 
-    def __init__(self, p: Problem, dtype: torch.dtype | None = None) -> None:
-        """dtype: that of the rows, the accumulation dtype unless told."""
+    def __init__(self, p: Problem, dtype: torch.dtype | None = None, in_unit: bool = False) -> None:
+        """dtype: that of the rows, the accumulation dtype unless told; in_unit: whether rows are brought to the scale's unit."""
         self.p, self.symmetric = p, p.y is None
         self.n, self.m, self.d = p.n, p.m, p.x.shape[1]
         dtype = dtype or p.dtype
@@ -28,6 +29,12 @@ class Sides:
         if p.operand == "sqdist" and self.m:
             centre = y.mean(0) if dtype == p.dtype else _exact_centre(x, y)
             x, y = x - centre, y if p.y is None else y - centre
+        # u may leave the range where z does not: rows of 1e20 with a scale of 1e-37.
+        self.unit, self.scale = None, p.scale
+        if in_unit and _may_be_small(p):
+            self.unit = unit_of_scale(p.scale)
+            self.scale = p.scale / self.unit / self.unit
+            x, y = x * self.unit, y if p.y is None else y * self.unit
         self.x = _multipliable(x)
         self.y = self.x if p.y is None else _multipliable(y)
         self.norm_x = self.norm_y = None
@@ -110,11 +117,11 @@ class Sums:
         s = self.sides
         rows, sums = (s.x, self.wy) if self.wy is not None else (s.y, self.wtx)
         assert sums is not None
-        inner = (rows * sums).sum()
-        if s.norm_x is None or s.norm_y is None:
-            return inner
-        assert self.w_rows is not None and self.w_cols is not None
-        return (self.w_rows * s.norm_x).sum() + (self.w_cols * s.norm_y).sum() - 2.0 * inner
+        found = (rows * sums).sum()
+        if s.norm_x is not None and s.norm_y is not None:
+            assert self.w_rows is not None and self.w_cols is not None
+            found = (self.w_rows * s.norm_x).sum() + (self.w_cols * s.norm_y).sum() - 2.0 * found
+        return found if s.unit is None else found / s.unit / s.unit
 
     def _finish(self, sums: Tensor | None, weights: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """a W Y, or 2a (diag(W 1) X - W Y)."""
@@ -122,7 +129,25 @@ class Sums:
         if self.sides.p.operand == "sqdist":
             assert weights is not None
             sums.addcmul_(weights[:, None], rows, value=-1.0).mul_(-2.0)
-        return sums.mul_(self.sides.p.scale).to(dtype)
+        s = self.sides
+        return sums.mul_(s.p.scale if s.unit is None else s.p.scale / s.unit).to(dtype)
+
+
+SMALL = 2.0**-20  # with larger scales z is beyond 1e32 before u leaves float32
+
+
+def _may_be_small(p: Problem) -> bool:
+    """Whether rows take the pass that brings them to the scale's unit: asked of the number itself where no device is waited for."""
+    if p.scale.device.type == "cpu" and transforms.values_are_stored(p.scale):
+        return 0.0 < abs(float(p.scale)) < SMALL
+    return p.operand == "sqdist"  # whose rows are written anew anyway
+
+
+def unit_of_scale(scale: Tensor) -> Tensor:
+    """A power of two near the square root of a small scale, by which rows lose no digit; at least 2^-32, and 1 for other scales."""
+    size = scale.abs()
+    exponent = torch.round(0.5 * torch.log2(size)).clamp(min=-32.0)
+    return torch.exp2(torch.where((size > 0) & (size < SMALL), exponent, 0.0))
 
 
 def _exact_centre(x: Tensor, y: Tensor) -> Tensor:

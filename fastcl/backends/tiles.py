@@ -143,11 +143,12 @@ class Tiles:
 
     align = 16  # elements of which the rows of a tile are a multiple in memory: 16 bytes of any dtype
     most_rows = most_cols = 1 << 62  # of a tile, by the grids of the kernels
+    rows_in_unit = False  # whether the rows of a squared distance are brought to the scale's unit
     one_sweep_rows = 2048  # with fewer a tile as wide as the matrix makes products that cost more than a second sweep
 
     def __init__(self, p: Problem, dtype: torch.dtype | None = None) -> None:
         """dtype: that of the rows and of the weights, the accumulation dtype unless told."""
-        self.p, self.sides = p, Sides(p, dtype)
+        self.p, self.sides = p, Sides(p, dtype, in_unit=self.rows_in_unit and p.operand == "sqdist")
         # The float16 weights of a sum: exact ones take the place of the dot products, and are rounded when the largest is known.
         self.in_units = self.sides.x.dtype == torch.float16 and p.reduce == "sum"
         self.dot = self.weights = p.scale.new_empty(0)

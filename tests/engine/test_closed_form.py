@@ -141,3 +141,38 @@ def test_squares_of_a_scale_leave_the_range_where_z_does_not(power: int, backend
         into += [r.detach(), torch.autograd.grad(r.sum(), rows)[0]]
     for got, exact in zip(found, expected, strict=True):
         assert float(((got - exact).abs() / exact.abs().amax()).max()) < 4e-6
+
+
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("norm", [1e19, 1e20, 1e22])
+@pytest.mark.parametrize(
+    ("operand", "pair", "reduce"),
+    [
+        ("dot", "identity", "sum"),
+        ("sqdist", "identity", "sum"),
+        ("dot", "square", "sum"),
+        ("sqdist", "softplus", "sum"),
+        ("sqdist", "identity", "logsumexp"),
+    ],
+)
+def test_products_of_rows_leave_the_range_where_z_does_not(
+    operand: str, pair: str, reduce: str, norm: float, itself: bool, backend: Backend
+) -> None:
+    """Rows whose products are beyond float32, and a scale that brings them back; the gradient of the scale is infinite."""
+    if reason := choice.reason(backend, torch.device("cpu"), torch.float32):
+        pytest.skip(reason)
+    g = torch.Generator().manual_seed(0)
+    sides = [torch.randn(rows, 6, generator=g).mul(norm) for rows in ((24,) if itself else (24, 30))]
+    scale = torch.tensor(1e-37)
+    arguments: dict[str, Any] = {"operand": operand, "pair": pair, "reduce": reduce, "mask": "off_diagonal"}
+    found, expected = [], []
+    for wide, into, way in ((False, found, backend), (True, expected, "reference")):
+        leaves = [(t.double() if wide else t.clone()).requires_grad_() for t in (*sides, scale)]
+        r = pair_reduce(*leaves[:-1], scale=leaves[-1], backend=way, **arguments)
+        assert isinstance(r, Tensor)
+        into += [r.detach(), *torch.autograd.grad(r.sum(), leaves)]
+    for got, exact in zip(found[:-1], expected[:-1], strict=True):
+        assert float(((got - exact).abs() / exact.abs().amax()).max()) < 1e-5
+    of_scale = expected[-1].float()
+    assert torch.equal(found[-1], of_scale) if of_scale.isinf() else abs(float(found[-1] / of_scale) - 1.0) < 1e-5
