@@ -1,6 +1,6 @@
 # Everything runs in .venv, which the targets make themselves; `make setup` is quick when nothing has changed.
 #   make test            lint, then the quick tests      make test ARGS="-k clip"
-#   make test-slow       the others: processes, builds, large sizes
+#   make test-slow       the others: processes, builds, large sizes, the rest of long lists of cases
 #   make fuzz            calls drawn at random           make fuzz MINUTES=30
 #   make demo            the main job, on real images    make demo ARGS="--help"
 #   make papers          the papers' experiments      make papers ARGS="--resume"

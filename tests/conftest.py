@@ -1,7 +1,9 @@
 """Every test runs with uninitialised memory poisoned: torch.empty gives NaN (or the largest integer), and so do csrc/cpu's own."""
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -10,6 +12,30 @@ os.environ["FASTCL_COMPILE_PAIRS"] = (
     "0"  # but for the tests that compile: they say so, and keep it in a folder of their own
 )
 os.environ["FASTCL_POISON"] = "1"  # csrc/cpu reads it at its first use of memory
+
+
+DRAWN = 96  # of each list of cases in the quick tests
+
+
+def beyond_the_draw(cases: Iterable[str]) -> set[str]:
+    """Of each test's cases, by their names, all but DRAWN: the same ones wherever they are collected, and spread over the list."""
+    lists: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        lists[case.partition("[")[0]].append(case)
+    return {case for of_one in lists.values() for case in sorted(of_one, key=_shuffled)[DRAWN:]}
+
+
+def _shuffled(case: str) -> bytes:
+    return hashlib.sha256(case.encode()).digest()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A long list of cases is drawn from: the others are slow tests."""
+    others = beyond_the_draw(item.nodeid for item in items if not item.get_closest_marker("slow"))
+    for item in items:
+        if item.nodeid in others:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
