@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,15 @@ def start(world: int, folder: Path, module: str, *arguments: str) -> list[subpro
 
 
 def finish(processes: list[subprocess.Popen[str]], timeout: float = TIMEOUT) -> list[tuple[int, str]]:
-    """The exit code and the output of each."""
+    """The exit code and the output of each; one that took longer than the timeout was killed, and has its output all the same."""
+    end, said = time.monotonic() + timeout, []
     try:
-        said = [process.communicate(timeout=timeout)[0] for process in processes]
+        for process in processes:
+            try:
+                said.append(process.communicate(timeout=max(0.0, end - time.monotonic()))[0])
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said.append(f"{process.communicate()[0]}\nkilled after {timeout:.0f} s")
     finally:
         for process in processes:
             process.kill()
@@ -44,10 +51,14 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = TIMEOUT) -> 
 
 
 @cache
-def results(world: int, folder: Path, module: str) -> list[dict[str, Any]] | str:
-    """What each rank found, or what the first that failed had to say; run once, either way."""
-    folder.mkdir()
-    for rank, (code, said) in enumerate(finish(start(world, folder, module))):
-        if code != 0:
-            return f"rank {rank} of {world} failed:\n{said}"
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+def results(world: int, folder: Path, module: str, *arguments: str) -> list[dict[str, Any]] | str:
+    """What each rank found, or what all that failed had to say; run once, whatever comes of it."""
+    try:
+        folder.mkdir()
+        ended = finish(start(world, folder, module, *arguments))
+        failed = [f"rank {rank} of {world} failed:\n{said}" for rank, (code, said) in enumerate(ended) if code != 0]
+        if failed:  # the cause may be with another rank than the first, whose peer is gone
+            return "\n".join(failed)
+        return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    except Exception as error:  # not raised: a second call would find the folder, and say that alone
+        return f"{type(error).__name__}: {error}"
