@@ -43,12 +43,17 @@ class Replacement(NamedTuple):
 
 
 class Patch:
-    """What was replaced; `undo` puts it back, as does leaving it as a context."""
+    """What was replaced; `undo` puts it back, as does leaving it as a context. To enter it again puts ours in again."""
 
     def __init__(self, library: str, replaced: tuple[Replacement, ...]) -> None:
         self.library, self.replaced = library, replaced
-        for name in replaced:
-            setattr(name.owner, name.name, name.ours)
+        self._put()
+
+    def _put(self) -> None:
+        """Ours in place of the library's own, wherever that stands."""
+        for name in self.replaced:
+            if getattr(name.owner, name.name) is name.original:
+                setattr(name.owner, name.name, name.ours)
 
     def undo(self) -> None:
         """Put the library's own back, wherever ours still stands."""
@@ -57,6 +62,7 @@ class Patch:
                 setattr(name.owner, name.name, name.original)
 
     def __enter__(self) -> Self:
+        self._put()
         return self
 
     def __exit__(self, *_: object) -> None:

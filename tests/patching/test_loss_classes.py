@@ -77,3 +77,14 @@ def test_sentence_transformers_losses(name: str) -> None:
     assert ours[0] is getattr(dropin.sentence_transformers, name)
     assert ours[1] == pytest.approx(theirs[1], rel=1e-10)
     assert ranking(name)[0] is theirs[0]
+
+
+def test_a_patch_can_be_entered_again() -> None:
+    """It said nothing, and the library's own losses ran."""
+    losses = originals.sentence_transformers().sentence_transformer.losses
+    theirs, patch = losses.MultipleNegativesRankingLoss, fastcl.patch("sentence_transformers")
+    for _ in range(2):
+        with pytest.raises(KeyError), patch:
+            assert losses.MultipleNegativesRankingLoss is dropin.sentence_transformers.MultipleNegativesRankingLoss
+            raise KeyError
+        assert losses.MultipleNegativesRankingLoss is theirs
