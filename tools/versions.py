@@ -28,6 +28,7 @@ SHORT = (
     "tests/objectives/test_values.py",
     "tests/objectives/test_op.py",
     "tests/packaging/test_doctor.py",
+    "tests/packaging/test_objects.py::test_the_declarations_are_those_of_torch",
 )
 BESIDE = ("numpy", "setuptools>=77", "wheel", "ninja", "pytest>=8", "pytest-benchmark>=5", "pytest-xdist", "hypothesis")
 

@@ -102,7 +102,10 @@ def test_it_runs_on_systems_of_manylinux_2_28() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_the_declarations_are_those_of_torch(tmp_path: Path) -> None:
-    """Compiled together with torch's own headers, as of 2.10, where another signature is an error."""
+    """Compiled together with torch's own headers, as of 2.10, where another signature is an error.
+
+    So are the launches, whose stream a torch without CUDA declares too: no other file of csrc/cuda names torch.
+    """
     headers = Path(torch.__file__).parent / "include"
     text = "#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n#include <torch/csrc/stable/c/shim.h>\n"
     (tmp_path / "both.cpp").write_text(f'{text}#include "{ROOT}/csrc/torch_abi.h"\n')
@@ -110,7 +113,9 @@ def test_the_declarations_are_those_of_torch(tmp_path: Path) -> None:
     declared = re.findall(r"\b((?:aoti_)?torch_\w+)\(", (ROOT / "csrc" / "torch_abi.h").read_text())
     uses = ", ".join(f"(void*)&{name}" for name in declared)
     (tmp_path / "theirs.cpp").write_text(f"{text}void* uses[] = {{{uses}}};\n")
+    (tmp_path / "launches.cpp").write_text(f'{text}#include "{ROOT}/csrc/cuda/launches.cpp"\n')
     assert len(declared) > 25
-    for name in ("both", "theirs"):
+    for name in ("both", "theirs", "launches"):
         target = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-        tool("g++", "-std=c++20", "-fsyntax-only", target, f"-I{headers}", tmp_path / f"{name}.cpp")
+        cuda = ("-DUSE_CUDA", "-DFASTCL_HOPPER") if name == "launches" else ()
+        tool("g++", "-std=c++20", "-fsyntax-only", target, *cuda, f"-I{headers}", tmp_path / f"{name}.cpp")
