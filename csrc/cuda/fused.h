@@ -4,7 +4,7 @@
 //     fused_rows      row and column reductions of every pair of row blocks      1 product of 2 n m d flops
 //     fused_merge     their partial results, joined in one order
 //     fused_factors   g, h, r, c as the gradient multiplies them
-//     fused_gradient  W Y, and where asked W 1                                   2 products
+//     fused_gradient  W Y, and where asked W 1 and the row sums of f             2 products
 //
 // W^T X is fused_gradient with the sides exchanged, so that rows and columns take 5 products, and the same bits every run.
 #pragma once
@@ -59,6 +59,7 @@ struct FusedGradient {
   const void *x_factors, *y_factors, *single;
   void* wy;  // float32 (n, d), every row d long: W Y without the scale
   void* w_rows;  // float32 (n,), W 1 from the weights as they were rounded for the product; null: not wanted
+  void* values;  // float32 (n,), the sums of f over each row, of a sum alone; null: not wanted
 };
 
 // Rounds float32 rows to tf32 (to nearest, ties away) and pads rows of any type with zeros.
@@ -94,6 +95,9 @@ inline int64_t fused_rows_shared(Dtype dtype, int64_t d, bool resident, int64_t 
 
 // The widest rows whose W Y fits the registers of one CTA; wider ones are the strip form's.
 inline int64_t fused_gradient_most(Dtype dtype) { return dtype == Dtype::float32 ? 128 : 256; }
+
+// The widest whose sums of f fit beside it.
+inline constexpr int64_t fused_values_most = 128;
 
 // Shared memory of fused_gradient for that d: x's rows, two stages of y's with their factors, weights, and lines.
 inline int64_t fused_gradient_shared(Dtype dtype, int64_t d) {

@@ -94,6 +94,18 @@ struct Pairs {
           }
     if (grouped) mask_groups(s, nothing);
   }
+  // The same as bits, one for each element in their order: where it is set, the element is visited.
+  __device__ __forceinline__ uint32_t visited(int row0, int col0) const {
+    static_assert(MI * NI * 4 <= 32, "");
+    float s[MI][NI][4];
+    uint32_t bits = 0;
+#pragma unroll
+    for (int k = 0; k < MI * NI * 4; k++) s[k / (NI * 4)][k / 4 % NI][k % 4] = 1.f;
+    mask(s, row0, col0, 0.f);
+#pragma unroll
+    for (int k = 0; k < MI * NI * 4; k++) bits |= s[k / (NI * 4)][k / 4 % NI][k % 4] != 0.f ? 1u << k : 0u;
+    return bits;
+  }
   __device__ __forceinline__ void mask_groups(float (&s)[MI][NI][4], float nothing) const {
 #pragma unroll
     for (int i = 0; i < MI; i++)

@@ -47,23 +47,9 @@ __device__ __forceinline__ void add_row_sums(float (&sums)[C::MI][2], const floa
       for (int e = 0; e < 4; e++) sums[i][e >> 1] += sqdist ? rounded<typename C::T>(s[i][k][e]) : s[i][k][e];
 }
 
-// W Y of the row block, and W 1 joined over the warps of a row (in `meeting`, shared, [WN][BM]).
+// Sums of the row block, joined over the warps of a row (in `meeting`, shared, [WN][BM]).
 template <class C>
-__device__ __forceinline__ void store_gradient(const float (&acc)[C::MI][C::DI][4], float (&sums)[C::MI][2], float* wy,
-                                               float* w_rows, float* meeting, int row0, int n, int d, const C& at) {
-#pragma unroll
-  for (int i = 0; i < C::MI; i++)
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const int row = row0 + at.row(i, h);
-      if (row >= n) continue;
-#pragma unroll
-      for (int j = 0; j < C::DI; j++)
-        if (at.out(j) < d)
-          *reinterpret_cast<float2*>(wy + static_cast<int64_t>(row) * d + at.out(j)) =
-              make_float2(acc[i][j][2 * h], acc[i][j][2 * h + 1]);
-    }
-  if (w_rows == nullptr) return;
+__device__ __forceinline__ void store_row_sums(const float (&sums)[C::MI][2], float* to, float* meeting, int row0, int n, const C& at) {
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < C::MI; i++)
@@ -77,8 +63,25 @@ __device__ __forceinline__ void store_gradient(const float (&acc)[C::MI][C::DI][
     float sum = meeting[r];
 #pragma unroll
     for (int k = 1; k < C::WN; k++) sum += meeting[k * C::BM + r];
-    w_rows[row0 + r] = sum;
+    to[row0 + r] = sum;
   }
+}
+
+// W Y of the row block.
+template <class C>
+__device__ __forceinline__ void store_gradient(const float (&acc)[C::MI][C::DI][4], float* wy, int row0, int n, int d, const C& at) {
+#pragma unroll
+  for (int i = 0; i < C::MI; i++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int row = row0 + at.row(i, h);
+      if (row >= n) continue;
+#pragma unroll
+      for (int j = 0; j < C::DI; j++)
+        if (at.out(j) < d)
+          *reinterpret_cast<float2*>(wy + static_cast<int64_t>(row) * d + at.out(j)) =
+              make_float2(acc[i][j][2 * h], acc[i][j][2 * h + 1]);
+    }
 }
 
 template <class C, class Weights>
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(C::threads, 1) fused_gradient_kernel(const Fus
     for (int i = 0; i < C::MI; i++)
 #pragma unroll
       for (int h = 0; h < 2; h++) row[i][h] = x_factors[row0 + at.row(i, h)];
-    float acc[C::MI][C::DI][4], sums[C::MI][2] = {};
+    float acc[C::MI][C::DI][4], sums[C::MI][2] = {}, values[C::MI][2] = {};
     clear(acc);
     for (int j = 0; j < tiles; j++) {
       const int col0 = j * C::BN, stage = j % C::stages, next = (j + 1) % C::stages;
@@ -127,14 +130,20 @@ __global__ void __launch_bounds__(C::threads, 1) fused_gradient_kernel(const Fus
       float scale = pairs.scale, shift = pairs.shift;
       pairs.stage_cols(col0);
       if (pairs.terms) pairs.form(s), scale = 1.f, shift = 0.f;
-      weights.weigh(s, scale, shift, row, reinterpret_cast<const float2*>(columns + stage * C::factor_bytes), at);
+      const float2* const column = reinterpret_cast<const float2*>(columns + stage * C::factor_bytes);
+      if constexpr (Weights::valued)
+        weights.weigh(s, scale, shift, row, column, at, pairs.partial(row0, col0) ? pairs.visited(row0, col0) : ~0u, values);
+      else
+        weights.weigh(s, scale, shift, row, column, at);
       if (pairs.partial(row0, col0)) pairs.mask(s, row0, col0, 0.f);
       if (p.w_rows != nullptr) add_row_sums<C>(sums, s, pairs.sqdist);
       if constexpr (C::exchange) multiply_exchanged<C>(acc, s, w, tile, d, at);
       else multiply_registers<C>(acc, s, tile, d, at);
     }
-    store_gradient<C>(acc, sums, static_cast<float*>(p.wy), static_cast<float*>(p.w_rows), reinterpret_cast<float*>(shared), row0,
-                      n, d, at);
+    store_gradient<C>(acc, static_cast<float*>(p.wy), row0, n, d, at);
+    float *const w_rows = static_cast<float*>(p.w_rows), *const meeting = reinterpret_cast<float*>(shared);
+    if (w_rows != nullptr) store_row_sums<C>(sums, w_rows, meeting, row0, n, at);
+    if constexpr (Weights::valued) store_row_sums<C>(values, static_cast<float*>(p.values), meeting, row0, n, at);
   }
 }
 

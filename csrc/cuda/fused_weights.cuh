@@ -26,7 +26,7 @@ struct GradientLayout : Layout<T, 128, sizeof(T) == 2 ? 64 : 32, sizeof(T) == 2 
 // Weights of a log-sum-exp; factors are described in fused.h.
 template <class C>
 struct SoftmaxWeights {
-  static constexpr bool logsumexp = true;
+  static constexpr bool logsumexp = true, valued = false;
   bool single;
 
   __device__ __forceinline__ SoftmaxWeights(const Pairs<C, true>&, const int* single_) : single(*single_ != 0) {}
@@ -51,7 +51,7 @@ struct SoftmaxWeights {
 
 template <class C, class F>
 struct SlopeWeights {
-  static constexpr bool logsumexp = false;
+  static constexpr bool logsumexp = false, valued = false;
   Fast k[2];
 
   __device__ __forceinline__ SlopeWeights(const Pairs<C, false>& p, const int*) {
@@ -70,6 +70,28 @@ struct SlopeWeights {
           s[i][j][e] = F::slope(z, k).v * (row[i][e >> 1].x + (e & 1 ? col.z : col.x));
         }
     }
+  }
+};
+
+// The same, and f of every visited pair added to the sum of its row; in kernels of their own, since the sums take registers.
+template <class C, class F>
+struct ValuesAndSlopes : SlopeWeights<C, F> {
+  static constexpr bool valued = true;
+  using SlopeWeights<C, F>::SlopeWeights;
+
+  // visited: Pairs::visited, every bit of a whole tile.
+  __device__ __forceinline__ void weigh(float (&s)[C::MI][C::NI][4], float scale, float shift, const float2 (&row)[C::MI][2],
+                                        const float2* cols, const C& at, uint32_t visited, float (&values)[C::MI][2]) const {
+#pragma unroll
+    for (int i = 0; i < C::MI; i++)
+#pragma unroll
+      for (int j = 0; j < C::NI; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const float value = F::value(Fast::of(fmaf(s[i][j][e], scale, shift)), this->k).v;
+          values[i][e >> 1] += visited >> ((i * C::NI + j) * 4 + e) & 1 ? value : 0.f;
+        }
+    SlopeWeights<C, F>::weigh(s, scale, shift, row, cols, at);
   }
 };
 

@@ -273,6 +273,8 @@ void fused_gradient(Call& a) {
   f.x_factors = a.in("x_factors", ScalarKind::float32, 2 * padded(f.sides.n)), f.y_factors = a.in("y_factors", ScalarKind::float32, 2 * padded(f.sides.m));
   f.single = a.in("single", ScalarKind::int32, 1);
   f.wy = a.out("wy", ScalarKind::float32, f.sides.n * f.sides.d), f.w_rows = a.out("w_rows", ScalarKind::float32, f.sides.n, optional);
+  f.values = a.out("values", ScalarKind::float32, f.sides.n, optional);
+  FASTCL_CHECK_VALUE(!f.values || f.equation.reduce == Reduction::sum, "values: expected none beside a log-sum-exp");
   a.launch(fastcl_cuda_fused_gradient, f, "fused_gradient");
 }
 
@@ -367,7 +369,7 @@ const Registration launches(FASTCL_LAUNCH_LIBRARY, FASTCL_LAUNCH_KEY, {
   FASTCL_OP(fused_rows, FASTCL_ROWS),
   FASTCL_OP(fused_merge, "Tensor? rows, Tensor? cols, int splits, int ctas, bool triangle, bool logsumexp, Tensor(a!) out"),
   FASTCL_OP(fused_factors, "int n, int m, bool logsumexp, " FASTCL_WEIGHTING ", Tensor(a!) x_factors, Tensor(b!) y_factors, Tensor(c!) single"),
-  FASTCL_OP(fused_gradient, FASTCL_EQUATION ", Tensor x, Tensor y, Tensor x_factors, Tensor y_factors, Tensor single, Tensor(a!) wy, Tensor(b!)? w_rows"),
+  FASTCL_OP(fused_gradient, FASTCL_EQUATION ", Tensor x, Tensor y, Tensor x_factors, Tensor y_factors, Tensor single, Tensor(a!) wy, Tensor(b!)? w_rows, Tensor(c!)? values"),
 #ifdef FASTCL_HOPPER
 #define FASTCL_TILES FASTCL_EQUATION ", Tensor x, Tensor y, int x0, int y0, int ctas, int splits, bool triangle, bool both, Tensor? reference, " \
   "Tensor(a!)? rows, Tensor(b!)? cols, Tensor(c!)? values, Tensor? x_factors, Tensor? y_factors, Tensor? unit, Tensor(d!)? peaks, " \

@@ -19,6 +19,9 @@ extern "C" int fastcl_cuda_fused_factors(const FusedFactors* p, void* stream) {
 
 extern "C" int fastcl_cuda_fused_gradient(const FusedGradient* p, void* stream) {
   using C = GradientLayout<bf16, 2>;
+  using F = pairs::Softplus;
+  if (p->equation.reduce == Reduction::sum)
+    return launch_gradient<C>(p->values != nullptr ? fused_gradient_kernel<C, ValuesAndSlopes<C, F>> : fused_gradient_kernel<C, SlopeWeights<C, F>>, *p, stream);
   return launch_gradient<C>(fused_gradient_kernel<C, SoftmaxWeights<C>>, *p, stream);
 }
 

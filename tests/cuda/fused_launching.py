@@ -73,6 +73,7 @@ class Factors(Struct):
 class Gradient(Struct):
     _fields_ = [
         ("equation", Equation), ("sides", Sides), ("x_factors", P), ("y_factors", P), ("single", P), ("wy", P), ("w_rows", P),
+        ("values", P),
     ]  # fmt: skip
 
 
@@ -242,8 +243,10 @@ class Weights(NamedTuple):
         return Weights(self.h, self.g, self.c, self.r, self.reference)
 
 
-def gradient(launch: Launcher, p: Problem, weights: Weights, swapped: bool = False) -> tuple[Tensor, Tensor, Stats]:
-    """W Y and W 1 (swapped: W^T X and W^T 1), and what the sweep counted."""
+def gradient(
+    launch: Launcher, p: Problem, weights: Weights, swapped: bool = False, values: Tensor | None = None
+) -> tuple[Tensor, Tensor, Stats]:
+    """W Y and W 1 (swapped: W^T X and W^T 1), and what the sweep counted; `values` receives the row sums of f."""
     both = sides(p, swapped)
     n, m, d = both["n"], both["m"], both["d"]
     weights = weights.swapped() if swapped else weights
@@ -254,9 +257,10 @@ def gradient(launch: Launcher, p: Problem, weights: Weights, swapped: bool = Fal
         logsumexp=p.reduce == "logsumexp", x_factors=x_factors, y_factors=y_factors, single=single,
     )  # fmt: skip
     wy, w_rows = torch.empty(n, d), torch.empty(n)
+    written = [t for t in (wy, w_rows, values) if t is not None]
     stats = launch(
-        "fused_gradient", Gradient, fresh=[wy, w_rows], equation=equation(p, swapped), sides=both, x_factors=x_factors,
-        y_factors=y_factors, single=single, wy=wy, w_rows=w_rows,
+        "fused_gradient", Gradient, fresh=written, equation=equation(p, swapped), sides=both, x_factors=x_factors,
+        y_factors=y_factors, single=single, wy=wy, w_rows=w_rows, values=values,
     )[0]  # fmt: skip
     return wy, w_rows, stats
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fastcl
-from fastcl.backends import choice
-from fastcl.equation.problem import Problem
+from fastcl.backends import choice, reference
+from fastcl.equation.problem import Problem, Wanted
 from tests.triton.problems import (
     MASKS,
     PAIRS,
@@ -233,6 +233,20 @@ def test_what_the_kernels_do_not_hold_goes_to_the_strip_form(
 
 def test_float16_sums_have_their_gradients_in_the_strip_form() -> None:
     assert launched(problem(20, 30, 64, pair="softplus", columns=True, dtype=F16)) == (FUSED, STRIP)
+
+
+@pytest.mark.parametrize(
+    ("d", "wanted", "sweeps"),
+    [(64, "xy", ["fused_gradient"] * 2), (64, "y", ["fused_gradient"]), (136, "x", ["fused_rows", "fused_gradient"])],
+)
+def test_a_sum_takes_its_value_from_its_first_sweep(d: int, wanted: str, sweeps: list[str]) -> None:
+    """Where it is narrow: 4 products for both sides, 2 for one. Wider ones take one more."""
+    p = problem(140, 150, d, pair="softplus", operand="sqdist", mask="across_groups", dtype=BF16)
+    with emulated() as session:
+        total = serving(p).total  # type: ignore[attr-defined]
+        value, _, _ = total(p, None, "sum", Wanted("x" in wanted, "y" in wanted, False, False, False, False))
+    assert [name for name in session.names if name in ("fused_rows", "fused_gradient")] == sweeps
+    assert error(value, reference.rows(p)[0].sum()) < 1e-6
 
 
 def test_another_form_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

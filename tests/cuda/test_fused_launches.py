@@ -89,6 +89,19 @@ def test_gradient_counts(launch: Launcher) -> None:
         assert not stats.uncoalesced_by_site()
 
 
+def test_a_sum_has_its_value_without_another_product(launch: Launcher) -> None:
+    """The row sums of f from the gradient's sweep: its two products, one exponential of softplus more, W Y to the same bits."""
+    p = problem(256, 512, 128, pair="softplus", mask="all", dtype=BF16)
+    ones, values = torch.ones(p.n), torch.empty(p.n)
+    weights = Weights(ones, None, None, None)
+    without, with_values = (gradient(launch, p, weights, values=each) for each in (None, values))
+    assert error(values, reference.rows(p)[0]) < 1e-6
+    assert torch.equal(with_values[0], without[0]) and torch.equal(with_values[1], without[1])
+    assert with_values[2].mma_flops == without[2].mma_flops == 4 * p.n * p.m * 128
+    assert with_values[2].mufu <= without[2].mufu + p.n * p.m
+    assert with_values[2].bank_conflicts == 0
+
+
 @pytest.mark.parametrize("mask", ["off_diagonal", "across_groups"])
 def test_biases_distances_and_groups_add_no_conflict(launch: Launcher, mask: str) -> None:
     p = clip_problem(256, 384, 64, mask, operand="sqdist", bias=True)

@@ -1,9 +1,10 @@
 """The fused form: no workspace beyond O(n + m) for each CTA, the same bits in every run.
 
 fused_rows       r and c: 1 product of 2 n m d flops, half with x itself
-fused_gradient   W Y: 2, and with the sides exchanged W^T X: 2
+fused_gradient   W Y, and a sum's value where asked: 2, and with the sides exchanged W^T X: 2
 
-so that rows and columns take 5 products where the strip form takes 4, and write nothing of size n x m.
+so that rows and columns take 5 products where the strip form takes 4, and a sum in the total form 4 where it takes 3 (5 where d is
+over 128); nothing of size n x m is written.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from . import launches
 from .launches import Facts, equation
 
 TILE = 128  # rows of a block, columns of a tile
+VALUES_MOST = 128  # d of rows whose sums of f fit beside their gradients
 
 
 def holds(p: Problem, facts: Facts, gradients: bool) -> bool:
@@ -111,12 +113,29 @@ class Fused:
             launches.ops.fused_merge(None, col_parts, *merged, c)
         return r, c
 
-    def sweep(self, by: Weighting, swapped: bool, into: Tensor | None, row_sums: Tensor | None) -> None:
-        """W Y, or swapped W^T X, with rows as wide as those of x in memory; row_sums receives W 1 or W^T 1 where it is there."""
+    def sweep(
+        self, by: Weighting, swapped: bool, into: Tensor | None, row_sums: Tensor | None, values: Tensor | None = None
+    ) -> None:
+        """W Y, or swapped W^T X, with rows as wide as those of x in memory.
+
+        row_sums receives W 1 or W^T 1 where it is there, and `values` the sums of f over the rows of that side.
+        """
         x, y = (self.y, self.x) if swapped else (self.x, self.y)
         wy = self.p.scale.new_empty(x.shape) if into is None else into.as_strided(x.shape, (x.shape[1], 1))
         factors = launches.factors(self.p, len(x), len(y), by.swapped() if swapped else by)
-        launches.ops.fused_gradient(*equation(self.sides, swapped), x, y, *factors, wy, row_sums)
+        launches.ops.fused_gradient(*equation(self.sides, swapped), x, y, *factors, wy, row_sums, values)
+
+
+    def sweeps(self, by: Weighting, sums: Sums, valued: bool = False) -> Tensor | None:
+        """The sweep of each side that has sums; valued: the first one's sums of f over its rows."""
+        p, values = self.p, None
+        for swapped, into, row_sums in ((False, sums.wy, sums.w_rows), (True, sums.wtx, sums.w_cols)):
+            if (into is None and row_sums is None) or (swapped and p.y is None):
+                continue
+            part = p.scale.new_empty(p.m if swapped else p.n) if valued and values is None else None
+            self.sweep(by, swapped, into, row_sums, part)
+            values = part if values is None else values
+        return values
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
@@ -133,13 +152,16 @@ def gradients(
     if any(wanted):
         unit = weight_unit(p, g, h if p.y is not None else g)
         by = launches.prepared(weighting(p, r, c, g, h, unit))
-        if sums.wy is not None or sums.w_rows is not None:
-            fused.sweep(by, False, sums.wy, sums.w_rows)
-        if p.y is not None and (sums.wtx is not None or sums.w_cols is not None):
-            fused.sweep(by, True, sums.wtx, sums.w_cols)
+        fused.sweeps(by, sums)
     return sums.gradients(dtype or p.x.dtype, unit)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
-    """Value and gradients of the total form."""
+    """Value and gradients of the total form; a sum of narrow rows takes its value from their first sweep."""
+    if p.reduce == "sum" and any(wanted) and p.x.shape[1] <= VALUES_MOST:
+        fused, ones = Fused(p), p.scale.new_ones(p.n)
+        sums = Sums(fused.sides, wanted, width=fused.x.shape[1], filled=False)
+        values = fused.sweeps(weighting(p, ones, None, ones, None, None), sums, valued=True)
+        assert values is not None
+        return values.sum(dtype=torch.float64).to(p.dtype), sums.gradients(p.dtype), None
     return from_rows(p, rows(p)[0], positive, outer, wanted, partial(gradients, p))
