@@ -36,11 +36,11 @@ def logits(dot, a, b, nx, ny, bx, by, SQDIST: tl.constexpr, HAS_BX: tl.constexpr
 
 @triton.jit
 def visited(i0, j0, n, m, shift, gx, gy, BM: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr):
-    """M on the tile at (i0, j0), edges of the matrix included; shift = row_offset - col_offset + i0 - j0, clamped."""
+    """M on the tile at (i0, j0), edges of the matrix included; shift: the column that its first row leaves out."""
     ii = tl.arange(0, BM)
     jj = tl.arange(0, BN)
     keep = (ii < n - i0)[:, None] & (jj < m - j0)[None, :]
-    if MASK == "off_diagonal":
+    if MASK == "off_diagonal" or MASK == "off_diagonals":
         keep = keep & ((ii + shift)[:, None] != jj[None, :])
     if MASK == "across_groups":
         keep = keep & (gx[:, None] != gy[None, :])
@@ -50,12 +50,17 @@ def visited(i0, j0, n, m, shift, gx, gy, BM: tl.constexpr, BN: tl.constexpr, MAS
 
 
 @triton.jit
-def mask_tile(t, i0, j0, n, m, diff, gx, gy, fill, BM: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr):
-    """t where M visits the pair, fill elsewhere. A branch: tiles inside the matrix and off the diagonal pay nothing."""
+def mask_tile(t, i0, j0, n, m, diff, period, gx, gy, fill, BM: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr):
+    """t where M visits the pair, fill elsewhere. A branch: tiles inside the matrix and off the diagonals pay nothing.
+
+    off_diagonals: that at diff and those a period from there, of which one at most crosses a tile.
+    """
     far = diff.to(tl.int64) + i0 - j0
+    if MASK == "off_diagonals":
+        far += tl.where(far >= BN, -period, tl.where(far <= -BM, period, 0))
     shift = tl.minimum(tl.maximum(far, -_FAR), _FAR).to(tl.int32)
     crossed = (i0 + BM > n) | (j0 + BN > m)
-    if MASK == "off_diagonal":
+    if MASK == "off_diagonal" or MASK == "off_diagonals":
         crossed = crossed | ((shift > -BM) & (shift < BN))
     if MASK == "across_groups" or MASK == "within_groups":
         t = tl.where(visited(i0, j0, n, m, shift, gx, gy, BM, BN, MASK), t, fill)

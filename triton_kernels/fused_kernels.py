@@ -20,7 +20,7 @@ from .reductions import (
     terms,
 )
 
-_SIZES = ("n", "m", "diff", "columns_pitch")
+_SIZES = ("n", "m", "diff", "period", "columns_pitch")
 
 
 @triton.jit
@@ -59,7 +59,8 @@ def _own_block(t, program, programs, SYMMETRIC: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SIZES)
 def fused_rows(
-    X, Y, NX, NY, BX, BY, GX, GY, A, B, FAR, REDO, TOP, SUM, COL_TOP, COL_SUM, n, m, d, diff, sx, sy, k0, k1, columns_pitch,
+    X, Y, NX, NY, BX, BY, GX, GY, A, B, FAR, REDO, TOP, SUM, COL_TOP, COL_SUM, n, m, d, diff, period, sx, sy, k0, k1,
+    columns_pitch,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, KEEP: tl.constexpr, EVEN: tl.constexpr,
     SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr,
     LSE: tl.constexpr, SHARED: tl.constexpr, COLUMNS: tl.constexpr, SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr,
@@ -108,7 +109,7 @@ def fused_rows(
             inside = j < (tl.where(j0 >= i0 + BM, m, 0) if SYMMETRIC else m)
             column = program.to(tl.int64) * columns_pitch + j
             if LSE:
-                z = mask_tile(z, i0, j0, n, m, diff, gx, gy, float("-inf"), BM, BN, MASK)
+                z = mask_tile(z, i0, j0, n, m, diff, period, gx, gy, float("-inf"), BM, BN, MASK)
                 if SHARED:
                     e = terms(z, rho, grouped)
                     total += tl.sum(e, 1)
@@ -126,7 +127,7 @@ def fused_rows(
                 else:
                     top, total = push_rows(top, total, z)
             else:
-                f = mask_tile(PAIR(z, k0, k1), i0, j0, n, m, diff, gx, gy, 0.0, BM, BN, MASK)
+                f = mask_tile(PAIR(z, k0, k1), i0, j0, n, m, diff, period, gx, gy, 0.0, BM, BN, MASK)
                 total += tl.sum(f, 1)
                 if COLUMNS:
                     old_sum = tl.load(COL_SUM + column, mask=inside, other=0.0)
@@ -141,7 +142,8 @@ def fused_rows(
 
 @triton.jit(do_not_specialize=_SIZES)
 def fused_gradient(
-    X, Y, NX, NY, BX, BY, GX, GY, A, B, R, C, G, H, REFERENCE, WY, W_ROWS, VALUES, n, m, d, diff, sx, sy, swy, k0, k1,
+    X, Y, NX, NY, BX, BY, GX, GY, A, B, R, C, G, H, REFERENCE, WY, W_ROWS, VALUES, n, m, d, diff, period, sx, sy, swy,
+    k0, k1,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, PART: tl.constexpr, KEEP: tl.constexpr, EVEN: tl.constexpr,
     SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr,
     SLOPE: tl.constexpr, LSE: tl.constexpr, HAS_G: tl.constexpr, HAS_H: tl.constexpr, ROW_SUMS: tl.constexpr,
@@ -153,8 +155,9 @@ def fused_gradient(
     part of a wider d forms z again. Under log-sum-exp with g and h the launch whose CLOSE is not what REFERENCE says returns
     at once: in one kernel the branch would cost the inner loop 40 registers.
     """
-    rho = load_side(REFERENCE, 0, 1, 0.0, LSE and HAS_G and HAS_H)
-    if LSE and HAS_G and HAS_H:  # noqa: SIM102  decided at compile time, and what follows on the device
+    rho = load_side(REFERENCE, 0, 1, 0.0, (LSE and HAS_G) and HAS_H)
+    # In pairs: Triton 3.3 refuses `a and b and c`.
+    if (LSE and HAS_G) and HAS_H:  # noqa: SIM102  decided at compile time, and what follows on the device
         if (tl.load(REFERENCE + 1) > 0.0) != CLOSE:
             return
     # Row blocks along x: the other axes of a grid end at 65,535.
@@ -188,14 +191,14 @@ def fused_gradient(
         h = load_side(H, j, m, 0.0, HAS_H)
         z = logits(dot, a, b, nx, ny, bx, by, SQDIST, HAS_BX, HAS_BY)
         if LSE:
-            z = mask_tile(z, i0, j0, n, m, diff, gx, gy, float("-inf"), BM, BN, MASK)
+            z = mask_tile(z, i0, j0, n, m, diff, period, gx, gy, float("-inf"), BM, BN, MASK)
             c = load_normaliser(C, j, m, HAS_H)
             w = softmax_weights(z, r, c, g, h, rho, CLOSE, HAS_G, HAS_H)
         else:
             w = sum_weights(SLOPE(z, k0, k1), g, h, HAS_G, HAS_H, BM, BN)
-            w = mask_tile(w, i0, j0, n, m, diff, gx, gy, 0.0, BM, BN, MASK)
+            w = mask_tile(w, i0, j0, n, m, diff, period, gx, gy, 0.0, BM, BN, MASK)
             if VALUE:
-                values += tl.sum(mask_tile(PAIR(z, k0, k1), i0, j0, n, m, diff, gx, gy, 0.0, BM, BN, MASK), 1)
+                values += tl.sum(mask_tile(PAIR(z, k0, k1), i0, j0, n, m, diff, period, gx, gy, 0.0, BM, BN, MASK), 1)
         rounded = w.to(y.dtype)
         if ROW_SUMS:
             # diag(W 1) X - W Y cancels: both terms take the same rounded weights.

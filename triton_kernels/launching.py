@@ -38,10 +38,11 @@ def vectors(s: Sides, swapped: bool = False) -> dict[str, Any]:
         "B": p.shift,
         "k0": constants[0],
         "k1": constants[1],
+        "period": p.mask.period,
         "SQDIST": p.operand == "sqdist",
         "HAS_BX": given["BX"] is not None,
         "HAS_BY": given["BY"] is not None,
-        "MASK": p.mask.kind,
+        "MASK": "off_diagonals" if p.mask.period else p.mask.kind,
         "LSE": p.reduce == "logsumexp",
     }
 

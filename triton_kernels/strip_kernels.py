@@ -10,7 +10,7 @@ import triton.language as tl
 from .equation import at_most, load_side, logits, mask_tile
 from .reductions import load_normaliser, merge, push_rows, rows_and_columns, softmax_weights, sum_weights
 
-_SIZES = ("i0", "j0", "n", "m", "diff", "rows_pitch", "cols_pitch")
+_SIZES = ("i0", "j0", "n", "m", "diff", "period", "rows_pitch", "cols_pitch")
 
 
 @triton.jit
@@ -31,7 +31,8 @@ def _tile_logits(
 
 @triton.jit(do_not_specialize=_SIZES)
 def strip_reduce(
-    S, NX, NY, BX, BY, GX, GY, LX, LY, A, B, ROWS, COLS, i0, j0, n, m, diff, k0, k1, pitch, rows_pitch, cols_pitch,
+    S, NX, NY, BX, BY, GX, GY, LX, LY, A, B, ROWS, COLS, i0, j0, n, m, diff, period, k0, k1, pitch, rows_pitch,
+    cols_pitch,
     BM: tl.constexpr, BN: tl.constexpr, SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr,
     HAS_LX: tl.constexpr, HAS_LY: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr, LSE: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -54,7 +55,7 @@ def strip_reduce(
     col = COLS + bi.to(tl.int64) * cols_pitch + j - j0
     if LSE:
         z = at_most(z, z, lx, ly, float("-inf"), HAS_LX, HAS_LY)
-        z = mask_tile(z, i0 + bi * BM, j0 + bj * BN, n, m, diff, gx, gy, float("-inf"), BM, BN, MASK)
+        z = mask_tile(z, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, float("-inf"), BM, BN, MASK)
         row_plane = tl.num_programs(0).to(tl.int64) * rows_pitch
         col_plane = tl.num_programs(1).to(tl.int64) * cols_pitch
         if COLUMNS:
@@ -68,7 +69,7 @@ def strip_reduce(
         tl.store(row + row_plane, row_sum, mask=i < n)
     else:
         f = at_most(PAIR(z, k0, k1), z, lx, ly, 0.0, HAS_LX, HAS_LY)
-        f = mask_tile(f, i0 + bi * BM, j0 + bj * BN, n, m, diff, gx, gy, 0.0, BM, BN, MASK)
+        f = mask_tile(f, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, 0.0, BM, BN, MASK)
         tl.store(row, tl.sum(f, 1), mask=i < n)
         if COLUMNS:
             tl.store(col, tl.sum(f, 0), mask=j < m)
@@ -77,7 +78,7 @@ def strip_reduce(
 @triton.jit(do_not_specialize=_SIZES)
 def strip_weights(
     S, W, NX, NY, BX, BY, GX, GY, LX, LY, A, B, R, C, G, H, REFERENCE, ROWS, COLS, VALUES,
-    i0, j0, n, m, diff, k0, k1, pitch, rows_pitch, cols_pitch,
+    i0, j0, n, m, diff, period, k0, k1, pitch, rows_pitch, cols_pitch,
     BM: tl.constexpr, BN: tl.constexpr, SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr,
     HAS_LX: tl.constexpr, HAS_LY: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr, SLOPE: tl.constexpr,
     LSE: tl.constexpr, HAS_G: tl.constexpr, HAS_H: tl.constexpr, ROW_SUMS: tl.constexpr, COL_SUMS: tl.constexpr,
@@ -103,7 +104,7 @@ def strip_weights(
         r = load_normaliser(R, i, n, HAS_G)
         c = load_normaliser(C, j, m, HAS_H)
         z = at_most(z, z, lx, ly, float("-inf"), HAS_LX, HAS_LY)
-        z = mask_tile(z, i0 + bi * BM, j0 + bj * BN, n, m, diff, gx, gy, float("-inf"), BM, BN, MASK)
+        z = mask_tile(z, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, float("-inf"), BM, BN, MASK)
         both: tl.constexpr = HAS_G and HAS_H
         rho = load_side(REFERENCE, 0, 1, 0.0, both)
         close = load_side(REFERENCE, 1, 2, 0.0, both)
@@ -111,7 +112,7 @@ def strip_weights(
     else:
         w = sum_weights(SLOPE(z, k0, k1), g, h, HAS_G, HAS_H, BM, BN)
         w = at_most(w, z, lx, ly, 0.0, HAS_LX, HAS_LY)
-        w = mask_tile(w, i0 + bi * BM, j0 + bj * BN, n, m, diff, gx, gy, 0.0, BM, BN, MASK)
+        w = mask_tile(w, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, 0.0, BM, BN, MASK)
     stored = w.to(W.dtype.element_ty)
     tl.store(W + offsets, stored, mask=(i < n)[:, None] & (j - j0 < pitch)[None, :])
     if SQDIST:
@@ -124,7 +125,7 @@ def strip_weights(
         tl.store(COLS + bi.to(tl.int64) * cols_pitch + j - j0, tl.sum(w, 0), mask=j < m)
     if VALUE:
         f = at_most(PAIR(z, k0, k1), z, lx, ly, 0.0, HAS_LX, HAS_LY)
-        f = mask_tile(f, i0 + bi * BM, j0 + bj * BN, n, m, diff, gx, gy, 0.0, BM, BN, MASK)
+        f = mask_tile(f, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, 0.0, BM, BN, MASK)
         tl.store(VALUES + row, tl.sum(f, 1), mask=i < n)
 
 

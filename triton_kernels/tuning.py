@@ -9,6 +9,7 @@ instructions and bytes, until a GPU says better.
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -225,6 +226,14 @@ def programs(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def least_period(device: torch.device) -> int:
+    """The shortest period of a mask of which one diagonal at most crosses any tile, whatever its kernel."""
+    arch = architecture(device)
+    tiles = chain(*ROWS[arch].values(), *GRADIENT[arch].values())
+    blocks = (epilogue(block) for block in (STRIP_REDUCE, STRIP_WEIGHTS))
+    return max(*(tile.BM + tile.BN for tile in tiles), *(block["BM"] + block["BN"] for block in blocks))
+
+
 def epilogue(block: tuple[int, int]) -> dict[str, Any]:
     """The block of a kernel of the strip form."""
     rows, cols = (32, 32) if interpreted() else block
@@ -246,11 +255,6 @@ def fences_before_wgmma(version: str) -> bool:
     cp.async brings within it are read without one (tools/ptxemu: SharedRace); under 3.7.1 they hold two.
     """
     return numbers(version) >= (3, 7, 1)
-
-
-def compiles_gradient(version: str) -> bool:
-    """Whether this Triton takes fused_gradient as it is written: 3.3 refuses `a and b and c` ("use parentheses")."""
-    return numbers(version) >= (3, 4)
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -97,15 +97,15 @@ class Weighting(NamedTuple):
 
 
 @contextmanager
-def plain(p: Problem) -> Iterator[Problem]:
+def plain(p: Problem, least_period: int | None = None) -> Iterator[Problem]:
     """The problem as kernels on a GPU take it, on the device of x, without autograd and autocast: float32 sums stay that.
 
-    Of several left-out diagonals groups say the same: to look for the nearest one costs registers in every kernel (198 -> 214 in a
-    gradient of float32, 58 -> 66 in a sum).
+    least_period: of a mask, where the kernels look for the nearest of its diagonals; else, or where they lie closer together,
+    groups say the same.
     """
     on_device = torch.cuda.device(p.x.device) if p.x.is_cuda else nullcontext()
     with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False), on_device:
-        if p.mask.period:
+        if p.mask.period and (least_period is None or p.mask.period < least_period):
             p = replace(p, mask=by_groups(p.mask, p.n, None if p.y is None else p.m, p.x.device))
         yield p
 

@@ -37,6 +37,12 @@ LSE = {"PAIR": PAIRS["identity"][0], "LSE": True}
 SUM = {"PAIR": PAIRS["softplus"][0], "LSE": False}
 
 
+# Addresses that wait in local memory while the loop over tiles runs: stored before it and loaded after it, none within (SASS).
+BESIDE_THE_LOOP = {
+    "sm_80 fused_gradient half 128x64 d = 256, 8 warps, 3 stages: log-sum-exp of itself, one exponential": (32, 7, 7)
+}
+
+
 class Entry(NamedTuple):
     """One compilation: an architecture, a kernel, and its constants."""
 
@@ -89,7 +95,7 @@ def _rows(arch: str, kind: str, tile: tuning.RowsTile) -> Iterator[Entry]:
     where = f"fused_rows {kind} {tile.BM}x{tile.BN} d {'=' if tile.KEEP else 'by'} {tile.BD}, {warps} warps, {stages} stages"
     for label, extra in (
         ("log-sum-exp", LSE | {"SYMMETRIC": False, "SHARED": True}),
-        ("log-sum-exp of itself", LSE | {"SYMMETRIC": True, "SHARED": True}),
+        ("log-sum-exp of itself", LSE | {"SYMMETRIC": True, "SHARED": True, "MASK": "off_diagonals"}),
         ("log-sum-exp, references of tiles", LSE | {"SYMMETRIC": False, "SHARED": False}),
         ("sum of softplus", SUM | {"SYMMETRIC": False, "SHARED": False}),
     ):
@@ -107,6 +113,7 @@ def _gradient(arch: str, kind: str, reduce: str, tile: tuning.GradientTile) -> I
         variants = [
             (tile, "log-sum-exp, one exponential", LSE | both | {"CLOSE": True}),
             (apart, "log-sum-exp, two exponentials", LSE | both | {"CLOSE": False}),
+            (tile, "log-sum-exp of itself, one exponential", LSE | both | {"CLOSE": True, "MASK": "off_diagonals"}),
         ]
     for served, label, extra in variants:
         constants, warps, stages = _split(served)
@@ -148,7 +155,7 @@ def _shape(block: tuple[int, int]) -> str:
 
 def faults(entry: Entry, found: Report) -> str | None:
     """What keeps an entry out of the table."""
-    if found.spills:
+    if found.spills and (found.stack, found.stl, found.ldl) != BESIDE_THE_LOOP.get(entry.key):
         return f"spills: stack {found.stack}, STL {found.stl}, LDL {found.ldl}"
     if not found.blocks_per_sm:
         return f"{found.shared} bytes of shared memory do not fit"

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch._dynamo.testing
-from fastcl.triton_kernels import pair_reduce, strip, tuning
+from fastcl.triton_kernels import strip, tuning
 
 import fastcl
 from fastcl import triton_kernels
@@ -315,16 +315,6 @@ def test_auto_leaves_out_the_form_that_an_older_compiler_makes_a_race_of(
     monkeypatch.setattr(tuning.triton, "__version__", version)
     monkeypatch.setattr(tuning, "architecture", lambda device: arch)
     assert tuning.predicted_form(problem(3, 4, 128, dtype=torch.float16), "ieee") == form
-
-
-@pytest.mark.parametrize(("version", "form"), [("3.3.1", "strip"), ("3.4.0", "fused")])
-def test_a_kernel_that_an_older_compiler_refuses_is_not_asked_for(
-    version: str, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FASTCL_TRITON", "fused")
-    monkeypatch.setattr(tuning.triton, "__version__", version)
-    p = problem(3, 4, 128, dtype=torch.float16)
-    assert [pair_reduce.form(p, gradients) for gradients in (False, True)] == ["fused", form]
 
 
 def test_no_grid_is_taller_than_a_card_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,8 +62,8 @@ def problem(
     group_x, group_y = torch.randint(0, 3, (n,), generator=g), torch.randint(0, 3, (cols,), generator=g)
     grouped = [group_x, None if m is None else group_y] if "groups" in mask else [None, None]
     # The diagonal leaves the first rows and crosses tile borders; one of two, which only their period brings near, likewise.
-    row_offset = {"off_diagonal": 2, "two_diagonals": 540}.get(mask, 0) if m is not None else 0
-    period = 520 if mask == "two_diagonals" else 0
+    row_offset = {"off_diagonal": 2, "two_diagonals": 345}.get(mask, 0) if m is not None else 0
+    period = 330 if mask == "two_diagonals" else 0
     small = accumulation_dtype(dtype)
     biases = [(torch.randn(size, generator=g) * 0.1).to(small) if bias and m else None for size in (n, cols)]
     f = pair if isinstance(pair, PairFunction) else PAIRS.get(pair) or pair_function(pair)

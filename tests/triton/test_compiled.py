@@ -6,12 +6,14 @@ compiled.json is what the compiler reported when the table was chosen. A plain t
 
 from __future__ import annotations
 
+import ast
+
 import pytest
 
 pytest.importorskip("triton")
 
 from .emulation import EVERYTHING
-from .entries import ARCHITECTURES, Entry, entries, faults, load_record, one_of_each, source_digest
+from .entries import ARCHITECTURES, KERNELS, Entry, entries, faults, load_record, one_of_each, source_digest
 
 SOURCES, RECORDED = load_record()
 ALL = [entry for arch in ARCHITECTURES for entry in entries(arch)]
@@ -43,6 +45,18 @@ def test_compiles_as_recorded(entry: Entry) -> None:
     assert found.blocks_per_sm >= before.blocks_per_sm
     assert found.registers <= before.registers + 8
     assert sum(found.matrix.values()) <= sum(before.matrix.values())
+
+
+def test_no_kernel_chains_more_than_two_conditions() -> None:
+    """Triton 3.3 refuses `a and b and c` and takes `(a and b) and c`."""
+    chained = []
+    for path in sorted(KERNELS.glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            compiled = isinstance(function, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in function.decorator_list)
+            for node in ast.walk(function) if compiled else ():
+                if isinstance(node, ast.BoolOp) and len(node.values) > 2:
+                    chained.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    assert not chained
 
 
 def test_a_tile_that_is_too_large_is_a_fault() -> None:

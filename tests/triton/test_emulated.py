@@ -79,6 +79,7 @@ SUBSET = [
     Case("fused", 80, 40, 50, 40, F32, precision="ieee", mask="across_groups"),
     Case("strip", 80, 140, 700, 16, mask="two_diagonals"),
     Case("fused", 80, 140, 700, 64, mask="two_diagonals"),
+    Case("fused", 80, 400, None, 16, mask="two_diagonals"),
     Case("strip", 80, 150, 220, 64, bias=True, limits=True),
     Case("fused", 80, 150, None, 64, F16, pair="softplus", limits=True),
 ]
