@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import transforms
+from ..equation.masks import Mask
 from ..equation.problem import Gradients, Problem, Wanted
 
 
@@ -54,9 +55,9 @@ class Sides:
         elif of_cols is not None:
             self.y = torch.where(torch.isnan(of_cols)[:, None], of_cols[:, None].to(self.y.dtype), self.y)
 
-    def vectors(self, swapped: bool = False) -> tuple[Tensor | None, ...]:
+    def vectors(self, swapped: bool = False, mask: Mask | None = None) -> tuple[Tensor | None, ...]:
         """Norms of x and of y, biases, groups, as kernels read them: dense. swapped: with the roles of x and y exchanged."""
-        p, mask = self.p, self.p.mask
+        p, mask = self.p, mask or self.p.mask
         group_y = mask.group_x if mask.group_y is None else mask.group_y
         pairs = ((self.norm_x, self.norm_y), (p.bias_x, p.bias_y), (mask.group_x, group_y))
         given = [v for pair in pairs for v in (reversed(pair) if swapped else pair)]

@@ -142,6 +142,15 @@ def by_groups(mask: Mask, n: int, m: int | None, device: torch.device) -> Mask:
     return Mask("across_groups", 0, 0, rows, cols)
 
 
+def on_tile(mask: Mask, rows: range, cols: range) -> Mask | None:
+    """A mask with a period on a tile of pairs: the diagonal that it leaves out there, if any; None where there are several."""
+    near = mask.row_offset - mask.col_offset
+    met = [
+        d for d in (near, near - mask.period, near + mask.period) if cols.start - rows.stop < d < cols.stop - rows.start
+    ]
+    return None if len(met) > 1 else Mask("off_diagonal", met[0], 0) if met else Mask("all")
+
+
 def three_diagonals(mask: Mask, n: int, m: int | None, device: torch.device) -> Mask:
     """A mask with a period as kernels take it, for n rows against m, or against themselves where m is None.
 

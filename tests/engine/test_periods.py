@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl.equation.masks import Mask, three_diagonals
+from fastcl.equation.masks import Mask, on_tile, three_diagonals
 from tests.objectives.witnesses import gradients, served
 from tests.oracle import pairwise
 
@@ -44,6 +44,23 @@ def test_kernels_are_told_the_same_pairs(period: int) -> None:
                 )
             kinds.add((told.kind, told.period > 0))
     assert ("across_groups", False) in kinds or period > 3
+
+
+@pytest.mark.parametrize("period", [3, 5, 9])
+def test_a_tile_is_told_its_diagonal(period: int) -> None:
+    """That which meets it, if any; several are left to groups."""
+    several = 0
+    for diff, i0, height, j0, width in itertools.product((-6, 0, 2), (0, 4), (1, 3), (0, 5, 7), (1, 4)):
+        mask, rows, cols = Mask("off_diagonal", diff, 0, period=period), range(i0, i0 + height), range(j0, j0 + width)
+        left_out = [(i, j) for i, j in itertools.product(rows, cols) if not keeps(mask, i, j)]
+        told = on_tile(mask, rows, cols)
+        if told is None:
+            several += 1
+            assert len({j - i for i, j in left_out}) > 1
+        else:
+            assert told.period == 0
+            assert left_out == [(i, j) for i, j in itertools.product(rows, cols) if not keeps(told, i, j)]
+    assert several > 0 or period > 6
 
 
 # n, m (None: x itself), offsets, period: within a tile, across tiles, three diagonals, more than three, beyond all pairs.

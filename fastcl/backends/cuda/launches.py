@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...equation.masks import Mask
 from ...equation.problem import Problem
 from ..sides import Sides
 from ..tiles import Weighting
@@ -33,13 +34,13 @@ def facts_of(device: torch.device) -> Facts:
     return Facts((found.major, found.minor), found.multi_processor_count, shared)
 
 
-def equation(s: Sides, swapped: bool = False) -> tuple[Any, ...]:
-    """What z is, as the ops take it; swapped: with the roles of x and y exchanged."""
-    p = s.p
-    diff = max(-FARTHEST, min(FARTHEST, p.mask.row_offset - p.mask.col_offset))
+def equation(s: Sides, swapped: bool = False, mask: Mask | None = None) -> tuple[Any, ...]:
+    """What z is, as the ops take it; swapped: with the roles of x and y exchanged; mask: that of the problem unless told."""
+    p, mask = s.p, mask or s.p.mask
+    diff = max(-FARTHEST, min(FARTHEST, mask.row_offset - mask.col_offset))
     constants = (*p.pair.constants, 0.0, 0.0)[:2]
     return (
-        p.scale, p.shift, *s.vectors(swapped), -diff if swapped else diff, p.mask.kind, p.operand, p.pair.name, *constants,
+        p.scale, p.shift, *s.vectors(swapped, mask), -diff if swapped else diff, mask.kind, p.operand, p.pair.name, *constants,
         p.reduce,
     )  # fmt: skip
 

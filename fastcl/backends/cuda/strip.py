@@ -6,8 +6,12 @@ dot = x[tile] y[tile]^T   ->  strip_weights  ->  W Y, W^T X, W 1, W^T 1
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 from torch import Tensor
 
+from ...equation.masks import by_groups, on_tile
 from ...equation.problem import Gradients, Problem, Wanted
 from ..tiles import State, Tile, Tiles, Weighting
 from . import launches
@@ -39,12 +43,24 @@ class Strip(Tiles):
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p, p.x.dtype)
-        self.equation = equation(self.sides)
+        self.everywhere = None if p.mask.period else equation(self.sides)
+
+    def equation_on(self, tile: Tile) -> tuple[Any, ...]:
+        """What z is and which pairs count on a tile: of several diagonals the one that meets it, or groups where more do."""
+        if self.everywhere is not None:
+            return self.everywhere
+        mask = on_tile(self.p.mask, range(tile.i0, tile.i1), range(tile.j0, tile.j1))
+        return self.grouped if mask is None else equation(self.sides, mask=mask)
+
+    @cached_property
+    def grouped(self) -> tuple[Any, ...]:
+        p = self.p
+        return equation(self.sides, mask=by_groups(p.mask, p.n, None if p.y is None else p.m, p.x.device))
 
     def reduce(self, tile: Tile, columns: bool) -> tuple[Tensor, Tensor | None]:
         rows, cols = self.parts(tile, BLOCK_ROWS, BLOCK_COLS, True, columns, 2 if self.p.reduce == "logsumexp" else 1)
         assert rows is not None
-        launches.ops.strip_reduce(*self.equation, tile.dot, tile.i0, tile.j0, rows, cols)
+        launches.ops.strip_reduce(*self.equation_on(tile), tile.dot, tile.i0, tile.j0, rows, cols)
         return rows, cols
 
     def weigh(
@@ -54,7 +70,7 @@ class Strip(Tiles):
         values, _ = self.parts(tile, BLOCK_ROWS, BLOCK_COLS, value, False)
         weights = tile.dot if self.in_units else tile.weights
         launches.ops.strip_weights(
-            *self.equation, tile.dot, tile.i0, tile.j0, *(by or self.ones), weights, row_parts, col_parts, values
+            *self.equation_on(tile), tile.dot, tile.i0, tile.j0, *(by or self.ones), weights, row_parts, col_parts, values
         )
         return weights, row_parts, col_parts, values
 
