@@ -5,7 +5,7 @@ Every contrastive loss is an alignment term plus one pairwise reduction; one fam
 
 from typing import TYPE_CHECKING
 
-from . import functional, losses, metrics, pairs
+from . import functional, pairs
 from .backends.choice import BackendUnavailableError
 from .cached import cached_embeddings, cached_step
 from .distributed import Ranks
@@ -41,5 +41,11 @@ __all__ = [
     "within_groups",
 ]
 
-if not TYPE_CHECKING:  # to type checkers it would say that any name is there
-    __getattr__ = absent(__name__, functional, losses, metrics)
+if TYPE_CHECKING:
+    from . import losses, metrics
+else:  # imported at first use; to type checkers this would say that any name is there
+    __getattr__ = absent(__name__, "functional", "losses", "metrics")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

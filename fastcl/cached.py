@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .equation.arguments import integer, kind_of
-from .metrics.sweep import bar
 from .precision import stacked
+from .progress import bar
 
 DRIFT = 0.05  # of the largest entry: beyond any rounding (bfloat16 layers under autocast: 1%), below dropout drawn anew
 

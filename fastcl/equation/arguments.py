@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, wraps
+from importlib import import_module
 from numbers import Real as AnyReal
-from types import CodeType, ModuleType, NoneType, UnionType
+from types import CodeType, NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import torch
@@ -153,15 +154,21 @@ def unexpected(function: str, name: str, known: Iterable[str]) -> TypeError:
     return TypeError(f"{function}() got an unexpected keyword argument {name!r}{meant(name, known)}")
 
 
-def absent(module: str, *places: ModuleType) -> Callable[[str], Any]:
-    """The `__getattr__` of a module: the error of a name that is not there, with the nearest public one of these places."""
+def absent(module: str, *within: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module: of its submodules `within` those that are imported at first use.
 
-    def refuse(name: str) -> Any:
-        near = [f"{place.__name__}.{each}" for place in (*places, sys.modules[module]) for each in place.__all__]
+    Of any other name the error, with the nearest public one of the module and of these.
+    """
+
+    def get(name: str) -> Any:
+        if name in within:
+            return import_module(f"{module}.{name}")
+        places = (*(import_module(f"{module}.{each}") for each in within), sys.modules[module])
+        near = [f"{place.__name__}.{each}" for place in places for each in place.__all__]
         hint = "" if name.startswith("_") else meant(name, near)
         raise AttributeError(f"module {module!r} has no attribute {name!r}{hint}")
 
-    return refuse
+    return get
 
 
 def names(*allowed: str) -> Check:

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..equation import checks
 from ..equation.arguments import declared, integer
 from ..precision import full_precision
-from .sweep import all_finite, at_least, bar, triangle_tiles, unit_rows
+from ..progress import bar
+from .sweep import all_finite, at_least, triangle_tiles, unit_rows
 
 
 @declared

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..equation import checks
 from ..equation.arguments import declared
-from .sweep import all_finite, at_least, bar, detached
+from ..progress import bar
+from .sweep import all_finite, at_least, detached
 
 RANKME_EPS = 1e-7
 

@@ -14,7 +14,8 @@ from ..equation.arguments import declared, integer, kind_of
 from ..equation.problem import accumulation_dtype
 from ..functional.rows import row_dot
 from ..precision import full_precision
-from .sweep import all_finite, at_least, bar, tiles, unit_rows
+from ..progress import bar
+from .sweep import all_finite, at_least, tiles, unit_rows
 
 
 class RetrievalAccuracy(NamedTuple):

@@ -17,7 +17,8 @@ from ..equation.reductions import merge
 from ..functional.rows import row_sqdist
 from ..ops import pair_reduce, pair_total
 from ..precision import full_precision
-from .sweep import at_least, bar, blocks, detached, pairs_of_block, positive, ranges
+from ..progress import bar
+from .sweep import at_least, blocks, detached, pairs_of_block, positive, ranges
 
 
 @declared

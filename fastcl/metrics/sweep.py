@@ -1,10 +1,8 @@
-"""How the metrics go over many rows: blocks for the engine, tiles for what it has no reduction for, a bar for both."""
+"""How the metrics go over many rows: blocks for the engine, and tiles for what it has no reduction for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from torch import Tensor
 
@@ -65,29 +63,6 @@ def triangle_tiles(n: int) -> Iterator[tuple[slice, slice]]:
         yield own, own
         for j in range(own.stop, n, columns):
             yield own, slice(j, min(n, j + columns))
-
-
-class _NoBar:
-    def update(self, done: int) -> None:
-        """Show nothing."""
-
-
-def bar(name: str, total: int, unit: str, progress: bool) -> AbstractContextManager[Any]:
-    """A progress bar of `total` units, or something that shows nothing.
-
-    Raises:
-        ImportError: a bar is wanted and tqdm is not installed.
-    """
-    if not progress:
-        return nullcontext(_NoBar())
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "progress: expected tqdm for a progress bar, which is not installed; pip install tqdm"
-        ) from error
-    shown: AbstractContextManager[Any] = tqdm(total=total, desc=name, unit=unit, unit_scale=True)
-    return shown
 
 
 def pairs_of_block(own: Tensor, later: Tensor) -> int:
