@@ -3,9 +3,9 @@
 #include <csignal>
 #include <stdexcept>
 
+#include <unistd.h>
 #ifdef __linux__
 #include <sys/syscall.h>
-#include <unistd.h>
 #else
 #include <pthread.h>
 #endif
@@ -16,7 +16,7 @@ namespace {
 // All of these are of the process's first thread alone, and of the handler, which may run in any.
 volatile std::sig_atomic_t raised = 0;
 struct sigaction before;
-int depth = 0;
+pid_t owner = 0;  // who has put the handler there: a child that another thread forks meanwhile inherits it, and nobody to take it back
 
 bool is_first_thread() {
 #ifdef __linux__
@@ -37,20 +37,21 @@ bool is_ours(const struct sigaction& action) { return (action.sa_flags & SA_SIGI
 }  // namespace
 
 Interruption::Interruption() : first_thread_(is_first_thread()) {
-  if (!first_thread_ || depth++ > 0) return;
-  raised = 0;
   struct sigaction now;
-  if (sigaction(SIGINT, nullptr, &now) != 0 || is_ours(now)) return;
-  if (!(now.sa_flags & SA_SIGINFO) && (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN)) return;
-  before = now;
-  now.sa_sigaction = note;
-  now.sa_flags |= SA_SIGINFO;
-  ours_ = sigaction(SIGINT, &now, nullptr) == 0;
+  if (!first_thread_ || sigaction(SIGINT, nullptr, &now) != 0) return;
+  if (is_ours(now) && owner == getpid()) return;  // within another call, which puts the one before back
+  owner = getpid(), raised = 0;
+  if (!is_ours(now)) {
+    if (!(now.sa_flags & SA_SIGINFO) && (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN)) return;
+    before = now;
+    now.sa_sigaction = note;
+    now.sa_flags |= SA_SIGINFO;
+    if (sigaction(SIGINT, &now, nullptr) != 0) return;
+  }
+  ours_ = true;
 }
 
 Interruption::~Interruption() {
-  if (!first_thread_) return;
-  depth--;
   struct sigaction now;
   if (ours_ && sigaction(SIGINT, nullptr, &now) == 0 && is_ours(now)) sigaction(SIGINT, &before, nullptr);
 }

@@ -90,3 +90,40 @@ except KeyboardInterrupt:
 def test_a_call_stops_where_it_is(threads: int) -> None:
     done = python(PROGRAM, OMP_NUM_THREADS=str(threads))
     assert done.stdout == "right\n", done.stdout + done.stderr
+
+
+# A child that a thread forks while the first thread is in a call has our handler, and no call of its own that would take it back.
+FORKED = """
+import os, signal, sys, threading, time, torch
+from fastcl import functional
+
+x, y = (torch.randn(4096, 256, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+value = functional.clip(x[:500], y[:500], logit_scale=10.0)
+
+def child():
+    signal.alarm(30)  # of a call that is made again and again
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+    return all(torch.equal(functional.clip(x[:500], y[:500], logit_scale=10.0), value) for _ in range(3))
+
+def fork():
+    global pid
+    time.sleep(0.05)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if child() else 1)
+
+thread = threading.Thread(target=fork)
+thread.start()
+while thread.is_alive():
+    functional.clip(x, y, logit_scale=10.0)
+print("right" if os.waitpid(pid, 0)[1] == 0 else "wrong")
+"""
+
+
+def test_a_child_that_was_forked_meanwhile() -> None:
+    done = python(FORKED, OMP_NUM_THREADS="1")
+    assert done.stdout == "right\n", done.stdout + done.stderr
