@@ -218,8 +218,7 @@ def pairs(form: str, op: Callable[..., Any], arguments: dict[str, Any]) -> Any:
             shifted = mask._replace(
                 row_offset=first, col_offset=first if y is None else mask.col_offset + shards.first(y)
             )
-            told = by_groups(shifted, len(local["x"]), None if y is None else len(y), local["x"].device)
-            arguments["mask"] = told._replace(limit_x=mask.limit_x, limit_y=mask.limit_y)
+            arguments["mask"] = by_groups(shifted, len(local["x"]), None if y is None else len(y), local["x"].device)
         answer = getattr(shards, form)(**arguments)
         answer = shared(answer, wire.world) if form == "pair_total" else answer
     if isinstance(answer, tuple):

@@ -134,12 +134,12 @@ def at_most(limit_x: Tensor | None = None, limit_y: Tensor | None = None, *, mas
 
 
 def by_groups(mask: Mask, n: int, m: int | None, device: torch.device) -> Mask:
-    """A mask with a period, told by groups: for n rows against m, or against themselves where m is None."""
+    """A mask with a period, told by groups: for n rows against m, or against themselves where m is None. Its limits stay."""
     rows, cols = (
         None if size is None else (torch.arange(size, device=device) + offset % mask.period) % mask.period
         for size, offset in ((n, mask.row_offset), (m, mask.col_offset))
     )
-    return Mask("across_groups", 0, 0, rows, cols)
+    return Mask("across_groups", 0, 0, rows, cols, 0, mask.limit_x, mask.limit_y)
 
 
 def on_tile(mask: Mask, rows: range, cols: range) -> Mask | None:

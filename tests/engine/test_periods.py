@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl.equation.masks import Mask, on_tile, three_diagonals
+from fastcl.equation.masks import Mask, by_groups, on_tile, three_diagonals
 from tests.objectives.witnesses import gradients, served
 from tests.oracle import pairwise
 
@@ -61,6 +61,16 @@ def test_a_tile_is_told_its_diagonal(period: int) -> None:
             assert told.period == 0
             assert left_out == [(i, j) for i, j in itertools.product(rows, cols) if not keeps(told, i, j)]
     assert several > 0 or period > 6
+
+
+@pytest.mark.parametrize("m", [None, 7])
+def test_groups_keep_the_limits(m: int | None) -> None:
+    """Kernels on a GPU take groups where diagonals lie close together: limits that fell off there made a loss silently another."""
+    limits = torch.rand(6), None if m is None else torch.rand(m)
+    told = by_groups(fastcl.at_most(*limits, mask=fastcl.off_diagonal(period=3)), 6, m, CPU)
+    assert told.kind == "across_groups" and told.period == 0
+    for mine, given in zip((told.limit_x, told.limit_y), limits, strict=True):
+        assert (mine is None) == (given is None) and (mine is None or torch.equal(mine, given))
 
 
 # n, m (None: x itself), offsets, period: within a tile, across tiles, three diagonals, more than three, beyond all pairs.
