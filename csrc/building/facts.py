@@ -6,15 +6,17 @@ import ast
 import hashlib
 import os
 import re
-import zlib
+import runpy
 from pathlib import Path
 from typing import Any
 
-from . import CSRC
+from . import CSRC, ROOT
 
 FACTS = "build_facts.json"
 # What a user's own pair function is compiled with at run time (fastcl/backends/own_pairs.py).
 OWN_PAIR = "cpu/own_pair.h"
+# Of the package by its file: to import fastcl is to import torch, which a build does without.
+fingerprint = runpy.run_path(str(ROOT / "fastcl" / "backends" / "fingerprint.py"))["fingerprint"]
 
 
 def headers_of(name: str) -> dict[str, str]:
@@ -40,16 +42,6 @@ def problem_of(source: Path) -> str:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
     return "; ".join(str(ast.literal_eval(values[name])) for name in ("PROBLEM", "ALIGNED"))
-
-
-def fingerprint(path: Path) -> list[int]:
-    """The size of a file and a checksum of 64 samples of it; fastcl/backends/extension.py asks for the same before it opens one."""
-    size, check = path.stat().st_size, 0
-    with path.open("rb") as opened:
-        for k in range(64):
-            opened.seek(max(0, size - 4096) * k // 63)
-            check = zlib.crc32(opened.read(4096), check)
-    return [size, check]
 
 
 def report(facts: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ import platform
 import re
 import sys
 import warnings
-import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from ..equation.problem import SIGNATURES
+from .fingerprint import fingerprint
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FACTS = Path(__file__).parent.with_name("build_facts.json")
@@ -62,20 +62,6 @@ def facts() -> dict[str, Any] | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return content if all(isinstance(word, str) for word in words) else None
-
-
-def fingerprint(path: Path) -> list[int]:
-    """The size of a file and a checksum of 64 samples of it, its end among them: what an interrupted copy gets wrong.
-
-    Opening a library that was cut short ends the process (SIGBUS); reading all of one with many CUDA kernels takes a while.
-    setup.py writes the same beside what it builds.
-    """
-    size, check = path.stat().st_size, 0
-    with path.open("rb") as opened:
-        for k in range(64):
-            opened.seek(max(0, size - 4096) * k // 63)
-            check = zlib.crc32(opened.read(4096), check)
-    return [size, check]
 
 
 def too_old() -> str | None:
