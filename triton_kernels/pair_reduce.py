@@ -13,6 +13,7 @@ chooses at run time.
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 
 from torch import Tensor
 
@@ -25,15 +26,19 @@ FORM_VARIABLE = "FASTCL_TRITON"
 FORMS = ("strip", "fused", "auto")
 
 
+def _plain(p: Problem) -> AbstractContextManager[Problem]:
+    return plain(p, tuning.least_period(p.x.device) if p.mask.period else None)
+
+
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r (n,), and c (m,) when p.columns."""
-    with plain(p, tuning.least_period(p.x.device)) as p:
+    with _plain(p) as p:
         return fused.rows(p) if form(p, gradients=False) == "fused" else Strip(p).rows()
 
 
 def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
     """The gradients of <g, r> + <h, c>; dx and dy in the dtype of x."""
-    with plain(p, tuning.least_period(p.x.device)) as p:
+    with _plain(p) as p:
         if form(p, gradients=True) == "fused":
             return fused.gradients(p, r, c, g, h, wanted)
         return Strip(p).gradients(r, c, g, h, wanted)
@@ -41,7 +46,7 @@ def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | No
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients, all in the accumulation dtype."""
-    with plain(p, tuning.least_period(p.x.device)) as p:
+    with _plain(p) as p:
         if form(p, gradients=any(wanted)) == "fused":
             return fused.total(p, positive, outer, wanted)
         return Strip(p).total(positive, outer, wanted)

@@ -15,7 +15,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..equation.masks import by_groups
 from ..equation.problem import Gradients, Problem, Wanted
 from ..precision import narrow_product, on_tensor_cores
 from .row_dot import row_dot
@@ -62,7 +61,7 @@ class Visits:
     """Sums over the visited pairs: across(Q)_i = sum_{j in M(i)} Q_j, and back(Q)_j = sum_{i: j in M(i)} Q_i."""
 
     def __init__(self, p: Problem) -> None:
-        mask = by_groups(p.mask, p.n, p.m, p.x.device) if p.mask.period else p.mask
+        mask = p.told_by_groups().mask
         self.p, self.kind = p, mask.kind
         if mask.group_x is not None:
             index = classes(mask.group_x if mask.group_y is None else torch.cat([mask.group_x, mask.group_y]))

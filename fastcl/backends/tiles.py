@@ -15,14 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..equation.masks import by_groups
 from ..equation.problem import Gradients, Problem, Wanted
 from ..equation.reductions import merge
 from ..precision import on_tensor_cores
@@ -105,9 +103,7 @@ def plain(p: Problem, least_period: int | None = None) -> Iterator[Problem]:
     """
     on_device = torch.cuda.device(p.x.device) if p.x.is_cuda else nullcontext()
     with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False), on_device:
-        if p.mask.period and (least_period is None or p.mask.period < least_period):
-            p = replace(p, mask=by_groups(p.mask, p.n, None if p.y is None else p.m, p.x.device))
-        yield p
+        yield p.told_by_groups() if least_period is None or p.mask.period < least_period else p
 
 
 def weighting(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, unit: Tensor | None) -> Weighting:

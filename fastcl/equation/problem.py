@@ -6,13 +6,13 @@ r_i  = REDUCE_{j in M(i)} f(z_ij)          c_j = REDUCE_{i : j in M(i)} f(z_ij)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from .masks import Mask
+from .masks import Mask, by_groups
 from .names import Operand, Outer, PairReduction
 from .pairs import PairFunction
 
@@ -75,6 +75,12 @@ class Problem:
     def dtype(self) -> torch.dtype:
         """The accumulation dtype."""
         return accumulation_dtype(self.x.dtype)
+
+    def told_by_groups(self) -> Problem:
+        """The same problem; of a mask with a period groups say which pairs it leaves out."""
+        if not self.mask.period:
+            return self
+        return replace(self, mask=by_groups(self.mask, self.n, None if self.y is None else self.m, self.x.device))
 
 
 def pack(p: Problem) -> tuple[Any, ...]:

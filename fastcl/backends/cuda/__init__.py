@@ -9,13 +9,13 @@ FASTCL_CUDA (read at each call) is strip, fused or hopper, where their kernels h
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from ...equation.masks import by_groups
 from ...equation.problem import Gradients, Problem, Wanted
 from .. import extension
 from ..tiles import plain
@@ -39,33 +39,30 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _form(p: Problem, gradients: bool) -> tuple[ModuleType, Problem]:
+@contextmanager
+def _serving(p: Problem, gradients: bool) -> Iterator[tuple[ModuleType, Problem]]:
     """The form that serves, and the problem as it takes it: of several diagonals strip alone tells which one meets a tile."""
     name = form(p, gradients)
-    if p.mask.period and name != "strip":
-        p = replace(p, mask=by_groups(p.mask, p.n, None if p.y is None else p.m, p.x.device))
-    return FORMS[name], p
+    with plain(p, 1 if name == "strip" else None) as p:
+        yield FORMS[name], p
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     """r (n,), and c (m,) when p.columns."""
-    with plain(p, 1) as p:
-        served, p = _form(p, gradients=False)
+    with _serving(p, gradients=False) as (served, p):
         r, c = served.rows(p)
         return r, c
 
 
 def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
     """The gradients of <g, r> + <h, c>; dx and dy in the dtype of x."""
-    with plain(p, 1) as p:
-        served, p = _form(p, gradients=True)
+    with _serving(p, gradients=True) as (served, p):
         answer: Gradients = served.gradients(p, r, c, g, h, wanted)
         return answer
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
     """The value of the total form and its gradients, all in the accumulation dtype."""
-    with plain(p, 1) as p:
-        served, p = _form(p, gradients=any(wanted))
+    with _serving(p, gradients=any(wanted)) as (served, p):
         value, answer, dpositive = served.total(p, positive, outer, wanted)
         return value, answer, dpositive

@@ -125,7 +125,6 @@ class Fused:
         factors = launches.factors(self.p, len(x), len(y), by.swapped() if swapped else by)
         launches.ops.fused_gradient(*equation(self.sides, swapped), x, y, *factors, wy, row_sums, values)
 
-
     def sweeps(self, by: Weighting, sums: Sums, valued: bool = False) -> Tensor | None:
         """The sweep of each side that has sums; valued: the first one's sums of f over its rows."""
         p, values = self.p, None

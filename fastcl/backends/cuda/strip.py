@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...equation.masks import by_groups, on_tile
+from ...equation.masks import on_tile
 from ...equation.problem import Gradients, Problem, Wanted
 from ..tiles import State, Tile, Tiles, Weighting
 from . import launches
@@ -54,8 +54,7 @@ class Strip(Tiles):
 
     @cached_property
     def grouped(self) -> tuple[Any, ...]:
-        p = self.p
-        return equation(self.sides, mask=by_groups(p.mask, p.n, None if p.y is None else p.m, p.x.device))
+        return equation(self.sides, mask=self.p.told_by_groups().mask)
 
     def reduce(self, tile: Tile, columns: bool) -> tuple[Tensor, Tensor | None]:
         rows, cols = self.parts(tile, BLOCK_ROWS, BLOCK_COLS, True, columns, 2 if self.p.reduce == "logsumexp" else 1)
