@@ -40,7 +40,8 @@ Interruption::Interruption() : first_thread_(is_first_thread()) {
   struct sigaction now;
   if (!first_thread_ || sigaction(SIGINT, nullptr, &now) != 0) return;
   if (is_ours(now) && owner == getpid()) return;  // within another call, which puts the one before back
-  owner = getpid(), raised = 0;
+  owner = getpid();
+  raised = 0;
   if (!is_ours(now)) {
     if (!(now.sa_flags & SA_SIGINFO) && (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN)) return;
     before = now;
