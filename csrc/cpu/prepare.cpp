@@ -9,7 +9,7 @@ namespace fastcl::cpu {
 namespace {
 
 constexpr double log2_e = 1.4426950408889634074;
-constexpr int64_t block = 256;  // rows whose mean is one thread's
+constexpr int64_t sampled = 32;  // rows of a side, of which the centre is the median
 
 // The one element of a tensor, in T.
 template <class T>
@@ -40,22 +40,24 @@ Rows<T> readable(const Tensor& rows, TorchHost& memory) {
   });
 }
 
-// The mean row, in double, block by block so that it does not depend on the number of threads.
+// A point amid the rows, always finite: the lower median of each column over a sample of both sides (reference.py says why). NaN
+// stands last, as in a sort.
 template <class T>
-std::vector<T> mean_of(const Rows<T>& rows) {
-  const int64_t blocks = (rows.count + block - 1) / block;
-  std::vector<double> sums(blocks * rows.d);
-  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * block; i < std::min(end * block, rows.count); i++)
-      for (int64_t k = 0; k < rows.d; k++) sums[i / block * rows.d + k] += double(rows[i][k]);
-  });
-  std::vector<T> mean(rows.d);
-  for (int64_t k = 0; k < rows.d; k++) {
-    double sum = 0;
-    for (int64_t b = 0; b < blocks; b++) sum += sums[b * rows.d + k];
-    mean[k] = T(sum / double(rows.count));
+std::vector<T> centre_of(const Rows<T>& x, const Rows<T>* y) {
+  std::vector<const T*> sample;
+  for (const Rows<T>* side : {&x, y}) {
+    if (side == nullptr) continue;
+    const int64_t step = std::max<int64_t>(1, (side->count + sampled - 1) / sampled);
+    for (int64_t i = 0; i < side->count; i += step) sample.push_back((*side)[i]);
   }
-  return mean;
+  std::vector<T> centre(x.d), column(sample.size());
+  const auto middle = column.begin() + int64_t(sample.size() - 1) / 2;
+  for (int64_t k = 0; k < x.d; k++) {
+    for (size_t i = 0; i < sample.size(); i++) column[i] = std::isnan(sample[i][k]) ? std::numeric_limits<T>::infinity() : sample[i][k];
+    std::nth_element(column.begin(), middle, column.end());
+    centre[k] = std::isfinite(*middle) ? *middle : T(0);
+  }
+  return centre;
 }
 
 }  // namespace
@@ -141,7 +143,7 @@ Prepared<T>::Prepared(const Given& a) {
   y = task.self ? x : readable<T>(*a.y, memory);
   if (task.operand == Operand::sqdist && y.count > 0) {
     // |x|^2 + |y|^2 - 2 <x, y> cancels for a cloud far from the origin; about a point in its midst it does not.
-    const std::vector<T> centre = mean_of(y);
+    const std::vector<T> centre = centre_of(x, task.self ? nullptr : &y);
     auto centred = [&](const Rows<T>& rows) {
       return made<T>(memory, rows.count, rows.d, [&](int64_t i, T* row) {
         for (int64_t k = 0; k < rows.d; k++) row[k] = rows[i][k] - centre[k];

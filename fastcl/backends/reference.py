@@ -106,8 +106,8 @@ def _matrix(p: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
     x = p.x.double()
     y = x if p.y is None else p.y.double()
     if p.operand == "sqdist":
-        centre = _centre(x, y)
-        x, y = x - centre, y - centre
+        middle = centre(x, y)
+        x, y = x - middle, y - middle
         u = ((x * x).sum(1)[:, None] + (y * y).sum(1)[None, :] - 2.0 * x @ y.T).clamp(min=0.0)
     else:
         u = x @ y.T
@@ -122,10 +122,21 @@ def _matrix(p: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
     return (u, *within(p, z, index[: p.n], index[: p.m]))
 
 
-def _centre(x: Tensor, y: Tensor) -> Tensor:
-    """A point amid the rows: subtracting it keeps |x|^2 + |y|^2 - 2<x, y> accurate for a cloud far from the origin."""
-    rows = y if y.shape[0] else x
-    return rows.detach().mean(0) if rows.shape[0] else rows.new_zeros(rows.shape[1])
+SAMPLED = 32  # rows of a side, of which the centre is the median: csrc/cpu/prepare.cpp takes the same
+
+
+def centre(x: Tensor, y: Tensor) -> Tensor:
+    """A point amid the rows: subtracting it keeps |x|^2 + |y|^2 - 2<x, y> accurate for a cloud far from the origin.
+
+    The lower median of each column over a sample of both sides, always finite. A mean would go where one row of 1e6 pulls it,
+    away from all others, and one NaN or infinity would make every row NaN.
+    """
+    sides = (y,) if x is y else (x, y)
+    rows = torch.cat([side.detach()[:: -(-side.shape[0] // SAMPLED) or 1] for side in sides])
+    if not rows.shape[0]:
+        return rows.new_zeros(rows.shape[1])
+    middle = rows.sort(0).values[(rows.shape[0] - 1) // 2]  # NaN stands last
+    return torch.where(middle.isfinite(), middle, 0.0)
 
 
 def _reduce(p: Problem, z: Tensor, keep: Tensor | None, dim: int) -> Tensor:

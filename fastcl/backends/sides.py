@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import transforms
 from ..equation.masks import Mask
 from ..equation.problem import Gradients, Problem, Wanted
+from .reference import centre
 
 
 class Sides:
@@ -28,8 +29,8 @@ class Sides:
         x = p.x.to(dtype)
         y = x if p.y is None else p.y.to(dtype)
         if p.operand == "sqdist" and self.m:
-            centre = y.mean(0) if dtype == p.dtype else _exact_centre(x, y)
-            x, y = x - centre, y if p.y is None else y - centre
+            middle = centre(x, y) if dtype == p.dtype else _exact_centre(x, y)
+            x, y = x - middle, y if p.y is None else y - middle
         # u may leave the range where z does not: rows of 1e20 with a scale of 1e-37.
         self.unit, self.scale = None, p.scale
         if in_unit and _may_be_small(p):
@@ -152,16 +153,17 @@ def unit_of_scale(scale: Tensor) -> Tensor:
 
 
 def _exact_centre(x: Tensor, y: Tensor) -> Tensor:
-    """The mean of y in 16 bits, and 0 in the columns where that would round a row.
+    """The centre of rows of 16 bits, and 0 in the columns where that would round a row.
 
-    A row within a factor of two of the mean loses nothing (Sterbenz), and only a cloud that is far from the origin for its
-    size needs the centre. A rounded row would be off by 2^-9 of itself, which no centre is worth.
+    A row within a factor of two of the centre loses nothing (Sterbenz), and only a cloud that is far from the origin for its
+    size needs it. A rounded row would be off by 2^-9 of itself, which no centre is worth. A row that is not finite has no say.
     """
-    centre = y.mean(0, dtype=torch.float32).to(y.dtype)
-    exact = torch.ones_like(centre, dtype=torch.bool)
+    middle = centre(x, y)
+    exact = torch.ones_like(middle, dtype=torch.bool)
     for rows in (x,) if x is y else (x, y):
-        exact &= ((rows - centre).float() == rows.float() - centre.float()).all(0)
-    return torch.where(exact, centre, 0.0)
+        difference = rows.float() - middle.float()
+        exact &= (((rows - middle).float() == difference) | ~difference.isfinite()).all(0)
+    return torch.where(exact, middle, 0.0)
 
 
 def _multipliable(rows: Tensor) -> Tensor:

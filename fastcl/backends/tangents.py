@@ -38,7 +38,7 @@ def rows(p: Problem, c: Tensor | None, directions: tuple[Tensor | None, ...]) ->
     x = p.x.to(dtype)
     y, dy = (x, dx) if p.y is None else (p.y.to(dtype), dy)
     if p.operand == "sqdist":
-        centre = reference._centre(x, y)
+        centre = reference.centre(x, y)
         x, y = x - centre, y - centre
     column = None if c is None else torch.where(torch.isneginf(c), 0.0, c.to(dtype))
     others, step = torch.arange(p.m, device=x.device), max(1, BLOCK // max(1, p.m))

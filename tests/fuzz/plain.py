@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fastcl import ops
 from fastcl.backends import extension
-from fastcl.backends.reference import within
+from fastcl.backends.reference import centre, within
 from fastcl.equation import checks
 from fastcl.equation.pairs import Identity
 from fastcl.equation.problem import Problem, accumulation_dtype
@@ -123,8 +123,8 @@ class Plain:
                 x, y = shortened(x), shortened(y)
             u, size = x @ y.T, torch.linalg.vector_norm(x, dim=1)[:, None] * torch.linalg.vector_norm(y, dim=1)
         else:
-            centre = y.detach().mean(0) if p.m else 0.0
-            x, y = x - centre, y - centre
+            middle = centre(x, y)
+            x, y = x - middle, y - middle
             size = x.square().sum(1)[:, None] + y.square().sum(1)
             u = (size - 2.0 * (x @ y.T)).clamp(min=0.0)
         error = u.new_zeros(())

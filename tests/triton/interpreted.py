@@ -243,6 +243,20 @@ def test_gradients_use_the_reductions_that_they_are_given(dtype: torch.dtype) ->
     check_given_reductions(problem(37, None, 24, dtype=dtype), triton_kernels)
 
 
+@pytest.mark.parametrize("m", [37, None])
+def test_a_far_row_leaves_the_others_their_distances(m: int | None) -> None:
+    p = problem(45, m, 24, operand="sqdist", pair="log1p", scale=0.5)
+    p.x[5] = 1e6
+    (r, _), right = triton_kernels.rows(p), reference.rows(p)[0]
+    wanted = Wanted(True, m is not None, True, False, False, False)
+    gradients = [each.total(p, None, "sum", wanted)[1] for each in (triton_kernels, reference)]
+    torch.testing.assert_close(r, right, rtol=1e-5, atol=0.0)
+    for mine, theirs in zip(*gradients, strict=True):
+        if mine is not None and theirs is not None:
+            size = theirs.norm(dim=1, keepdim=True) if theirs.ndim else theirs.abs()
+            assert ((mine - theirs).abs() <= 1e-5 * size).all()
+
+
 def test_a_centre_that_would_round_rows_is_not_taken() -> None:
     """Columns of a cloud about the origin stay as they are, and so do those of which one row would be rounded."""
     g = torch.Generator().manual_seed(0)

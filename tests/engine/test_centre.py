@@ -1,0 +1,90 @@
+"""Squared distances are formed about a point amid the rows: one far row, or one that is not finite, does not move it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+import fastcl
+from fastcl.backends.reference import centre
+
+BACKENDS = ("auto", "blocked", "reference")
+FAR = 5  # the row that is
+PLACES = ("x", "y", "both", "itself")
+
+
+def rows(place: str, far: float, n: int = 37, m: int = 53) -> tuple[Tensor, Tensor | None]:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 6, generator=g)
+    y = None if place == "itself" else torch.randn(m, 6, generator=g)
+    for side, here in ((x, ("x", "both", "itself")), (y, ("y", "both"))):
+        if side is not None and place in here:
+            side[FAR] = far
+    return x, y
+
+
+def by_differences(x: Tensor, y: Tensor | None, scale: Tensor) -> Tensor:
+    """sum_{j != i} log(1 + a |x_i - y_j|^2), whose slope a far pair has a part in too."""
+    u = (x[:, None] - (x if y is None else y)[None]).square().sum(2)
+    own = torch.eye(*u.shape, dtype=torch.bool)  # two far rows that are near each other: that distance no centre saves
+    return torch.where(own, 0.0, torch.log1p(scale * u)).sum(1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_far_row_leaves_the_others_their_distances(place: str, backend: str) -> None:
+    x, y = rows(place, 1e6)
+
+    def valued(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [None if t is None else t.to(dtype, copy=True).requires_grad_() for t in (x, y)]
+        scale = torch.tensor(0.5, dtype=dtype, requires_grad=True)
+        if dtype == torch.float64:
+            r = by_differences(leaves[0], leaves[1], scale)  # type: ignore[arg-type]
+        else:
+            r = fastcl.pair_reduce(
+                *leaves, operand="sqdist", pair="log1p", reduce="sum", mask="off_diagonal", scale=scale, backend=backend
+            )
+        found = torch.autograd.grad(r.sum(), [t for t in (*leaves, scale) if t is not None])
+        return [t.detach().double() for t in (r, *found)]
+
+    for mine, right in zip(valued(torch.float32), valued(torch.float64), strict=True):
+        # Of each row by its own size: the far one's gradients are 1e-6, those of the others some tens.
+        size = right.abs() if right.ndim < 2 else right.norm(dim=1, keepdim=True)
+        assert ((mine - right).abs() <= 1e-5 * size).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func.jvp itself
+def test_a_far_row_leaves_the_others_their_tangents() -> None:
+    x, _ = rows("itself", 1e6)
+    scale, direction = torch.tensor(0.5), torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+    def value(x: Tensor) -> Tensor:
+        r = fastcl.pair_reduce(x, operand="sqdist", pair="log1p", reduce="sum", mask="off_diagonal", scale=scale)
+        assert isinstance(r, Tensor)
+        return r
+
+    mine = jvp(value, (x,), (direction,))[1].double()
+    right = jvp(lambda x: by_differences(x, None, scale.double()), (x.double(),), (direction.double(),))[1]
+    assert ((mine - right).abs() <= 1e-5 * right.abs().clamp(min=1.0)).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_that_is_not_finite_stays_with_those_it_meets(backend: str, bad: float) -> None:
+    x, _ = rows("itself", bad)
+    groups = torch.arange(37) % 3
+    mask = fastcl.within_groups(groups)
+    r = fastcl.pair_reduce(x, operand="sqdist", scale=-0.5, mask=mask, backend=backend)
+    assert isinstance(r, Tensor)
+    assert r[groups != groups[FAR]].isfinite().all()
+
+
+@pytest.mark.parametrize("sizes", [(1, 0), (0, 3), (2, 1), (33, 1), (64, 65), (1000, 7)])
+def test_the_centre_is_a_point_of_the_cloud(sizes: tuple[int, int]) -> None:
+    """In each column a value that some row has, of whatever many rows; 0 where there are none."""
+    x, y = (torch.randn(k, 4) + 1e4 for k in sizes)
+    middle, both = centre(x, y), torch.cat([x, y])
+    assert ((middle == both).any(0)).all()
+    assert centre(x[:0], y[:0]).eq(0.0).all()
