@@ -117,7 +117,7 @@ def library():
         (
             "launch",
             i,
-            [p, s, ctypes.POINTER(u32), ctypes.POINTER(u32), u32, p, u32, p, ctypes.POINTER(Options)],
+            [p, s, *[ctypes.POINTER(u32)] * 3, u32, p, u32, p, ctypes.POINTER(Options)],
         ),
     ):
         f = getattr(lib, "ptxemu_" + name)

@@ -260,10 +260,12 @@ class Module:
         uninitialized=(),
         readonly=(),
         memory=None,
+        cluster=None,
         **options,
     ):
         """Run a kernel and return its Stats. Tensors and arrays are updated in place, their storage is the only global memory the kernel
         may touch. uninitialized / readonly: the arguments (the tensors themselves) that hold nothing yet / must not be written.
+        cluster: CTAs of a cluster, as grid and block; as the kernel was compiled unless given.
         Further options: see make_options."""
         name = self.find(kernel)
         own = memory is None
@@ -288,6 +290,7 @@ class Module:
                 name.encode(),
                 _dims(grid),
                 _dims(block),
+                None if cluster is None else _dims(cluster),
                 shared_bytes,
                 data,
                 len(data),

@@ -42,7 +42,7 @@ std::string stats_json(const Launch& l) {
     const Counters& c = l.counters;
     u64 ctas = (u64)l.grid[0] * l.grid[1] * l.grid[2];
     o << "{\"kernel\":" << quote(l.kernel->name) << ",\"arch\":" << l.module->arch << ",\"ctas\":" << ctas
-      << ",\"threads_per_cta\":" << threads_per_cta(l)
+      << ",\"cluster\":" << l.cluster[0] * l.cluster[1] * l.cluster[2] << ",\"threads_per_cta\":" << threads_per_cta(l)
       << ",\"shared_bytes\":" << l.dynamic_base + l.dynamic_shared << ",\"seconds\":" << l.seconds
       << ",\"host_threads\":" << l.threads_used << ",\"instructions\":" << c.instructions
       << ",\"touched_bytes\":" << l.memory->touched_bytes() << ",\"sites\":[";
@@ -148,7 +148,8 @@ void ptxemu_memory_read_only(void* m, u64 base, int on) { ((MemoryMap*)m)->set_r
 int ptxemu_memory_valid(void* m, u64 base, u64 size) { return ((MemoryMap*)m)->find(base, size) != nullptr; }
 
 // 0: ptxemu_result() holds the statistics; 1: it holds the error.
-int ptxemu_launch(void* mp, const char* kernel, const u32* grid, const u32* block, u32 dynamic_shared,
+// cluster: null, or all 0: as the kernel was compiled.
+int ptxemu_launch(void* mp, const char* kernel, const u32* grid, const u32* block, const u32* cluster, u32 dynamic_shared,
                   const void* params, u32 param_bytes, void* memory, const ptxemu_options* o) {
     try {
         Module& m = *(Module*)mp;
@@ -166,6 +167,7 @@ int ptxemu_launch(void* mp, const char* kernel, const u32* grid, const u32* bloc
         l.memory = (MemoryMap*)memory;
         memcpy(l.grid, grid, sizeof l.grid);
         memcpy(l.block, block, sizeof l.block);
+        if (cluster) memcpy(l.cluster, cluster, sizeof l.cluster);
         l.dynamic_shared = dynamic_shared;
         if (param_bytes != l.kernel->param_bytes)
             throw Fault(FaultKind::Launch, "the kernel takes " + std::to_string(l.kernel->param_bytes) +

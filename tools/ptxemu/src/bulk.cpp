@@ -4,6 +4,7 @@
 // Data moves when the instruction is issued. What a kernel may not do before the copy has completed is checked: reading
 // a loaded box before its mbarrier's phase, writing a stored one before wait_group, ending before that.
 #include <algorithm>
+#include "cluster.h"
 #include "decode.h"
 #include "machine.h"
 #include "mbarrier.h"
@@ -70,11 +71,9 @@ std::vector<std::pair<u32, u32>> ranges(const TensorMap& t, u32 shared) {
     for (u32 k = 0; k < t.bytes(); k += kUnit) out.push_back({t.swizzled(shared + k), kUnit});
     return out;
 }
-u32 box_in_shared(Warp& w, const Inst& i, int l, const TensorMap& t) {
-    u64 a = shared_operand(w, i, l);
-    w.cta->shared.check(w, l, a, t.bytes(), 128);
-    for (auto& r : ranges(t, (u32)a)) w.cta->shared.check(w, l, r.first, r.second, kUnit);
-    return (u32)a;
+void check_box(Warp& w, Cta& c, int l, const TensorMap& t, u64 a) {
+    c.shared.check(w, l, a, t.bytes(), 128);
+    for (auto& r : ranges(t, (u32)a)) c.shared.check(w, l, r.first, r.second, kUnit);
 }
 
 void count_rows(Warp& w, int l, u64 a, u32 n) {
@@ -85,15 +84,18 @@ void count_rows(Warp& w, int l, u64 a, u32 n) {
     }
 }
 
-void tensor_load(Warp& w, const Inst& i, u32 m) {  // s2: mbarrier, of width sub
+// s2: mbarrier, of width sub; s3: with flag, the CTAs that it goes to. What several take is read once.
+void tensor_load(Warp& w, const Inst& i, u32 m) {
     for_lanes(m, [&](int l) {
         const TensorMap t = tensor_map(w, i, l);
-        const u32 dst = box_in_shared(w, i, l, t);
-        u64 bar = i.sub == 8 ? w.r64(i.s2)[l] & ~kWindowMask : w.r32(i.s2)[l];
-        w.cta->shared.check(w, l, bar, 8, 8);
-        Mbarrier& b = mbarrier_at(w, l, (u32)bar);
+        u64 dst = shared_operand(w, i, l), bar = i.sub == 8 ? w.r64(i.s2)[l] & ~kWindowMask : w.r32(i.s2)[l];
+        const auto to = w.cta->cluster->copied_to(w, l, dst, bar, i.flag, i.flag ? w.r32(i.s3)[l] & 0xffff : 0);
+        for (Cta* c : to) {
+            check_box(w, *c, l, t, dst);
+            mbarrier_at(w, *c, l, bar);
+        }
         std::vector<u8> row(t.row_bytes());
-        for_rows(w, i, l, t, dst, [&](const Row& r) {
+        for_rows(w, i, l, t, (u32)dst, [&](const Row& r) {
             for (u32 k = 0; k < row.size(); k++)
                 row[k] = !t.nan_fill ? 0 : (k + 1) % t.element ? 0xff : 0x7f;
             if (r.count) {
@@ -101,13 +103,14 @@ void tensor_load(Warp& w, const Inst& i, u32 m) {  // s2: mbarrier, of width sub
                 memcpy(&row[r.first], (void*)r.global, r.count);
                 count_rows(w, l, r.global, r.count);
             }
-            for (u32 k = 0; k < row.size(); k += kUnit) {
-                const u32 a = t.swizzled(r.shared + k);
-                w.cta->shared.write(w, l, a, kUnit, nullptr, kPendingBulk);
-                memcpy(w.cta->shared.data() + a, &row[k], kUnit);
-            }
+            for (Cta* c : to)
+                for (u32 k = 0; k < row.size(); k += kUnit) {
+                    const u32 a = t.swizzled(r.shared + k);
+                    c->shared.write(w, l, a, kUnit, nullptr, kPendingBulk);
+                    memcpy(c->shared.data() + a, &row[k], kUnit);
+                }
         });
-        expect_copy(w, b, ranges(t, dst), t.bytes());
+        for (Cta* c : to) expect_copy(w, *c, mbarrier_at(w, *c, l, bar), ranges(t, (u32)dst), t.bytes());
     });
 }
 
@@ -172,9 +175,10 @@ void deliver(Warp& w, int l, u64 a, const u8* from, u32 n, bool add, Type t) {
 void tensor_store(Warp& w, const Inst& i, u32 m) {  // sub2: add
     for_lanes(m, [&](int l) {
         const TensorMap t = tensor_map(w, i, l);
-        const u32 src = box_in_shared(w, i, l, t);
+        const u64 src = shared_operand(w, i, l);
+        check_box(w, *w.cta, l, t, src);
         std::vector<u8> row(t.row_bytes());
-        for_rows(w, i, l, t, src, [&](const Row& r) {
+        for_rows(w, i, l, t, (u32)src, [&](const Row& r) {
             for (u32 k = 0; k < row.size(); k += kUnit) {
                 const u32 a = t.swizzled(r.shared + k);
                 engine_reads(w, a, kUnit);
@@ -182,7 +186,7 @@ void tensor_store(Warp& w, const Inst& i, u32 m) {  // sub2: add
             }
             if (r.count) deliver(w, l, r.global, &row[r.first], r.count, i.sub2, element_type(t));
         });
-        hold(w, l, ranges(t, src));
+        hold(w, l, ranges(t, (u32)src));
     });
 }
 
@@ -228,6 +232,7 @@ void decode_tensor_load(Decoder& d) {
     Inst& i = d.inst;
     if (!(d.take("shared::cluster") || d.take("shared::cta")) || !d.take("global")) d.unsupported("tensor copy form");
     d.take("tile");
+    i.flag = d.take("multicast::cluster");
     d.take("L2::cache_hint");
     take_tensor(d, d.operand(1));
     d.address(d.operand(2), Space::Shared);
@@ -235,8 +240,10 @@ void decode_tensor_load(Decoder& d) {
     i.s2 = i.base;
     i.sub = i.flag2 ? 4 : 8;
     d.address(d.operand(0), Space::Shared);
-    if (d.count() == 4) d.src(3, Type::B64);
-    else d.expect(3);
+    size_t k = 3;
+    if (i.flag) i.s3 = d.src(k++, Type::B16);
+    if (d.count() == k + 1) d.src(k, Type::B64);
+    else d.expect(k);
     i.run = tensor_load;
 }
 
@@ -307,7 +314,7 @@ bool decode_bulk(Decoder& d) {
         if (rank < 0) d.unsupported("dimensions of a tensor copy");
         i.vec = (u8)(rank + 1);
     }
-    if (d.peek("prefetch") || d.peek("multicast::cluster")) d.unsupported("modifier");
+    if (d.peek("prefetch")) d.unsupported("modifier");
     d.b.kernel.named_barriers = true;
     if (stores) decode_store(d, tensor, reduce);
     else {

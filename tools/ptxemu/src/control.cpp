@@ -336,7 +336,7 @@ const Family family = {
 
 }  // namespace
 
-// barrier.cluster is hopper.cpp's.
+// barrier.cluster is cluster_instructions.cpp's.
 bool decode_control(Decoder& d) { return !d.peek("cluster") && decode_of(family, d); }
 
 }  // namespace ptx

@@ -2,7 +2,7 @@
 //
 // With a seed, the order of the warps and the length of their turns are random; without one they run in order.
 #include <algorithm>
-#include "machine.h"
+#include "cluster.h"
 
 namespace ptx {
 
@@ -24,7 +24,7 @@ void Cta::arrive(Warp& w, const Inst& i, Split& s, u32 m) {
     b.expected = expected;
     b.arrived += i.flag2 && i.flag ? 32 : (u32)__builtin_popcount(m);
     b.participants |= 1u << w.id;
-    if (shared.vc) shared.release_into(w.id, b.clock);
+    if (shared.vc) shared.clocks->release_into(w.place, b.clock);
     if (i.sub == 2) {
         u32 p = (w.pred(i.s2) ^ (i.vec ? ~0u : 0)) & m;
         b.popc += __builtin_popcount(p);
@@ -46,12 +46,12 @@ void Cta::release_barriers() {
         Barrier& b = barriers[id];
         if (!b.arrived) continue;
         if (b.arrived < (b.expected ? b.expected : live_threads)) continue;
-        if (!shared.vc) shared.now++;
+        if (!shared.vc) shared.clocks->now++;
         for (auto& w : warps)
             for (auto& s : w->splits)
                 if (s.state == Split::WaitBarrier && s.barrier == id) {
                     s.state = Split::Ready;
-                    if (shared.vc) shared.acquire_from(w->id, b.clock);
+                    if (shared.vc) shared.clocks->acquire_from(w->place, b.clock);
                     if (s.reduction_dst) {
                         const Inst& i = kernel->code[s.reduction_dst - 1];
                         if (i.sub2 == 0) for_lanes(s.mask, [&](int l) { w->r32(i.d0)[l] = b.popc; });
@@ -99,9 +99,23 @@ static u64 special_value(const Cta& c, Special which, u32 t) {
         case Special::DynSmem: return l.dynamic_shared;
         case Special::TotalSmem: return l.dynamic_base + l.dynamic_shared;
         case Special::DynBase: return l.dynamic_base;
+        case Special::ClusterCtaidX: return c.id[0] % l.cluster[0];
+        case Special::ClusterCtaidY: return c.id[1] % l.cluster[1];
+        case Special::ClusterCtaidZ: return c.id[2] % l.cluster[2];
+        case Special::ClusterNctaidX: return l.cluster[0];
+        case Special::ClusterNctaidY: return l.cluster[1];
+        case Special::ClusterNctaidZ: return l.cluster[2];
+        case Special::ClusterCtaRank: return c.rank;
+        case Special::ClusterNctaRank: return c.cluster->ctas.size();
+        case Special::ClusterIdX: return c.id[0] / l.cluster[0];
+        case Special::ClusterIdY: return c.id[1] / l.cluster[1];
+        case Special::ClusterIdZ: return c.id[2] / l.cluster[2];
+        case Special::NclusterIdX: return l.grid[0] / l.cluster[0];
+        case Special::NclusterIdY: return l.grid[1] / l.cluster[1];
+        case Special::NclusterIdZ: return l.grid[2] / l.cluster[2];
+        case Special::IsExplicitCluster: return l.explicit_cluster;
         case Special::Zero:
         case Special::GridId: return 0;
-        case Special::One: return 1;
     }
     return 0;
 }
@@ -117,6 +131,7 @@ void Warp::start(Cta& c, u32 w, u32 threads) {
     std::fill(r, r + bytes / 4, 0x7fffdeadu);  // NaN as f32 and as f64
     defined.assign(bytes / 4, 0);
     id = w;
+    place = c.rank * (u32)c.warps.size() + w;
     cta = &c;
     thread0 = w * 32;
     carry = 0;
@@ -130,6 +145,8 @@ void Warp::start(Cta& c, u32 w, u32 threads) {
     busy.clear();
     wgmma_group = 0;
     stalled = false;
+    at_cluster_barrier = owes_wait = 0;
+    fenced.clear();
     current = k.code.data();
     for (auto& x : k.constants) {
         if (x.width == 1) pred(x.offset) = (u32)x.value;
@@ -144,91 +161,47 @@ void Warp::start(Cta& c, u32 w, u32 threads) {
         }
 }
 
-void Cta::start(Launch& l, u64 lin, Counters& c) {
+void Cta::start(Cluster& of, u32 rank_there, const u32* id_in_grid, Counters& c) {
+    Launch& l = *of.launch;
     launch = &l;
     kernel = l.kernel;
-    linear = lin;
+    cluster = &of;
+    rank = rank_there;
     counters = &c;
-    id[0] = (u32)(lin % l.grid[0]);
-    id[1] = (u32)(lin / l.grid[0] % l.grid[1]);
-    id[2] = (u32)(lin / l.grid[0] / l.grid[1]);
+    std::copy_n(id_in_grid, 3, id);
+    linear = id[0] + (u64)l.grid[0] * (id[1] + (u64)l.grid[1] * id[2]);
     const Kernel& k = *kernel;
     u32 nt = threads_per_cta(l), nw = (nt + 31) / 32;
-    shared.reset(l.dynamic_base + l.dynamic_shared, nw, k.named_barriers, true);
+    shared.reset(l.dynamic_base + l.dynamic_shared, of.clocks, k.named_barriers || of.ctas.size() > 1, true);
     local.assign((size_t)k.local_bytes * nw * 32, 0xff);
     mbarriers.clear();
     global_words.clear();
     clock = CtaClock{};
     for (auto& b : barriers) b = Barrier{};
-    rng.seed(l.options.seed * 1000003 + lin);
+    rng.seed(l.options.seed * 1000003 + linear);
     live_threads = nt;
     events = 0;
     while (warps.size() < nw) warps.emplace_back(new Warp);
     warps.resize(nw);
+    order.resize(nw);
+    for (u32 w = 0; w < nw; w++) order[w] = w;
     for (u32 w = 0; w < nw; w++) warps[w]->start(*this, w, nt);
 }
 
-void Cta::deadlock() {
-    std::string text;
-    FaultKind kind = FaultKind::Deadlock;
-    Warp* culprit = nullptr;
-    const Inst* at = nullptr;
-    for (auto& w : warps)
-        for (auto& s : w->splits) {
-            const Inst* i = &kernel->code[s.state == Split::WaitBarrier ? s.pc - 1 : s.pc];
-            if (s.state == Split::WaitWarp && kind != FaultKind::Divergence) {
-                kind = FaultKind::Divergence;
-                culprit = w.get();
-                at = i;
-            }
-            if (!culprit) {
-                culprit = w.get();
-                at = i;
-            }
-            if (text.size() < 1500)
-                text += "\n    warp " + std::to_string(w->id) + " lanes " + lanes_text(s.mask) +
-                        (s.state == Split::WaitWarp      ? " wait for other lanes at line "
-                         : s.state == Split::WaitBarrier ? " wait at the barrier of line "
-                         : w->stalled                    ? " poll an mbarrier near line "
-                                                         : " are at line ") +
-                        std::to_string(i->line) + ": " + i->text;
-        }
-    Fault f(kind, (kind == FaultKind::Divergence ? "lanes that must execute this together have diverged:"
-                                                 : "no thread of the CTA can make progress:") +
-                      text);
-    culprit->active = culprit->live;
-    describe(f, *culprit, *at, -1);
-    throw f;
-}
-
-bool Cta::run(u64 budget) {
-    std::vector<u32> order(warps.size());
-    for (u32 k = 0; k < order.size(); k++) order[k] = k;
+// Each warp once, for a slice.
+bool Cta::turn(u64& used) {
     const u64 seed = launch->options.seed;
-    u64 used = 0;
-    int idle = 0;
-    while (live_threads) {
-        if (launch->stop.load(std::memory_order_relaxed)) return true;
-        if (seed) std::shuffle(order.begin(), order.end(), rng);
-        u64 before = events;
-        bool progress = false;
-        for (u32 k : order) {
-            Warp& w = *warps[k];
-            if (!w.live) continue;
-            u64 slice = seed ? 1 + rng() % 700 : 20000, b = slice;
-            w.run(b);
-            used += slice - b;
-            if (slice != b && !w.stalled) progress = true;
-        }
-        idle = progress || events != before ? 0 : idle + 1;
-        if (idle > 3) deadlock();
-        if (used >= budget) {
-            launch->executed += used;
-            return !live_threads;
-        }
+    bool progress = false;
+    if (seed) std::shuffle(order.begin(), order.end(), rng);
+    for (u32 k : order) {
+        Warp& w = *warps[k];
+        if (!w.live) continue;
+        u64 slice = seed ? 1 + rng() % 700 : 20000, b = slice;
+        w.run(b);
+        used += slice - b;
+        if (slice != b && !w.stalled) progress = true;
     }
-    launch->executed += used;
-    return true;
+    return progress;
 }
 
 }  // namespace ptx

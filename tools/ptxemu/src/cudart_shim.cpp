@@ -14,8 +14,8 @@
 extern "C" {
 const char* ptxemu_result();
 const char* ptxemu_module_info(void*);
-int ptxemu_launch(void*, const char*, const unsigned*, const unsigned*, unsigned, const void*, unsigned,
-                  void*, const void*);
+int ptxemu_launch(void*, const char*, const unsigned*, const unsigned*, const unsigned*, unsigned, const void*,
+                  unsigned, void*, const void*);
 uint64_t ptxemu_memory_allocate(void*, uint64_t, uint64_t);
 void ptxemu_memory_release(void*, uint64_t);
 int ptxemu_memory_valid(void*, uint64_t, uint64_t);
@@ -125,7 +125,8 @@ void read_info(void* module) {
     }
 }
 
-cudaError_t launch(const void* f, dim3 g, dim3 b, void** args, size_t shared) {
+// cluster: null where the launch does not say.
+cudaError_t launch(const void* f, dim3 g, dim3 b, void** args, size_t shared, const unsigned* cluster = nullptr) {
     State& s = state();
     auto it = s.functions.find(f);
     if (it == s.functions.end()) return fail(cudaErrorInvalidDeviceFunction);
@@ -141,7 +142,7 @@ cudaError_t launch(const void* f, dim3 g, dim3 b, void** args, size_t shared) {
     for (size_t i = 0; i < k->second.params.size(); i++)
         memcpy(&params[k->second.params[i].first], args[i], k->second.params[i].second);
     unsigned grid[3] = {g.x, g.y, g.z}, block[3] = {b.x, b.y, b.z};
-    int bad = ptxemu_launch(k->second.module, it->second.c_str(), grid, block, (unsigned)shared,
+    int bad = ptxemu_launch(k->second.module, it->second.c_str(), grid, block, cluster, (unsigned)shared,
                             params.data(), (unsigned)params.size(), s.memory, s.options);
     s.log.push_back(ptxemu_result());
     return bad ? fail(cudaErrorIllegalAddress) : cudaSuccess;
@@ -228,9 +229,13 @@ cudaError_t cudaLaunchCooperativeKernel(const void* f, dim3 g, dim3 b, void** ar
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* f, void** args) {
     for (unsigned i = 0; i < c->numAttrs; i++)
-        if (c->attrs[i].id == cudaLaunchAttributeClusterDimension &&
-            c->attrs[i].val.clusterDim.x * c->attrs[i].val.clusterDim.y * c->attrs[i].val.clusterDim.z > 1)
-            return fail(cudaErrorNotSupported);
+        if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) {
+            const auto& d = c->attrs[i].val.clusterDim;
+            if (!d.x || !d.y || !d.z || c->gridDim.x % d.x || c->gridDim.y % d.y || c->gridDim.z % d.z || d.x * d.y * d.z > 8)
+                return fail(cudaErrorInvalidConfiguration);
+            const unsigned cluster[3] = {d.x, d.y, d.z};
+            return launch(f, c->gridDim, c->blockDim, args, c->dynamicSmemBytes, cluster);
+        }
     return launch(f, c->gridDim, c->blockDim, args, c->dynamicSmemBytes);
 }
 cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute a, int v) {

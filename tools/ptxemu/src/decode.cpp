@@ -181,22 +181,21 @@ static bool special_from_name(const std::string& n, Special& s) {
                                                      {"%dynamic_smem_size", Special::DynSmem},
                                                      {"%total_smem_size", Special::TotalSmem},
                                                      {"%gridid", Special::GridId},
-                                                     // no clusters: every CTA is a cluster of its own
-                                                     {"%cluster_ctaid.x", Special::Zero},
-                                                     {"%cluster_ctaid.y", Special::Zero},
-                                                     {"%cluster_ctaid.z", Special::Zero},
-                                                     {"%cluster_nctaid.x", Special::One},
-                                                     {"%cluster_nctaid.y", Special::One},
-                                                     {"%cluster_nctaid.z", Special::One},
-                                                     {"%cluster_ctarank", Special::Zero},
-                                                     {"%cluster_nctarank", Special::One},
-                                                     {"%is_explicit_cluster", Special::Zero},
-                                                     {"%clusterid.x", Special::CtaidX},
-                                                     {"%clusterid.y", Special::CtaidY},
-                                                     {"%clusterid.z", Special::CtaidZ},
-                                                     {"%nclusterid.x", Special::NctaidX},
-                                                     {"%nclusterid.y", Special::NctaidY},
-                                                     {"%nclusterid.z", Special::NctaidZ}};
+                                                     {"%cluster_ctaid.x", Special::ClusterCtaidX},
+                                                     {"%cluster_ctaid.y", Special::ClusterCtaidY},
+                                                     {"%cluster_ctaid.z", Special::ClusterCtaidZ},
+                                                     {"%cluster_nctaid.x", Special::ClusterNctaidX},
+                                                     {"%cluster_nctaid.y", Special::ClusterNctaidY},
+                                                     {"%cluster_nctaid.z", Special::ClusterNctaidZ},
+                                                     {"%cluster_ctarank", Special::ClusterCtaRank},
+                                                     {"%cluster_nctarank", Special::ClusterNctaRank},
+                                                     {"%is_explicit_cluster", Special::IsExplicitCluster},
+                                                     {"%clusterid.x", Special::ClusterIdX},
+                                                     {"%clusterid.y", Special::ClusterIdY},
+                                                     {"%clusterid.z", Special::ClusterIdZ},
+                                                     {"%nclusterid.x", Special::NclusterIdX},
+                                                     {"%nclusterid.y", Special::NclusterIdY},
+                                                     {"%nclusterid.z", Special::NclusterIdZ}};
     auto it = t.find(n);
     if (it == t.end()) return false;
     s = it->second;
@@ -301,7 +300,7 @@ Inst decode(Builder& b, const Statement& s) {
     if (!(decode_arithmetic(d) || decode_special(d) || decode_bits(d) || decode_compare(d) || decode_moves(d) ||
           decode_convert(d) || decode_load_store(d) || decode_atomics(d) || decode_spaces(d) || decode_cp_async(d) ||
           decode_control(d) || decode_matrix(d) || decode_wgmma(d) || decode_mbarrier(d) || decode_bulk(d) ||
-          decode_bulk_copy(d) || decode_hopper(d)))
+          decode_bulk_copy(d) || decode_cluster(d) || decode_hopper(d)))
         d.unsupported("opcode");
     d.finish();
     return std::move(d.inst);

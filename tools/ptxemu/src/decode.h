@@ -123,6 +123,7 @@ bool decode_wgmma(Decoder& d);
 bool decode_mbarrier(Decoder& d);
 bool decode_bulk(Decoder& d);
 bool decode_bulk_copy(Decoder& d);
+bool decode_cluster(Decoder& d);
 bool decode_hopper(Decoder& d);
 Inst decode(Builder& b, const Statement& s);
 

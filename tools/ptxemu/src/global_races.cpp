@@ -23,7 +23,7 @@ static inline u32 pack(u32 cta, u32 time, bool atomic) {
 static bool knows(Warp& w, Half32 other) {
     auto& known = w.cta->clock.known;
     Launch& l = *w.cta->launch;
-    if (!w.cta->kernel->gpu_fences) return false;
+    if (!w.cta->kernel->gpu_fences && !w.cta->kernel->clusters) return false;
     if (other.cta == kMany) return known.size() + 1 >= (u64)l.grid[0] * l.grid[1] * l.grid[2];
     auto it = known.find(other.cta - 1);
     return it != known.end() && it->second >= other.time;

@@ -2,12 +2,13 @@
 // griddepcontrol and setmaxnreg, which change nothing here.
 #include "decode.h"
 #include "machine.h"
+#include "cluster.h"
 #include "memory_access.h"
 
 namespace ptx {
 namespace {
 
-void proxy_fence(Warp& w, const Inst&, u32) { w.cta->shared.proxy_fence(w.id); }
+void proxy_fence(Warp& w, const Inst&, u32) { w.cta->shared.proxy_fence(w.place); }
 
 }  // namespace
 
@@ -17,7 +18,7 @@ bool decode_hopper(Decoder& d) {
     if (op == "fence" && d.take("mbarrier_init")) {
         d.take("release");
         d.take("cluster");
-        i.run = nothing;
+        i.run = fence_cluster;
         i.cls = Cls::Sync;
         return true;
     }

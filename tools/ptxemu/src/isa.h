@@ -32,6 +32,7 @@ enum class Flow : u8 {
     BranchIndexed,
     Exit,
     Barrier,
+    ClusterWait,
     Poll,  // Poll: may fail and be retried (mbarrier.try_wait)
 };
 
@@ -62,7 +63,7 @@ struct Inst {
     Space space = Space::Generic;
     u8 vec = 1;            // vector length of ld/st, matrix count of ldmatrix
     u8 sub = 0, sub2 = 0;  // opcode-specific selector
-    bool flag = false, flag2 = false;
+    bool flag = false, flag2 = false, relaxed = false, cluster = false;  // cluster: shared::cluster addresses
     u32 d0 = 0, d1 = 0, s0 = 0, s1 = 0, s2 = 0, s3 = 0;  // operands
     u32 base = 0;                                        // address register
     s64 offset = 0;                                      // address displacement, or other immediate
@@ -121,7 +122,21 @@ enum class Special : u8 {
     TotalSmem,
     DynBase,
     Zero,
-    One,
+    ClusterCtaidX,
+    ClusterCtaidY,
+    ClusterCtaidZ,
+    ClusterNctaidX,
+    ClusterNctaidY,
+    ClusterNctaidZ,
+    ClusterCtaRank,
+    ClusterNctaRank,
+    ClusterIdX,
+    ClusterIdY,
+    ClusterIdZ,
+    NclusterIdX,
+    NclusterIdY,
+    NclusterIdZ,
+    IsExplicitCluster,
     GridId,
 };
 struct SpecialReg {
@@ -145,8 +160,9 @@ struct Kernel {
     std::vector<SpecialReg> specials;
     u32 register_bytes = 0;
     u32 shared_static = 0, local_bytes = 0;
-    u32 reqntid = 0;
+    u32 reqntid = 0, cluster[3] = {0, 0, 0};  // 0: not said
     bool named_barriers = false;  // anything beyond bar.sync 0 for the whole CTA: full vector clocks needed
+    bool clusters = false;        // barrier.cluster orders its CTAs
     bool gpu_fences = false;      // inter-CTA synchronisation may exist
     bool order_sensitive =
         false;        // floating-point or value-returning global atomics: one host thread for reproducibility

@@ -1,10 +1,10 @@
-// launch.cpp - a launch as a set of CTAs, which host threads share.
+// launch.cpp - a launch as a set of clusters, of one CTA unless it says more, which host threads share.
 //
-// With a seed, the order of the CTAs and the length of their turns are random; without one they run in order.
+// With a seed, the order of the clusters and the length of their turns are random; without one they run in order.
 #include <algorithm>
 #include <chrono>
 #include <thread>
-#include "machine.h"
+#include "cluster.h"
 
 namespace ptx {
 
@@ -31,6 +31,31 @@ static u32 shared_limit(const Launch& l) {
                                       : 166912;
 }
 
+// The clusters' size: that of the launch, or of the kernel; both may say it, if they agree.
+void Launch::prepare_cluster() {
+    const u32* compiled = kernel->cluster;
+    auto text = [](const u32* s) {
+        return std::to_string(s[0]) + " x " + std::to_string(s[1]) + " x " + std::to_string(s[2]);
+    };
+    auto refuse = [](const std::string& m) { throw Fault(FaultKind::Launch, m); };
+    if (cluster[0] && compiled[0] && !std::equal(compiled, compiled + 3, cluster))
+        refuse("the kernel was compiled for clusters of " + text(compiled) + " CTAs, not " + text(cluster));
+    explicit_cluster = cluster[0] || compiled[0];
+    for (int k = 0; k < 3; k++) {
+        if (!cluster[k]) cluster[k] = std::max(1u, compiled[k]);
+        if (grid[k] % cluster[k]) refuse("the grid is not made of clusters of " + text(cluster) + " CTAs");
+    }
+    const u32 count = cluster[0] * cluster[1] * cluster[2], warps = (threads_per_cta(*this) + 31) / 32;
+    if (count > 1 && module->arch < 90) refuse("clusters need sm_90");
+    if (count > 8) refuse("clusters of more than 8 CTAs are not portable");
+    if (count > 1 && count * warps > 32)
+        throw Fault(FaultKind::Unsupported, "clusters of more than 32 warps: " + std::to_string(count) + " CTAs of " +
+                                                std::to_string(warps));
+}
+u64 Launch::clusters() const {
+    return (u64)(grid[0] / cluster[0]) * (grid[1] / cluster[1]) * (grid[2] / cluster[2]);
+}
+
 // What a device would refuse, is refused; then memory and counters are made ready.
 void Launch::prepare() {
     const u64 total = (u64)grid[0] * grid[1] * grid[2];
@@ -42,6 +67,7 @@ void Launch::prepare() {
     if (kernel->reqntid && kernel->reqntid != nt)
         refuse("the kernel was compiled for " + std::to_string(kernel->reqntid) + " threads per CTA, not " +
                std::to_string(nt));
+    prepare_cluster();
     dynamic_base = (kernel->shared_static + 15) / 16 * 16;
     // Where the hardware starts dynamic shared memory, for swizzles.
     if (module->arch >= 90) dynamic_base = (dynamic_base + 1023) / 1024 * 1024;
@@ -56,29 +82,29 @@ void Launch::prepare() {
 }
 
 u32 Launch::host_threads() const {
-    const u64 total = (u64)grid[0] * grid[1] * grid[2];
     const u32 wanted = options.threads           ? options.threads
                        : kernel->order_sensitive ? 1
                                                  : std::max(1u, std::thread::hardware_concurrency());
-    return (u32)std::min<u64>(wanted, total);
+    return (u32)std::min<u64>(wanted, clusters());
 }
 
-// Suspended CTAs keep their state: memory bounds their number.
+// Suspended clusters keep their state: memory bounds their number.
 size_t Launch::resident() const {
     const u64 cta_bytes =
         (u64)(kernel->register_bytes * 2 + kernel->local_bytes * 32) * ((threads_per_cta(*this) + 31) / 32) +
         (dynamic_base + dynamic_shared) * 10ull + 65536;
-    return (size_t)std::max<u64>(4, std::min<u64>(1024, (1ull << 30) / cta_bytes));
+    const u64 bytes = cta_bytes * cluster[0] * cluster[1] * cluster[2];
+    return (size_t)std::max<u64>(4, std::min<u64>(1024, (1ull << 30) / bytes));
 }
 
-// One host thread: in order, one CTA at a time and a further one only when all running ones wait for something;
+// One host thread: in order, one cluster at a time and a further one only when all running ones wait for something;
 // seeded, several.
 void Launch::run_ctas(u32 worker, const std::vector<u64>& order, std::atomic<u64>& next, Counters& mine) {
     const Options& o = options;
     const u64 total = order.size();
     std::mt19937_64 rng(o.seed + 77 * worker);
-    std::deque<std::unique_ptr<Cta>> running;
-    std::vector<std::unique_ptr<Cta>> pool;
+    std::deque<std::unique_ptr<Cluster>> running;
+    std::vector<std::unique_ptr<Cluster>> pool;
     bool suspended = false, more = true;
     while (!stop) {
         if (more && running.size() < resident() &&
@@ -89,8 +115,8 @@ void Launch::run_ctas(u32 worker, const std::vector<u64>& order, std::atomic<u64
                 if (running.empty()) break;
                 continue;
             }
-            std::unique_ptr<Cta> c;
-            if (pool.empty()) c.reset(new Cta);
+            std::unique_ptr<Cluster> c;
+            if (pool.empty()) c.reset(new Cluster);
             else {
                 c = std::move(pool.back());
                 pool.pop_back();
@@ -101,7 +127,7 @@ void Launch::run_ctas(u32 worker, const std::vector<u64>& order, std::atomic<u64
         }
         if (running.empty()) break;
         size_t pick = o.seed ? rng() % running.size() : 0;
-        std::unique_ptr<Cta> c = std::move(running[pick]);
+        std::unique_ptr<Cluster> c = std::move(running[pick]);
         running.erase(running.begin() + pick);
         bool done = c->run(o.seed ? 500 + rng() % 20000 : 300000);
         suspended = !done;
@@ -119,7 +145,7 @@ void Launch::run() {
     auto t0 = std::chrono::steady_clock::now();
     prepare();
     threads_used = host_threads();
-    std::vector<u64> order((u64)grid[0] * grid[1] * grid[2]);
+    std::vector<u64> order(clusters());
     for (u64 k = 0; k < order.size(); k++) order[k] = k;
     if (options.seed) {
         std::mt19937_64 r(options.seed);

@@ -49,6 +49,7 @@ struct Mbarrier {
 };
 
 struct Launch;
+struct Cluster;
 
 // Knowledge of one CTA about others: set by acquire/release through global atomics (see global_races.cpp).
 struct CtaClock {
@@ -80,7 +81,8 @@ struct Split {  // lanes of a warp that share a program counter (PTX ISA "Indepe
 struct Cta {
     Launch* launch = nullptr;
     Kernel* kernel = nullptr;
-    u32 id[3] = {0, 0, 0};
+    Cluster* cluster = nullptr;
+    u32 id[3] = {0, 0, 0}, rank = 0;  // rank: in the cluster
     u64 linear = 0;
     SharedMemory shared;
     std::vector<u8> local;
@@ -92,13 +94,13 @@ struct Cta {
     Counters* counters = nullptr;
     std::mt19937_64 rng;
     u64 events = 0;  // progress marker for deadlock detection
+    std::vector<u32> order;  // of the warps' turns
     u32 live_threads = 0;
 
-    void start(Launch& l, u64 linear, Counters& c);
-    bool run(u64 budget);  // true when every thread has exited
+    void start(Cluster& of, u32 rank_there, const u32* id_in_grid, Counters& c);
+    bool turn(u64& used);  // of every warp; true when one has made progress
     void arrive(Warp& w, const Inst& i, Split& s, u32 m);
     void release_barriers();
-    [[noreturn]] void deadlock();
 };
 
 struct CpAsync {
@@ -114,7 +116,8 @@ struct Warp {
     std::unique_ptr<u8[]> regs_storage;
     u8* registers_end = nullptr;
     std::vector<u32> defined;  // per 4-byte slot of the register file: lanes that have been written
-    u32 id = 0, live = 0, thread0 = 0, carry = 0;
+    u32 id = 0, place = 0;  // in its CTA, and in the cluster
+    u32 live = 0, thread0 = 0, carry = 0;
     Cta* cta = nullptr;
     std::vector<Split> splits;
     std::vector<CpAsync> cp_async;
@@ -136,6 +139,9 @@ struct Warp {
     std::vector<u8> busy;  // per register slot: 1 accumulator, 2 operand of an operation in flight
     u32 wgmma_group = 0;
     bool stalled = false;  // ended its slice with a failed poll
+    // barrier.cluster: lanes that have arrived at the phase under way, and those that have not waited since they arrived.
+    u32 at_cluster_barrier = 0, owes_wait = 0;
+    std::vector<u32> fenced;  // what the last fence of cluster scope has released
 
     u32* r32(u32 offset) { return (u32*)(regs + offset); }
     u64* r64(u32 offset) { return (u64*)(regs + offset); }
@@ -154,6 +160,7 @@ struct Warp {
                            bool has_address = false, u64 address = 0) const;
     SiteStats& site() const { return cta->counters->sites[pc()]; }
     void check_wgmma(const Inst& i) const;
+    void release(std::vector<u32>& clock, bool relaxed);  // into what others will acquire
 
   private:
     struct Turn {  // of one split: its state, its place in splits, whether it is the only one
@@ -174,6 +181,7 @@ struct Warp {
     void branch_indexed(const Inst& i, Turn& t, u32 m);
     bool leave(Turn& t, u32 m);
     bool barrier(const Inst& i, Turn& t, u32 m);
+    Step wait_for_cluster(const Inst& i, Turn& t, u32 m);
     bool merge(Turn& t);
     void count(const Inst& i, u32 m);
     void check_registers(const Inst& i, u32 m);
@@ -184,12 +192,13 @@ struct Launch {
     Module* module = nullptr;
     Kernel* kernel = nullptr;
     MemoryMap* memory = nullptr;
-    u32 grid[3] = {1, 1, 1}, block[3] = {1, 1, 1};
+    u32 grid[3] = {1, 1, 1}, block[3] = {1, 1, 1}, cluster[3] = {0, 0, 0};  // cluster: 0: as the kernel says
     u32 dynamic_shared = 0, dynamic_base = 0;
     std::vector<u8> params;
     Options options;
     Counters counters;
     double seconds = 0;
+    bool explicit_cluster = false;
     u64 serial = 0;  // unique per launch, for per-thread caches
     u32 threads_used = 1;
     std::vector<u32> start_image;  // constants, broadcast
@@ -202,6 +211,8 @@ struct Launch {
 
   private:
     void prepare();
+    void prepare_cluster();
+    u64 clusters() const;
     u32 host_threads() const;
     size_t resident() const;
     void run_ctas(u32 worker, const std::vector<u64>& order, std::atomic<u64>& next, Counters& mine);

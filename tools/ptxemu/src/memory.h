@@ -68,9 +68,20 @@ struct Word {                 // shadow of 4 bytes (or of one byte, when a word 
 
 struct Cta;
 
+// Happens-before between the warps of a cluster, each by its place there: seen[w][v] is the time up to which w knows
+// everything v did.
+struct WarpClocks {
+    u32 now = 1, warps = 0;
+    std::vector<u32> seen;
+    void reset(u32 of_warps);
+    bool knows(u32 warp, u32 other, u32 time) const { return seen[warp * warps + other] >= time; }
+    void release_into(u32 warp, std::vector<u32>& clock);        // arrive
+    void acquire_from(u32 warp, const std::vector<u32>& clock);  // wait
+};
+
 class SharedMemory {
   public:
-    void reset(u32 bytes, u32 warps, bool vector_clocks, bool poison);
+    void reset(u32 bytes, WarpClocks& of_cluster, bool vector_clocks, bool poison);
     u32 size() const { return (u32)bytes_; }
     u8* data() { return data_.data(); }
     // Checks of one access by 'lane' of 'w'. 'value' (writes only) allows same-value writes to be benign.
@@ -84,13 +95,9 @@ class SharedMemory {
     void proxy_fence(u32 warp);
     void check(Warp& w, int lane, u64 addr, u32 n, u32 align);
 
-    // Happens-before between warps: seen[w][v] is the time up to which w knows everything v did.
-    u32 now = 1;
-    std::vector<u32> seen;
-    u32 warps = 0;
-    bool vc = false;
-    void release_into(u32 warp, std::vector<u32>& clock);        // arrive
-    void acquire_from(u32 warp, const std::vector<u32>& clock);  // wait
+    WarpClocks* clocks = nullptr;
+    bool vc = false;  // false: barriers of the whole CTA alone, whose intervals clocks->now counts
+    std::vector<u32> visits;  // by warp of another CTA of the cluster: the time of its last access
 
   private:
     std::vector<u8> data_;

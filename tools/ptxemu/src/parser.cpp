@@ -66,8 +66,9 @@ bool Parser::parse_attributes(Kernel& k) {
         if (accept(";")) return false;
         std::string d = next().text;
         if (d == ".reqntid") k.reqntid = parse_product();
-        if (d == ".reqnctapercluster" && parse_product() > 1)
-            m.broken[k.name] = "thread block clusters of more than one CTA are not supported";
+        if (d == ".reqnctapercluster")
+            for (int n = 0; n < 3; n++)
+                k.cluster[n] = n == 0 || accept(",") ? (u32)strtoul(next().text.c_str(), nullptr, 0) : 1;
     }
     return true;
 }

@@ -1,22 +1,40 @@
 // shared_memory.cpp - the bytes of a CTA's shared memory and a record for each word of them: who wrote and who read it
 // last, whether anybody wrote it, what is on its way into it.
 #include <algorithm>
-#include "machine.h"
+#include "cluster.h"
 
 namespace ptx {
 
-void SharedMemory::reset(u32 bytes, u32 nwarps, bool vector_clocks, bool poison) {
-    bytes_ = bytes;
-    warps = nwarps;
-    vc = vector_clocks;
+void WarpClocks::reset(u32 of_warps) {
     now = 1;
+    warps = of_warps;
+    seen.assign((size_t)warps * warps, 0);
+}
+void WarpClocks::release_into(u32 warp, std::vector<u32>& clock) {
+    clock.resize(warps, 0);
+    for (u32 v = 0; v < warps; v++) clock[v] = std::max(clock[v], seen[warp * warps + v]);
+    clock[warp] = now++;
+}
+void WarpClocks::acquire_from(u32 warp, const std::vector<u32>& clock) {
+    for (u32 v = 0; v < clock.size(); v++)
+        if (v != warp) seen[warp * warps + v] = std::max(seen[warp * warps + v], clock[v]);
+}
+
+void SharedMemory::reset(u32 bytes, WarpClocks& of_cluster, bool vector_clocks, bool poison) {
+    bytes_ = bytes;
+    clocks = &of_cluster;
+    vc = vector_clocks;
+    visits.assign(clocks->warps, 0);
     data_.assign(bytes + 16, poison ? 0xff : 0);
     words_.assign(bytes / 4 + 2, Word{});
     byte_words_.clear();
-    seen.assign((size_t)nwarps * nwarps, 0);
-    if (vc) readers_.assign((size_t)(bytes / 4 + 2) * nwarps, 0);
+    if (vc) readers_.assign((size_t)(bytes / 4 + 2) * clocks->warps, 0);
 }
 void SharedMemory::check(Warp& w, int lane, u64 a, u32 n, u32 align) {
+    if (a >> kRankShift && a >> 32 == 0)
+        w.fail(FaultKind::Unsupported,
+               "of shared memory by the rank of its CTA in the cluster (mapa), mbarrier.arrive and bulk copies are implemented",
+               lane, true, a);
     if (a + n > bytes_)
         w.fail(FaultKind::OutOfBounds,
                "shared access of " + std::to_string(n) + " bytes beyond the " + std::to_string(bytes_) +
@@ -51,6 +69,11 @@ inline void SharedMemory::each_record(u32 a, u32 n, F f) {
     }
 }
 
+static std::string warp_name(Warp& w, u32 place) {
+    const u32 each = w.cta->warps.size(), rank = place / each;
+    return "warp " + std::to_string(place % each) +
+           (rank == w.cta->rank ? "" : " of the cluster's CTA " + std::to_string(rank));
+}
 static std::string where(Warp& w, u32 pc) {
     const Inst& i = w.cta->kernel->code[pc];
     return "line " + std::to_string(i.line) + ": " + i.text;
@@ -68,26 +91,26 @@ inline void SharedMemory::read_record(Warp& w, int lane, u32 a, Word& r, u32 ind
                "shared memory is read before anything was written to it (never written, or a barrier is "
                "missing)",
                lane, true, a);
-    u32 me = 1u << w.id;
+    u32 me = 1u << w.place;
     if (!vc) {
-        if (r.wclk == now && (r.wmask & ~me) && !(r.wmask & me && !o.strict_same_value) && o.shared_races)
+        if (r.wclk == clocks->now && (r.wmask & ~me) && !(r.wmask & me && !o.strict_same_value) && o.shared_races)
             w.fail(FaultKind::SharedRace,
-                   "read conflicts with a write of warp " + std::to_string(__builtin_ctz(r.wmask & ~me)) +
+                   "read conflicts with a write of " + warp_name(w, __builtin_ctz(r.wmask & ~me)) +
                        " in the same barrier interval (" + where(w, r.wpc) + ")",
                    lane, true, a);
-        if (r.rclk != now) {
-            r.rclk = now;
+        if (r.rclk != clocks->now) {
+            r.rclk = clocks->now;
             r.rmask = 0;
         }
     } else {
         if (o.shared_races && !(r.wmask & me && !o.strict_same_value))
             for (u32 m = r.wmask & ~me; m; m &= m - 1)
-                if (seen[w.id * warps + __builtin_ctz(m)] < r.wclk)
+                if (!clocks->knows(w.place, __builtin_ctz(m), r.wclk))
                     w.fail(FaultKind::SharedRace,
-                           "read is not ordered after a write of warp " + std::to_string(__builtin_ctz(m)) +
+                           "read is not ordered after a write of " + warp_name(w, __builtin_ctz(m)) +
                                " (" + where(w, r.wpc) + ")",
                            lane, true, a);
-        readers_[(size_t)index * warps + w.id] = now;
+        readers_[(size_t)index * clocks->warps + w.place] = clocks->now;
     }
     r.rmask |= me;
     r.rpc = w.pc();
@@ -95,23 +118,23 @@ inline void SharedMemory::read_record(Warp& w, int lane, u32 a, Word& r, u32 ind
 
 // Is this write unordered with an earlier write of another warp that it may join (same value, or both atomic)?
 inline bool SharedMemory::check_writers(Warp& w, int lane, u32 a, const Word& r, bool harmless) const {
-    const u32 others = r.wmask & ~(1u << w.id);
+    const u32 others = r.wmask & ~(1u << w.place);
     bool unordered = false;
     if (!vc) {
-        unordered = r.wclk == now && others;
+        unordered = r.wclk == clocks->now && others;
         if (unordered && !harmless)
             w.fail(FaultKind::SharedRace,
-                   "write conflicts with a write of warp " + std::to_string(__builtin_ctz(others)) +
+                   "write conflicts with a write of " + warp_name(w, __builtin_ctz(others)) +
                        " in the same barrier interval (" + where(w, r.wpc) + ")",
                    lane, true, a);
         return unordered;
     }
     for (u32 m = others; m; m &= m - 1)
-        if (seen[w.id * warps + __builtin_ctz(m)] < r.wclk) {
+        if (!clocks->knows(w.place, __builtin_ctz(m), r.wclk)) {
             unordered = true;
             if (!harmless)
                 w.fail(FaultKind::SharedRace,
-                       "write is not ordered after a write of warp " + std::to_string(__builtin_ctz(m)) + " (" +
+                       "write is not ordered after a write of " + warp_name(w, __builtin_ctz(m)) + " (" +
                            where(w, r.wpc) + ")",
                        lane, true, a);
         }
@@ -119,19 +142,19 @@ inline bool SharedMemory::check_writers(Warp& w, int lane, u32 a, const Word& r,
 }
 
 inline void SharedMemory::check_readers(Warp& w, int lane, u32 a, const Word& r, u32 index) const {
-    const u32 others = r.rmask & ~(1u << w.id);
+    const u32 others = r.rmask & ~(1u << w.place);
     if (!vc) {
-        if (r.rclk == now && others)
+        if (r.rclk == clocks->now && others)
             w.fail(FaultKind::SharedRace,
-                   "write conflicts with a read of warp " + std::to_string(__builtin_ctz(others)) +
+                   "write conflicts with a read of " + warp_name(w, __builtin_ctz(others)) +
                        " in the same barrier interval (" + where(w, r.rpc) + ")",
                    lane, true, a);
         return;
     }
     for (u32 m = others; m; m &= m - 1)
-        if (seen[w.id * warps + __builtin_ctz(m)] < readers_[(size_t)index * warps + __builtin_ctz(m)])
+        if (!clocks->knows(w.place, __builtin_ctz(m), readers_[(size_t)index * clocks->warps + __builtin_ctz(m)]))
             w.fail(FaultKind::SharedRace,
-                   "write is not ordered after a read of warp " + std::to_string(__builtin_ctz(m)) + " (" +
+                   "write is not ordered after a read of " + warp_name(w, __builtin_ctz(m)) + " (" +
                        where(w, r.rpc) + ")",
                    lane, true, a);
 }
@@ -151,9 +174,9 @@ inline void SharedMemory::write_record(Warp& w, int lane, u32 a, Word& r, u32 in
     const bool harmless = (same && !o.strict_same_value) || both_atomic;
     const bool join = o.shared_races && check_writers(w, lane, a, r, harmless);
     if (o.shared_races && !harmless) check_readers(w, lane, a, r, index);
-    const u32 me = 1u << w.id;
+    const u32 me = 1u << w.place;
     r.wmask = join ? r.wmask | me : me;
-    r.wclk = now;
+    r.wclk = clocks->now;
     r.wpc = w.pc();
     r.defined |= bits;
     r.pending = pending;
@@ -195,8 +218,8 @@ void SharedMemory::async_read_done(u32 a, u32 n) {
 void SharedMemory::complete(Warp& w, u32 a, u32 n) {  // the copy becomes a write at the time of the wait
     each_record(a, n, [&](Word& r, u32, u32) {
         r.pending = 0;
-        r.wclk = now;
-        r.wmask = 1u << w.id;
+        r.wclk = clocks->now;
+        r.wmask = 1u << w.place;
     });
 }
 void SharedMemory::complete_bulk(u32 a, u32 n) {
@@ -210,19 +233,9 @@ void SharedMemory::proxy_fence(u32 warp) {
             if (r.generic) {
                 bool ordered = true;
                 for (u32 m = r.wmask & ~(1u << warp); m; m &= m - 1)
-                    ordered &= vc ? seen[warp * warps + __builtin_ctz(m)] >= r.wclk : r.wclk < now;
+                    ordered &= vc ? clocks->knows(warp, __builtin_ctz(m), r.wclk) : r.wclk < clocks->now;
                 if (ordered) r.generic = 0;
             }
-}
-
-void SharedMemory::release_into(u32 warp, std::vector<u32>& clock) {
-    clock.resize(warps, 0);
-    for (u32 v = 0; v < warps; v++) clock[v] = std::max(clock[v], seen[warp * warps + v]);
-    clock[warp] = now++;
-}
-void SharedMemory::acquire_from(u32 warp, const std::vector<u32>& clock) {
-    for (u32 v = 0; v < clock.size(); v++)
-        if (v != warp) seen[warp * warps + v] = std::max(seen[warp * warps + v], clock[v]);
 }
 
 }  // namespace ptx

@@ -1,5 +1,6 @@
 // spaces.cpp - cvta and isspacep, and what this model of memory need not do: prefetches, cache policies, fences
 // (a kernel that has fences orders its CTAs: see global_races.cpp).
+#include "cluster.h"
 #include "memory_access.h"
 
 namespace ptx {
@@ -72,7 +73,7 @@ void decode_fence(Decoder& d) {
     for (auto order : {"sc", "acq_rel", "acquire", "release"}) d.take(order);
     if (d.take("gl") || d.take("gpu") || d.take("sys") || d.take("cluster") || !local)
         d.b.kernel.gpu_fences = true;
-    d.inst.run = nothing;
+    d.inst.run = local ? nothing : fence_cluster;
     d.inst.cls = Cls::Sync;
 }
 

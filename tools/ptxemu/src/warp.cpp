@@ -2,7 +2,7 @@
 //
 // The split with the smallest program counter runs; splits that meet at the same pc merge. A .sync or .aligned
 // instruction waits until the lanes it names have arrived, and it is an error if they cannot.
-#include "machine.h"
+#include "cluster.h"
 
 namespace ptx {
 
@@ -145,6 +145,7 @@ bool Warp::leave(Turn& t, u32 m) {
         fail(FaultKind::MissingWait, "the warp exits with cp.async operations in flight");
     if (!bulk.empty() && !live)
         fail(FaultKind::MissingWait, "the warp exits with bulk stores in flight: cp.async.bulk.wait_group is missing");
+    cta->cluster->left(*this);
     cta->release_barriers();
     if (t.s.mask) return true;
     splits.erase(splits.begin() + t.pick);
@@ -167,6 +168,23 @@ bool Warp::barrier(const Inst& i, Turn& t, u32 m) {
     return true;
 }
 
+Warp::Step Warp::wait_for_cluster(const Inst& i, Turn& t, u32 m) {
+    if (i.flag2 && !may_pass(*this, i, t.s, m)) return Step::Waits;
+    if (!cta->cluster->waits(*this, m)) {
+        t.s.pc++;
+        return Step::Stays;
+    }
+    splits[t.pick] = t.s;
+    count(i, m);
+    if (m != t.s.mask) splits.push_back({t.s.pc + 1, t.s.mask & ~m});
+    Split& s = splits[t.pick];
+    s.mask = m;
+    s.pc++;
+    s.state = Split::WaitBarrier;
+    s.barrier = kClusterBarrier;
+    return Step::Arrived;
+}
+
 // One instruction that is more than its handler.
 Warp::Step Warp::step(const Inst& i, Turn& t, u32 m) {
     bool waits = false;
@@ -178,6 +196,12 @@ Warp::Step Warp::step(const Inst& i, Turn& t, u32 m) {
             if (barrier(i, t, m)) return Step::Arrived;
             waits = true;
             break;
+        case Flow::ClusterWait: {
+            const Step step = wait_for_cluster(i, t, m);
+            if (step != Step::Waits) return step;
+            waits = true;
+            break;
+        }
         case Flow::Poll: break;
         default: waits = !may_pass(*this, i, t.s, m);  // WarpSync, Aligned, AlignedLive
     }

@@ -8,20 +8,20 @@ namespace ptx {
 
 static bool ordered(const Warp& w, u32 other, u32 time) {
     const SharedMemory& s = w.cta->shared;
-    return s.vc ? s.seen[w.id * s.warps + other] >= time : time < s.now;
+    return s.vc ? s.clocks->knows(w.place, other, time) : time < s.clocks->now;
 }
 
 static void race(Warp& w, int lane, u64 address, const char* what, u32 other, u32 pc) {
     const Inst& i = w.cta->kernel->code[pc];
     w.fail(FaultKind::GlobalRace,
-           std::string(what) + " warp " + std::to_string(other) +
+           std::string(what) + " warp " + std::to_string(other + w.id - w.place) +
                " of this CTA, and no barrier orders them (line " + std::to_string(i.line) + ": " + i.text + ")",
            lane, true, address);
 }
 
 void warp_race_check(Warp& w, int lane, u64 address, u32 n, bool write, bool atomic, bool same_value) {
     const bool benign = same_value && !w.cta->launch->options.strict_same_value;
-    const u32 now = w.cta->shared.now, me = 1u << w.id;
+    const u32 now = w.cta->shared.clocks->now, me = 1u << w.place;
     for (u64 word = address / 4; word <= (address + n - 1) / 4; word++) {
         WarpRecord& r = w.cta->global_words[word];
         const bool hidden = benign || (atomic && r.atomic);
@@ -31,8 +31,8 @@ void warp_race_check(Warp& w, int lane, u64 address, u32 n, bool write, bool ato
                     race(w, lane, address, write ? "write after a write of" : "read after a write of", v, r.write_pc);
         if (!write) {
             r.readers |= me;
-            if (r.read.size() <= w.id) r.read.resize(w.id + 1, 0);
-            r.read[w.id] = now;
+            if (r.read.size() <= w.place) r.read.resize(w.place + 1, 0);
+            r.read[w.place] = now;
             r.read_pc = w.pc();
             continue;
         }
