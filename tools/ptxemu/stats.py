@@ -76,6 +76,7 @@ class Stats:
             raw["seconds"],
             raw["instructions"],
         )
+        self.ctas_per_cluster = raw["cluster"]
         self.host_threads, self.touched_bytes = raw["host_threads"], raw["touched_bytes"]
         self.sites = [Site(*s) for s in raw["sites"]]
 

@@ -76,6 +76,7 @@ struct Split {  // lanes of a warp that share a program counter (PTX ISA "Indepe
     enum State : u8 { Ready, WaitWarp, WaitBarrier } state = Ready;
     s32 barrier = -1;
     u32 reduction_dst = 0;
+    bool polled = false;  // its last poll failed: others go first
 };
 
 struct Cta {

@@ -83,11 +83,17 @@ static bool may_pass(Warp& w, const Inst& i, const Split& s, u32 m) {
     return m == w.live;
 }
 
-// The ready split with the smallest pc; if none is ready, a waiting one whose partners have arrived or exited.
+// The ready split with the smallest pc; if none is ready, a waiting one whose partners have arrived or exited. What polls in
+// vain gives way until all have, so that lanes of one warp may wait for one another.
 int Warp::choose() {
     int pick = -1;
-    for (size_t k = 0; k < splits.size(); k++)
-        if (splits[k].state == Split::Ready && (pick < 0 || splits[k].pc < splits[pick].pc)) pick = (int)k;
+    for (int turn = 0; turn < 2 && pick < 0; turn++) {
+        for (size_t k = 0; k < splits.size(); k++)
+            if (splits[k].state == Split::Ready && !splits[k].polled && (pick < 0 || splits[k].pc < splits[pick].pc))
+                pick = (int)k;
+        if (pick < 0)
+            for (auto& s : splits) s.polled = false;
+    }
     for (size_t k = 0; k < splits.size() && pick < 0; k++)
         if (splits[k].state == Split::WaitWarp) {
             current = &cta->kernel->code[splits[k].pc];
@@ -261,7 +267,10 @@ void Warp::run_split(Turn& t, u64& budget) {
                 for (u32 d : i.writes) defined[d] |= m;
             if (step == Step::Leaves) return;
         }
-        if (stalled) break;
+        if (stalled) {
+            t.s.polled = true;
+            break;
+        }
         if (!t.alone && merge(t)) return;
     }
     splits[t.pick] = t.s;

@@ -202,6 +202,43 @@ def test_mistakes_in_a_ring_are_seen(name):
     seen(text, expected, out, 2, 2, x=x)
 
 
+def test_a_copy_to_the_other_cta():
+    """Box and barrier there, by their mapped addresses; the barrier of a box is where the box is."""
+    x = np.arange(8 * 32, dtype=np.uint32).reshape(8, 32)
+    there = "xor.b32 %r20, %r2, 1; mapa.shared::cluster.u32 %r21, %r12, %r20; mapa.shared::cluster.u32 %r22, %r10, %r20; shl.b32 %r23, %r2, 2;"
+    copy = COPY.replace(".multicast::cluster", "")
+    body = (
+        "@%p1 mbarrier.init.shared::cta.b64 [%r10], 1; fence.mbarrier_init.release.cluster;" + START + there
+        + "@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r10], 512;"
+        + f"@%p1 {copy} [%r21], [%rd3, {{0, %r23}}], [%r22];\n" + wait("W", "%r10", 0)
+        + "getctarank.shared::cluster.u32 %r24, %r21; mul.wide.u32 %rd4, %r5, 512; add.s64 %rd4, %rd4, %rd1; mul.wide.u32 %rd5, %r1, 4; add.s64 %rd4, %rd4, %rd5;"
+        "shl.b32 %r25, %r1, 2; add.u32 %r25, %r25, %r12; ld.shared.u32 %r26, [%r25]; add.u32 %r26, %r26, %r24; st.global.u32 [%rd4], %r26;"
+    )  # fmt: skip
+    for seed in range(4):
+        out = np.zeros((2, 4, 32), np.uint32)
+        run(body, out, 2, 2, block=128, x=x, seed=seed)
+        for cta in range(2):
+            assert (out[cta] == x[4 * (1 - cta) : 4 * (1 - cta) + 4] + (1 - cta)).all()
+    seen(body.replace("[%r22];\n", "[%r10];\n"), OutOfBounds, out, 2, 2, 128, x)
+
+
+def test_shared_memory_goes_with_its_cta():
+    """In order, so that it is known who is first: an arrival after the end, and an end that does not know of an arrival."""
+    begin = (
+        "@%p1 mbarrier.init.shared::cta.b64 [%r10], 8; fence.mbarrier_init.release.cluster;" + START
+        + "mapa.shared::cluster.u32 %r20, %r10, 1; setp.ne.u32 %p3, %r2, 0; mov.u32 %r21, 0; @%p3 bra B;\n"
+    )  # fmt: skip
+    arrive = "mbarrier.arrive.shared::cluster.b64 _, [%r20]; "
+    loop = "{ L: add.u32 %r21, %r21, 1; setp.lt.u32 %p4, %r21, 50000; @%p4 bra L; }\n"
+    out, kw = np.zeros(2, np.uint32), dict(grid=2, cluster=2, block=1)
+    with pytest.raises(OutOfBounds, match="has exited"):
+        run(begin + loop + arrive + "B: ", out, **kw)
+    with pytest.raises(MissingWait, match="the CTA exits"):
+        run(begin + arrive + "B: " + loop, out, **kw)
+    for seed in range(4):
+        run(begin + arrive + "B: " + END, out, seed=seed, **kw)
+
+
 def handed_over(arrive, waits):
     """CTA 0 writes a word of global memory, CTA 1 reads it behind the barrier."""
     return (

@@ -130,6 +130,19 @@ C: {wait} ld.shared.u32 %r20, [%r15]; mul.wide.u32 %rd10, %r1, 4; add.s64 %rd11,
         launch(early, [out], **kw)
 
 
+def test_lanes_that_poll_let_others_of_their_warp_go_on():
+    """Lane 0 arrives where the others, who come first in the program, wait for it."""
+    out = np.zeros(32, np.uint32)
+    body = (
+        BAR.replace("{}", "1")
+        + WAIT.join(["@%p1 bra A;", "bra E; A: mbarrier.arrive.shared::cta.b64 %rd20, [%r10]; E: "])
+        + "mul.wide.u32 %rd10, %r1, 4; add.s64 %rd11, %rd10, %rd1; st.global.u32 [%rd11], %r1;"
+    )
+    for seed in (0, 1, 2):
+        launch(body, [out], arch="sm_90", shared=SHARED, seed=seed)
+        assert (out == np.arange(32)).all()
+
+
 def test_bulk_copy():
     x, out = np.arange(128, dtype=np.uint32), np.zeros(64, np.uint32)
     body = (
