@@ -182,7 +182,7 @@ sanitize: setup
 	cd build/sanitize && CXXFLAGS="-O1 -g -fno-omit-frame-pointer $(SANITIZE)" LDFLAGS="$(SANITIZE)" FASTCL_BUILD_CUDA=0 \
 	    ../../$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q tests/cpu \
+	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q tests/cpu tests/objectives/test_at_once.py \
 	    --ignore tests/cpu/test_other_processors.py --deselect tests/cpu/test_process.py::test_memory_of_forward_and_backward $(ARGS)
 
 # AVX-512's and AMX's kernels on a processor without them: over plain loops, by tests/cpu/model.h, in a copy of the tree.

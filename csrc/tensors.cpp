@@ -97,7 +97,8 @@ Tensor empty(std::initializer_list<int64_t> shape, ScalarKind kind) {
   AtenTensorHandle handle = nullptr;
   FASTCL_TORCH(aoti_torch_empty_strided, int64_t(shape.size()), shape.begin(), strides.data(), named->code(), aoti_torch_device_type_cpu(), 0, &handle);
   Tensor made(handle);
-  if (poisoned()) std::memset(made.mutable_data(), 0xff, size_t(made.count() * bytes_of(kind)));
+  // An empty tensor has no memory, and memset takes no null.
+  if (made.count() != 0 && poisoned()) std::memset(made.mutable_data(), 0xff, size_t(made.count() * bytes_of(kind)));
   return made;
 }
 

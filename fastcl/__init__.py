@@ -5,7 +5,7 @@ Every contrastive loss is an alignment term plus one pairwise reduction; one fam
 
 from typing import TYPE_CHECKING
 
-from . import functional, pairs
+from . import pairs
 from .backends.choice import BackendUnavailableError
 from .cached import cached_embeddings, cached_step
 from .distributed import Ranks
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import losses, metrics
+    from . import functional, losses, metrics
 else:  # imported at first use; to type checkers this would say that any name is there
     __getattr__ = absent(__name__, "functional", "losses", "metrics")
 

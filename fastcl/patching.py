@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .equation import checks
-from .functional.sigmoid import siglip
-from .functional.softmax import clip
 
 RANKING = ("MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss")
 MODELS = ("AltCLIPModel", "CLIPModel", "ChineseCLIPModel", "MetaClip2Model", "Siglip2Model", "SiglipModel")
@@ -175,6 +173,8 @@ def _without_logits(model: Any) -> Callable[..., Any]:
 
 
 def _loss(model: nn.Module, texts: Tensor, images: Tensor) -> Tensor:
+    from .functional import clip, siglip
+
     scale = model.logit_scale.exp().to(texts.device)  # type: ignore[operator]
     if hasattr(model, "logit_bias"):
         bias: Any = model.logit_bias
