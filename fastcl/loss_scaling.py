@@ -4,11 +4,15 @@ through the loss, and multiplied by it where its gradients leave it.
 Within a loss a gradient of unit rows is float16, and overflows at 65504 where that of the rows themselves, over their norms, may
 be far from it; two such parts with opposite signs would be NaN. What is divided away is what the loss's mean over n rows does not
 take: an upstream of n or less is left as it is, bit for bit.
+
+A transform (torch.func.grad, vjp) takes no such Function: for it the loss is worked out on float32 rows, whose gradients are
+rounded where they leave it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +28,7 @@ def scaled(
     rows: int | None = None,
     agreed: Callable[[Tensor], Tensor] | None = None,
 ) -> Any:
-    """function(*args, **kwargs), scaled where some tensor wants a gradient and rows are float16.
+    """function(*args, **kwargs), scaled where some tensor wants a gradient and rows are float16; for a transform in float32.
 
     Args:
         function: an objective.
@@ -34,6 +38,8 @@ def scaled(
         agreed: the largest of a number on every rank, so that all ranks divide by the same; None for this process alone.
     """
     values = [*args, *kwargs.values()]
+    if transforms.active() and any(map(_overflows, values)):
+        return _in_float32(function, args, kwargs)
     recording = torch.is_grad_enabled() and not transforms.active()
     if not (recording and any(_wants(v) for v in values) and any(_overflows(v) for v in values)):
         return function(*args, **kwargs)
@@ -53,6 +59,21 @@ def scaled(
         most = float(rows or max(1, *(v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() == 2)))
     left = _Leave.apply((most, agreed), len(losses), *losses, *wires)
     return type(answer)(*left) if isinstance(answer, tuple) else left[0]
+
+
+def _in_float32(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """function(*args, **kwargs) of wider rows, without autocast to float16; rows of several dtypes stay, for its error."""
+    rows = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()]
+    if len({v.dtype for v in rows}) > 1:
+        return function(*args, **kwargs)
+
+    def widened(value: Any) -> Any:
+        return value.float() if any(value is v for v in rows) else value
+
+    device = rows[0].device.type
+    autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        return function(*map(widened, args), **{name: widened(value) for name, value in kwargs.items()})
 
 
 def _wants(value: Any) -> bool:

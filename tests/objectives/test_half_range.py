@@ -83,6 +83,27 @@ def test_no_nan_from_numbers(case: Case) -> None:
                         assert torch.equal(got[beyond].double(), want[beyond].sign() * float("inf")), said
 
 
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_no_nan_from_numbers_under_a_transform(case: Case) -> None:
+    """torch.func.vjp, which no autograd.Function scales: what overflows is infinite."""
+    extremes = [] if case.label == "-cosine" else EXTREMES.get(case.name, [])
+    for arguments in (case.grid[0], case.grid[0] | case.sharp, *extremes):
+        for which, autocast in (("plain", False), ("long", False), ("equal", False), ("plain", True)):
+            leaves = [x.detach() for x in rows_of(case, which, torch.float32 if autocast else torch.float16)]
+            given = arguments | case.given(N, D, leaves[0])
+            with torch.autocast("cpu", torch.float16, enabled=autocast):
+                value, pull = torch.func.vjp(lambda *rows: library(case, rows, None, **given), *leaves)  # noqa: B023
+            assert value.dtype == torch.float32
+            for got in (value, *pull(torch.tensor(SCALE))):
+                assert not got.isnan().any(), f"{arguments}, {which} rows, autocast {autocast}"
+
+
+def test_a_transform_refuses_rows_of_two_dtypes() -> None:
+    x, y = (v.half() for v in two_views(N, D))
+    with pytest.raises(TypeError, match="dtype"):
+        torch.func.grad(lambda x: F.info_nce(x, y.float()))(x)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", HALF, ids=name_of)
 def test_upstream_gradients_beyond_float16_are_right(dtype: torch.dtype, reduction: str) -> None:
