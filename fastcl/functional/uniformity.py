@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .. import batch
+from .. import batch, transforms
 from ..batch import pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
 from ..equation.names import Backend, Reduction
+from ..equation.problem import accumulation_dtype
 from .energy import visits
 from .rows import (
     at_least,
@@ -67,11 +70,18 @@ def alignment(
     check_backend(backend)
     alpha = plain_number("alpha", alpha, positive=True)
     x, y = views(x, y, normalize)
-    squared = row_sqdist(x, y)
     if alpha == 2.0:
-        return reduced(squared, reduction, "alignment")
+        return reduced(row_sqdist(x, y), reduction, "alignment")
+    squared = _row_sqdist(x, y)
     same = squared == 0
     return reduced(torch.where(same, 0.0, torch.where(same, 1.0, squared) ** (alpha / 2)), reduction, "alignment")
+
+
+def _row_sqdist(x: Tensor, y: Tensor) -> Tensor:
+    """row_sqdist, of whose gradient an entry is 0 where x and y are equal, even if the slope of a power of it is infinite."""
+    dtype = accumulation_dtype(x.dtype)
+    difference = x.to(dtype) - y.to(dtype)
+    return torch.where(difference == 0, 0.0, difference).square().sum(1)
 
 
 @over_ranks
@@ -169,7 +179,25 @@ def align_uniform(
     at_least(2, x, "align_uniform")
     aligned = alignment(x, y, alpha=alpha, normalize=False)
     spread = log_mean_gaussian(x, t, groups, backend) + log_mean_gaussian(y, t, groups, backend)
-    return aligned + 0.5 * checks.scalar("weight", weight, spread) * spread
+    term = 0.5 * checks.scalar("weight", weight, spread) * spread
+    return _plus(aligned, term) if transforms.active() else _Plus.apply(aligned, term)
+
+
+def _plus(aligned: Tensor, term: Tensor) -> Tensor:
+    """The sum. An alignment beyond its dtype is a number still, which a logarithm of no pairs, -inf, outweighs."""
+    return torch.where(torch.isposinf(aligned) & torch.isneginf(term), term, aligned + term)
+
+
+class _Plus(torch.autograd.Function):
+    """That sum with the gradients of a sum: those of torch.where would be 0 times an infinite slope."""
+
+    @staticmethod
+    def forward(ctx: Any, aligned: Tensor, term: Tensor) -> Tensor:
+        return _plus(aligned, term)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
+        return upstream[0], upstream[0]
 
 
 def log_mean_gaussian(x: Tensor, t: float | Tensor, groups: Tensor | None, backend: str | None) -> Tensor:

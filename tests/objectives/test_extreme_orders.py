@@ -115,3 +115,33 @@ def test_orders_without_a_number_are_errors() -> None:
     with pytest.raises(ValueError, match=message + r"400 with eps = 10; "):
         F.f_mi_alpha(u, v, alpha=400.0, eps=10.0)
     assert F.f_mi_alpha(u, v, alpha=-200.0, eps=0.5).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("transformed", [False, True])
+def test_an_alignment_beyond_its_dtype_beside_no_pairs(dtype: torch.dtype, transformed: bool) -> None:
+    """|x - y|^1000 overflows, and the uniformity of no pairs is -inf: so is their sum, as of the numbers that they stand for."""
+    x = 100.0 * torch.eye(4, dtype=dtype)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return F.align_uniform(x, -x.detach(), alpha=1000.0, normalize=False, groups=torch.zeros(4, dtype=torch.int64))
+
+    if transformed:
+        assert loss(x).isneginf() and torch.func.vjp(loss, x)[0].isneginf()
+        return
+    value = loss(x.requires_grad_())
+    assert value.isneginf()
+    (gradient,) = torch.autograd.grad(value, x)
+    assert torch.equal(gradient, torch.where(torch.eye(4) > 0, float("inf"), 0.0).to(dtype))
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.5, 3.0, 1000.0])
+@pytest.mark.parametrize("apart", [1e-22, 1e-3, 1.0, 1e18])
+def test_alignment_of_rows_that_differ_in_one_column(alpha: float, apart: float) -> None:
+    """The slope of a power is infinite at either end of the range; where nothing differs there is no gradient."""
+    x = torch.zeros(3, 4, requires_grad=True)
+    value = F.alignment(x, apart * torch.eye(3, 4), alpha=alpha, normalize=False)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert not value.isnan()
+    assert not gradient.isnan().any()
+    assert gradient[torch.eye(3, 4) == 0].eq(0.0).all()
