@@ -123,13 +123,21 @@ class _Whole(torch.autograd.Function):
         return None, ctx.wire.summed(upstream[0])
 
 
-def local_number(t: Tensor) -> Tensor:
-    """A DTensor of one element as a plain tensor, with the gradient of this process."""
+def replicated(t: Tensor) -> Tensor:
+    """A DTensor of one element, which a rank holds whole and others not at all where it is sharded, on every rank."""
     if not is_dtensor(t):
         return t
     from torch.distributed.tensor import Replicate
 
-    whole: Tensor = t.redistribute(placements=[Replicate()] * t.device_mesh.ndim).to_local()  # type: ignore[attr-defined]
+    whole: Tensor = t.redistribute(placements=[Replicate()] * t.device_mesh.ndim)  # type: ignore[attr-defined]
+    return whole
+
+
+def local_number(t: Tensor) -> Tensor:
+    """A DTensor of one element as a plain tensor, with the gradient of this process."""
+    if not is_dtensor(t):
+        return t
+    whole: Tensor = replicated(t).to_local()  # type: ignore[attr-defined]
     return whole
 
 

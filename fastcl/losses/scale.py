@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import transforms
 from ..distributed import evened
+from ..distributed.dtensors import replicated
 from ..equation import checks
 from ..equation.arguments import declared
 
@@ -53,7 +54,7 @@ class LogitScale(nn.Module):
 
     def forward(self) -> Tensor:
         """The factor, a 0-dim tensor; float32 where the logarithm is held in half precision."""
-        log = self.log.to(torch.promote_types(self.log.dtype, torch.float32)).reshape(())
+        log = replicated(self.log).to(torch.promote_types(self.log.dtype, torch.float32)).reshape(())
         if self.largest is not None:
             bound = math.log(self.largest)
             # A transform takes the plain form, which differs in its gradient beyond the bound alone.

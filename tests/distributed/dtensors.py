@@ -136,15 +136,20 @@ def primitive(rank: int, world: int) -> float:
 
 
 def modules(rank: int, world: int) -> float:
-    """Learned scales, and MINC with its statistic."""
+    """Learned scales, plain or DTensors themselves (sharded ones too), below their bound and beyond it; MINC with its statistic."""
     errors = []
     x, y = random(N, D, seed=1, dtype=torch.float32), random(N, D, seed=2, dtype=torch.float32)
-    made: list[Callable[[], nn.Module]] = [losses.CLIPLoss, losses.SigLIPLoss, partial(losses.MINCLoss, D)]
+    bounded = partial(losses.CLIPLoss, logit_scale=5.0, largest_scale=6.0)
+    made: list[Callable[[], nn.Module]] = [losses.CLIPLoss, bounded, losses.SigLIPLoss, partial(losses.MINCLoss, D)]
     for mesh, placements in meshes(world):
         for make in made:
             answers = []
-            for placed in (False, True):
+            for placed in (False, True, Replicate(), Shard(0)):
                 module = make()
+                if make is bounded:
+                    nn.init.constant_(module.logit_scale.log, 3.0)
+                if not isinstance(placed, bool):
+                    _distribute_parameters(module, mesh, [placed] * mesh.ndim)
                 rows = [distribute_tensor(t, mesh, placements) if placed else t.clone() for t in (x, y)]
                 rows = [t.requires_grad_() for t in rows]
                 with pytest.MonkeyPatch.context() as patch:
@@ -154,12 +159,20 @@ def modules(rank: int, world: int) -> float:
                 loss.backward()
                 kept = [module.statistic, module.value] if isinstance(module, losses.MINCLoss) else []
                 value = loss.full_tensor() if placed else loss
-                answers.append([value, *kept, *map(gradient, rows), *(p.grad for p in module.parameters())])
+                answers.append([value, *kept, *map(gradient, [*rows, *module.parameters()])])
             learned = [name for name, _ in module.named_parameters()]  # sums of terms of 1, which cancel
-            for k, (found, want) in enumerate(zip(answers[1], answers[0], strict=True)):
-                least = 1.0 if k >= len(answers[0]) - len(learned) else 1e-3
-                errors.append(distance(found, want, scale=max(least, float(want.detach().abs().max()))))
+            for answer in answers[1:]:
+                for k, (found, want) in enumerate(zip(answer, answers[0], strict=True)):
+                    least = 1.0 if k >= len(answers[0]) - len(learned) else 1e-3
+                    errors.append(distance(found, want, scale=max(least, float(want.detach().abs().max()))))
     return max(errors) / 10.0
+
+
+def _distribute_parameters(module: nn.Module, mesh: DeviceMesh, placements: list[Any]) -> None:
+    """Each as a DTensor, as fully_shard and parallelize_module leave them."""
+    for part in module.modules():
+        for name, p in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(distribute_tensor(p.detach(), mesh, placements)))
 
 
 def refused(rank: int, world: int) -> float:
