@@ -27,7 +27,7 @@ FORMS = ("strip", "fused", "auto")
 
 
 def _plain(p: Problem) -> AbstractContextManager[Problem]:
-    return plain(p, tuning.least_period(p.x.device) if p.mask.period else None)
+    return plain(p, tuning.least_period(p.x.device) if p.mask.period else 0)
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:

@@ -79,6 +79,7 @@ struct FusedPack {
   X(fused_pack, FusedPack)
 
 inline constexpr int64_t fused_tile = 128;   // rows of a block, columns of a tile
+inline constexpr int64_t fused_least_period = 2 * fused_tile;  // of a mask's diagonals, of which a block then meets one at most
 inline constexpr int64_t fused_chunk = 128;  // bytes of a row that are loaded at a time
 inline constexpr int64_t fused_line = 16;    // bytes of what a row brings to its elements besides the dot product
 

@@ -3,6 +3,7 @@
 
 #include <climits>
 
+#include "diagonals.cuh"
 #include "fused.h"
 #include "special.cuh"
 #include "tile.cuh"
@@ -22,12 +23,13 @@ inline constexpr int line_bytes = (C::BM + C::BN) * sizeof(Line);
 template <class C, bool LSE>
 struct Pairs {
   static constexpr int MI = C::MI, NI = C::NI;
+  static_assert(C::BM + C::BN <= fused_least_period, "");
 
   C at;
   int n, m;
   float scale, shift, constants[2];
   bool sqdist, diagonal, grouped, within, terms;
-  int64_t diff;
+  Diagonals diagonals;
   const float *norm_x, *norm_y, *bias_x, *bias_y;
   const int64_t *group_x, *group_y;
   Line *rows, *cols;  // shared [BM] and [BN]
@@ -35,7 +37,7 @@ struct Pairs {
   // Field by field: where this object held a copy of the whole Equation, nvcc 13.0 took its other fields from the kernel's
   // parameter too, at the same offsets (the emulator saw the addresses).
   __device__ __forceinline__ Pairs(const Equation& e, const FusedSides& sides, unsigned char* lines)
-      : n(static_cast<int>(sides.n)), m(static_cast<int>(sides.m)), diff(e.diff),
+      : n(static_cast<int>(sides.n)), m(static_cast<int>(sides.m)), diagonals(e),
         rows(reinterpret_cast<Line*>(lines)), cols(rows + C::BM) {
     scale = *static_cast<const float*>(e.scale) * unit;
     shift = *static_cast<const float*>(e.shift) * unit;
@@ -71,16 +73,13 @@ struct Pairs {
 
   // Whether some element of the tile may be outside the matrix or left out by the mask; the same for the whole CTA.
   __device__ __forceinline__ bool partial(int row0, int col0) const {
-    const int64_t low = static_cast<int64_t>(col0) - row0 - (C::BM - 1), high = static_cast<int64_t>(col0) - row0 + C::BN - 1;
-    const bool crossed = diagonal && diff >= low && diff <= high;
-    return grouped || crossed || row0 + C::BM > n || col0 + C::BN > m;
+    return grouped || met(row0, col0) != Diagonals::nowhere || row0 + C::BM > n || col0 + C::BN > m;
   }
 
   // Where elements of a partial tile are not visited, put `nothing`.
   __device__ __forceinline__ void mask(float (&s)[MI][NI][4], int row0, int col0, float nothing) const {
     const int last_row = n - 1 - row0, last_col = m - 1 - col0;
-    const int64_t here = diff + row0 - col0;
-    const int met = diagonal && here > -C::BM && here < C::BN ? static_cast<int>(here) : INT_MIN / 2;
+    const int left_out = met(row0, col0);
 #pragma unroll
     for (int j = 0; j < NI; j++)
 #pragma unroll
@@ -90,7 +89,7 @@ struct Pairs {
 #pragma unroll
           for (int h = 0; h < 2; h++) {
             const int row = at.row(i, h), col = at.col(j, q);
-            if (row > last_row || col > last_col || col - row == met) s[i][j][h * 2 + q] = nothing;
+            if (row > last_row || col > last_col || col - row == left_out) s[i][j][h * 2 + q] = nothing;
           }
     if (grouped) mask_groups(s, nothing);
   }
@@ -152,6 +151,10 @@ struct Pairs {
 
  private:
   static constexpr float unit = LSE ? log2_e : 1.f;
+
+  __device__ __forceinline__ int met(int row0, int col0) const {
+    return diagonal ? diagonals.met<C::BM, C::BN>(row0, col0) : Diagonals::nowhere;
+  }
 
   // In one 16-byte store: in three, lanes 16 bytes apart would meet in the banks.
   static __device__ __forceinline__ void put(Line* to, float norm, float bias, int64_t group) {

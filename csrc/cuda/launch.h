@@ -21,7 +21,9 @@ struct Equation {
   Reduction reduce;
   int32_t pair;                        // place in pair_entries; for a log-sum-exp that of the identity
   double constants[2];                 // of the pair function
-  int64_t diff;                        // row_offset - col_offset: off_diagonal visits i + diff != j
+  // off_diagonal leaves out j = i + diff, and where the period is not 0 j = i + diff +- period. The diagonals of a period lie so far
+  // apart that one at most meets a block of a kernel's, diff is that of one that meets the pairs, and the strip's kernels know none.
+  int64_t diff, period;
   const void *scale, *shift;           // T, one element each: never read on the host
   const void *norm_x, *norm_y;         // T, |x_i|^2 and |y_j|^2; sqdist only
   const void *bias_x, *bias_y;         // T

@@ -82,8 +82,8 @@ class Call {
     return t ? t->mutable_data() : nullptr;
   }
 
-  // What z is; `covers` then holds its vectors to the rows and columns that are visited.
-  Equation equation() {
+  // What z is; `covers` then holds its vectors to the rows and columns that are visited. least_period: of the kernel, if it knows any.
+  Equation equation(int64_t least_period) {
     const Tensor& scale = *tensor("scale");
     kind_ = scale.kind();
     FASTCL_CHECK_VALUE((kind_ == ScalarKind::float32 || kind_ == ScalarKind::float64) && scale.count() == 1, "scale: expected one number of float32 or float64");
@@ -98,11 +98,13 @@ class Call {
     e.bias_x = side("bias_x", kind_, rows_), e.bias_y = side("bias_y", kind_, cols_);
     e.group_x = static_cast<const int64_t*>(side("group_x", ScalarKind::int64, rows_));
     e.group_y = static_cast<const int64_t*>(side("group_y", ScalarKind::int64, cols_));
-    e.diff = integer();
+    e.diff = integer(), e.period = integer();
     const std::string mask = stack_.text(), operand = stack_.text(), pair = stack_.text();
     e.constants[0] = number(), e.constants[1] = number();
     const Choices c = choices_of(mask, operand, pair, stack_.text());
     e.mask = c.mask, e.operand = c.operand, e.reduce = c.reduce, e.pair = c.pair;
+    const bool one_meets = e.period == 0 || (least_period > 0 && e.period >= least_period);
+    FASTCL_CHECK_VALUE(one_meets, "period: expected 0", least_period ? text_of(" or at least ", least_period, ", so that one diagonal at most meets a block") : ", diff telling the diagonal that meets the tile", ", got ", e.period);
     const bool groups = c.mask == MaskKind::across_groups || c.mask == MaskKind::within_groups;
     FASTCL_CHECK_VALUE(!groups || (e.group_x && e.group_y), "mask: '", mask, "' needs group_x and group_y");
     FASTCL_CHECK_VALUE(c.operand == Operand::dot || (e.norm_x && e.norm_y), "operand: 'sqdist' needs norm_x and norm_y");
@@ -181,8 +183,10 @@ int64_t padded(int64_t rows) { return ceil_div(rows, fused_tile) * fused_tile; }
 
 // ---- strip
 
+constexpr int64_t no_period = 0;
+
 void strip_reduce(Call& a) {
-  StripReduce s{a.equation(), a.tile(), nullptr, nullptr};
+  StripReduce s{a.equation(no_period), a.tile(), nullptr, nullptr};
   const int64_t planes = s.equation.reduce == Reduction::logsumexp ? 2 : 1, rows = s.tile.i1 - s.tile.i0, cols = s.tile.j1 - s.tile.j0;
   s.row_parts = a.out("rows", a.kind(), planes * ceil_div(cols, strip_block_cols) * rows);
   s.col_parts = a.out("cols", a.kind(), planes * ceil_div(rows, strip_block_rows) * cols, optional);
@@ -190,7 +194,7 @@ void strip_reduce(Call& a) {
 }
 
 void strip_weights(Call& a) {
-  StripWeights s{a.equation(), a.tile()};
+  StripWeights s{a.equation(no_period), a.tile()};
   const Tile& t = s.tile;
   const int64_t rows = t.i1 - t.i0, cols = t.j1 - t.j0;
   s.weighting = a.weighting(t.i1, t.j1, s.equation.reduce == Reduction::logsumexp);
@@ -231,7 +235,7 @@ void fused_pack(Call& a) {
 }
 
 FusedRows fused_rows_of(Call& a) {
-  FusedRows f{a.equation(), a.sides()};
+  FusedRows f{a.equation(fused_least_period), a.sides()};
   f.ctas = a.integer(), f.splits = a.integer();
   a.covers(f.sides.n, f.sides.m);
   const int64_t width = f.equation.reduce == Reduction::logsumexp ? 2 : 1;
@@ -268,7 +272,7 @@ void fused_factors(Call& a) {
 }
 
 void fused_gradient(Call& a) {
-  FusedGradient f{a.equation(), a.sides()};
+  FusedGradient f{a.equation(fused_least_period), a.sides()};
   a.covers(f.sides.n, f.sides.m);
   f.x_factors = a.in("x_factors", ScalarKind::float32, 2 * padded(f.sides.n)), f.y_factors = a.in("y_factors", ScalarKind::float32, 2 * padded(f.sides.m));
   f.single = a.in("single", ScalarKind::int32, 1);
@@ -282,7 +286,7 @@ void fused_gradient(Call& a) {
 
 #ifdef FASTCL_HOPPER
 HopperTiles hopper_tiles(Call& a) {
-  HopperTiles t{a.equation(), a.sides()};
+  HopperTiles t{a.equation(hopper_least_period), a.sides()};
   const int64_t n = t.sides.n, m = t.sides.m;
   t.x0 = a.integer(), t.y0 = a.integer(), t.ctas = a.integer(), t.splits = a.integer(), t.triangle = a.boolean(), t.both = a.boolean();
   FASTCL_CHECK_VALUE(t.x0 >= 0 && t.y0 >= 0, "x0, y0: expected none below 0");
@@ -355,7 +359,7 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
 
 #define FASTCL_EQUATION                                                                                                       \
   "Tensor scale, Tensor shift, Tensor? norm_x, Tensor? norm_y, Tensor? bias_x, Tensor? bias_y, Tensor? group_x, Tensor? group_y, " \
-  "int diff, str mask, str operand, str pair, float k0, float k1, str reduce"
+  "int diff, int period, str mask, str operand, str pair, float k0, float k1, str reduce"
 #define FASTCL_WEIGHTING "Tensor? g, Tensor? h, Tensor? r, Tensor? c, Tensor? reference"
 #define FASTCL_OP(name, arguments) {#name, boxed<name>, #name "(" arguments ") -> ()"}
 

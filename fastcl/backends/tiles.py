@@ -95,15 +95,14 @@ class Weighting(NamedTuple):
 
 
 @contextmanager
-def plain(p: Problem, least_period: int | None = None) -> Iterator[Problem]:
+def plain(p: Problem, least_period: int) -> Iterator[Problem]:
     """The problem as kernels on a GPU take it, on the device of x, without autograd and autocast: float32 sums stay that.
 
-    least_period: of a mask, where the kernels look for the nearest of its diagonals; else, or where they lie closer together,
-    groups say the same.
+    least_period: of a mask of which the kernels look for the nearest diagonal; where they lie closer together groups say the same.
     """
     on_device = torch.cuda.device(p.x.device) if p.x.is_cuda else nullcontext()
     with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False), on_device:
-        yield p.told_by_groups() if least_period is None or p.mask.period < least_period else p
+        yield p.told_by_groups() if p.mask.period < least_period else p
 
 
 def weighting(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, unit: Tensor | None) -> Weighting:

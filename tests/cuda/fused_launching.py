@@ -35,7 +35,7 @@ class Struct(ctypes.Structure):
 
 class Equation(Struct):
     _fields_ = [
-        ("operand", I32), ("mask", I32), ("reduce", I32), ("pair", I32), ("constants", F64 * 2), ("diff", I64),
+        ("operand", I32), ("mask", I32), ("reduce", I32), ("pair", I32), ("constants", F64 * 2), ("diff", I64), ("period", I64),
         ("scale", P), ("shift", P), ("norm_x", P), ("norm_y", P), ("bias_x", P), ("bias_y", P), ("group_x", P), ("group_y", P),
     ]  # fmt: skip
 
@@ -173,6 +173,7 @@ def equation(p: Problem, swapped: bool = False) -> dict[str, Any]:
     return {
         "operand": OPERANDS.index(p.operand), "mask": MASKS.index(m.kind), "reduce": REDUCTIONS.index(p.reduce),
         "pair": PAIRS.index(p.pair.name), "constants": (*p.pair.constants, 0.0, 0.0)[:2], "diff": -diff if swapped else diff,
+        "period": m.period,
         "scale": p.scale, "shift": p.shift, "norm_x": norm_x, "norm_y": norm_y, "bias_x": bias_x, "bias_y": bias_y,
         "group_x": group_x, "group_y": group_y,
     }  # fmt: skip

@@ -69,6 +69,8 @@ SUBSET = [
     Case(80, 270, None, 72, F32, pair="exp", operand="sqdist"),
     Case(80, 140, 150, 136, F16, mask="all"),
     Case(80, 140, 150, 136, pair="softplus", mask="all"),
+    Case(80, 140, 700, 64, mask="two_diagonals"),
+    Case(80, 400, None, 16, mask="two_diagonals"),
 ]
 
 
@@ -82,10 +84,10 @@ def everything() -> list[Case]:
             for pair in PAIRS if dtype != F16 else ():
                 cases.append(Case(arch, 140, 150, 64, dtype, pair=pair, mask="all", bias=True))
                 cases.append(Case(arch, 150, None, 64, dtype, pair=pair))
-        for mask in MASKS:
+        for mask in (*MASKS, "two_diagonals"):
             for operand in ("dot", "sqdist"):
                 cases.append(Case(arch, 140, 270, 64, operand=operand, mask=mask))
-                cases.append(Case(arch, 270, None, 64, pair="exp", operand=operand, mask=mask))
+                cases.append(Case(arch, 400, None, 64, pair="exp", operand=operand, mask=mask))
         cases += [Case(arch, n, m, 64) for n, m in ((1, 1), (1, 129), (129, 1), (127, 128), (128, 129))]
         cases += [Case(arch, 40, 50, d) for d in (1, 7, 17)]
     return cases

@@ -64,6 +64,8 @@ SUBSET = [
     Case(270, None, 33),
     Case(130, 140, 64, operand="sqdist", bias=True, mask="within_groups"),
     Case(140, 150, 264, mask="all"),
+    Case(140, 700, 33, mask="two_diagonals"),
+    Case(400, None, 33, mask="two_diagonals"),
 ]
 
 
@@ -79,11 +81,11 @@ def everything() -> list[Case]:
                 Case(140, 150, 72, dtype, pair, "sqdist"),
                 Case(140, 150, 800, dtype, pair, mask="all"),
             ]
-        for mask in MASKS:
+        for mask in (*MASKS, "two_diagonals"):
             for operand in ("dot", "sqdist"):
                 for d in (64, 768, 800):
                     cases.append(Case(140, 270, d, dtype, operand=operand, mask=mask, bias=True))
-                    cases.append(Case(270, None, d, dtype, "exp", operand, mask))
+                    cases.append(Case(400, None, d, dtype, "exp", operand, mask))
         cases += [Case(n, m, 64, dtype) for n, m in ((1, 1), (1, 129), (257, 1), (255, 64), (256, 65))]
     return cases
 

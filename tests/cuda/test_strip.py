@@ -362,8 +362,9 @@ def test_what_a_kernel_must_not_touch_is_refused(change: dict[str, object], word
     one = torch.ones(())
     arguments = {
         "scale": one, "shift": one, "norm_x": torch.zeros(30), "norm_y": torch.zeros(40), "bias_x": None, "bias_y": None,
-        "group_x": None, "group_y": None, "diff": 0, "mask": "all", "operand": "dot", "pair": "identity", "k0": 0.0, "k1": 0.0,
-        "reduce": "logsumexp", "dot": torch.zeros(30, 40), "i0": 0, "j0": 0, "rows": torch.zeros(60), "cols": torch.zeros(80),
+        "group_x": None, "group_y": None, "diff": 0, "period": 0, "mask": "all", "operand": "dot", "pair": "identity",
+        "k0": 0.0, "k1": 0.0, "reduce": "logsumexp", "dot": torch.zeros(30, 40), "i0": 0, "j0": 0, "rows": torch.zeros(60),
+        "cols": torch.zeros(80),
     }  # fmt: skip
     with emulated() as session:
         session.tamper = lambda name, words: None

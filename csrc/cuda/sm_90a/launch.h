@@ -64,6 +64,7 @@ struct HopperReplace {
   X(hopper_replace, HopperReplace)
 
 inline constexpr int64_t hopper_shared = 232448;  // bytes that one CTA may have
+inline constexpr int64_t hopper_least_period = 320;  // of a mask's diagonals: 256 rows of x by 64 of y meet one at most
 
 inline bool hopper_terms(const Equation& e) { return e.operand == Operand::sqdist || e.bias_x != nullptr || e.bias_y != nullptr; }
 inline bool hopper_groups(const Equation& e) { return e.mask == MaskKind::across_groups || e.mask == MaskKind::within_groups; }

@@ -4,6 +4,7 @@
 // for the whole sweep. The other way round a tile would cost 28 to 56 shuffles and an exchange between warps.
 #pragma once
 
+#include "../diagonals.cuh"
 #include "../special.cuh"
 #include "launch.h"
 #include "wgmma.cuh"
@@ -50,6 +51,7 @@ struct Visited {
 // GENERAL: biases, distances and groups may be in it.
 template <int NX, bool LSE, bool WEIGHTS, bool GENERAL>
 struct Pairs {
+  static_assert(NX + 64 <= hopper_least_period, "");
   static constexpr float base = LSE ? log2_e : 1.f;
   static constexpr bool whole_shift = LSE && !WEIGHTS;  // an integer, added last
 
@@ -102,14 +104,18 @@ struct Pairs {
     return b;
   }
 
+  // The block's row of x that row y leaves out, on the diagonal that may meet 64 rows from y on.
+  static __device__ __forceinline__ int64_t left_out(const Task& p, int x0, int y) {
+    return nearest_diagonal<64, NX>(p.y0 + y - (p.x0 + x0 + p.equation.diff), p.equation.period);
+  }
   // Whether every pair of the tile counts; the same for the whole warpgroup.
   __device__ __forceinline__ bool whole(const Task& p, int x0, int y0) const {
     if (x0 + NX > p.n || y0 + 64 > p.m || (GENERAL && p.groups)) return false;
-    const int64_t met = p.y0 + y0 - (p.x0 + x0 + p.equation.diff);  // the block's row that y0 leaves out
+    const int64_t met = left_out(p, x0, y0);
     return p.equation.mask != MaskKind::off_diagonal || met >= NX || met <= -64;
   }
   __device__ __forceinline__ Visited visited(const Task& p, int x0, int y, const Place& at) const {
-    const int64_t met = p.y0 + y - (p.x0 + x0 + p.equation.diff), far = 1 << 20;
+    const int64_t met = left_out(p, x0, y), far = 1 << 20;
     Visited v{p.n - x0 - 2 * at.t, static_cast<int>(p.equation.mask == MaskKind::off_diagonal ? min(max(met, -far), far) : far) - 2 * at.t,
               {y < p.m, y + 8 < p.m}};
     asm volatile("" : "+r"(v.left), "+r"(v.self));  // else NX / 4 comparisons move out of the loop over tiles, into registers

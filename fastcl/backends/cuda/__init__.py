@@ -41,10 +41,10 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @contextmanager
 def _serving(p: Problem, gradients: bool) -> Iterator[tuple[ModuleType, Problem]]:
-    """The form that serves, and the problem as it takes it: of several diagonals strip alone tells which one meets a tile."""
-    name = form(p, gradients)
-    with plain(p, 1 if name == "strip" else None) as p:
-        yield FORMS[name], p
+    """The form that serves, and the problem as it takes it."""
+    served = FORMS[form(p, gradients)]
+    with plain(p, served.LEAST_PERIOD) as p:
+        yield served, p
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:

@@ -22,6 +22,7 @@ from . import launches
 from .launches import Facts, equation
 
 TILE = 128  # rows of a block, columns of a tile
+LEAST_PERIOD = 2 * TILE  # of a mask: one of its diagonals at most meets a block
 VALUES_MOST = 128  # d of rows whose sums of f fit beside their gradients
 
 

@@ -25,6 +25,7 @@ from . import launches
 from .launches import Facts, equation
 
 SHARED_BYTES = 232448  # of one CTA
+LEAST_PERIOD = 256 + 64  # of a mask: one of its diagonals at most meets the rows of x and of y of a tile
 # Up to this d a strip of weights stays in the L2 cache; from there on its products hide that it does not.
 CACHED_D, CACHED_BYTES = 256, 24 << 20
 

@@ -40,8 +40,8 @@ def equation(s: Sides, swapped: bool = False, mask: Mask | None = None) -> tuple
     diff = max(-FARTHEST, min(FARTHEST, mask.row_offset - mask.col_offset))
     constants = (*p.pair.constants, 0.0, 0.0)[:2]
     return (
-        p.scale, p.shift, *s.vectors(swapped, mask), -diff if swapped else diff, mask.kind, p.operand, p.pair.name, *constants,
-        p.reduce,
+        p.scale, p.shift, *s.vectors(swapped, mask), -diff if swapped else diff, mask.period, mask.kind, p.operand, p.pair.name,
+        *constants, p.reduce,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from . import launches
 from .launches import equation
 
 BLOCK_ROWS, BLOCK_COLS = 64, 128  # of the kernels
+LEAST_PERIOD = 1  # of a mask: each tile is told which of its diagonals meets it
 MOST_BLOCKS = 65535  # along the second dimension of a grid
 
 
