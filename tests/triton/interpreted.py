@@ -5,12 +5,14 @@ The interpreter is chosen when the kernels are imported, so these tests need a p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 import torch._dynamo.testing
 from fastcl.triton_kernels import strip, tuning
+from torch import Tensor
 
 import fastcl
 from fastcl import triton_kernels
@@ -34,6 +36,7 @@ from .problems import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns where a masked lane overflows
+F32, F64 = torch.float32, torch.float64
 FORMS = ("strip", "fused")
 OPERANDS = ("dot", "sqdist")
 
@@ -88,6 +91,34 @@ def test_limits(pair: str, dtype: torch.dtype) -> None:
         check_rows_and_gradients(p, triton_kernels)
         for outer in ("sum",) if p.reduce == "sum" else ("contrast", "pooled"):
             check_total(replace(p, columns=False), outer, triton_kernels)
+
+
+@pytest.mark.parametrize("period", [7, 22])
+@pytest.mark.parametrize("pair", ["identity", "softplus"])
+def test_limits_beside_a_short_period(pair: str, period: int) -> None:
+    """Diagonals nearer to each other than a tile is wide are told by groups, and limits stay beside them."""
+    for m in (None, 53):
+        p = problem(44, m, 20, pair=pair, columns=True, limits=True)
+        p = replace(p, mask=p.mask._replace(period=period))
+        check_rows_and_gradients(p, triton_kernels)
+        for outer in ("sum",) if p.reduce == "sum" else ("contrast", "pooled"):
+            check_total(replace(p, columns=False), outer, triton_kernels)
+
+
+@pytest.mark.parametrize("loss", [fastcl.functional.nt_xent, fastcl.functional.dcl])
+def test_false_negatives_among_two_views(loss: Callable[..., Tensor]) -> None:
+    """A batch's own views are n rows apart, nearer than a tile is wide; some of the other pairs are above the margin."""
+    torch.manual_seed(0)
+    u = torch.randn(9, 6)
+    v = u + 0.7 * torch.randn(9, 6)
+    answers = []
+    for backend, dtype, margin in (("triton", F32, -0.1), ("reference", F64, -0.1), ("reference", F64, None)):
+        rows = [x.to(dtype, copy=True).requires_grad_() for x in (u, v)]
+        value = loss(*rows, temperature=0.5, false_negative_margin=margin, backend=backend)
+        answers.append([value.detach(), *torch.autograd.grad(value, rows)])
+    for mine, right in zip(*answers[:2], strict=True):
+        assert (mine - right).abs().max() <= 2e-6 * right.abs().max().clamp(min=1.0)
+    assert (answers[1][0] - answers[2][0]).abs() > 1e-2, "the margin leaves nothing out"
 
 
 @pytest.mark.parametrize("pair", ["identity", "softplus"])
