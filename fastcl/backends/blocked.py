@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..equation.problem import Gradients, Problem, Wanted
+from .sides import SMALL, is_known
 from .tiles import State, Tile, Tiles, Weighting, product
 
 # Of z, and as much beside it for a log-sum-exp. On a CPU both should stay near the cores' own caches (of 1, 2, 4, 8 and 16 MiB,
@@ -50,6 +51,9 @@ class Blocks(Tiles):
         # z of a log-sum-exp lacks the shift.
         self.limits = [limit if limit is None or not self.lse else limit - p.shift for limit in p.limits]
         self.above: Tensor | None = None
+        # x a leaves the range where z does not: rows of 10 and of 1e-38 with a scale of 1e38. Such a scale comes after the product.
+        self.large = not is_known(p.scale) or not abs(float(p.scale)) < 1.0 / SMALL
+        self.before = torch.where(p.scale.abs() < 1.0 / SMALL, p.scale, 1.0) if self.large else p.scale
         # A second buffer for exponentials: memory fresh from the system costs its page faults anew at every tile.
         self.spare = self.dot
 
@@ -65,7 +69,9 @@ class Blocks(Tiles):
         p, s, z = self.p, self.sides, tile.dot
         x, y = s.x[tile.rows], s.y[tile.cols]
         if s.norm_x is None or s.norm_y is None:
-            product(x * p.scale, y.T, z)
+            product(x * self.before, y.T, z)
+            if self.large:
+                z.mul_(torch.where(self.before == p.scale, 1.0, p.scale))
         else:
             torch.addmm(s.norm_y[None, tile.cols], x, y.T, alpha=-2.0, out=z)
             z.add_(s.norm_x[tile.rows, None]).clamp_(min=0.0).mul_(s.scale)

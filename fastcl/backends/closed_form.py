@@ -188,7 +188,11 @@ class Gram(Sides):
 
     def __init__(self, p: Problem) -> None:
         self.narrow = on_tensor_cores(p.x)  # then rows are taken as they were given
-        super().__init__(p, in_unit=not self.narrow)
+        # float16 ends before a product of two leaves float32; bfloat16 does not, and keeps its digits in any unit.
+        super().__init__(p, in_unit=not self.narrow or p.x.dtype == torch.bfloat16)
+        self.given = [p.x, p.x if p.y is None else p.y]
+        if self.narrow and self.unit is not None:
+            self.given = [rows * self.unit.to(rows.dtype) for rows in self.given]
         self.offset = p.mask.row_offset - p.mask.col_offset
         self.diagonal = p.mask.kind == "off_diagonal"
 
@@ -201,10 +205,10 @@ class Gram(Sides):
         return self.gram_y if self.p.y is None else self._moment(self.x)
 
     def _given(self, rows: Tensor) -> Tensor:
-        """x or y as it was given, where tensor cores multiply its 16-bit rows; else as it is."""
+        """x or y in the dtype that it was given in, where tensor cores multiply its 16-bit rows; else as it is."""
         if not self.narrow:
             return rows
-        return self.p.x if self.p.y is None or rows is self.x else self.p.y
+        return self.given[0 if self.p.y is None or rows is self.x else 1]
 
     def _moment(self, rows: Tensor, weighted: Tensor | None = None) -> Tensor:
         """rows^T weighted, or rows^T rows."""

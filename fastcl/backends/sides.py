@@ -140,9 +140,12 @@ SMALL = 2.0**-20  # with larger scales z is beyond 1e32 before u leaves float32
 
 def _may_be_small(p: Problem) -> bool:
     """Whether rows take the pass that brings them to the scale's unit: asked of the number itself where no device is waited for."""
-    if p.scale.device.type == "cpu" and transforms.values_are_stored(p.scale):
-        return 0.0 < abs(float(p.scale)) < SMALL
-    return p.operand == "sqdist"  # whose rows are written anew anyway
+    return not is_known(p.scale) or 0.0 < abs(float(p.scale)) < SMALL
+
+
+def is_known(scale: Tensor) -> bool:
+    """Whether the number may be looked at."""
+    return scale.device.type == "cpu" and transforms.values_are_stored(scale)
 
 
 def unit_of_scale(scale: Tensor) -> Tensor:

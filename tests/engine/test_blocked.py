@@ -158,3 +158,24 @@ def test_a_logit_beyond_the_dtype_gives_infinity_not_nan() -> None:
     assert torch.isposinf(r).all()
     assert torch.isposinf(c[0])
     torch.testing.assert_close(c[1], 1.0 + torch.tensor(3.0).log())
+
+
+@pytest.mark.parametrize("scale", [1e30, 3e38, float("inf")])
+@pytest.mark.parametrize("reduce", ["sum", "logsumexp"])
+def test_a_large_scale_comes_after_the_product(reduce: str, scale: float) -> None:
+    """x times a leaves the range where z does not; an infinite z is infinite, with its sign, and no NaN."""
+    torch.manual_seed(0)
+    x, y = 100.0 * torch.rand(5, 4), 1e-38 * (1.0 + torch.rand(6, 4))
+    pair = "identity" if reduce == "logsumexp" else "softplus"
+    r, right = (
+        fastcl.pair_reduce(x, y, pair=pair, reduce=reduce, scale=torch.tensor(scale), backend=backend)  # type: ignore[call-overload]
+        for backend in ("blocked", "reference")
+    )
+    torch.testing.assert_close(r, right, rtol=1e-5, atol=0.0)
+    mixed = torch.randn(5, 4)
+    r, right = (
+        fastcl.pair_reduce(mixed, y, pair=pair, reduce=reduce, scale=torch.tensor(scale), backend=backend)  # type: ignore[call-overload]
+        for backend in ("blocked", "reference")
+    )
+    torch.testing.assert_close(r, right, rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert not r.isnan().any()

@@ -176,3 +176,28 @@ def test_products_of_rows_leave_the_range_where_z_does_not(
         assert float(((got - exact).abs() / exact.abs().amax()).max()) < 1e-5
     of_scale = expected[-1].float()
     assert torch.equal(found[-1], of_scale) if of_scale.isinf() else abs(float(found[-1] / of_scale) - 1.0) < 1e-5
+
+
+@pytest.mark.parametrize("tensor_cores", [False, True])
+@pytest.mark.parametrize("pair", ["identity", "square"])
+@pytest.mark.parametrize("m", [12, None])
+def test_small_scales_of_long_rows_where_no_value_is_read(
+    m: int | None, pair: str, tensor_cores: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: products of rows of 1e25 leave float32, z does not."""
+    monkeypatch.setattr("fastcl.backends.row_dot.in_one_pass", lambda *rows: False)
+    monkeypatch.setattr("fastcl.transforms.values_are_stored", lambda t: False)
+    monkeypatch.setattr(closed_form, "on_tensor_cores", lambda x: tensor_cores)
+    dtype = torch.bfloat16 if tensor_cores else torch.float32
+    # The clamp of the unit at 2^-32 leaves rows of 1e25 at 1e15, whose products of four still fit.
+    p = problem(9, m, 3, pair=pair, mask="off_diagonal", length=1e25, dtype=dtype, scale=1e-18 if pair == "identity" else 1e-34)
+    p = p.__class__(**{**p.__dict__, "reduce": "sum", "shift": torch.tensor(0.0)})
+    with Products():
+        value, got, _ = closed_form.total(p, None, "sum", all_wanted(p))
+    truth, wanted, _ = reference.total(p, None, "sum", all_wanted(p))
+    tolerance = 2e-2 if tensor_cores else 1e-4
+    assert abs(value - truth) <= tolerance * abs(truth)
+    for mine, right in zip(got, wanted, strict=True):
+        if right is not None and right.isfinite().all():
+            assert mine is not None
+            assert (mine - right).abs().max() <= tolerance * right.abs().max()
