@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib import metadata
+from threading import Lock
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -41,10 +42,14 @@ class Replacement(NamedTuple):
 
 
 class Patch:
-    """What was replaced; `undo` puts it back, as does leaving it as a context. To enter it again puts ours in again."""
+    """What was replaced; `undo` puts it back, as does leaving it as a context. To enter it again puts ours in again.
+
+    Entered more than once, by a function within its own context or by several threads, it is left when the last of them leaves.
+    """
 
     def __init__(self, library: str, replaced: tuple[Replacement, ...]) -> None:
         self.library, self.replaced = library, replaced
+        self._within, self._lock = 0, Lock()
         self._put()
 
     def _put(self) -> None:
@@ -60,11 +65,16 @@ class Patch:
                 setattr(name.owner, name.name, name.original)
 
     def __enter__(self) -> Self:
-        self._put()
+        with self._lock:
+            self._within += 1
+            self._put()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.undo()
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                self.undo()
 
     def __repr__(self) -> str:
         return f"fastcl.patch({self.library!r}) replaced {', '.join(name.path for name in self.replaced) or 'nothing: it was on'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Barrier, Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,3 +88,30 @@ def test_a_patch_can_be_entered_again() -> None:
         with patch:
             assert losses.MultipleNegativesRankingLoss is dropin.sentence_transformers.MultipleNegativesRankingLoss
         assert losses.MultipleNegativesRankingLoss is theirs
+
+
+def test_a_patch_is_left_when_the_last_leaves() -> None:
+    """A function entered it within its caller's context, or a thread beside another's: the first to leave took it from both."""
+    losses = originals.sentence_transformers().sentence_transformer.losses
+    theirs, patch = losses.MultipleNegativesRankingLoss, fastcl.patch("sentence_transformers")
+    ours = dropin.sentence_transformers.MultipleNegativesRankingLoss
+    with patch:
+        with patch:
+            assert losses.MultipleNegativesRankingLoss is ours
+        assert losses.MultipleNegativesRankingLoss is ours
+    assert losses.MultipleNegativesRankingLoss is theirs
+    inside, leave = Barrier(2), Event()
+
+    def other() -> None:
+        with patch:
+            inside.wait()
+            leave.wait()
+
+    thread = Thread(target=other)
+    thread.start()
+    with patch:
+        inside.wait()
+    assert losses.MultipleNegativesRankingLoss is ours
+    leave.set()
+    thread.join()
+    assert losses.MultipleNegativesRankingLoss is theirs
