@@ -16,7 +16,6 @@ from tests.cuda.fused_launching import Launcher, Weights
 from tools.ptxemu.stats import Stats
 
 GPU, DTYPE = "h100", torch.bfloat16
-ONE = hopper.Shape(1)
 
 
 class Headline(NamedTuple):
@@ -51,21 +50,24 @@ def weights(p: Problem, both: bool) -> Weights:
 def cost(name: str, d: int) -> Cost:
     """One pass of these kernels over whole tiles: what more tiles of y cost, over their pairs."""
     launch = Launcher(hopper.few())
-    counts: dict[str, Callable[[Problem], Stats]] = {
-        "rows": lambda p: hopper.rows(launch, p, ONE)[3],
-        "weights": lambda p: hopper.weigh(launch, p, weights(p, True), ONE).stats,
-        "weights of one side": lambda p: hopper.weigh(launch, p, weights(p, False), ONE).stats,
-        "slopes": lambda p: (
-            hopper.weigh(launch, softplus(p), Weights(torch.ones(p.n), None, None, None), ONE, sums=True).stats
-        ),
-    }
     if name == "slopes":
         block = 128
     elif name == "rows":
-        block = 256 if d <= 384 else 192 if d <= 512 else 128
+        block = 256 if d <= 384 or d > 768 else 192 if d <= 512 else 128
     else:
-        block = 256 if d <= 256 else 128
-    return steady_of(name, GPU, d, ((block, 256), (block, 768)), DTYPE, lambda p: [counts[name](p)])
+        block = 256 if d <= 256 or d > 768 else 128
+    # Two CTAs that share y, or from d = 776 on x, as the schedule cuts a large problem.
+    shape = hopper.Shape(1, 2) if d > 768 else hopper.Shape(2 if block == 128 and d > 256 else 1)
+    counts: dict[str, Callable[[Problem], Stats]] = {
+        "rows": lambda p: hopper.rows(launch, p, shape)[3],
+        "weights": lambda p: hopper.weigh(launch, p, weights(p, True), shape).stats,
+        "weights of one side": lambda p: hopper.weigh(launch, p, weights(p, False), shape).stats,
+        "slopes": lambda p: (
+            hopper.weigh(launch, softplus(p), Weights(torch.ones(p.n), None, None, None), shape, sums=True).stats
+        ),
+    }
+    n = block * shape.ctas
+    return steady_of(name, GPU, d, ((n, 256), (n, 768)), DTYPE, lambda p: [counts[name](p)])
 
 
 def share(h: Headline, passes: list[Cost], products: float) -> float:

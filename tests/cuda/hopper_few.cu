@@ -23,6 +23,7 @@ extern "C" int fastcl_cuda_hopper_weights(const HopperTiles* p, void* stream) {
   const bool sums = p->row_parts != nullptr;
   if (p->equation.reduce == fastcl::Reduction::sum) return start_tiles<bf16, 128, Weights<bf16, 128, fastcl::pairs::Softplus, true, 1>>(*p, stream);
   if (hopper_general(p->equation, sums)) return start_tiles<bf16, 128, Weights<bf16, 128, Softmax, true, 1>>(*p, stream);
+  if (p->sides.d > 768) return start_streamed<bf16, 256, Weights<bf16, 256, Softmax, false, 1>>(*p, stream);
   if (p->sides.d > 256) return start_tiles<bf16, 128, Weights<bf16, 128, Softmax, false, 1>>(*p, stream);
   return start_tiles<bf16, 256, Weights<bf16, 256, Softmax, false, 4>>(*p, stream);
 }

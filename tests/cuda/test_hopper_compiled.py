@@ -77,5 +77,7 @@ def test_the_products_of_a_chunk_follow_one_another(made: tuple[str, dict[str, l
     for name, ops in made[1].items():
         at = [k for k, op in enumerate(ops) if op.startswith("HGMMA")]
         assert len(at) == 4, name
+        # A release to the whole cluster would wait for all memory at each arrival: twice, when clusters meet, and never in a loop.
+        assert sum("MEMBAR" in op and "GPU" in op for op in ops) == 2, name
         between = {op.split(".")[0] for op in ops[at[0] : at[3]]}
         assert not between & {"WARPGROUP", "WARPGROUPSET", "BAR", "SYNCS", "DEPBAR", "FFMA", "FADD", "MUFU"}, name

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from fastcl.backends import reference
+from fastcl.backends.cuda.hopper import grid
 from fastcl.equation.problem import Problem
 from tests.triton.problems import error, problem
 from tools import ptxemu
+from tools.ptxemu.stats import Stats
 
 from . import fused_launching as fused
 from . import hopper_launching as hopper
@@ -146,6 +148,66 @@ def test_ragged_sizes_in_two_schedules(size: tuple[int, int, int]) -> None:
             assert wrong_weights(Launcher(few()), p) < 8e-3
 
 
+def read_by_boxes(stats: Stats) -> int:
+    """Bytes that the copy engine read from global memory, those for two CTAs counted once."""
+    return sum(
+        site.bytes
+        for site in stats.sites
+        if site.opcode.startswith("cp.async.bulk.tensor") and "mbarrier" in site.opcode
+    )
+
+
+@pytest.mark.parametrize(("d", "shape", "turns"), [(640, Shape(2), (1, 1)), (832, Shape(1, 2), (2, 1))])
+def test_a_cluster_reads_once_what_both_of_its_ctas_take(
+    launch: Launcher, d: int, shape: Shape, turns: tuple[int, int]
+) -> None:
+    """y beside two resident blocks of x; x for two times two tiles of y where it streams. Alone, a CTA reads either twice."""
+    n, m = 256, 512
+    p = clip_problem(n, m, d)
+    for stats in (hopper.rows(launch, p, shape)[3], hopper.weigh(launch, p, weights_of(p), shape).stats):
+        assert stats.ctas_per_cluster == 2
+        assert stats.mma_flops == 2 * n * m * d
+        assert stats.bank_conflicts == 0
+        assert read_by_boxes(stats) == 2 * d * (turns[0] * n + turns[1] * m)
+    alone = hopper.rows(launch, p, Shape(1))[3]
+    assert alone.ctas_per_cluster == 1
+    assert read_by_boxes(alone) == 2 * d * (4 * n + m if d > 768 else n + 2 * m)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "d", "shape"),
+    [(300, 150, 640, Shape(2, 2)), (650, None, 520, Shape(2, 3)), (300, 150, 776, Shape(2, 4)), (600, None, 776, Shape(1, 2))],
+)  # fmt: skip
+def test_clusters_at_ragged_sizes(n: int, m: int | None, d: int, shape: Shape) -> None:
+    """Blocks and tiles that one of two CTAs does not have, more splits than tiles, the triangle: the same bits in any schedule."""
+    p = clip_problem(n, m, d, "off_diagonal")
+    true = reference.rows(p)
+    found = [hopper.rows(Launcher(few(), seed), p, shape) for seed in (0, 3, 7)]
+    for r, c, _, stats in found:
+        assert stats.ctas_per_cluster == 2
+        assert error(r, true[0], 1.0) < 2e-6
+        assert torch.equal(r, found[0][0])
+        if c is not None and found[0][1] is not None and true[1] is not None:
+            assert error(c, true[1], 1.0) < 2e-6
+            assert torch.equal(c, found[0][1])
+    if m is None:
+        return
+    w = weights_of(p)
+    strips = [hopper.weigh(Launcher(few(), seed), p, w, shape) for seed in (0, 7)]
+    assert error(strips[0].weights, exact_weights(p, w).T) < 8e-3
+    assert torch.equal(strips[0].weights, strips[1].weights)
+
+
+@pytest.mark.parametrize("clusters", ["ctas", "splits"])
+def test_a_grid_has_pairs_for_clusters(clusters: str) -> None:
+    for n, m in ((65536, 65536), (65536, 300), (300, 65536), (129, 129), (100, 4000), (4000, 100)):
+        g = grid(n, m, 128, 132, clusters)
+        of, most = (g.ctas, -(-n // 128)) if clusters == "ctas" else (g.splits, -(-m // 128))
+        assert of % 2 == 0 or most == 1 or g.ctas > 66, (n, m, g)
+        assert g.ctas * g.splits <= 132
+        assert n < 65536 or m < 65536 or g.ctas * g.splits >= 128
+
+
 def test_a_corner_of_the_matrix(launch: Launcher) -> None:
     """A strip takes its rows of the vectors, and the diagonal where it crosses the strip."""
     p = clip_problem(300, 200, 64, "off_diagonal", bias=True)
@@ -243,6 +305,7 @@ class Mistake(NamedTuple):
     weights: bool = False
     d: int = 128
     sweep: bool = False
+    shape: Shape = Shape(1)
 
     def __str__(self) -> str:
         return self.what.replace(" ", "-")
@@ -254,8 +317,10 @@ UNORDERED = (ptxemu.SharedRace, ptxemu.Uninitialized, ptxemu.MissingWait)
 MISTAKES = [
     Mistake("wrong transaction count", "tiles.cuh",
             "full_at + 8 * slot, box_bytes);", "full_at + 8 * slot, box_bytes + 16);", (ptxemu.Deadlock,)),
-    Mistake("no wait for the chunk", "tiles.cuh", "wait(bars + full_at + 8 * slot, phase);", "", UNORDERED),
-    Mistake("a stage released one warp early", "tiles.cuh", "empty_at + 8 * s, 4)", "empty_at + 8 * s, 3)", UNORDERED, d=768),
+    Mistake("no wait for the chunk", "tiles.cuh",
+            "wait(bars + full_at + 8 * slot, phase);\n          products_fence();", "products_fence();", UNORDERED),
+    Mistake("a stage released one warp early", "tiles.cuh",
+            "empty_at + 8 * s, 4 * peers)", "empty_at + 8 * s, 4 * peers - 1)", UNORDERED, d=768),
     Mistake("a stage released while multiplied", "tiles.cuh", "            products_wait<1>();\n", "", UNORDERED, d=768),
     Mistake("accumulators read in flight", "tiles.cuh", "        products_wait<0>();\n", "", (ptxemu.MissingWait,)),
     Mistake("x overwritten", "tiles.cuh", "wait(bars + x_empty_at, (round & 1) ^ 1);", "", UNORDERED),
@@ -281,10 +346,30 @@ MISTAKES = [
             "barrier_init(bars + empty_at + 8 * s, 8)", UNORDERED, sweep=True),
     Mistake("the next columns of weights", "sweep.cuh", "mn_major(staging + h * L::weights, box_bytes)",
             "mn_major(staging + h * L::weights, 0)", None, sweep=True),
+    Mistake("a chunk free when one CTA of two has multiplied it", "tiles.cuh",
+            "empty_at + 8 * s, 4 * peers)", "empty_at + 8 * s, 4)",
+            (*UNORDERED, ptxemu.Divergence), d=768, shape=Shape(2)),
+    Mistake("the own producer told for the other", "instructions.cuh", "if (lane < peers) arrive_at(at, lane);",
+            "if (lane < peers) arrive(at);", UNORDERED, d=768, shape=Shape(2)),
+    Mistake("no meeting at the start", "tiles.cuh",
+            "  meet_cluster();\n  int slot", "  __syncthreads();\n  int slot", UNORDERED, d=768, shape=Shape(2)),
+    Mistake("no meeting at the end", "tiles.cuh", "  work.end(p);\n  meet_cluster();", "  work.end(p);",
+            (ptxemu.MissingWait, ptxemu.OutOfBounds), d=768, shape=Shape(2)),
+    Mistake("the own half awaited alone", "tiles.cuh", "full_at + 8 * slot, box_bytes);", "full_at + 8 * slot, box_bytes / peers);",
+            (*UNORDERED, ptxemu.Deadlock), d=768, shape=Shape(2)),
+    Mistake("halves of x to the own CTA", "instructions.cuh", "static_cast<uint16_t>(3)", "static_cast<uint16_t>(1)",
+            (*UNORDERED, ptxemu.Deadlock), d=832, shape=Shape(1, 2)),
+    Mistake("the other's half of x to the same place", "streamed.cuh", "part * (NX / x_parts * 128)", "0", UNORDERED,
+            d=832, shape=Shape(1, 2)),
+    Mistake("x free when one CTA of two has multiplied it", "streamed.cuh", "empty_at + 8 * s, 8 * peers)", "empty_at + 8 * s, 8)",
+            (*UNORDERED, ptxemu.Divergence), d=832, shape=Shape(1, 2)),
+    Mistake("a turn of the other's alone not waited for", "streamed.cuh",
+            "          wait(bars + full_at + 8 * slot, phase);\n          __syncwarp();", "          __syncwarp();",
+            (*UNORDERED, ptxemu.Deadlock, ptxemu.Divergence), d=832, shape=Shape(1, 2)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", MISTAKES if EVERYTHING else [MISTAKES[2], MISTAKES[12]], ids=str)
+@pytest.mark.parametrize("mistake", MISTAKES if EVERYTHING else [MISTAKES[2], MISTAKES[12], MISTAKES[-8]], ids=str)
 def test_a_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None:
     shutil.copytree(CSRC, tmp_path / "csrc", ignore=shutil.ignore_patterns("*.cpp"))
     changed = tmp_path / "csrc" / "cuda" / "sm_90a" / mistake.file
@@ -296,7 +381,7 @@ def test_a_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None:
 
     def worst() -> float:
         check = wrong_weights if mistake.weights else wrong_sweep if mistake.sweep else wrong_rows
-        return max(check(Launcher(library, seed), p, Shape(1)) for seed in (0, 1, 2))
+        return max(check(Launcher(library, seed), p, mistake.shape) for seed in (0, 1, 2))
 
     if mistake.fault is None:
         assert worst() > (

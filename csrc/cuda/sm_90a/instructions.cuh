@@ -28,6 +28,34 @@ FASTCL_DEVICE void wait(uint32_t at, uint32_t parity) {
   } while (!done);
 }
 
+// ---- clusters: CTAs that run together, each with its rank ---------------------------------------------------------------
+FASTCL_DEVICE int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+FASTCL_DEVICE int cluster_size() {
+  int size;
+  asm("mov.u32 %0, %cluster_nctarank;" : "=r"(size));
+  return size;
+}
+// All threads of the cluster that have not exited meet. At the start: before another CTA's barriers are used; at the end: before
+// shared memory goes in which others still arrive.
+FASTCL_DEVICE void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// An arrival at the barrier at this place in the shared memory of the CTA of this rank. It says that shared memory has been read:
+// nothing that was written waits for it, and by .release.cluster ptxas puts a MEMBAR.ALL.GPU before every one.
+FASTCL_DEVICE void arrive_at(uint32_t at, int rank) {
+  asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(at), "r"(rank) : "memory");
+}
+
+// A warp has done with what lies in shared memory behind this barrier: every CTA of the cluster is told, by a lane each.
+FASTCL_DEVICE void release(uint32_t at, int peers) {
+  const int lane = threadIdx.x % 32;
+  if (lane < peers) arrive_at(at, lane);
+}
+
 // ---- named barriers: turns and meetings of the consumers --------------------------------------------------------------
 FASTCL_DEVICE void meet(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 FASTCL_DEVICE void pass(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
@@ -47,6 +75,14 @@ FASTCL_DEVICE void load_box(uint32_t to, const CUtensorMap* map, int column, int
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map),
                "r"(column), "r"(row), "r"(barrier)
                : "memory");
+}
+// To the same place in both CTAs of a cluster, each told by its own barrier; read from the L2 cache once.
+FASTCL_DEVICE void load_box_for(int peers, uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier) {
+  if (peers == 1) return load_box(to, map, column, row, barrier);
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(3))
+      : "memory");
 }
 FASTCL_DEVICE void store_box(const CUtensorMap* map, int column, int row, uint32_t from) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(column), "r"(row), "r"(from)

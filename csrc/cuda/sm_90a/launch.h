@@ -79,6 +79,9 @@ inline int64_t hopper_resident(const Equation& e, int64_t d, bool weights, bool 
   if (weights) return d <= 256 ? 256 : d <= 768 ? 128 : 0;
   return d <= 384 ? 256 : d <= 512 ? 192 : d <= 768 ? 128 : 0;
 }
+// Whether two CTAs along x share y's chunks, where their number is even: with 128 rows of x a byte from the L2 cache is multiplied
+// less often than the tensor cores take.
+inline bool hopper_shares_y(int64_t resident, int64_t d) { return resident == 128 && d > 256; }
 // Rows of x of a tile.
 inline int64_t hopper_block(const Equation& e, int64_t d, bool weights, bool sums) {
   const int64_t resident = hopper_resident(e, d, weights, sums);

@@ -36,15 +36,20 @@ inline bool plausible(const HopperTiles& p) {
          p.equation.pair < pair_count && p.ctas >= 1 && p.splits >= 1 && p.splits <= 65535;
 }
 
+struct Cluster {
+  unsigned ctas, splits;
+};
+
 // The kernel with as many stages of `stage` bytes as fit (0: it has its own); `rest`: what else it keeps in shared memory, but for the header. `unit`:
-// tiles of y that are taken at once.
+// tiles of y that are taken at once. `x_box`, `y_box`: rows that are brought at once. `cluster`: CTAs along
+// x and of splits that run together.
 template <class Kernel>
-int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t rest, int64_t stage, bool weights, void* stream) {
+int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t rest, int64_t stage, bool weights, void* stream, int64_t x_box, int64_t y_box, Cluster cluster = {1, 1}) {
   if (!plausible(p) || p.ctas > (p.sides.n + block - 1) / block) return cudaErrorInvalidValue;
   CUtensorMap x, y, w{};
   const FusedSides& s = p.sides;
-  if (!make_map(&x, s.dtype, s.x, s.n, s.d, s.x_stride, static_cast<unsigned>(block)) ||
-      !make_map(&y, s.dtype, s.y, s.m, s.d, s.y_stride, static_cast<unsigned>(64 * unit)) ||
+  if (!make_map(&x, s.dtype, s.x, s.n, s.d, s.x_stride, static_cast<unsigned>(x_box)) ||
+      !make_map(&y, s.dtype, s.y, s.m, s.d, s.y_stride, static_cast<unsigned>(y_box)) ||
       (p.weights != nullptr && (p.pitch < s.n || p.pitch % 8 || !make_map(&w, s.dtype, p.weights, s.m, s.n, p.pitch, 64))))
     return cudaErrorInvalidValue;
   const auto over = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
@@ -59,19 +64,27 @@ int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t 
   const int bytes = static_cast<int>(task.header + rest + task.stages * stage);
   // The most that any launch takes: another thread may launch the same kernel with less between this call and the next.
   if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, hopper_shared)) return error;
-  kernel<<<dim3(static_cast<unsigned>(p.ctas), static_cast<unsigned>(p.splits)), 384, bytes, static_cast<cudaStream_t>(stream)>>>(x, y, w, task);
-  return cudaGetLastError();
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster.ctas, attribute.val.clusterDim.y = cluster.splits, attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(p.ctas), static_cast<unsigned>(p.splits)), config.blockDim = dim3(384);
+  config.dynamicSmemBytes = bytes, config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute, config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, x, y, w, task);
 }
 
 template <class T, int NX, class Work>
 int start_tiles(const HopperTiles& p, void* stream) {
   const int64_t kept = (p.sides.d + 63) / 64 * NX * 128 + staging_bytes<Work>;
-  return start(tiles<T, NX, Work>, p, NX, 1, kept, box_bytes, Work::boxes > 0, stream);
+  const unsigned peers = hopper_shares_y(NX, p.sides.d) && p.ctas % 2 == 0 ? 2 : 1;
+  return start(tiles<T, NX, Work>, p, NX, 1, kept, box_bytes, Work::boxes > 0, stream, NX, 64 / peers, {peers, 1});
 }
 template <class T, int NX, class Work>
 int start_streamed(const HopperTiles& p, void* stream) {
   const int64_t scratch = Work::has_sums(p) ? 8 * NX * 4 : 0;
-  return start(streamed<T, NX, Work>, p, NX, 2, staging_bytes<Work> + scratch, step_bytes<NX>, Work::boxes > 0, stream);
+  return start(streamed<T, NX, Work>, p, NX, 2, staging_bytes<Work> + scratch, step_bytes<NX>, Work::boxes > 0, stream, NX / x_parts, 128,
+               {1, p.splits % 2 ? 1u : 2u});
 }
 
 // Launches of one dtype; each is in a file of its own, so that they compile side by side.

@@ -133,8 +133,8 @@ sweep(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtenso
 template <class T>
 int start_sweep(const HopperTiles& p, void* stream) {
   if (p.sides.d > 256 || p.splits != 1 || p.weights == nullptr || p.wy == nullptr || hopper_general(p.equation, p.row_parts != nullptr)) return cudaErrorInvalidValue;
-  if (p.sides.d > 128) return start(sweep<T, 2>, p, 128, 1, SweepLayout<2>::kept, 0, true, stream);
-  return start(sweep<T, 1>, p, 128, 1, SweepLayout<1>::kept, 0, true, stream);
+  if (p.sides.d > 128) return start(sweep<T, 2>, p, 128, 1, SweepLayout<2>::kept, 0, true, stream, 128, 64);
+  return start(sweep<T, 1>, p, 128, 1, SweepLayout<1>::kept, 0, true, stream, 128, 64);
 }
 
 }  // namespace fastcl::cuda::hopper

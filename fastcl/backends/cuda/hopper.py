@@ -58,12 +58,17 @@ class Grid(NamedTuple):
     splits: int
 
 
-def grid(n: int, m: int, block: int, multiprocessors: int) -> Grid:
-    """As few idle turns as can be, then few CTAs, whose columns take a line of memory each."""
+def grid(n: int, m: int, block: int, multiprocessors: int, clusters: str | None = None) -> Grid:
+    """As few idle turns as can be, then few CTAs, whose columns take a line of memory each. `clusters`: of which there is an even
+    number, where there are two at all, so that two of them share what streams: "ctas", "splits" or neither."""
     blocks, tiles = -(-n // block), -(-m // 128)
     best, least = Grid(1, 1), math.inf
     for ctas in range(min(blocks, multiprocessors), 0, -1):
         splits = min(tiles, multiprocessors // ctas)
+        if clusters == "ctas" and ctas % 2 and blocks > 1:
+            continue
+        if clusters == "splits" and splits > 1:
+            splits -= splits % 2
         # A block of x is waited for, as long as two tiles of 128 rows take; a CTA's line of columns may cost a thousandth.
         cost = (-(-blocks // ctas) * (-(-tiles // splits) + 2)) * (1 + 0.001 * ctas)
         if cost < least:
@@ -98,6 +103,14 @@ class Operands:
             return 256 if d <= 256 or d > 768 else 128
         return 256 if d <= 384 or d > 768 else 192 if d <= 512 else 128
 
+    def clusters(self, weights: bool, sums: bool) -> str | None:
+        """What two CTAs share, as launch.h has it: y's rows beside 128 rows of x that stay, or x where it streams as well."""
+        d = self.x.shape[1]
+        return "splits" if d > 768 else "ctas" if d > 256 and self.block(weights, sums) == 128 else None
+
+    def grid(self, n: int, m: int, weights: bool, sums: bool) -> Grid:
+        return grid(n, m, self.block(weights, sums), self.multiprocessors, self.clusters(weights, sums))
+
     def bound(self) -> Tensor:
         """The reference of a log-sum-exp, as HopperTiles has it. Where it is no number every sum is doubtful."""
         p, s = self.p, self.sides
@@ -111,7 +124,7 @@ class Operands:
         """r, and c when asked."""
         p, s, empty, lse = self.p, self.sides, self.p.scale.new_empty, self.p.reduce == "logsumexp"
         block = self.block(False, False)
-        ctas, splits = grid(s.n, s.m, block, self.multiprocessors)
+        ctas, splits = self.grid(s.n, s.m, False, False)
         row_parts, col_parts = empty((splits, s.n)), empty((ctas, s.m)) if p.columns or s.symmetric else None
         reference, doubtful = self.bound() if lse else None, p.scale.new_zeros(1, dtype=torch.int32)
         launches.ops.hopper_rows(
@@ -195,7 +208,7 @@ class Strips:
         x, y = o.x[rows], o.y[cols]
         n, m, empty = len(x), len(y), p.scale.new_empty
         summed = sums.w_rows is not None or w_cols is not None or value is not None
-        ctas, splits = grid(n, m, o.block(True, summed), o.multiprocessors)
+        ctas, splits = o.grid(n, m, True, summed)
         if self.sweeps:
             ctas, splits = min(-(-n // 128), o.multiprocessors), 1
         row_parts, col_parts = (empty((splits, n)), empty((ctas, m))) if summed else (None, None)
