@@ -269,7 +269,7 @@ def test_who_arrives_at_the_barrier():
     seen("barrier.cluster.wait;", Divergence, out, **kw)
     seen("setp.ne.u32 %p3, %r2, 0; @%p3 bra B; barrier.cluster.arrive; barrier.cluster.wait; ret; B: " + END + END + "L: bra L;",
          Deadlock, out, **kw, seeds=1, max_instructions=100_000)  # fmt: skip
-    half = "setp.lt.u32 %p3, %r1, 16; @%p3 barrier.cluster.arrive.aligned; barrier.cluster.wait;"
+    half = "setp.lt.u32 %p3, %r1, 16; @%p3 barrier.cluster.arrive.aligned; @!%p3 barrier.cluster.arrive; barrier.cluster.wait;"
     seen(half, Divergence, out, **kw)
     # Nobody arrives in the other CTA, which waits for something else.
     stuck = "setp.eq.u32 %p3, %r2, 0; @%p3 bra B; @%p1 mbarrier.init.shared::cta.b64 [%r10], 1; bar.sync 0;\n"
@@ -293,6 +293,8 @@ def test_what_is_refused():
     ):
         with pytest.raises(error):
             run(rank, out, grid, cluster, **{"block": 32, **more})
+    with pytest.raises(OutOfBounds):
+        run("mov.u32 %r20, 2; mapa.shared::cluster.u32 %r21, %r10, %r20;", out, 2, 2)
     # The other CTA's shared memory by generic loads.
     body = "mov.u32 %r20, 1; cvt.u64.u32 %rd4, %r12; cvta.shared.u64 %rd4, %rd4; mapa.u64 %rd4, %rd4, 1; ld.u32 %r21, [%rd4];"
     with pytest.raises(Unsupported):
