@@ -204,7 +204,7 @@ MISTAKES = [
     Mistake("fused_rows.cuh", "__syncthreads();  // chunk k", "// chunk k", UNORDERED),
     Mistake("fused_rows.cuh", "copies_wait_for(p.stages);", "", (ptxemu.MissingWait,)),
     Mistake("tile.cuh", "return swizzled(row0 + (l & 15), l >> 4);", "return (row0 + (l & 15)) * 128 + (l >> 4 << 4);", None),
-    Mistake("fused_equation.cuh", "col - row == met", "row - col == met", None),
+    Mistake("fused_equation.cuh", "col - row == left_out", "row - col == left_out", None),
     Mistake("fused_reductions.cuh", "    __syncthreads();\n    for (int c", "    for (int c", UNORDERED),
     Mistake("fused_reductions.cuh", "least >= 0x1p-84f &&", "", None),
     Mistake("fused_weights.cuh", "  __syncthreads();\n  const uint32_t left", "  const uint32_t left", UNORDERED, True),
