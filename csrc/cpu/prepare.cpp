@@ -40,8 +40,8 @@ Rows<T> readable(const Tensor& rows, TorchHost& memory) {
   });
 }
 
-// A point amid the rows, always finite: the lower median of each column over a sample of both sides (reference.py says why). NaN
-// stands last, as in a sort.
+// A point amid the rows, always finite: the median of each column over a sample of both sides (reference.py says why). NaN stands
+// last, as in a sort.
 template <class T>
 std::vector<T> centre_of(const Rows<T>& x, const Rows<T>* y) {
   std::vector<const T*> sample;
@@ -51,11 +51,13 @@ std::vector<T> centre_of(const Rows<T>& x, const Rows<T>* y) {
     for (int64_t i = 0; i < side->count; i += step) sample.push_back((*side)[i]);
   }
   std::vector<T> centre(x.d), column(sample.size());
-  const auto middle = column.begin() + int64_t(sample.size() - 1) / 2;
+  const auto lower = column.begin() + int64_t(sample.size() - 1) / 2;
   for (int64_t k = 0; k < x.d; k++) {
     for (size_t i = 0; i < sample.size(); i++) column[i] = std::isnan(sample[i][k]) ? std::numeric_limits<T>::infinity() : sample[i][k];
-    std::nth_element(column.begin(), middle, column.end());
-    centre[k] = std::isfinite(*middle) ? *middle : T(0);
+    std::nth_element(column.begin(), lower, column.end());
+    const T upper = sample.size() % 2 ? *lower : *std::min_element(lower + 1, column.end());
+    const T middle = *lower / 2 + upper / 2;
+    centre[k] = std::isfinite(middle) ? middle : T(0);
   }
   return centre;
 }

@@ -128,14 +128,15 @@ SAMPLED = 32  # rows of a side, of which the centre is the median: csrc/cpu/prep
 def centre(x: Tensor, y: Tensor) -> Tensor:
     """A point amid the rows: subtracting it keeps |x|^2 + |y|^2 - 2<x, y> accurate for a cloud far from the origin.
 
-    The lower median of each column over a sample of both sides, always finite. A mean would go where one row of 1e6 pulls it,
+    The median of each column over a sample of both sides, always finite. A mean would go where one row of 1e6 pulls it,
     away from all others, and one NaN or infinity would make every row NaN.
     """
     sides = (y,) if x is y else (x, y)
     rows = torch.cat([side.detach()[:: -(-side.shape[0] // SAMPLED) or 1] for side in sides])
     if not rows.shape[0]:
         return rows.new_zeros(rows.shape[1])
-    middle = rows.sort(0).values[(rows.shape[0] - 1) // 2]  # NaN stands last
+    rows = rows.sort(0).values  # NaN stands last
+    middle = rows[(rows.shape[0] - 1) // 2] / 2 + rows[rows.shape[0] // 2] / 2
     return torch.where(middle.isfinite(), middle, 0.0)
 
 

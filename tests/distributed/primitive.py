@@ -110,6 +110,12 @@ def check(
                    groups[cuts["x" if same else "y"]])  # fmt: skip
     # All ranks hold the same total: the rule gives world times its gradient.
     held = 1.0 if form in ("rows", "columns", "biased", "same") else float(world)
+    parts = [
+        exact[name][exact[name].isfinite()] * w[exact[name].isfinite()]
+        for name, w in zip("rc", weights, strict=True)
+        if name in exact
+    ]
+    exact_terms = float(sum((part.abs().sum() for part in parts), start=torch.zeros(())))
     errors = []
     for name, found in ours.items():
         rows: Any = ...
@@ -118,7 +124,8 @@ def check(
             rows = cuts["x" if name in ("r", "d x", "d bias_x") else "y"]
         if name in ("d scale", "d shift"):
             dist.all_reduce(found)
-            least = max(least, float(exact["value"].abs()))
+            # Both are sums over rows, of either sign: they round by what is added up, and not by what is left of it.
+            least = max(least, float(exact["value"].abs()), exact_terms)
         if name.startswith("d "):
             found = found / held
         if name == "value" and held == 1.0:

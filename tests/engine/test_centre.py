@@ -81,10 +81,12 @@ def test_a_row_that_is_not_finite_stays_with_those_it_meets(backend: str, bad: f
     assert r[groups != groups[FAR]].isfinite().all()
 
 
-@pytest.mark.parametrize("sizes", [(1, 0), (0, 3), (2, 1), (33, 1), (64, 65), (1000, 7)])
-def test_the_centre_is_a_point_of_the_cloud(sizes: tuple[int, int]) -> None:
-    """In each column a value that some row has, of whatever many rows; 0 where there are none."""
+@pytest.mark.parametrize("sizes", [(1, 0), (0, 3), (2, 1), (1, 1), (5, 3), (33, 1), (64, 65), (1000, 7)])
+def test_the_centre_is_amid_the_cloud(sizes: tuple[int, int]) -> None:
+    """The median of few rows, where a lower or an upper one would be at their edge; of many, one of a sample; 0 of none."""
     x, y = (torch.randn(k, 4) + 1e4 for k in sizes)
     middle, both = centre(x, y), torch.cat([x, y])
-    assert ((middle == both).any(0)).all()
+    if max(sizes) <= 32:
+        torch.testing.assert_close(middle, both.quantile(0.5, dim=0))
+    assert ((middle - 1e4).abs() < 1.0).all() or len(both) < 33
     assert centre(x[:0], y[:0]).eq(0.0).all()
