@@ -12,13 +12,13 @@ rounded where they leave it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import transforms
+from .precision import full_precision
 
 
 def scaled(
@@ -70,9 +70,7 @@ def _in_float32(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     def widened(value: Any) -> Any:
         return value.float() if any(value is v for v in rows) else value
 
-    device = rows[0].device.type
-    autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    with full_precision(rows[0].device):
         return function(*map(widened, args), **{name: widened(value) for name, value in kwargs.items()})
 
 

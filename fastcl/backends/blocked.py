@@ -52,8 +52,11 @@ class Blocks(Tiles):
         self.limits = [limit if limit is None or not self.lse else limit - p.shift for limit in p.limits]
         self.above: Tensor | None = None
         # x a leaves the range where z does not: rows of 10 and of 1e-38 with a scale of 1e38. Such a scale comes after the product.
-        self.large = not is_known(p.scale) or not abs(float(p.scale)) < 1.0 / SMALL
-        self.before = torch.where(p.scale.abs() < 1.0 / SMALL, p.scale, 1.0) if self.large else p.scale
+        self.before: Tensor = p.scale
+        self.after: Tensor | None = None
+        if not is_known(p.scale) or not abs(float(p.scale)) < 1.0 / SMALL:
+            small = p.scale.abs() < 1.0 / SMALL
+            self.before, self.after = torch.where(small, p.scale, 1.0), torch.where(small, 1.0, p.scale)
         # A second buffer for exponentials: memory fresh from the system costs its page faults anew at every tile.
         self.spare = self.dot
 
@@ -70,8 +73,8 @@ class Blocks(Tiles):
         x, y = s.x[tile.rows], s.y[tile.cols]
         if s.norm_x is None or s.norm_y is None:
             product(x * self.before, y.T, z)
-            if self.large:
-                z.mul_(torch.where(self.before == p.scale, 1.0, p.scale))
+            if self.after is not None:
+                z.mul_(self.after)
         else:
             torch.addmm(s.norm_y[None, tile.cols], x, y.T, alpha=-2.0, out=z)
             z.add_(s.norm_x[tile.rows, None]).clamp_(min=0.0).mul_(s.scale)
