@@ -3,7 +3,8 @@ through the loss, and multiplied by it where its gradients leave it.
 
 Within a loss a gradient of unit rows is float16, and overflows at 65504 where that of the rows themselves, over their norms, may
 be far from it; two such parts with opposite signs would be NaN. What is divided away is what the loss's mean over n rows does not
-take: an upstream of n or less is left as it is, bit for bit.
+take: an upstream of n or less is left as it is, bit for bit. So is what a steep loss multiplies by: a scale of 1e20 takes the
+gradient of a positive and that of the other pairs beyond float16 with opposite signs, their sum NaN.
 
 A transform (torch.func.grad, vjp) takes no such Function: for it the loss is worked out on float32 rows, whose gradients are
 rounded where they leave it.
@@ -19,6 +20,10 @@ from torch import Tensor
 
 from . import transforms
 from .precision import full_precision
+
+# Numbers by which (1), or by whose inverse (-1), the gradients of unit rows grow; up to STEEP float16 holds each part of them.
+SLOPES = {"logit_scale": 1, "temperature": -1, "beta": 1, "t": 1, "sigma": -1}
+STEEP = 2.0**12
 
 
 def scaled(
@@ -57,8 +62,32 @@ def scaled(
     most = 1.0
     if kwargs.get("reduction", "mean") == "mean":
         most = float(rows or max(1, *(v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() == 2)))
-    left = _Leave.apply((most, agreed), len(losses), *losses, *wires)
+    left = _Leave.apply((most, agreed), len(losses), _steepness(values, kwargs), *losses, *wires)
     return type(answer)(*left) if isinstance(answer, tuple) else left[0]
+
+
+def _steepness(values: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    """By what a gradient of 1 may grow within the loss, in units of STEEP; None where the numbers are known and are not steep."""
+    rows = [v.detach() for v in values if isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()]
+    numbers = [(kwargs[name], power) for name, power in SLOPES.items() if kwargs.get(name) is not None]
+    long = kwargs.get("normalize") is False and any(x.numel() for x in rows)
+    known = 1.0
+    for number, power in numbers:
+        if not isinstance(number, Tensor):
+            known = known * max(number if power > 0 else 1.0 / number, 1.0)
+    tensors = [number for number, _ in numbers if isinstance(number, Tensor)]
+    if not (tensors or long or known > STEEP):
+        return None
+    # In a tensor: a number that changes would make a graph of torch.compile for each value.
+    steep = torch.ones((), dtype=torch.float32, device=rows[0].device).mul(known / STEEP)
+    for number, power in numbers:
+        if isinstance(number, Tensor):
+            number = number.detach().reshape(()).to(steep)
+            steep = steep * (number if power > 0 else 1.0 / number).clamp(min=1.0, max=2.0**100)
+    if long:
+        entries = torch.stack([torch.linalg.vector_norm(x, float("inf")).float() for x in rows if x.numel()])
+        steep = steep * entries.amax().clamp(min=1.0, max=2.0**100)
+    return torch.where(steep > 1.0, steep.clamp(max=2.0**100), 0.0)
 
 
 def _in_float32(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -106,19 +135,28 @@ class _Enter(torch.autograd.Function):
 
 
 class _Leave(torch.autograd.Function):
-    """Losses as they are, whose upstream gradients are divided by a power of 2 that brings them to `most` or below."""
+    """Losses as they are, whose upstream gradients are divided by a power of 2 that brings them to `most` or below.
+
+    A steep loss's also times its steepness to 1 or below.
+    """
 
     @staticmethod
-    def forward(ctx: Any, limits: tuple[float, Any], count: int, *values: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, limits: tuple[float, Any], count: int, steepness: Tensor | None, *values: Tensor
+    ) -> tuple[Tensor, ...]:
         (ctx.most, ctx.agreed), ctx.wires = limits, len(values) - count
+        ctx.save_for_backward(*(() if steepness is None else (steepness,)))
         return tuple(v.view_as(v) for v in values[:count])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         with torch.no_grad():
             largest = torch.stack([g.abs().amax() if g.numel() else g.sum() for g in upstream]).amax().float()
+            excess = largest / ctx.most
+            if ctx.saved_tensors:
+                excess = torch.maximum(excess, largest * ctx.saved_tensors[0])
         if ctx.agreed is not None:
-            largest = ctx.agreed(largest)
-        factor = torch.exp2((largest / ctx.most).log2().ceil()).clamp(min=1.0)
-        factor = torch.where(factor.isfinite(), factor, 1.0)
-        return (None, None, *(g / factor for g in upstream), *(factor for _ in range(ctx.wires)))
+            excess = ctx.agreed(excess)
+        factor = torch.exp2(excess.log2().ceil()).clamp(min=1.0, max=2.0**100)
+        factor = torch.where(excess.isfinite(), factor, 1.0)
+        return (None, None, None, *(g / factor for g in upstream), *(factor for _ in range(ctx.wires)))

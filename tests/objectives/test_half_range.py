@@ -131,6 +131,40 @@ def test_upstream_gradients_beyond_float16_are_right(dtype: torch.dtype, reducti
             assert float((got.double() - want).abs().max()) <= 32 * torch.finfo(dtype).eps * float(want.abs().max())
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("scale", [1e5, 1e20, 1e28])
+@pytest.mark.parametrize("learned", [True, False])
+def test_steep_losses_are_infinite_where_they_should_be(
+    scale: float, normalize: bool, reduction: str, learned: bool
+) -> None:
+    """The parts of a gradient are beyond float16 with opposite signs; their sum has the sign of the larger, or is a number."""
+    labels = torch.arange(N) % 3
+    options: dict[str, Any] = {"normalize": normalize, "reduction": reduction}
+    for call in (
+        lambda x, y, a: F.clip(x, y, logit_scale=a, **options),
+        lambda x, y, a: F.siglip(x, y, logit_scale=a, logit_bias=-1.0, **options),
+        lambda x, y, a: F.info_nce(x, y, temperature=1.0 / a, **options),
+        lambda x, y, a: F.nt_xent(x, y, temperature=1.0 / a, **options),
+        lambda x, y, a: F.sup_con(torch.cat([x, y]), torch.cat([labels, labels]), temperature=1.0 / a, **options),
+    ):
+        answers = []
+        for made in (torch.float16, torch.float64):
+            leaves = [v.half().to(made).requires_grad_() for v in two_views(N, D)]
+            a = torch.tensor(scale, dtype=torch.promote_types(made, torch.float32)) if learned else scale
+            value = call(*leaves, a)
+            answers.append(gradients(value.sum(), leaves))
+        for got, want in zip(*answers, strict=True):
+            most, largest = torch.finfo(torch.float16).max, float(want.abs().max())
+            assert not got.isnan().any()
+            sure = want.abs() > 1e-3 * largest  # the rounding of the largest entry, of which the others are differences
+            beyond = sure & (want.abs() > 1.1 * most)
+            assert torch.equal(got[beyond].double(), want[beyond].sign() * float("inf"))
+            if scale == 1e5:
+                within = sure & (want.abs() < 0.9 * most)
+                torch.testing.assert_close(got[within].double(), want[within], rtol=2e-2, atol=1e-3 * largest)
+
+
 def test_a_small_upstream_gradient_changes_nothing() -> None:
     """An upstream of n or less is left as it is, bit for bit; twice as much is exactly twice as much."""
     leaves = [v.half().requires_grad_() for v in two_views(N, D)]
