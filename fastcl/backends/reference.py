@@ -101,16 +101,22 @@ def outer_value(outer: str, r: Tensor, positive: Tensor | None) -> Tensor:
     return _logsumexp(r, torch.isneginf(r), 0)
 
 
-def _matrix(p: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
-    """u and z, (n, m) float64, and the mask."""
+def _sides(p: Problem) -> tuple[Tensor, Tensor]:
+    """x and y in float64, for sqdist about their centre: a cloud far from the origin would cancel in diag(W 1) X - W Y too."""
     x = p.x.double()
     y = x if p.y is None else p.y.double()
     if p.operand == "sqdist":
         middle = centre(x, y)
         x, y = x - middle, y - middle
-        u = ((x * x).sum(1)[:, None] + (y * y).sum(1)[None, :] - 2.0 * x @ y.T).clamp(min=0.0)
-    else:
-        u = x @ y.T
+    return x, y
+
+
+def _matrix(p: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
+    """u and z, (n, m) float64, and the mask."""
+    x, y = _sides(p)
+    u = x @ y.T
+    if p.operand == "sqdist":
+        u = ((x * x).sum(1)[:, None] + (y * y).sum(1)[None, :] - 2.0 * u).clamp(min=0.0)
     if p.y is None:  # a product of matrices need not be symmetric to the last bit, which is 2e6 of a z of 1e22
         u = u.triu() + u.triu(1).T
     z = p.scale.double() * u + p.shift.double()
@@ -183,8 +189,7 @@ def _unrounded(given: Tensor, own: Tensor) -> Tensor:
 
 def _gradients(p: Problem, u: Tensor, w: Tensor, wanted: Wanted, dtype: torch.dtype) -> Gradients:
     """With y None, w_ij holds both roles of the unordered pair: dX is the total derivative, and scalars take one half."""
-    a, x = p.scale.double(), p.x.double()
-    y = x if p.y is None else p.y.double()
+    a, (x, y) = p.scale.double(), _sides(p)
     half = 0.5 if p.y is None else 1.0
     if p.operand == "dot":
         dx, dy = a * (w @ y), a * (w.T @ x)

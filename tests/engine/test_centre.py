@@ -55,6 +55,27 @@ def test_a_far_row_leaves_the_others_their_distances(place: str, backend: str) -
         assert ((mine - right).abs() <= 1e-5 * size).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_cloud_far_from_the_origin_keeps_its_gradients(place: str, backend: str) -> None:
+    """2a (diag(W 1) X - W Y) cancels about the origin: 1e8 from it half of a float64's digits would be gone."""
+    x, y = (None if t is None else t.double() + 1e8 for t in rows(place, 1.0))
+
+    def gradients(near: float) -> list[Tensor]:
+        leaves = [(t - near).requires_grad_() for t in (x, y) if t is not None]
+        scale = torch.tensor(0.5, dtype=torch.float64)
+        if near:
+            r = by_differences(leaves[0], leaves[1] if len(leaves) > 1 else None, scale)
+        else:
+            r = fastcl.pair_reduce(
+                *leaves, operand="sqdist", pair="log1p", reduce="sum", mask="off_diagonal", scale=scale, backend=backend
+            )
+        return list(torch.autograd.grad(r.sum(), leaves))
+
+    for mine, right in zip(gradients(0.0), gradients(1e8), strict=True):
+        assert ((mine - right).abs() <= 1e-12 * right.norm(dim=1, keepdim=True)).all()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func.jvp itself
 def test_a_far_row_leaves_the_others_their_tangents() -> None:
     x, _ = rows("itself", 1e6)
