@@ -165,10 +165,10 @@ void pack_panels(const Side<float>& side, int64_t begin, int64_t count, int64_t 
   for (int64_t k = 0; k < depths; k++)
     for (int64_t c = 0; c < columns; c += tile_rows) {
       const int64_t row = k * tile_depth;
-      const float* rows = side.rows + (begin + row) * side.row_stride + offset + c;
+      const float* rows = side.weighed + (begin + row) * side.weighed_stride + offset + c;
       // The rows lie in memory; what comes next arrives while this is packed.
-      for (int64_t i = 0; i < tile_depth; i++) __builtin_prefetch(rows + (tile_depth + i) * side.row_stride, 0, 2);
-      pack_right<parts>(rows, side.row_stride, count - row, d - offset - c, factor ? factor + row : nullptr,
+      for (int64_t i = 0; i < tile_depth; i++) __builtin_prefetch(rows + (tile_depth + i) * side.weighed_stride, 0, 2);
+      pack_right<parts>(rows, side.weighed_stride, count - row, d - offset - c, factor ? factor + row : nullptr,
                         panels + c / tile_rows * group + k * parts * tile_size, unseen);
     }
 }

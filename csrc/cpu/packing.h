@@ -60,7 +60,7 @@ void pack_columns(const Side<T>& side, int64_t begin, int64_t count, int64_t off
   constexpr int lanes = Simd<T>::lanes;
   const int64_t width = smaller_of(V * lanes, d - offset);
   for (int64_t k = 0; k < count; k++, panel += V * lanes) {
-    const T* row = side.rows + (begin + k) * side.row_stride + offset;
+    const T* row = side.weighed + (begin + k) * side.weighed_stride + offset;
     const T f = factor ? factor[k] : T(1);
     if (width == V * lanes) {
       FASTCL_UNROLL for (int v = 0; v < V; v++) (Simd<T>::load(row + v * lanes) * f).store(panel + v * lanes);

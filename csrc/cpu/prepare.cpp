@@ -139,6 +139,9 @@ Prepared<T>::Prepared(const Given& a) {
   task.col_offset = a.col_offset;
   task.period = a.period;
   task.limited = a.limit_x || a.limit_y;
+  // The slopes of these are numbers everywhere, 1 and p max(z, eps)^0; those of one's own may be.
+  const bool straight = a.own || a.pair == "identity" || (a.pair == "power" && a.constants.at(0) == 1);
+  marks_nan_ = (task.mask != MaskKind::all || task.limited) && (task.reduce == Reduction::logsumexp || !straight);
   task.d = a.x.size(1);
 
   x = readable<T>(a.x, memory);
@@ -192,6 +195,7 @@ template <class T>
 void Prepared<T>::prepare_side(Side<T>& side, const Rows<T>& rows) {
   side.rows = rows.data;
   side.row_stride = rows.stride;
+  side.weighed = side.rows, side.weighed_stride = side.row_stride;
   side.count = rows.count;
   // Nothing weighs: 0 times an exponential that is 0 for every z.
   side.weight = memory.vector<T>(side.count);
@@ -320,8 +324,23 @@ void Prepared<T>::forget_values() {
   task.x.value = task.y.value = nullptr;
 }
 
+// A pair that the mask leaves out has a weight of 0, and 0 times NaN is NaN: what is weighed has 0 for a row of NaN. Those that do
+// meet the row have a weight of NaN.
+template <class T>
+void Prepared<T>::keep_nan_apart(Side<T>& side) {
+  const auto* given = side.rows;
+  const Rows<T> apart = made<T>(memory, side.count, task.d, [&](int64_t i, T* row) {
+    if (std::isnan(side.norm[i])) std::fill_n(row, task.d, T(0));
+    else std::copy_n(given + i * side.row_stride, task.d, row);
+  });
+  side.weighed = apart.data, side.weighed_stride = apart.stride;
+}
+
 template <class T>
 void Prepared<T>::want_gradients(const Wanted& wanted, bool weight_sums) {
+  if (marks_nan_ && std::isnan(longest_x_)) keep_nan_apart(task.x);
+  if (task.self) task.y.weighed = task.x.weighed, task.y.weighed_stride = task.x.weighed_stride;
+  else if (marks_nan_ && std::isnan(longest_y_)) keep_nan_apart(task.y);
   auto product = [&](const Side<T>& side, OptionalTensor& into) {
     into = zeros({side.count, task.d}, kind_of<T>);
     return into->template mutable_data_as<T>();

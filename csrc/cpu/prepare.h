@@ -108,12 +108,14 @@ class Prepared {
  private:
   void prepare_sides();
   void prepare_side(Side<T>& side, const Rows<T>& rows);
+  void keep_nan_apart(Side<T>& side);
   void shorten();
   double largest_u() const;
   double set_terms(Side<T>& side, const OptionalTensor& bias, const OptionalTensor& limit, double shift, double unit);
   void set_units(const Given& a);
   const Kernels<T>* kernels_ = &kernels<T>();
   double bound_ = 0;
+  bool marks_nan_ = false;  // whether the weight of a z of NaN is NaN
   double longest_x_ = 0, longest_y_ = 0;  // the largest norms
 };
 

@@ -19,17 +19,18 @@ double inner(const Side<T>& side, const T* product, int64_t d) {
   parallel_for(int64_t(sums.size()), 8, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++)
       for (int64_t i = b * block; i < std::min((b + 1) * block, side.count); i++)
-        for (int64_t k = 0; k < d; k++) sums[b] += double(side.rows[i * side.row_stride + k]) * double(product[i * d + k]);
+        for (int64_t k = 0; k < d; k++) sums[b] += double(side.weighed[i * side.weighed_stride + k]) * double(product[i * d + k]);
   });
   double sum = 0;
   for (double s : sums) sum += s;
   return sum;
 }
 
+// A weight of 0 takes nothing from a norm of NaN: that row meets nothing.
 template <class T>
 double sum_of(const double* v, const T* factor, int64_t count) {
   double sum = 0;
-  for (int64_t i = 0; i < count; i++) sum += v[i] * (factor ? double(factor[i]) : 1.0);
+  for (int64_t i = 0; i < count; i++) sum += factor == nullptr ? v[i] : v[i] == 0 ? 0 : v[i] * double(factor[i]);
   return sum;
 }
 
@@ -56,7 +57,7 @@ Tensor gradient_of(const Prepared<T>& p, const Side<T>& side, OptionalTensor& pr
     U* all = out.mutable_data_as<U>();
     for_each_row(side.count, d, [&](int64_t i) {
       U* o = all + i * d;
-      const T *s = sums + i * d, *row = side.rows + i * side.row_stride;
+      const T *s = sums + i * d, *row = side.weighed + i * side.weighed_stride;
       if (sqdist) for (int64_t k = 0; k < d; k++) o[k] = U(T(slope * (double(s[k]) - side.weight_sum[i] * double(row[k]))));
       else for (int64_t k = 0; k < d; k++) o[k] = U(T(slope * double(s[k])));
     });

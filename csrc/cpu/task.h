@@ -20,6 +20,8 @@ template <class T>
 struct Side {
   const T* rows = nullptr;  // (count, d), row_stride apart, each row contiguous
   int64_t row_stride = 0;
+  const T* weighed = nullptr;  // the same as gradients weigh them: 0 where a weight of 0 would meet NaN
+  int64_t weighed_stride = 0;
   int64_t count = 0;
   int parts = 3;                   // bfloat16 numbers whose sum each element is, exactly
   const T* term = nullptr;         // (count,) added to z: b + bx for x, by for y

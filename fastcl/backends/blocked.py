@@ -128,6 +128,7 @@ class Blocks(Tiles):
         """g_i e^(z_ij - r_i) + h_j e^(z_ij - c_j), over z."""
         z, columns = tile.dot, None
         assert by.r is not None and by.g is not None
+        left_out = z.isneginf() if self._is_nan(by.r[tile.rows], by.c if by.c is None else by.c[tile.cols]) else None
         square = not self.has_own_columns(tile)
         if by.h is not None and by.c is not None and not square:
             columns = self.exponentials(z, (by.c[tile.cols] - self.p.shift)[None, :]).mul_(by.h[None, tile.cols])
@@ -135,7 +136,15 @@ class Blocks(Tiles):
         if square:
             # z_ij and z_ji round apart, and r_j was reduced from z_ji: what takes r_j off must be z_ji too.
             columns = self.beside(w).copy_(w.T)
-        return w if columns is None else w.add_(columns)
+        w = w if columns is None else w.add_(columns)
+        return w if left_out is None else w.masked_fill_(left_out, 0.0)
+
+    def _is_nan(self, *normalisers: Tensor | None) -> bool:
+        """Whether one is, and pairs are left out, whose weights are 0 all the same; asked where no device is waited for."""
+        mask = self.p.mask
+        if not ((mask.kind != "all" or mask.limited) and is_known(self.p.scale)):
+            return False
+        return any(t is not None and bool(t.isnan().any()) for t in normalisers)
 
     def mask_(self, tile: Tile, values: Tensor, value: float) -> Tensor:
         """Put `value` in place of what the mask leaves out of the tile's values; off the diagonal only that is touched."""

@@ -178,7 +178,7 @@ def _weights(
     if h is not None:
         assert c is not None
         w = w + torch.exp(z - _unrounded(c, _reduce(p, z, keep, 0))[None, :]) * h[None, :]
-    return w
+    return w if keep is None else torch.where(keep, w, 0.0)  # of a row whose r is NaN too
 
 
 def _unrounded(given: Tensor, own: Tensor) -> Tensor:
@@ -187,15 +187,24 @@ def _unrounded(given: Tensor, own: Tensor) -> Tensor:
     return torch.where(torch.isneginf(exact), 0.0, exact)
 
 
+def _weighed(w: Tensor, rows: Tensor) -> Tensor:
+    """w @ rows, where a weight of 0, of a pair that is left out, takes nothing from a row with a NaN."""
+    bad = rows.isnan().any(1)
+    met = ((w != 0.0) & bad).any(1, keepdim=True)
+    return torch.where(met, torch.nan, w @ torch.where(bad[:, None], 0.0, rows))
+
+
 def _gradients(p: Problem, u: Tensor, w: Tensor, wanted: Wanted, dtype: torch.dtype) -> Gradients:
     """With y None, w_ij holds both roles of the unordered pair: dX is the total derivative, and scalars take one half."""
     a, (x, y) = p.scale.double(), _sides(p)
+    u = torch.where(w == 0.0, 0.0, u)
     half = 0.5 if p.y is None else 1.0
     if p.operand == "dot":
-        dx, dy = a * (w @ y), a * (w.T @ x)
+        dx, dy = a * _weighed(w, y), a * _weighed(w.T, x)
     else:
-        dx = 2.0 * a * (w.sum(1)[:, None] * x - w @ y)
-        dy = 2.0 * a * (w.sum(0)[:, None] * y - w.T @ x)
+        of_x, of_y = w.sum(1)[:, None], w.sum(0)[:, None]
+        dx = 2.0 * a * (torch.where(of_x == 0.0, 0.0, of_x * x) - _weighed(w, y))
+        dy = 2.0 * a * (torch.where(of_y == 0.0, 0.0, of_y * y) - _weighed(w.T, x))
     return Gradients(
         x=dx.to(dtype) if wanted.x else None,
         y=dy.to(dtype) if wanted.y else None,

@@ -5,6 +5,8 @@ W Y (n, d)   W^T X (m, d)   W 1 (n,)   W^T 1 (m,)
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,19 @@ class Sides:
         elif of_cols is not None:
             self.y = torch.where(torch.isnan(of_cols)[:, None], of_cols[:, None].to(self.y.dtype), self.y)
 
+    @cached_property
+    def weighed(self) -> tuple[Tensor, Tensor]:
+        """x and y as gradients weigh them: 0 where a weight of 0, of a pair that is left out, would meet NaN.
+
+        Those that do meet the row have a weight of NaN. Asked of the values where no device is waited for; elsewhere NaN reaches
+        all gradients that share a product with it.
+        """
+        p = self.p
+        if not ((p.mask.kind != "all" or p.mask.limited) and is_known(p.scale) and p.marks_nan):
+            return self.x, self.y
+        x = _apart(self.x)
+        return x, x if self.symmetric else _apart(self.y)
+
     def vectors(self, swapped: bool = False, mask: Mask | None = None) -> tuple[Tensor | None, ...]:
         """Norms of x and of y, biases, groups, as kernels read them: dense. swapped: with the roles of x and y exchanged."""
         p, mask = self.p, mask or self.p.mask
@@ -106,8 +121,8 @@ class Sums:
         da = half * self._scale_gradient() if wanted.scale else None  # before the sums are overwritten
         db = half * self.w_rows.sum() if wanted.shift and self.w_rows is not None else None
         return Gradients(
-            x=self._finish(self.wy, self.w_rows, s.x, dtype) if wanted.x else None,
-            y=self._finish(self.wtx, self.w_cols, s.y, dtype) if wanted.y else None,
+            x=self._finish(self.wy, self.w_rows, s.weighed[0], dtype) if wanted.x else None,
+            y=self._finish(self.wtx, self.w_cols, s.weighed[1], dtype) if wanted.y else None,
             scale=da,
             shift=db,
             bias_x=self.w_rows if wanted.bias_x else None,
@@ -117,12 +132,15 @@ class Sums:
     def _scale_gradient(self) -> Tensor:
         """<W, U> without U: <x, W Y> row by row, and the norms that go with it."""
         s = self.sides
-        rows, sums = (s.x, self.wy) if self.wy is not None else (s.y, self.wtx)
+        x, y = s.weighed
+        rows, sums = (x, self.wy) if self.wy is not None else (y, self.wtx)
         assert sums is not None
         found = (rows * sums).sum()
         if s.norm_x is not None and s.norm_y is not None:
             assert self.w_rows is not None and self.w_cols is not None
-            found = (self.w_rows * s.norm_x).sum() + (self.w_cols * s.norm_y).sum() - 2.0 * found
+            norm_x, norm_y = (n if rows is r else torch.where(n.isnan(), 0.0, n)
+                              for n, rows, r in ((s.norm_x, x, s.x), (s.norm_y, y, s.y)))  # fmt: skip
+            found = (self.w_rows * norm_x).sum() + (self.w_cols * norm_y).sum() - 2.0 * found
         return found if s.unit is None else found / s.unit / s.unit
 
     def _finish(self, sums: Tensor | None, weights: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,6 +154,13 @@ class Sums:
 
 
 SMALL = 2.0**-20  # with larger scales z is beyond 1e32 before u leaves float32
+
+
+def _apart(rows: Tensor) -> Tensor:
+    """The rows themselves, or with 0 in place of those that hold a NaN."""
+    if not bool(rows.sum(dtype=torch.float64).isnan()):  # also of infinities of both signs
+        return rows
+    return torch.where(rows.isnan().any(1, keepdim=True), 0.0, rows)
 
 
 def _may_be_small(p: Problem) -> bool:

@@ -362,9 +362,9 @@ class Tiles:
                 if rounded_sums and into is not None:
                     into[there].addcmul_(w.sum(dim, dtype=into.dtype), unit)
         if sums.wy is not None:
-            add_product(sums.wy[tile.rows], w, self.sides.y[tile.cols], unit)
+            add_product(sums.wy[tile.rows], w, self.sides.weighed[1][tile.cols], unit)
         if wtx is not None:
-            add_product(wtx[tile.cols], w.T, self.sides.x[tile.rows], unit)
+            add_product(wtx[tile.cols], w.T, self.sides.weighed[0][tile.rows], unit)
 
     def rounded(self, tile: Tile, exact: Tensor) -> tuple[Tensor, Tensor]:
         """Exact weights as float16 ones in a unit."""

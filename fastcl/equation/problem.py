@@ -6,6 +6,7 @@ r_i  = REDUCE_{j in M(i)} f(z_ij)          c_j = REDUCE_{i : j in M(i)} f(z_ij)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, get_args
 
@@ -75,6 +76,11 @@ class Problem:
     def dtype(self) -> torch.dtype:
         """The accumulation dtype."""
         return accumulation_dtype(self.x.dtype)
+
+    @property
+    def marks_nan(self) -> bool:
+        """Whether the weight of a logit of NaN is NaN: not where a slope is a number everywhere, as that of z is 1."""
+        return self.reduce == "logsumexp" or bool(self.pair.df(torch.full((), math.nan)).isnan())
 
     def told_by_groups(self) -> Problem:
         """The same problem; of a mask with a period groups say which pairs it leaves out."""

@@ -1,0 +1,78 @@
+"""NaN comes from NaN alone: a row that is NaN leaves those that no pair joins to it their values and their gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastcl
+from fastcl.equation.pairs import pair_function
+
+N, M, D = 21, 34, 5
+BAD = 3
+BACKENDS = ("cpu", "blocked", "reference")
+CALLS: dict[str, dict[str, Any]] = {
+    "logsumexp": {"scale": 0.5},
+    "distances": {"operand": "sqdist", "scale": -0.5},
+    "exp": {"pair": "exp", "reduce": "sum", "scale": 0.1},
+    "softplus": {"pair": "softplus", "reduce": "sum", "shift": 0.3},
+    "log1p": {"operand": "sqdist", "pair": "log1p", "reduce": "sum", "scale": 0.5},
+    "identity": {"reduce": "sum", "scale": 2.0},
+}
+
+
+def masked(kind: str, itself: bool) -> tuple[Any, Tensor]:
+    """A mask of fastcl, and which pairs it visits."""
+    m = N if itself else M
+    group_x, group_y = torch.arange(N) % 4, torch.arange(m) % 4
+    group_x[-1] = group_y[-1] = 9  # a row that meets nothing but its like
+    if kind == "off_diagonal":
+        return "off_diagonal", ~torch.eye(m, dtype=torch.bool)[:N]
+    same = group_x[:, None] == group_y[None, :]
+    make = fastcl.within_groups if kind == "within_groups" else fastcl.across_groups
+    return make(group_x) if itself else make(group_x, group_y), same if kind == "within_groups" else ~same
+
+
+def by_pairs(x: Tensor, y: Tensor, keep: Tensor, *, operand: str = "dot", pair: str = "identity", reduce: str = "logsumexp",
+             scale: float = 1.0, shift: float = 0.0) -> Tensor:  # fmt: skip
+    """r from the visited pairs alone: what is left out has no part in any gradient."""
+    i, j = keep.nonzero(as_tuple=True)
+    u = (x[i] * y[j]).sum(1) if operand == "dot" else (x[i] - y[j]).square().sum(1)
+    z = scale * u + shift
+    if reduce == "sum":
+        return z.new_zeros(len(x)).index_add(0, i, pair_function(pair).f(z))
+    parts = [z[i == row] for row in range(len(x))]
+    return torch.stack([torch.logsumexp(part, 0) if len(part) else z.new_full((), -math.inf) for part in parts])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", ["off_diagonal", "within_groups", "across_groups"])
+@pytest.mark.parametrize("place", ["x", "y", "itself"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_row_stays_with_those_it_meets(
+    backend: str, place: str, kind: str, call: str, dtype: torch.dtype
+) -> None:
+    itself = place == "itself"
+    x, y = torch.randn(N, D, dtype=dtype), torch.randn(M, D, dtype=dtype)
+    (y if place == "y" else x)[BAD, 1] = math.nan
+    mask, keep = masked(kind, itself)
+
+    def found(definition: bool) -> list[Tensor]:
+        leaves = [t.double() if definition else t.clone() for t in ((x,) if itself else (x, y))]
+        leaves = [t.requires_grad_() for t in leaves]
+        if definition:
+            r = by_pairs(leaves[0], leaves[-1], keep, **CALLS[call])
+        else:
+            r = fastcl.pair_reduce(*leaves, mask=mask, backend=backend, **CALLS[call])
+        gradients = torch.autograd.grad(torch.where(r.isneginf(), 0.0, r).sum(), leaves)
+        return [r.detach(), *(g.isnan().any(1, keepdim=True) * 0.0 + g for g in gradients)]
+
+    for got, want in zip(found(False), found(True), strict=True):
+        want = want if want.ndim == 1 else torch.where(want.isnan().any(1, keepdim=True), math.nan, want)
+        got = got.double() if got.ndim == 1 else torch.where(got.isnan().any(1, keepdim=True), math.nan, got.double())
+        torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5, equal_nan=True)
