@@ -35,7 +35,7 @@ LOSSES = ("clip", "nt_xent", "f_micl_js", "siglip")
 FREE = {
     "view", "reshape", "as_strided", "slice", "select", "expand", "transpose", "permute", "unsqueeze", "squeeze", "alias",
     "detach", "t", "numpy_T", "narrow", "split", "chunk", "unbind", "resolve_conj", "resolve_neg", "result_type",
-    "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "item", "flatten", "unflatten",
+    "lift_fresh", "promote_types", "empty", "empty_like", "empty_strided", "new_empty", "item", "flatten", "unflatten",
 }  # fmt: skip
 
 

@@ -89,17 +89,21 @@ void* Tensor::mutable_data() const {
 }
 
 Tensor empty(std::initializer_list<int64_t> shape, ScalarKind kind) {
+  Tensor made = empty(shape, kind, aoti_torch_device_type_cpu(), 0);
+  // An empty tensor has no memory, and memset takes no null.
+  if (made.count() != 0 && poisoned()) std::memset(made.mutable_data(), 0xff, size_t(made.count() * bytes_of(kind)));
+  return made;
+}
+
+Tensor empty(std::initializer_list<int64_t> shape, ScalarKind kind, int32_t device_type, int32_t device_index) {
   std::array<int64_t, 2> strides{};
   int64_t count = 1;
   for (size_t k = shape.size(); k-- > 0;) strides[k] = count, count *= std::max<int64_t>(shape.begin()[k], 1);
   const NamedDtype* named = dtypes;
   while (named->kind != kind) named++;
   AtenTensorHandle handle = nullptr;
-  FASTCL_TORCH(aoti_torch_empty_strided, int64_t(shape.size()), shape.begin(), strides.data(), named->code(), aoti_torch_device_type_cpu(), 0, &handle);
-  Tensor made(handle);
-  // An empty tensor has no memory, and memset takes no null.
-  if (made.count() != 0 && poisoned()) std::memset(made.mutable_data(), 0xff, size_t(made.count() * bytes_of(kind)));
-  return made;
+  FASTCL_TORCH(aoti_torch_empty_strided, int64_t(shape.size()), shape.begin(), strides.data(), named->code(), device_type, device_index, &handle);
+  return Tensor(handle);
 }
 
 Tensor zeros(std::initializer_list<int64_t> shape, ScalarKind kind) {

@@ -55,6 +55,8 @@ inline Described describe(const OptionalTensor& t) { return t ? t->describe() : 
 
 // A new contiguous tensor on the CPU, of at most two dimensions.
 Tensor empty(std::initializer_list<int64_t> shape, ScalarKind kind);
+// The same on any device.
+Tensor empty(std::initializer_list<int64_t> shape, ScalarKind kind, int32_t device_type, int32_t device_index);
 Tensor zeros(std::initializer_list<int64_t> shape, ScalarKind kind);
 
 // The two dtypes of 16 bits, with the conversions of torch: to the nearest, ties to even.

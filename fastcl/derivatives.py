@@ -99,11 +99,15 @@ def nothing_watches() -> bool:
     Then a compiled kernel is called without the ops above it, whose passes through the dispatcher and Python take three times as
     long as the kernel itself for a few dozen rows.
     """
+    return nothing_but_autocast() and not torch.is_autocast_enabled("cpu")
+
+
+def nothing_but_autocast() -> bool:
+    """Whether no transform, trace or mode has one."""
     return (
         transforms.values_are_here()  # first: what is traced stops here
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
-        and not torch.is_autocast_enabled("cpu")
     )
 
 

@@ -41,7 +41,7 @@ def problem_of(source: Path) -> str:
         for node in ast.parse(source.read_text()).body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    return "; ".join(str(ast.literal_eval(values[name])) for name in ("PROBLEM", "ALIGNED"))
+    return "; ".join(str(ast.literal_eval(values[name])) for name in ("PROBLEM", "ALIGNED", "CUDA_ALIGNED"))
 
 
 def report(facts: dict[str, Any]) -> None:

@@ -2,20 +2,10 @@
 // order, and starts one kernel on the current stream of its tensors' device. What is written is the caller's memory; nothing is
 // allocated, and no value is read on the host. What a kernel must not read or write is refused.
 #include <forward_list>
-#include <stdexcept>
 #include <tuple>
 
-#include "../tensors.h"
+#include "on_device.h"
 #include "sm_90a/launch.h"
-
-// Under tests the kernels are stood in for, and the ops are those of CPU tensors.
-#ifndef FASTCL_LAUNCH_LIBRARY
-#define FASTCL_LAUNCH_LIBRARY "fastcl"
-#define FASTCL_LAUNCH_KEY "CUDA"
-#endif
-
-// As torch/csrc/inductor/aoti_torch/c/shim.h has it for a build with CUDA.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 
 namespace fastcl::cuda {
 namespace {
@@ -30,15 +20,6 @@ constexpr const char* name_of(ScalarKind kind) {
     case ScalarKind::int64: return "int64";
     case ScalarKind::int32: return "int32";
     default: return "16 bits";
-  }
-}
-
-Dtype dtype_of(const Tensor& t) {
-  switch (t.kind()) {
-    case ScalarKind::float64: return Dtype::float64;
-    case ScalarKind::bfloat16: return Dtype::bfloat16;
-    case ScalarKind::float16: return Dtype::float16;
-    default: return Dtype::float32;
   }
 }
 
@@ -154,14 +135,7 @@ class Call {
 
   template <class Struct>
   void launch(int (*kernel)(const Struct*, void*), const Struct& arguments, const char* name) const {
-    void* stream = nullptr;
-    FASTCL_TORCH(aoti_torch_get_current_cuda_stream, first_.device_index, &stream);
-    // The runtime that is linked here has a current device of its own.
-    int error = fastcl_cuda_use_device(first_.device_index);
-    if (error == 0) error = kernel(&arguments, stream);
-    if (error == 0) return;
-    throw std::runtime_error(text_of("fastcl: the CUDA kernel ", name, " could not be launched: ", fastcl_cuda_error_string(error), " (error ", int64_t(error),
-                                     "). An error of an earlier kernel can surface here: run with CUDA_LAUNCH_BLOCKING=1 to find it; backend='blocked' does without these kernels"));
+    launch_on(first_.device_index, kernel, arguments, name);
   }
 
  private:
@@ -177,9 +151,6 @@ class Call {
   ScalarKind kind_ = ScalarKind::float32;  // T, that of the equation
   int64_t rows_ = INT64_MAX, cols_ = INT64_MAX;
 };
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t padded(int64_t rows) { return ceil_div(rows, fused_tile) * fused_tile; }
 
 // ---- strip
 

@@ -31,7 +31,14 @@ ALIGNED = (
     "Tensor x, Tensor y, Tensor scale, Tensor shift, bool normalize, str sides, str operand, str reduce, str outer, bool columns, "
     "str pair, float[] pair_numbers, str positive, float[] positive_numbers, float linear, float constant, bool[] wanted"
 )
-SIGNATURES = f"{PROBLEM}; {ALIGNED}"  # what a library was built for
+# And of a GPU's (csrc/cuda/aligned.cpp): numbers as tensors or as they are, and what is asked of a device.
+CUDA_ALIGNED = (
+    "Tensor x, Tensor y, Tensor? scale, Tensor? shift, float scale_number, float shift_number, "
+    "bool normalize, str sides, str operand, str reduce, str outer, bool columns, "
+    "str pair, float[] pair_numbers, str positive, float[] positive_numbers, float linear, float constant, bool[] wanted, "
+    "int multiprocessors, int shared_bytes"
+)
+SIGNATURES = f"{PROBLEM}; {ALIGNED}; {CUDA_ALIGNED}"  # what a library was built for
 LENGTH = 19  # of PROBLEM
 TENSORS = 10  # lead it
 PAIR = 15  # the place of the pair function's key

@@ -67,7 +67,7 @@ def read(folder: Path) -> dict[str, Kernel]:
 
 
 def _blocks(arch: str, name: str, registers: int, shared: int) -> int:
-    threads = 128 if name.startswith(("merge_parts", "fused_merge")) else 256
+    threads = 128 if name.startswith(("merge_parts", "fused_merge")) else 1024 if "finish" in name else 256
     base = arch.rstrip("af")
     warps = -(-threads // 32)
     by_registers = REGISTERS // (-(-max(registers, 1) // 8) * 8 * 32 * warps)

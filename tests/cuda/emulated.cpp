@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 
+#include "aligned.h"
 #include "sm_90a/launch.h"
 
 namespace {
@@ -77,6 +78,7 @@ extern "C" {
 FASTCL_FOR_EACH_STRIP_LAUNCH(FASTCL_STAND_IN)
 FASTCL_FOR_EACH_FUSED_LAUNCH(FASTCL_STAND_IN)
 FASTCL_FOR_EACH_HOPPER_LAUNCH(FASTCL_STAND_IN)
+FASTCL_FOR_EACH_ALIGNED_LAUNCH(FASTCL_STAND_IN)
 
 int fastcl_cuda_use_device(int) { return 0; }
 int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {

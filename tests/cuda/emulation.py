@@ -75,7 +75,7 @@ class Session:
             if changed is None:
                 return 0
             struct[:] = changed
-        form = next((form for form in ("fused", "hopper") if name.startswith(form)), "strip")
+        form = next((form for form in ("fused", "hopper", "aligned") if name.startswith(form)), "strip")
         library = self.library or _launches(self.arch, form)
         function = getattr(library.library, f"fastcl_cuda_{name}")
         function.restype = ctypes.c_int
@@ -162,7 +162,7 @@ def _mutated(library: nvcc.HostLibrary, arch: int, mutate: Callable[[str], str] 
 @functools.cache
 def _schedule() -> ctypes.CDLL:
     """The ops and the stand-ins of their kernels, built against this torch and kept with the emulator's own builds."""
-    own = [CSRC / name for name in ("arguments.cpp", "tensors.cpp", "cuda/launches.cpp")]
+    own = [CSRC / name for name in ("arguments.cpp", "tensors.cpp", "cuda/launches.cpp", "cuda/aligned.cpp")]
     sources = [Path(__file__).with_name("emulated.cpp"), *own]
     includes = [CSRC, CSRC / "cuda", *cpp_extension.include_paths()]
     flags = ["-std=c++20", "-O1", "-fPIC", "-w", "-DFASTCL_HOPPER", *(f"-I{path}" for path in includes)]
@@ -207,12 +207,13 @@ def _with_headers(source: Path, seen: set[Path] | None = None) -> Iterator[bytes
             yield from _with_headers((folder / name.decode()).resolve(), seen)
 
 
-# What the ops are named: by the launches of csrc.
-OPS = re.findall(
+# What the ops are named: by the launches of csrc, and those of whole losses by themselves.
+LAUNCHES = re.findall(
     r"^  X\((\w+), ",
     "".join((CSRC / "cuda" / name).read_text() for name in ("launch.h", "fused.h", "sm_90a/launch.h")),
     re.MULTILINE,
 )
+OPS = [*LAUNCHES, "cuda_aligned_loss", "cuda_aligned_loss_backward"]
 # Of the cards that the emulator's runtime stands for.
 FACTS = {80: Facts((8, 0), 108, 163 << 10), 90: Facts((9, 0), 132, 227 << 10)}
 

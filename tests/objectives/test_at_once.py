@@ -349,7 +349,7 @@ def test_errors_are_the_formulas(name: str) -> None:
 
 def test_a_kernel_refuses_what_it_must_not_read() -> None:
     x, y = rows(6, 4)
-    told = at_once._told(at_once.Whole(outer="contrast", reduce="logsumexp", columns=True), 1.0, 1.0, 6, 6)
+    _, *told = at_once._told(at_once.Whole(outer="contrast", reduce="logsumexp", columns=True), True, 1.0, 1.0, x, y)
     one, none = torch.tensor(1.0), torch.tensor(0.0)
     op, backward = torch.ops.fastcl.cpu_aligned_loss, torch.ops.fastcl.cpu_aligned_loss_backward
     for given in (

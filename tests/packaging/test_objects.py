@@ -113,9 +113,10 @@ def test_the_declarations_are_those_of_torch(tmp_path: Path) -> None:
     declared = re.findall(r"\b((?:aoti_)?torch_\w+)\(", (ROOT / "csrc" / "torch_abi.h").read_text())
     uses = ", ".join(f"(void*)&{name}" for name in declared)
     (tmp_path / "theirs.cpp").write_text(f"{text}void* uses[] = {{{uses}}};\n")
-    (tmp_path / "launches.cpp").write_text(f'{text}#include "{ROOT}/csrc/cuda/launches.cpp"\n')
+    for name in ("launches", "aligned"):
+        (tmp_path / f"{name}.cpp").write_text(f'{text}#include "{ROOT}/csrc/cuda/{name}.cpp"\n')
     assert len(declared) > 25
-    for name in ("both", "theirs", "launches"):
+    for name in ("both", "theirs", "launches", "aligned"):
         target = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-        cuda = ("-DUSE_CUDA", "-DFASTCL_HOPPER") if name == "launches" else ()
+        cuda = ("-DUSE_CUDA", "-DFASTCL_HOPPER") if name in ("launches", "aligned") else ()
         tool("g++", "-std=c++20", "-fsyntax-only", target, *cuda, f"-I{headers}", tmp_path / f"{name}.cpp")

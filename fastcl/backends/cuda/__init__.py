@@ -4,6 +4,8 @@ strip    torch's matrix products on tiles in a bounded workspace, two kernels be
 fused    dot products, pair function and reduction in one kernel, nothing of size n x m in memory
 hopper   tiles by wgmma, for rows of two bytes on compute capability 9.0
 
+aligned  a whole loss of a small batch: the fused kernels, and three around them (aligned.py)
+
 FASTCL_CUDA (read at each call) is strip, fused or hopper, where their kernels hold the problem, or auto: the table in form.py.
 """
 
@@ -19,9 +21,10 @@ from torch import Tensor
 from ...equation.problem import Gradients, Problem, Wanted
 from .. import extension
 from ..tiles import plain
-from . import fused, hopper, strip
+from . import aligned, fused, hopper, strip
 from .form import OLDEST_CAPABILITY, form
 
+__all__ = ["aligned", "gradients", "rows", "total", "unavailable"]
 FORMS: dict[str, ModuleType] = {"strip": strip, "fused": fused, "hopper": hopper}
 
 
@@ -31,7 +34,7 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"there are no kernels for {device.type}; use backend='blocked'"
     if extension.cuda_reason is not None:
         return extension.cuda_reason
-    if not torch.cuda.is_available():
+    if not (torch.cuda.is_initialized() or torch.cuda.is_available()):
         return "no GPU is visible to torch; check the driver and `nvidia-smi`, or use backend='blocked'"
     found = torch.cuda.get_device_capability(device)
     if found < OLDEST_CAPABILITY:

@@ -43,15 +43,25 @@ TABLE = (
 )
 
 
+def requested() -> str:
+    """What FASTCL_CUDA says at this moment, or "auto".
+
+    Raises:
+        ValueError: if it names none of the forms.
+    """
+    name = os.environ.get(FORM_VARIABLE) or "auto"
+    if name not in NAMES:
+        raise ValueError(f"{FORM_VARIABLE}: expected strip, fused, hopper or auto, got {name!r}")
+    return name
+
+
 def form(p: Problem, gradients: bool) -> str:
     """The form that serves the rows of this problem, or its gradients.
 
     Raises:
         ValueError: if FASTCL_CUDA names none of them.
     """
-    name = os.environ.get(FORM_VARIABLE) or "auto"
-    if name not in NAMES:
-        raise ValueError(f"{FORM_VARIABLE}: expected strip, fused, hopper or auto, got {name!r}")
+    name = requested()
     if name == "strip" or p.n == 0 or p.m == 0:
         return "strip"
     facts = launches.facts_of(p.x.device)

@@ -28,19 +28,24 @@ VALUES_MOST = 128  # d of rows whose sums of f fit beside their gradients
 
 def holds(p: Problem, facts: Facts, gradients: bool) -> bool:
     """Whether the kernels hold the problem at all: its dtype (float32 as tf32, where torch's setting allows that), and its d."""
-    d, tf32 = p.x.shape[1], p.x.dtype == torch.float32
-    if facts.capability < (8, 0) or p.x.dtype == torch.float64 or (tf32 and dot_precision(p.x) != "tf32"):
+    return holds_rows(p.x, p.reduce, facts, gradients)
+
+
+def holds_rows(x: Tensor, reduce: str, facts: Facts, gradients: bool) -> bool:
+    """Whether they hold any problem of such rows."""
+    d, tf32 = x.shape[1], x.dtype == torch.float32
+    if facts.capability < (8, 0) or x.dtype == torch.float64 or (tf32 and dot_precision(x) != "tf32"):
         return False
-    if _rows_shared(p.x.dtype, d, False, 2, p.reduce == "logsumexp") > facts.shared_bytes:
+    if _rows_shared(x.dtype, d, False, 2, reduce == "logsumexp") > facts.shared_bytes:
         return False
     if not gradients:
         return True
     # A sum's float16 weights need a unit that only the strip form finds, once a tile is there.
-    if p.x.dtype == torch.float16 and p.reduce == "sum":
+    if x.dtype == torch.float16 and reduce == "sum":
         return False
     # W Y fits the registers of one CTA; from 12.0 on the kernels that need more than 99 KB are not compiled.
     widest = 128 if tf32 or facts.capability >= (12, 0) else 256
-    return d <= widest and _gradient_shared(p.x.dtype, d) <= facts.shared_bytes
+    return d <= widest and _gradient_shared(x.dtype, d) <= facts.shared_bytes
 
 
 # The shared memory of the kernels, which refuse to run where fused.h has it otherwise.
