@@ -285,6 +285,25 @@ void hopper_rows(Call& a) { const HopperTiles t = hopper_tiles(a); a.launch(fast
 void hopper_weights(Call& a) { const HopperTiles t = hopper_tiles(a); a.launch(fastcl_cuda_hopper_weights, t, "hopper_weights"); }
 void hopper_sweep(Call& a) { const HopperTiles t = hopper_tiles(a); a.launch(fastcl_cuda_hopper_sweep, t, "hopper_sweep"); }
 
+void hopper_product(Call& a) {
+  HopperProduct h{};
+  const Tensor& weights = *a.tensor("weights");
+  h.transposed = a.boolean();
+  const Tensor &z = *a.tensor("z");
+  for (const Tensor* t : {&weights, &z}) Call::check_matrix("weights, z", *t, z.kind());
+  FASTCL_CHECK_VALUE(z.kind() == ScalarKind::bfloat16 || z.kind() == ScalarKind::float16, "weights, z: expected 16 bits");
+  h.weights = weights.data(), h.m = weights.size(0), h.n = weights.size(1), h.pitch = weights.stride(0);
+  h.z = z.data(), h.z_stride = z.stride(0), h.d = z.size(1), h.dtype = dtype_of(z);
+  const int64_t rows = h.transposed ? h.n : h.m, k = h.transposed ? h.m : h.n;
+  h.unit = a.in("unit", ScalarKind::float32, 1, optional), h.splits = a.integer();
+  const Tensor& out = *a.tensor("out");
+  FASTCL_CHECK_VALUE(z.size(0) == k && h.splits >= 1 && out.dim() >= 2, "z, splits: expected ", k, " rows, and at least one split");
+  h.columns = out.size(out.dim() - 1);
+  FASTCL_CHECK_VALUE(out.kind() == ScalarKind::float32 && dense(out) && h.columns <= h.d && out.count() == h.splits * rows * h.columns, "out: expected float32 of ", rows, " rows a split, at most as wide as z");
+  h.out = out.mutable_data();
+  a.launch(fastcl_cuda_hopper_product, h, "hopper_product");
+}
+
 HopperMerge hopper_merge_of(Call& a) {
   HopperMerge h{};
   const auto f = ScalarKind::float32;
@@ -351,6 +370,7 @@ const Registration launches(FASTCL_LAUNCH_LIBRARY, FASTCL_LAUNCH_KEY, {
   "Tensor(e!)? weights, Tensor(f!)? wy"
 #define FASTCL_MERGE "Tensor? rows, Tensor? cols, int splits, int ctas, int block, bool logsumexp, Tensor? reference, Tensor shift, Tensor(a!) out, Tensor(b!) doubtful"
   FASTCL_OP(hopper_rows, FASTCL_TILES), FASTCL_OP(hopper_weights, FASTCL_TILES), FASTCL_OP(hopper_sweep, FASTCL_TILES),
+  FASTCL_OP(hopper_product, "Tensor weights, bool transposed, Tensor z, Tensor? unit, int splits, Tensor(a!) out"),
   FASTCL_OP(hopper_merge, FASTCL_MERGE),
   FASTCL_OP(hopper_careful, FASTCL_ROWS ", Tensor doubtful"),
   FASTCL_OP(hopper_replace, FASTCL_MERGE ", Tensor? careful_rows, Tensor? careful_cols, int careful_splits, int careful_ctas"),

@@ -5,6 +5,8 @@ absolute   s_ij <= s_ii + margin          relative   s_ij <= s_ii + margin |s_ii
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +25,8 @@ def check_margin(margin: float | None, **without: object) -> None:
         without: arguments that go with no margin, by name; None or 0 where they were not given.
     """
     for name, given in without.items():
-        if margin is not None and given is not None and given != 0.0:
+        absent = given is None or (isinstance(given, Real) and given == 0)
+        if margin is not None and not absent:
             raise ValueError(
                 f"{name}: expected none beside false_negative_margin, whose pairs stand against one positive of each row; "
                 "leave one of them out"

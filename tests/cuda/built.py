@@ -31,7 +31,7 @@ def is_built_linked_and_opened() -> str:
     assert extension.library is not None, extension.reason
     assert extension.cuda_reason is None, extension.cuda_reason
     assert facts is not None and facts["nvcc"], facts
-    assert len(facts["cuda_archs"]) >= 6, facts["cuda_archs"]
+    assert len(facts["cuda_archs"]) >= 4, facts["cuda_archs"]
     assert facts["compilers_seconds"] < 2 * 900, f"the compilers took {facts['compilers_seconds']} s"
     for op in (
         "strip_reduce",

@@ -1,7 +1,7 @@
 // A few of the Hopper kernels behind the launches' own names, log-sum-exps and softplus in bfloat16: quick to compile, and so to
 // compile again with a mistake in it.
 #include "fused_launch.cuh"
-#include "sm_90a/start.cuh"
+#include "sm_90a/product.cuh"
 #include "sm_90a/sweep.cuh"
 #include "sm_90a/weights.cuh"
 
@@ -29,6 +29,8 @@ extern "C" int fastcl_cuda_hopper_weights(const HopperTiles* p, void* stream) {
 }
 
 extern "C" int fastcl_cuda_hopper_sweep(const HopperTiles* p, void* stream) { return start_sweep<bf16>(*p, stream); }
+
+extern "C" int fastcl_cuda_hopper_product(const HopperProduct* p, void* stream) { return start_product<bf16>(*p, stream); }
 
 #include "sm_90a/merge.cu"
 

@@ -30,6 +30,13 @@ class Tiles(Struct):
     ]  # fmt: skip
 
 
+class Product(Struct):
+    _fields_: ClassVar = [
+        ("weights", P), ("m", I64), ("n", I64), ("pitch", I64), ("transposed", I32), ("dtype", I32), ("z", P), ("z_stride", I64),
+        ("d", I64), ("unit", P), ("splits", I64), ("out", P), ("columns", I64),
+    ]  # fmt: skip
+
+
 class HopperMerge(Struct):
     _fields_: ClassVar = [
         ("row_parts", P), ("col_parts", P), ("splits", I64), ("ctas", I64), ("size", I64), ("block", I64), ("logsumexp", I32),

@@ -13,7 +13,7 @@ needs_record = pytest.mark.skipif(
     not RECORD.exists(),
     reason="no build is recorded yet: make test-cuda-build, then python -m tests.cuda.compiled build/cuda-*",
 )
-ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 
 
 @needs_record

@@ -176,6 +176,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         ValueError,
         "positives: expected none beside false_negative_margin",
     ),
+    ("nt_xent", {"false_negative_margin": 0.1, "positives": torch.ones(N)}, ValueError, "positives: expected none beside"),
 ]  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def torch_with_cuda(version: str | None) -> SimpleNamespace:
 def test_the_toolkit_is_the_one_that_nvcc_names(setup: ModuleType, toolkit: Path) -> None:
     cuda = setup.Cuda.find(torch_with_cuda("13.0"))
     assert (cuda.home, cuda.version) == (toolkit, "13.0.88")
-    assert cuda.archs == ["8.0", "8.6", "8.9", "9.0+PTX", "10.0", "12.0+PTX"]
+    assert cuda.archs == ["8.0", "9.0+PTX", "10.0", "12.0+PTX"]
     assert cuda.library_dirs == [f"{toolkit}/lib64"]
 
 

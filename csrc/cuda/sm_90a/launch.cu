@@ -14,6 +14,10 @@ extern "C" int fastcl_cuda_hopper_sweep(const HopperTiles* p, void* stream) {
   return p->sides.dtype == Dtype::float16 ? hopper::start_sweep<f16>(*p, stream) : hopper::start_sweep<bf16>(*p, stream);
 }
 
+extern "C" int fastcl_cuda_hopper_product(const HopperProduct* p, void* stream) {
+  return p->dtype == Dtype::float16 ? hopper::start_product<f16>(*p, stream) : hopper::start_product<bf16>(*p, stream);
+}
+
 extern "C" int fastcl_cuda_hopper_weights(const HopperTiles* p, void* stream) {
   const bool half = p->sides.dtype == Dtype::float16;
   if (p->equation.reduce == fastcl::Reduction::logsumexp)

@@ -6,6 +6,7 @@
 //     hopper_careful   the same reductions with maxima, where the flag says so
 //     hopper_weights   weights in the rows' dtype to a strip, with their sums       1 product
 //     hopper_sweep     those of a plain log-sum-exp, and W Y                         2
+//     hopper_product   W Y or W^T X from a strip, added in float32                   1
 #pragma once
 
 #include "../fused.h"
@@ -45,6 +46,21 @@ struct HopperMerge {
   void* doubtful;                     // int32, one element, 0 before: set to 1 where a sum is too small
 };
 
+// out (rows, columns) += unit A Z: A is a strip of weights (m, n), or where `transposed` its transpose. With several splits of what
+// is summed over, each writes its part instead.
+struct HopperProduct {
+  const void* weights;  // (m, pitch) of z's dtype
+  int64_t m, n, pitch;
+  int32_t transposed;
+  Dtype dtype;
+  const void* z;        // rows of d; both pitch and stride are multiples of 8
+  int64_t z_stride, d;
+  const void* unit;     // float, one element; null: 1
+  int64_t splits;
+  void* out;            // float (rows, columns), or (splits, rows, columns)
+  int64_t columns;      // at most d
+};
+
 // fused_rows behind the flag, and its results in place of the doubtful ones.
 struct HopperCareful {
   FusedRows rows;
@@ -59,6 +75,7 @@ struct HopperReplace {
   X(hopper_rows, HopperTiles)            \
   X(hopper_weights, HopperTiles)         \
   X(hopper_sweep, HopperTiles)           \
+  X(hopper_product, HopperProduct)       \
   X(hopper_merge, HopperMerge)           \
   X(hopper_careful, HopperCareful)       \
   X(hopper_replace, HopperReplace)

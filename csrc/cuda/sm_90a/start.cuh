@@ -36,15 +36,26 @@ inline bool plausible(const HopperTiles& p) {
          p.equation.pair < pair_count && p.ctas >= 1 && p.splits >= 1 && p.splits <= 65535;
 }
 
-struct Cluster {
-  unsigned ctas, splits;
-};
+// 384 threads a CTA, and so many CTAs that run together.
+template <class Kernel, class... Arguments>
+int start(Kernel kernel, dim3 grid, dim3 cluster, int bytes, void* stream, const Arguments&... arguments) {
+  // The most that any launch takes: another thread may launch the same kernel with less between this call and the next.
+  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, hopper_shared)) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster.x, attribute.val.clusterDim.y = cluster.y, attribute.val.clusterDim.z = cluster.z;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(384);
+  config.dynamicSmemBytes = bytes, config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute, config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
 
 // The kernel with as many stages of `stage` bytes as fit (0: it has its own); `rest`: what else it keeps in shared memory, but for the header. `unit`:
 // tiles of y that are taken at once. `x_box`, `y_box`: rows that are brought at once. `cluster`: CTAs along
 // x and of splits that run together.
 template <class Kernel>
-int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t rest, int64_t stage, bool weights, void* stream, int64_t x_box, int64_t y_box, Cluster cluster = {1, 1}) {
+int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t rest, int64_t stage, bool weights, void* stream, int64_t x_box, int64_t y_box, dim3 cluster = {1, 1, 1}) {
   if (!plausible(p) || p.ctas > (p.sides.n + block - 1) / block) return cudaErrorInvalidValue;
   CUtensorMap x, y, w{};
   const FusedSides& s = p.sides;
@@ -62,29 +73,20 @@ int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t 
   task.stages = stage ? static_cast<int>(std::min<int64_t>(16, left / stage)) : 0;
   if (left < 0 || (stage && task.stages < 2)) return cudaErrorInvalidValue;
   const int bytes = static_cast<int>(task.header + rest + task.stages * stage);
-  // The most that any launch takes: another thread may launch the same kernel with less between this call and the next.
-  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, hopper_shared)) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster.ctas, attribute.val.clusterDim.y = cluster.splits, attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(p.ctas), static_cast<unsigned>(p.splits)), config.blockDim = dim3(384);
-  config.dynamicSmemBytes = bytes, config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, x, y, w, task);
+  return start(kernel, dim3(static_cast<unsigned>(p.ctas), static_cast<unsigned>(p.splits)), cluster, bytes, stream, x, y, w, task);
 }
 
 template <class T, int NX, class Work>
 int start_tiles(const HopperTiles& p, void* stream) {
   const int64_t kept = (p.sides.d + 63) / 64 * NX * 128 + staging_bytes<Work>;
   const unsigned peers = hopper_shares_y(NX, p.sides.d) && p.ctas % 2 == 0 ? 2 : 1;
-  return start(tiles<T, NX, Work>, p, NX, 1, kept, box_bytes, Work::boxes > 0, stream, NX, 64 / peers, {peers, 1});
+  return start(tiles<T, NX, Work>, p, NX, 1, kept, box_bytes, Work::boxes > 0, stream, NX, 64 / peers, dim3(peers));
 }
 template <class T, int NX, class Work>
 int start_streamed(const HopperTiles& p, void* stream) {
   const int64_t scratch = Work::has_sums(p) ? 8 * NX * 4 : 0;
   return start(streamed<T, NX, Work>, p, NX, 2, staging_bytes<Work> + scratch, step_bytes<NX>, Work::boxes > 0, stream, NX / x_parts, 128,
-               {1, p.splits % 2 ? 1u : 2u});
+               dim3(1, p.splits % 2 ? 1 : 2));
 }
 
 // Launches of one dtype; each is in a file of its own, so that they compile side by side.
@@ -98,5 +100,7 @@ template <class T>
 int weights_sum(const HopperTiles&, void* stream);
 template <class T>
 int start_sweep(const HopperTiles&, void* stream);
+template <class T>
+int start_product(const HopperProduct&, void* stream);
 
 }  // namespace fastcl::cuda::hopper

@@ -1,9 +1,9 @@
-"""The Hopper form: tiles by wgmma, weights in strips of a bounded workspace, torch's products for the gradients.
+"""The Hopper form: tiles by wgmma, weights in strips of a bounded workspace, and their products for the gradients.
 
 hopper_rows      r and c                                    1 product of 2 n m d flops, half with x itself
 hopper_weights   the weights of a strip, W 1 and W^T 1      1, and one more for the unit of a float16 sum
-hopper_sweep     the weights of a strip, and W Y            2, in place of one of torch's: a plain log-sum-exp to d = 256
-torch.mm         W Y, W^T X                                 2
+hopper_sweep     the weights of a strip, and W Y            2: a plain log-sum-exp to d = 256
+hopper_product   W Y or W^T X of a strip                    1 each, but for W Y after a sweep
 
 so that rows and columns take the 4 products that they count, and a sum's total form 3, its value coming with its weights.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...equation.problem import Gradients, Problem, Wanted
 from ..sides import Sides, Sums
-from ..tiles import Weighting, add_product, from_rows, unit_of, weight_unit, weighting
+from ..tiles import Weighting, from_rows, unit_of, weight_unit, weighting
 from ..workspace import default_workspace, workspace
 from . import launches
 from .launches import Facts, equation
@@ -162,6 +162,22 @@ class Operands:
             launches.ops.hopper_replace(*merge, *careful, splits, ctas)
 
 
+def cut(tiles: int, k: int, multiprocessors: int) -> int:
+    """Into how many splits what a product sums over is cut, where its tiles are fewer than multiprocessors: of 512 rows at least."""
+    return max(1, min(multiprocessors // tiles, k // 512))
+
+
+def add_product(out: Tensor, w: Tensor, z: Tensor, unit: Tensor | None, transposed: bool, multiprocessors: int) -> None:
+    """out += unit A z: A is the strip w, or its transpose. Parts of several splits, a tile for each multiprocessor, are joined in order."""
+    columns, k = out.shape[1], z.shape[0]
+    blocks = -(-out.shape[0] // 128)
+    splits = cut((blocks + (blocks > 1 and blocks % 2)) * -(-columns // (256 if columns > 128 else 128)), k, multiprocessors)
+    parts = out if splits == 1 else out.new_empty((splits, *out.shape))
+    launches.ops.hopper_product(w, transposed, z, unit, splits, parts)
+    if splits > 1:
+        out.add_(parts.sum(0))
+
+
 class Strips:
     """The weights of one problem, strip by strip in one workspace, and what follows on each."""
 
@@ -238,9 +254,9 @@ class Strips:
         if value is not None and values is not None:
             value.add_(values.sum(dtype=torch.float64), alpha=2.0 if s.symmetric and own else 1.0)
         if sums.wy is not None and not self.sweeps:
-            add_product(sums.wy[rows], w.T, s.y[cols], unit)
+            add_product(sums.wy[rows], w, y, unit, True, o.multiprocessors)
         if wtx is not None:
-            add_product(wtx[cols], w, s.x[rows], unit)
+            add_product(wtx[cols], w, x, unit, False, o.multiprocessors)
 
 
 def _pitch(rows: int) -> int:

@@ -1,0 +1,3 @@
+#include "product.cuh"
+
+template int fastcl::cuda::hopper::start_product<fastcl::cuda::bf16>(const HopperProduct&, void*);
