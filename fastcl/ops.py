@@ -200,6 +200,7 @@ def problem(
     """The checked problem; every error is raised here."""
     if torch._C._get_tracing_state() is not None:
         raise not_traced()
+    checks.boolean("columns", columns)
     if y is None:
         checks.matrix("x", x)
         for name, given in (("bias_x", bias_x is not None), ("bias_y", bias_y is not None), ("columns", columns)):
@@ -209,7 +210,6 @@ def problem(
         checks.pair_of_matrices("x", x, "y", y)
     dtype = accumulation_dtype(x.dtype)
     f = checks.reduction_of_pairs(operand, pair, reduce, x)
-    checks.boolean("columns", columns)
     if bias_x is not None:
         bias_x = checks.vector("bias_x", bias_x, x.shape[0], "x", x).to(dtype)
     if bias_y is not None and y is not None:

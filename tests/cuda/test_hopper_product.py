@@ -1,4 +1,4 @@
-"""hopper_product: W Y and W^T X of a strip, right in any cut and schedule, what it counts and refuses, and mistakes in it caught."""
+"""hopper_product: W Y and W^T X of a strip, right in any cut and schedule, what it counts, and mistakes in it caught."""
 
 from __future__ import annotations
 
@@ -42,7 +42,15 @@ def multiply(
     """1 + A z, or the sum of the parts of several splits."""
     rows, d = w.shape[1 if transposed else 0], z.shape[1]
     out = torch.ones(rows, d) if splits == 1 else torch.empty(splits, rows, d)
-    given = {"m": w.shape[0], "n": w.shape[1], "pitch": w.stride(0), "z_stride": z.stride(0), "d": d, "dtype": 2, "splits": splits}
+    given = {
+        "m": w.shape[0],
+        "n": w.shape[1],
+        "pitch": w.stride(0),
+        "z_stride": z.stride(0),
+        "d": d,
+        "dtype": 2,
+        "splits": splits,
+    }
     stats = launch(
         "hopper_product", Product, inout=[out] if splits == 1 else [], fresh=[] if splits == 1 else [out], weights=w,
         z=z, transposed=transposed, out=out, columns=d, **given | more,
@@ -64,7 +72,10 @@ def launch() -> Launcher:
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize(
     ("m", "n", "d", "splits"),
-    [(130, 300, 200, 1), (70, 129, 264, 1), (1, 1, 1, 1), (65, 100, 128, 1), (330, 410, 72, 3), (200, 390, 520, 2), (40, 600, 8, 9)],
+    [
+        (130, 300, 200, 1), (70, 129, 264, 1), (1, 1, 1, 1), (65, 100, 128, 1),
+        (330, 410, 72, 3), (200, 390, 520, 2), (40, 600, 8, 9),
+    ],
 )  # fmt: skip
 def test_any_size_and_cut_in_two_schedules(m: int, n: int, d: int, splits: int, transposed: bool) -> None:
     """Blocks of rows, columns and k that do not divide, one block and an odd number of them, splits with nothing to do."""
@@ -77,9 +88,7 @@ def test_any_size_and_cut_in_two_schedules(m: int, n: int, d: int, splits: int, 
 @pytest.mark.parametrize("transposed", [True, False])
 def test_the_unit_multiplies(launch: Launcher, transposed: bool) -> None:
     w, z = operands(140, 72, 40, transposed)
-    plain, scaled = (
-        multiply(launch, w, z, transposed, unit=unit)[0] - 1 for unit in (None, torch.tensor([0.25]))
-    )
+    plain, scaled = (multiply(launch, w, z, transposed, unit=unit)[0] - 1 for unit in (None, torch.tensor([0.25])))
     assert error(scaled, plain * 0.25) < 1e-6
 
 
@@ -105,17 +114,28 @@ def test_splits_fill_the_multiprocessors_with_parts_worth_a_tile() -> None:
 def test_what_the_copy_engine_cannot_read_is_refused(launch: Launcher) -> None:
     w, z = operands(40, 48, 16, True)
     multiply(launch, w, z, True)
-    for change in ({"pitch": 40}, {"pitch": 52}, {"z_stride": 20}, {"d": 8}, {"m": 0}, {"n": 1 << 30}, {"splits": 0}, {"dtype": 0}):
+    for change in (
+        {"pitch": 40},
+        {"pitch": 52},
+        {"z_stride": 20},
+        {"d": 8},
+        {"m": 0},
+        {"n": 1 << 30},
+        {"splits": 0},
+        {"dtype": 0},
+    ):
         with pytest.raises(RefusedError):
             multiply(launch, w, z, True, **change)
 
 
 MISTAKES = [
-    Mistake("a stage free when one CTA of two has multiplied it", "product.cuh", "empty_at + 8 * s, 8 * peers)", "empty_at + 8 * s, 8)",
+    Mistake("a stage free when one CTA of two has multiplied it", "product.cuh", "empty_at + 8 * s, 8 * peers)",
+            "empty_at + 8 * s, 8)",
             (*UNORDERED, ptxemu.Divergence)),
     Mistake("a stage released while multiplied", "product.cuh", "      products_wait<1>();\n", "", UNORDERED),
     Mistake("accumulators read in flight", "product.cuh", "  products_wait<0>();\n", "", (ptxemu.MissingWait,)),
-    Mistake("half of z awaited", "product.cuh", "expect(full, L::stage);", "expect(full, L::stage / 2);", (*UNORDERED, ptxemu.Deadlock)),
+    Mistake("half of z awaited", "product.cuh", "expect(full, L::stage);", "expect(full, L::stage / 2);",
+            (*UNORDERED, ptxemu.Deadlock)),
     Mistake("both halves of z to the same place", "product.cuh", "at + L::a_bytes + k * box_bytes", "at + L::a_bytes", UNORDERED),
     Mistake("the other consumer's rows", "product.cuh", "stage + at.me * box_bytes", "stage + (1 - at.me) * box_bytes", None),
     Mistake("one step of k for another", "product.cuh", "z + 128 * k, 1)", "z + 128 * (k ^ 1), 1)", None),

@@ -163,12 +163,12 @@ class Operands:
 
 
 def cut(tiles: int, k: int, multiprocessors: int) -> int:
-    """Into how many splits what a product sums over is cut, where its tiles are fewer than multiprocessors: of 512 rows at least."""
+    """How many splits a product's sum of k terms is cut into, where its tiles are fewer than multiprocessors: of 512 at least."""
     return max(1, min(multiprocessors // tiles, k // 512))
 
 
 def add_product(out: Tensor, w: Tensor, z: Tensor, unit: Tensor | None, transposed: bool, multiprocessors: int) -> None:
-    """out += unit A z: A is the strip w, or its transpose. Parts of several splits, a tile for each multiprocessor, are joined in order."""
+    """out += unit A z: A is the strip w, or its transpose. Parts of several splits, a tile a multiprocessor, add up in order."""
     columns, k = out.shape[1], z.shape[0]
     blocks = -(-out.shape[0] // 128)
     splits = cut((blocks + (blocks > 1 and blocks % 2)) * -(-columns // (256 if columns > 128 else 128)), k, multiprocessors)
