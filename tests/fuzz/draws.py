@@ -68,12 +68,14 @@ def modules(draw: Draw, path: str) -> Case:
     keywords = {k: v for k, v in given.items() if k not in positional}
     # A property in place of a setting that is a number or a boolean.
     stated = [k for k in settings if k in module.settings and k not in (*drawing.wants, "reduction")]
+    held = drawing.one_of("", "", "", "", "copy", "pickled", *stated[:2])
     return drawing.case(
         positional=tuple(given[n] for n in positional),
         keywords=keywords,
         settings=settings,
-        held=drawing.one_of("", "", "", "", "copy", "pickled", *stated[:2]),
-        steps=drawing.one_of(0.0, 0.0, 0.0, -0.5, 0.5, 4.0),
+        held=held,
+        # The definition has no such property: where a parameter stands in its place, that would move alone.
+        steps=0.0 if held in stated else drawing.one_of(0.0, 0.0, 0.0, -0.5, 0.5, 4.0),
         **way(drawing),
     )
 
