@@ -47,9 +47,17 @@ def weights(p: Problem, both: bool) -> Weights:
     return Weights(g, h, r, c, torch.tensor([10.0, 1.0])) if both else Weights(g, None, r, None)
 
 
+def product(launch: Launcher, p: Problem) -> Stats:
+    """W Y of a strip, by a cluster of two."""
+    assert p.y is not None
+    return hopper.multiply(launch, torch.rand(p.m, p.n).to(DTYPE), p.y, True)[1]
+
+
 def cost(name: str, d: int) -> Cost:
     """One pass of these kernels over whole tiles: what more tiles of y cost, over their pairs."""
     launch = Launcher(hopper.few())
+    if name == "product":
+        return steady_of(name, GPU, d, ((256, 256), (256, 768)), DTYPE, lambda p: [product(launch, p)])
     if name == "slopes":
         block = 128
     elif name == "rows":
@@ -70,10 +78,10 @@ def cost(name: str, d: int) -> Cost:
     return steady_of(name, GPU, d, ((n, 256), (n, 768)), DTYPE, lambda p: [counts[name](p)])
 
 
-def share(h: Headline, passes: list[Cost], products: float) -> float:
-    """Counted flops over what the passes and `products` more products take at least, as a share of the peak."""
-    product = product_milliseconds(GPU, h.d, "bfloat16")
-    return h.counted * product / (h.visited * sum(c.milliseconds for c in passes) + products * product)
+def share(h: Headline, passes: list[Cost], products: float = 0.0) -> float:
+    """Counted flops over what the passes, and `products` at the full rate, take at least, as a share of the peak."""
+    one = product_milliseconds(GPU, h.d, "bfloat16")
+    return h.counted * one / (h.visited * sum(c.milliseconds for c in passes) + products * one)
 
 
 def headlines() -> None:
@@ -82,8 +90,8 @@ def headlines() -> None:
     )
     for h in HEADLINES:
         passes = [cost(name, h.d) for name in h.passes]
-        # W Y and W^T X; of a matrix of pairs that is visited by half, each takes half.
-        hopper_share = share(h, passes, 2 * h.visited)
+        passes += [cost("product", h.d)] * 2  # W Y and W^T X
+        hopper_share = share(h, passes)
         reduce, weigh = cuda_strip_costs(GPU, h.d, DTYPE)
         epilogues = [weigh] if h.passes == ("slopes",) else [reduce, weigh]
         strip_share = share(h, epilogues, h.counted)

@@ -169,3 +169,20 @@ def weigh(
     )[0]  # fmt: skip
     summed = [None if t is None else t.sum(0) for t in (w_rows, w_cols, values)]
     return Strip(strip[:, :n], *summed, None if top is None else top.max(), stats)
+
+
+def multiply(
+    launch: Launcher, w: Tensor, z: Tensor, transposed: bool, splits: int = 1, **more: object
+) -> tuple[Tensor, Stats]:
+    """1 + A z, or the sum of the parts of several splits: A is the strip w, or its transpose."""
+    rows, d = w.shape[1 if transposed else 0], z.shape[1]
+    out = torch.ones(rows, d) if splits == 1 else torch.empty(splits, rows, d)
+    given = {
+        "m": w.shape[0], "n": w.shape[1], "pitch": w.stride(0), "z_stride": z.stride(0), "d": d, "splits": splits,
+        "dtype": fused.DTYPES[z.dtype],
+    }  # fmt: skip
+    stats = launch(
+        "hopper_product", Product, inout=[out] if splits == 1 else [], fresh=[] if splits == 1 else [out], weights=w, z=z,
+        transposed=transposed, out=out, columns=d, **given | more,
+    )[0]  # fmt: skip
+    return out if splits == 1 else 1 + out.sum(0), stats

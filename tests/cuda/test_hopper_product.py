@@ -12,11 +12,10 @@ from torch import Tensor
 from fastcl.backends.cuda.hopper import cut
 from tests.triton.problems import error
 from tools import ptxemu
-from tools.ptxemu.stats import Stats
 
 from .emulation import EVERYTHING
 from .fused_launching import CSRC, Launcher, RefusedError
-from .hopper_launching import Product, few
+from .hopper_launching import few, multiply
 from .test_hopper_launches import UNORDERED, Mistake, read_by_boxes
 
 pytestmark = pytest.mark.slow
@@ -34,28 +33,6 @@ def operands(m: int, n: int, d: int, transposed: bool) -> tuple[Tensor, Tensor]:
         return t[:, :width]
 
     return rows(m, n), rows(m if transposed else n, d)
-
-
-def multiply(
-    launch: Launcher, w: Tensor, z: Tensor, transposed: bool, splits: int = 1, **more: object
-) -> tuple[Tensor, Stats]:
-    """1 + A z, or the sum of the parts of several splits."""
-    rows, d = w.shape[1 if transposed else 0], z.shape[1]
-    out = torch.ones(rows, d) if splits == 1 else torch.empty(splits, rows, d)
-    given = {
-        "m": w.shape[0],
-        "n": w.shape[1],
-        "pitch": w.stride(0),
-        "z_stride": z.stride(0),
-        "d": d,
-        "dtype": 2,
-        "splits": splits,
-    }
-    stats = launch(
-        "hopper_product", Product, inout=[out] if splits == 1 else [], fresh=[] if splits == 1 else [out], weights=w,
-        z=z, transposed=transposed, out=out, columns=d, **given | more,
-    )[0]  # fmt: skip
-    return out if splits == 1 else 1 + out.sum(0), stats
 
 
 def wrong(launch: Launcher, w: Tensor, z: Tensor, transposed: bool, splits: int = 1) -> float:
