@@ -17,12 +17,16 @@ os.environ["FASTCL_POISON"] = "1"  # csrc/cpu reads it at its first use of memor
 DRAWN = 96  # of each list of cases in the quick tests
 
 
-def beyond_the_draw(cases: Iterable[str]) -> set[str]:
-    """Of each test's cases, by their names, all but DRAWN: the same ones wherever they are collected, and spread over the list."""
+# Of each list in `make test-slow`: of 2,500 cases, combinations of a few choices, as many show what two or three choices break.
+MOST = int(os.environ.get("FASTCL_MOST_CASES", "1000000"))
+
+
+def beyond_the_draw(cases: Iterable[str], drawn: int = DRAWN) -> set[str]:
+    """Of each test's cases, by their names, all but `drawn`: the same ones wherever they are collected, from all over the list."""
     lists: dict[str, list[str]] = defaultdict(list)
     for case in cases:
         lists[case.partition("[")[0]].append(case)
-    return {case for of_one in lists.values() for case in sorted(of_one, key=_shuffled)[DRAWN:]}
+    return {case for of_one in lists.values() for case in sorted(of_one, key=_shuffled)[drawn:]}
 
 
 def _shuffled(case: str) -> bytes:
@@ -30,8 +34,11 @@ def _shuffled(case: str) -> bytes:
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A long list of cases is drawn from: the others are slow tests."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A long list of cases is drawn from: the others are slow tests, up to MOST."""
+    left_out = beyond_the_draw((item.nodeid for item in items), MOST)
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]
     others = beyond_the_draw(item.nodeid for item in items if not item.get_closest_marker("slow"))
     for item in items:
         if item.nodeid in others:

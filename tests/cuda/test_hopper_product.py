@@ -120,7 +120,7 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", MISTAKES if EVERYTHING else MISTAKES[:2], ids=str)
+@pytest.mark.parametrize("mistake", MISTAKES if EVERYTHING else MISTAKES[:1], ids=str)
 def test_a_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None:
     shutil.copytree(CSRC, tmp_path / "csrc", ignore=shutil.ignore_patterns("*.cpp"))
     changed = tmp_path / "csrc" / "cuda" / "sm_90a" / mistake.file
