@@ -285,7 +285,9 @@ def pair_reduce(
 
     Returns:
         r (n,), or (r, c) with c (m,); float32 (float64 for float64 input). A row with nothing left has sum 0 and logsumexp
-        -inf, and gradient 0.
+        -inf, and gradient 0. A row of NaN makes NaN of the r_i of pairs that visit it and of no other; on a CPU of gradients
+        likewise, while elsewhere it may reach all of them through pairs that the mask leaves out, as an infinite row may
+        everywhere. Where Gram matrices are taken everything is NaN.
 
     Raises:
         ValueError: for shapes, names or values that do not fit.

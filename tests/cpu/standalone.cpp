@@ -70,7 +70,7 @@ void check(const Kernels<T>& kernels, int64_t n, int64_t m, int64_t d, Reduction
     if (std::string_view(pair_entries[k].name) == "softplus") task.pair = k;
   auto side = [&](const std::vector<T>& rows, int64_t count) {
     Side<T> s;
-    s.rows = rows.data(), s.row_stride = d, s.count = count;
+    s.rows = s.weighed = rows.data(), s.row_stride = s.weighed_stride = d, s.count = count;
     s.term = zeros.data(), s.norm = zeros.data(), s.weight = ones.data(), s.reference = zeros.data();
     return s;
   };
