@@ -32,7 +32,7 @@ def test_launches_are_those_of_a_call_that_runs() -> None:
     with host_time.cuda(80) as count:
         found = host_time.found(ours("clip", "cuda"), CASE, count, rounds=1)
     assert found.kernels == (forward, whole - forward)
-    assert min(*found.operations, found.seconds) > 0
+    assert found.operations[0] == 0 and found.operations[1] > 0 and found.seconds > 0  # autograd begins, and adds to .grad
 
 
 @pytest.mark.parametrize("loss", host_time.LOSSES)

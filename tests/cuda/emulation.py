@@ -76,7 +76,8 @@ class Session:
                 return 0
             struct[:] = changed
         form = next((form for form in ("fused", "hopper", "aligned") if name.startswith(form)), "strip")
-        library = self.library or _launches(self.arch, form)
+        # Those around the fused kernels are quick to compile, and no part of a library of a few.
+        library = self.library if self.library is not None and form != "aligned" else _launches(self.arch, form)
         function = getattr(library.library, f"fastcl_cuda_{name}")
         function.restype = ctypes.c_int
         memory = DeviceMemory()
