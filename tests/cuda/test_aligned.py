@@ -297,6 +297,15 @@ def test_large_logits(name: str, large: float) -> None:
         check(LOSSES[name], *leaves(*rows(40, 8)), **arguments)
 
 
+@pytest.mark.parametrize("name", ["clip", "nt_xent", "dhel"])
+def test_rows_whose_normalisers_lie_far_apart(name: str) -> None:
+    """One exponential no longer serves both terms of a weight: r and c go from some 3 to some 300."""
+    lengths = torch.linspace(0.1, 5.0, 24).unsqueeze(1)
+    arguments = {"logit_scale": 3.0} if name == "clip" else {"temperature": 1.0 / 3.0}
+    with emulated():
+        check(LOSSES[name], *leaves(*((lengths * t).bfloat16() for t in rows(24, 8))), normalize=False, **arguments)
+
+
 # ---- autograd around the node ---------------------------------------------------------------------------------------------
 
 
