@@ -73,11 +73,11 @@ def kernels(n: int, d: int) -> list[Kernel]:
 
     def clip(both: tuple[Any, ...] = both) -> None:
         r, c = KERNELS.kernel_rows(*both)
-        KERNELS.kernel_gradients(*both, r, c, g, g, x_and_y)
+        KERNELS.kernel_gradients(*both, r, c, g, g, x_and_y, False)
 
     def nt_xent() -> None:
         r, _ = KERNELS.kernel_rows(*itself)
-        KERNELS.kernel_gradients(*itself, r, none, g, none, only_x)
+        KERNELS.kernel_gradients(*itself, r, none, g, none, only_x, False)
 
     def one_direction() -> None:
         KERNELS.kernel_total(*one, positive, "contrast", x_and_y)

@@ -172,7 +172,7 @@ class _Rows(_Rule):
             _require_reference(backend)
             return _differentiable(needed, arguments, lambda p: present(reference.rows(p), p.scale), (g, h))
         wanted = list(needed[:DIFFERENTIABLE])
-        given = (*arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted)
+        given = (*arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted, False)
         if ctx.straight and nothing_watches():
             answer = _kernel(torch.ops.fastcl.kernel_gradients, *given)
         else:

@@ -37,7 +37,7 @@ def _pair_reduce(*arguments: Any, out_val: Any = None) -> int:
 
 def _pair_reduce_backward(*arguments: Any, out_val: Any = None) -> int:
     p = unpack(arguments)
-    return _sides(p, arguments[-2]) * _products(p, arguments[-1])[1]
+    return _sides(p, arguments[-3]) * _products(p, arguments[-1])[1]
 
 
 def _pair_total(*arguments: Any, out_val: Any = None) -> int:

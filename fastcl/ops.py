@@ -39,7 +39,7 @@ from .equation.problem import (
 library = torch.library.Library("fastcl", "DEF")
 library.define(f"pair_reduce({PROBLEM}, str backend) -> (Tensor r, Tensor c)", tags=(torch.Tag.pt2_compliant_tag,))
 library.define(
-    f"pair_reduce_backward({PROBLEM}, Tensor r, Tensor c, Tensor g, Tensor h, bool[] wanted, str backend)"
+    f"pair_reduce_backward({PROBLEM}, Tensor r, Tensor c, Tensor g, Tensor h, bool[] wanted, bool wide, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -51,7 +51,7 @@ library.define(
 # What csrc/cpu implements; an absent output is an empty tensor.
 library.define(f"kernel_rows({PROBLEM}) -> (Tensor, Tensor)")
 library.define(
-    f"kernel_gradients({PROBLEM}, Tensor r, Tensor c, Tensor g, Tensor h, bool[] wanted)"
+    f"kernel_gradients({PROBLEM}, Tensor r, Tensor c, Tensor g, Tensor h, bool[] wanted, bool wide)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
@@ -87,9 +87,9 @@ def _pair_reduce(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _pair_reduce_backward(*arguments: Any) -> tuple[Tensor, ...]:
     p = unpack(arguments)
-    r, c, g, h, wanted, backend = arguments[LENGTH:]
+    r, c, g, h, wanted, wide, backend = arguments[LENGTH:]
     module = _serve(p, backend)
-    answer = module.gradients(p, r, _absent(c, p.columns), g, _absent(h, p.columns), Wanted(*wanted))
+    answer = module.gradients(p, r, _absent(c, p.columns), g, _absent(h, p.columns), Wanted(*wanted), p.dtype if wide else None)
     return present(tuple(answer), r)
 
 
@@ -121,7 +121,8 @@ def _fake_pair_reduce(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_pair_reduce_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    return _fake_gradients(arguments, arguments[-2], arguments[0].dtype)
+    dtype, wide = arguments[0].dtype, arguments[-2]
+    return _fake_gradients(arguments, arguments[-3], accumulation_dtype(dtype) if wide else dtype)
 
 
 def _fake_pair_total(*arguments: Any) -> tuple[Tensor, ...]:

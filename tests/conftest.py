@@ -36,7 +36,8 @@ def _shuffled(case: str) -> bytes:
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A long list of cases is drawn from: the others are slow tests, up to MOST."""
-    left_out = beyond_the_draw((item.nodeid for item in items), MOST)
+    lists = [item.nodeid for item in items if not item.get_closest_marker("xdist_group")]  # those check all at once
+    left_out = beyond_the_draw(lists, MOST)
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
     items[:] = [item for item in items if item.nodeid not in left_out]
     others = beyond_the_draw(item.nodeid for item in items if not item.get_closest_marker("slow"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .availability import unavailable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ..equation.problem import Gradients, Problem, Wanted
@@ -28,11 +29,13 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     return pair_reduce.rows(p)
 
 
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
+) -> Gradients:  # fmt: skip
     """The gradients of <g, r> + <h, c>."""
     from . import pair_reduce
 
-    return pair_reduce.gradients(p, r, c, g, h, wanted)
+    return pair_reduce.gradients(p, r, c, g, h, wanted, dtype)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:

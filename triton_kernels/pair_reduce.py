@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor
 
 from ..backends.tiles import plain
@@ -36,12 +37,14 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
         return fused.rows(p) if form(p, gradients=False) == "fused" else Strip(p).rows()
 
 
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
-    """The gradients of <g, r> + <h, c>; dx and dy in the dtype of x."""
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
+) -> Gradients:  # fmt: skip
+    """The gradients of <g, r> + <h, c>; dx and dy in `dtype`, that of x unless told."""
     with _plain(p) as p:
         if form(p, gradients=True) == "fused":
-            return fused.gradients(p, r, c, g, h, wanted)
-        return Strip(p).gradients(r, c, g, h, wanted)
+            return fused.gradients(p, r, c, g, h, wanted, dtype)
+        return Strip(p).gradients(r, c, g, h, wanted, dtype)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:

@@ -222,7 +222,7 @@ Normalisers normalisers_of(const Prepared<T>& p, const Side<T>& side, const Vect
 }
 
 template <class T>
-void gradients_of(const Given& a, const std::array<Tensor, 4>& given, const Wanted& wanted, Stack results) {
+void gradients_of(const Given& a, const std::array<Tensor, 4>& given, const Wanted& wanted, ScalarKind of_rows, Stack results) {
   Prepared<T> p(a);
   const int64_t n = p.task.x.count, m = a.columns ? p.task.y.count : 0;
   auto vector = [&](const char* name, const Tensor& v, int64_t count) { return Vector<T>{vector_of<T>(name, v, count, a, p.memory), count}; };
@@ -245,7 +245,7 @@ void gradients_of(const Given& a, const std::array<Tensor, 4>& given, const Want
   }
   p.want_gradients(wanted, needs_weight_sums(wanted, p.task.operand));
   if (wanted.any()) p.sweep(step);
-  for (Tensor& t : finish(p, wanted, 1, a.x.kind())) results.put(std::move(t));
+  for (Tensor& t : finish(p, wanted, 1, of_rows)) results.put(std::move(t));
 }
 
 }  // namespace
@@ -261,8 +261,10 @@ void kernel_gradients(Stack stack) {
   const Given a(stack);
   const std::array<Tensor, 4> given{stack.tensor(), stack.tensor(), stack.tensor(), stack.tensor()};
   const Wanted wanted(stack.six_booleans());
+  const bool wide = stack.boolean();
   a.check(wanted);
-  a.in_double() ? gradients_of<double>(a, given, wanted, results) : gradients_of<float>(a, given, wanted, results);
+  if (a.in_double()) return gradients_of<double>(a, given, wanted, ScalarKind::float64, results);
+  gradients_of<float>(a, given, wanted, wide ? ScalarKind::float32 : a.x.kind(), results);
 }
 
 #define FASTCL_INSTANTIATE(T)                                                                                                \

@@ -29,9 +29,11 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     return Blocks(p).rows()
 
 
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
+) -> Gradients:  # fmt: skip
     """The gradients of <g, r> + <h, c>, in one sweep that forms z again."""
-    return Blocks(p).gradients(r, c, g, h, wanted)
+    return Blocks(p).gradients(r, c, g, h, wanted, dtype)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:

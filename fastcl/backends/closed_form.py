@@ -45,9 +45,11 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     return form.rows(), form.columns() if p.columns else None
 
 
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
+) -> Gradients:  # fmt: skip
     """The gradients of <g, r> + <h, c>."""
-    return _form(p).gradients(g, h, wanted).gradients(p.x.dtype)
+    return _form(p).gradients(g, h, wanted).gradients(dtype or p.x.dtype)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:

@@ -35,11 +35,13 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     return r, c if p.columns else None
 
 
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
-    """The gradients of <g, r> + <h, c>."""
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
+) -> Gradients:  # fmt: skip
+    """The gradients of <g, r> + <h, c>; dx and dy in `dtype`, that of x or the accumulation dtype."""
     absent = r.new_empty(0)
     given = [absent if t is None else t for t in (r, c, g, h)]
-    return _present(finished(kernels.kernel_gradients, *_packed(p), *given, list(wanted)), wanted)
+    return _present(finished(kernels.kernel_gradients, *_packed(p), *given, list(wanted), dtype == p.dtype), wanted)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:

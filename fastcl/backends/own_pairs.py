@@ -223,7 +223,7 @@ def _hold(name: str, pair: PairFunction) -> None:
         )  # fmt: skip
         r, _ = torch.ops.fastcl.kernel_rows(*problem)
         wanted = [True, *[False] * 5]
-        dx, *_ = torch.ops.fastcl.kernel_gradients(*problem, r, absent, torch.ones_like(z), absent, wanted)
+        dx, *_ = torch.ops.fastcl.kernel_gradients(*problem, r, absent, torch.ones_like(z), absent, wanted, False)
         for what, got, form in (("value", r, pair.f), ("slope", dx[:, 0], pair.df)):
             _compare(what, got, form(z), form(z.double()), tolerance)
 

@@ -58,11 +58,13 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     return r, _reduce(p, z, keep, dim=0).to(p.dtype) if p.columns else None
 
 
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
+) -> Gradients:  # fmt: skip
     """The gradients of <g, r> + <h, c>, by the formulas above; r and c may be those of a larger whole than this problem's pairs."""
     u, z, keep = _matrix(p)
     w = _weights(p, z, keep, r, c, g.double(), None if h is None else h.double())
-    return _gradients(p, u, w, wanted, p.x.dtype)
+    return _gradients(p, u, w, wanted, dtype or p.x.dtype)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:

@@ -167,6 +167,7 @@ class Sweep:
         if plan.same:  # the columns' gradient is x's too, and both normalisers are r
             wanted, c, h = [wanted[0], wanted[0], *wanted[2:4], False, False], r, g
         home = [name for name in ("y", "bias_y") if wanted[GRADIENTS.index(name)]]
+        several = plan.tour.wire.world > 1  # visits, whose parts add up before they are rounded to rows of 16 bits
 
         def work(visit: Visit, columns: Columns) -> Columns:
             arguments, normalisers = self.arguments(visit, columns)
@@ -177,7 +178,7 @@ class Sweep:
                 zip(
                     GRADIENTS,
                     torch.ops.fastcl.pair_reduce_backward(
-                        *arguments, r[rows], beside[0], g[rows], beside[1], asked, plan.backend
+                        *arguments, r[rows], beside[0], g[rows], beside[1], asked, several, plan.backend
                     ),
                     strict=True,
                 )

@@ -82,7 +82,7 @@ def test_rows_with_themselves_have_no_gradient_of_y() -> None:
     vectors, wanted = [torch.ones(k) for k in (4, 0, 4, 0)], [True, True, *[False] * 4]
     message = re.escape("wanted: x with itself has no gradient of y; pass y=x")
     with pytest.raises(ValueError, match=message):
-        torch.ops.fastcl.kernel_gradients(*arguments, *vectors, wanted)
+        torch.ops.fastcl.kernel_gradients(*arguments, *vectors, wanted, False)
     with pytest.raises(ValueError, match=message):
         torch.ops.fastcl.kernel_total(*arguments, None, "sum", wanted)
 

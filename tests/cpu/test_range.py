@@ -203,7 +203,7 @@ def test_backward_uses_the_r_and_c_that_it_is_given(operand: str, scale: float, 
         problem = (x, y[part], *numbers, *[None] * 6, 0, 0, 0, "all", operand, "identity", [], "logsumexp", True)
         upstream = [torch.ones(k, dtype=wide) for k in (20, len(y[part]))]
         given = (r.detach().to(wide), c.detach()[part].to(wide), *upstream)
-        of_x, of_y, *_ = torch.ops.fastcl.pair_reduce_backward(*problem, *given, [True, True, *[False] * 4], "cpu")
+        of_x, of_y, *_ = torch.ops.fastcl.pair_reduce_backward(*problem, *given, [True, True, *[False] * 4], False, "cpu")
         sums += of_x.double()
         parts.append(of_y.double())
     eps = torch.finfo(dtype).eps

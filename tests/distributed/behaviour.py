@@ -13,8 +13,10 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+import fastcl
 from fastcl import Ranks, functional, losses
-from fastcl.distributed import CONVENTIONS
+from fastcl.distributed import CONVENTIONS, Shards
+from fastcl.distributed.wire import Wire
 from fastcl.equation.names import Gradient
 
 from .mistakes import says
@@ -336,6 +338,23 @@ def half(rank: int, world: int) -> float:
     return worst / 2**-7
 
 
+def parts_of_a_half(rank: int, world: int) -> float:
+    """Columns that cancel from rank to rank: the gradients of the visits add up before they are rounded to bfloat16."""
+    sizes = LAYOUTS["even"](world)
+    signs = torch.cat([torch.full((n, 1), float((k == 0) - (k == 1))) for k, n in enumerate(sizes)])
+    whole = [random(sum(sizes), D, seed=3).bfloat16(), (signs * random(1, D, seed=4)).bfloat16()]
+    x, y = (cut(t, sizes, rank).requires_grad_() for t in whole)
+    exact = [t.double().requires_grad_() for t in whole]
+    (wanted,) = torch.autograd.grad(fastcl.pair_reduce(*exact, scale=1e-3).sum(), exact[:1])
+    worst = 0.0
+    for strategy in ("gather", "ring"):
+        shards = Shards(Wire(dist.group.WORLD), (tuple(sizes), tuple(sizes)), strategy)
+        r = shards.pair_reduce(x, y, scale=1e-3)
+        (found,) = torch.autograd.grad(r.sum(), x)  # type: ignore[union-attr]
+        worst = max(worst, float((found - cut(wanted, sizes, rank)).abs().max() / wanted.abs().max()))
+    return worst / 2**-8
+
+
 def half_in_parts(rank: int, world: int) -> float:
     """The same for an objective that is made of others, one upstream gradient for all: shards of different sizes."""
     sizes = LAYOUTS["uneven"](world)
@@ -386,6 +405,7 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     "autocast": autocast,
     "half precision": half,
     "half precision in parts": half_in_parts,
+    "parts of a half": parts_of_a_half,
     "extreme order": extreme_order,
     "compiled": compiled,
 }

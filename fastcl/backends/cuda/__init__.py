@@ -57,10 +57,12 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
         return r, c
 
 
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
-    """The gradients of <g, r> + <h, c>; dx and dy in the dtype of x."""
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
+) -> Gradients:  # fmt: skip
+    """The gradients of <g, r> + <h, c>; dx and dy in `dtype`, that of x unless told."""
     with _serving(p, gradients=True) as (served, p):
-        answer: Gradients = served.gradients(p, r, c, g, h, wanted)
+        answer: Gradients = served.gradients(p, r, c, g, h, wanted, dtype)
         return answer
 
 

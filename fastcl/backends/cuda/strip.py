@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...equation.masks import on_tile
@@ -27,9 +28,11 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     return Strip(p).rows()
 
 
-def gradients(p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted) -> Gradients:
+def gradients(
+    p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
+) -> Gradients:  # fmt: skip
     """The gradients of <g, r> + <h, c>, in one sweep that forms the dot products again."""
-    return Strip(p).gradients(r, c, g, h, wanted)
+    return Strip(p).gradients(r, c, g, h, wanted, dtype)
 
 
 def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tuple[Tensor, Gradients, Tensor | None]:
