@@ -26,7 +26,7 @@ TORCH_STAMP := $(STAMPS)/$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+' _)
 # Tests use one thread each and run side by side: quicker than one after the other on all threads, and repeatable.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: setup lint test test-slow fuzz demo papers bench docs notebooks wheel wheel-env test-wheel test-wheel-oldest test-wheel-newest test-installed sanitize test-models test-gpu-emulated test-cuda-build clean
+.PHONY: setup lint test test-slow fuzz demo papers bench docs notebooks wheel wheel-env test-wheel test-wheel-oldest test-wheel-newest test-wheel-uncompiled test-installed sanitize test-models test-gpu-emulated test-cuda-build clean
 
 setup: $(STAMPS)/package $(STAMPS)/dropin
 
@@ -111,8 +111,8 @@ test-cuda-build:
 
 # One wheel for torch 2.10 and later and any Python, since its library knows Python no more than torch's C++ interface; under build
 # isolation, and audited. torch's libraries stay those that it has loaded, and with them the threads (its libgomp). The CUDA
-# kernels are in it where nvcc is at hand; objects of test-cuda-build are not compiled again. It has 8.1 MB: Python 0.4, the CPU kernels
-# 0.6, the CUDA kernels 7.2 (csrc/cuda/README.md has what each architecture costs).
+# kernels are in it where nvcc is at hand; objects of test-cuda-build are not compiled again. It has 7.5 MB: Python 0.3, the CPU kernels
+# 0.6, the CUDA kernels 6.6 (csrc/cuda/README.md has what each architecture costs).
 WHEEL_VENV := build/wheel-venv
 WHEEL_PLATFORM ?= manylinux_2_28_$(shell uname -m)
 WHEEL_MADE := build/wheel/made
@@ -141,7 +141,7 @@ wheel-env: wheel
 	@build/wheel-env/bin/python -m pip uninstall --quiet --yes setuptools  # Python 3.11's own, before that of TORCH_SITE
 
 test-wheel: wheel-env
-	OMP_NUM_THREADS=1 build/wheel-env/bin/python tests/packaging/installed.py
+	OMP_NUM_THREADS=1 build/wheel-env/bin/python tests/packaging/installed.py $(ARGS)
 
 # The whole suite from the wheel, in a tree without the package; but for the tests that install from the sources or run setup.py, which
 # takes a file of the package: those are not there.
@@ -163,6 +163,14 @@ $(OLDEST_VENV)/ready:
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST_TORCH) numpy
 	touch $@
 
+# The first torch that the package runs on at all, which takes no kernels.
+UNCOMPILED_TORCH ?= torch==2.6.0
+UNCOMPILED_VENV := build/uncompiled-venv
+$(UNCOMPILED_VENV)/ready:
+	$(OTHER_PYTHON) -m venv --clear $(UNCOMPILED_VENV)
+	$(UNCOMPILED_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(UNCOMPILED_TORCH) numpy
+	touch $@
+
 # And with the newest that the index has.
 NEWEST_VENV := build/newest-venv
 $(NEWEST_VENV)/ready: requirements/newest.txt
@@ -172,6 +180,9 @@ $(NEWEST_VENV)/ready: requirements/newest.txt
 
 test-wheel-newest: wheel $(NEWEST_VENV)/ready
 	@$(MAKE) test-wheel PYTHON=$(NEWEST_VENV)/bin/python TORCH_SITE=$$(echo $(NEWEST_VENV)/lib/python*/site-packages)
+
+test-wheel-uncompiled: wheel $(UNCOMPILED_VENV)/ready
+	@$(MAKE) test-wheel PYTHON=$(UNCOMPILED_VENV)/bin/python TORCH_SITE=$$(echo $(UNCOMPILED_VENV)/lib/python*/site-packages) ARGS=--without-kernels
 
 test-wheel-oldest: wheel $(OLDEST_VENV)/ready
 	@$(MAKE) test-wheel PYTHON=$(OLDEST_VENV)/bin/python TORCH_SITE=$$(echo $(OLDEST_VENV)/lib/python*/site-packages)

@@ -22,7 +22,7 @@ from . import ROOT
 T = TypeVar("T")
 
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of the fastcl source>"
-# Code for 8.0 runs on 8.6 and 8.9 as well; theirs came from the same sources, for 1.1 MB of the wheel and a third of nvcc's time.
+# Code for 8.0 runs on 8.6 and 8.9 as well: csrc/cuda/README.md has what code of their own costs.
 DEFAULT_CUDA_ARCHS = "8.0;9.0+PTX;10.0;12.0+PTX"
 
 # -ffast-math stays out: it breaks NaN and infinity, and linking with it makes the process flush denormals.
