@@ -68,7 +68,8 @@ def scaled(
 
 def _steepness(values: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
     """By what a gradient of 1 may grow within the loss, in units of STEEP; None where the numbers are known and are not steep."""
-    rows = [v.detach() for v in values if isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()]
+    matrices = [v.detach() for v in values if isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()]
+    rows = [x for x in matrices if x.shape[1] == matrices[0].shape[1]]  # no logarithms of normalisers, which begin at -inf
     numbers = [(kwargs[name], power) for name, power in SLOPES.items() if kwargs.get(name) is not None]
     long = kwargs.get("normalize") is False and any(x.numel() for x in rows)
     known = 1.0
@@ -86,7 +87,7 @@ def _steepness(values: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
             steep = steep * (number if power > 0 else 1.0 / number).clamp(min=1.0, max=2.0**100)
     if long:
         entries = torch.stack([torch.linalg.vector_norm(x, float("inf")).float() for x in rows if x.numel()])
-        steep = steep * entries.amax().clamp(min=1.0, max=2.0**100)
+        steep = steep * entries.amax().nan_to_num(1.0, posinf=1.0).clamp(min=1.0, max=2.0**100)
     return torch.where(steep > 1.0, steep.clamp(max=2.0**100), 0.0)
 
 
