@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import fastcl
 from fastcl.backends.aligned import Told
 from fastcl.backends.cuda import aligned, launches
 from fastcl.equation.problem import CUDA_ALIGNED
 from fastcl.functional import at_once
+from tests.objectives.test_at_once import LOSSES, F, Loss, loss_of
 
 from .emulation import EVERYTHING, emulated
 
-Loss = Callable[..., Tensor]
-F = fastcl.functional
-
-
-def loss_of(name: str, **arguments: Any) -> Loss:
-    return lambda x, y, **more: getattr(F, name)(x, y, **(arguments | more))
-
-
-LOSSES: dict[str, Loss] = {
-    "clip": loss_of("clip", logit_scale=20.0),
-    "clip sum": loss_of("clip", logit_scale=7.0, reduction="sum"),
-    "info_nce": loss_of("info_nce", temperature=0.1),
-    "nt_xent": loss_of("nt_xent", temperature=0.2),
-    "siglip": loss_of("siglip", logit_scale=10.0, logit_bias=-5.0),
-    "dcl": loss_of("dcl"),
-    "dhel": loss_of("dhel"),
-    "dhel anchor": loss_of("dhel", form="anchor", reduction="sum"),
-    "f_micl": loss_of("f_micl"),
-    "f_micl sum": loss_of("f_micl", reduction="sum", mu=1.5, beta=0.7, alpha=3.0),
-    "f_micl js": loss_of("f_micl", divergence="js", negatives="xx+yy"),
-    "f_micl vlc": loss_of("f_micl", divergence="vlc", negatives="xy"),
-    "f_micl tsallis": loss_of("f_micl", divergence="tsallis", q=1.5),
-    "f_micl cosine": loss_of("f_micl", divergence="pearson", similarity="cosine"),
-}
 SUMS = [name for name in LOSSES if name.startswith(("siglip", "f_micl"))]
 # Either view with itself is a sweep of its own, forward too.
 OWN_SWEEPS = ("dhel", "f_micl js")
