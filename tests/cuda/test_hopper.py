@@ -7,11 +7,13 @@ Plain runs take a log-sum-exp in bfloat16, which compiles in seconds; make test-
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
 
+from bench.gpu_timing import by_torchs_products
 from fastcl.backends import choice, reference
 from fastcl.equation.masks import Mask
 from fastcl.equation.problem import Problem, Wanted
@@ -239,6 +241,20 @@ def test_which_problems_it_serves(
         session.tamper = note
         serving(p).rows(p)
     assert names[0].startswith(first)
+
+
+def test_the_day_of_the_card_times_torchs_products_beside_ours() -> None:
+    p = problem(140, 70, 24, columns=True, dtype=BF16)
+    up = upstream(p)
+    with emulated_hopper() as session:
+        r, c = serving(p).rows(p)
+        gradients = partial(serving(p).gradients, p, r, c, up.g, up.h, Wanted(True, True, False, False, False, False))
+        ours = gradients()
+        assert session.names.count("hopper_product") == 2
+        torchs = by_torchs_products(gradients)
+        assert session.names.count("hopper_product") == 2
+    for mine, theirs in zip(ours[:2], torchs[:2], strict=True):
+        assert error(mine, theirs) < 1e-2
 
 
 @pytest.mark.skipif(not EVERYTHING, reason="every loss takes every kernel: make test-gpu-emulated")
