@@ -18,6 +18,7 @@ from fastcl.backends.cuda.hopper import grid
 from fastcl.equation.problem import Problem
 from tests.triton.problems import error, problem
 from tools import ptxemu
+from tools.ptxemu import nvcc
 from tools.ptxemu.stats import Stats
 
 from . import fused_launching as fused
@@ -369,14 +370,19 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", MISTAKES if EVERYTHING else [MISTAKES[2], MISTAKES[12], MISTAKES[-8]], ids=str)
-def test_a_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None:
-    shutil.copytree(CSRC, tmp_path / "csrc", ignore=shutil.ignore_patterns("*.cpp"))
-    changed = tmp_path / "csrc" / "cuda" / "sm_90a" / mistake.file
+def with_mistake(mistake: Mistake, folder: Path) -> nvcc.HostLibrary:
+    """The few launches, compiled from a copy of the sources with this change."""
+    shutil.copytree(CSRC, folder / "csrc", ignore=shutil.ignore_patterns("*.cpp"))
+    changed = folder / "csrc" / "cuda" / "sm_90a" / mistake.file
     text = changed.read_text()
     assert text.count(mistake.right) == 1, "the source has changed: change this test with it"
     changed.write_text(text.replace(mistake.right, mistake.wrong))
-    library = few(tmp_path / "csrc")
+    return few(folder / "csrc")
+
+
+@pytest.mark.parametrize("mistake", MISTAKES if EVERYTHING else [MISTAKES[2], MISTAKES[12], MISTAKES[-8]], ids=str)
+def test_a_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None:
+    library = with_mistake(mistake, tmp_path)
     p = clip_problem(300, 330, mistake.d, "off_diagonal")
 
     def worst() -> float:

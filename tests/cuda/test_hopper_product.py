@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from tests.triton.problems import error
 from tools import ptxemu
 
 from .emulation import EVERYTHING
-from .fused_launching import CSRC, Launcher, RefusedError
+from .fused_launching import Launcher, RefusedError
 from .hopper_launching import few, multiply
-from .test_hopper_launches import UNORDERED, Mistake, read_by_boxes
+from .test_hopper_launches import UNORDERED, Mistake, read_by_boxes, with_mistake
 
 pytestmark = pytest.mark.slow
 
@@ -122,12 +121,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize("mistake", MISTAKES if EVERYTHING else MISTAKES[:1], ids=str)
 def test_a_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None:
-    shutil.copytree(CSRC, tmp_path / "csrc", ignore=shutil.ignore_patterns("*.cpp"))
-    changed = tmp_path / "csrc" / "cuda" / "sm_90a" / mistake.file
-    text = changed.read_text()
-    assert text.count(mistake.right) == 1, "the source has changed: change this test with it"
-    changed.write_text(text.replace(mistake.right, mistake.wrong))
-    library = few(tmp_path / "csrc")
+    library = with_mistake(mistake, tmp_path)
     w, z = operands(600, 300, 200, True)
 
     def worst() -> float:
