@@ -62,8 +62,12 @@ def scaled(
     most = 1.0
     if kwargs.get("reduction", "mean") == "mean":
         most = float(rows or max(1, *(v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() == 2)))
-    left = _Leave.apply((most, agreed), len(losses), _steepness(values, kwargs), *losses, *wires)
-    return type(answer)(*left) if isinstance(answer, tuple) else left[0]
+    differentiable = [loss for loss in losses if loss.requires_grad]  # what a Function returns wants gradients, all of it
+    if not differentiable:
+        return answer
+    left = iter(_Leave.apply((most, agreed), len(differentiable), _steepness(values, kwargs), *differentiable, *wires))
+    found = [next(left) if loss.requires_grad else loss for loss in losses]
+    return type(answer)(*found) if isinstance(answer, tuple) else found[0]
 
 
 def _steepness(values: list[Any], kwargs: dict[str, Any]) -> Tensor | None:

@@ -52,7 +52,7 @@ def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     if wire.world == 1:
         check_settings(ranks.settings)
         return loss_scaling.scaled(function, args, kwargs)
-    call = Call(function, args, kwargs, ranks.settings)
+    call = Call(function, args, kwargs, ranks.settings | {"autocast": rounding((*args, *kwargs.values()))})
     with transforms.set_aside():
         layouts = agree(wire, call)
     shards = Shards(wire, layouts, ranks.strategy)
@@ -60,6 +60,15 @@ def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     with batch.over(shards):
         answer = loss_scaling.scaled(function, (), call.arguments, rows, shards.largest)
     return answer if ranks.gradient == "ddp" else shared(answer, wire.world)
+
+
+def rounding(values: tuple[Any, ...]) -> str:
+    """The dtype that autocast makes of these rows here, or off: rows travel in it as bytes, which do not say what they are."""
+    rows = next((v for v in values if isinstance(v, Tensor)), None)
+    device = "cpu" if rows is None else rows.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return "off"
+    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
 
 
 def shared(answer: Any, world: int) -> Any:

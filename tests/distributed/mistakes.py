@@ -42,6 +42,12 @@ def mistakes(rank: int, world: int) -> float:
             x, y, temperature=0.2 if odd else 0.1, group=group
         ),
         "strategy: expected the same": lambda: functional.info_nce(x, y, group=Ranks(group, strategy="ring" if odd else "gather")),
+        "autocast: expected the same on every rank, got 'bfloat16'": lambda: under(
+            torch.float16 if odd else torch.bfloat16, lambda: functional.clip(x.float(), y.float(), logit_scale=9.0, group=group)
+        ),
+        "autocast: expected the same on every rank, got 'off'": lambda: under(
+            torch.float16 if odd else None, lambda: losses.MINCLoss(D)(x.float(), y.float())
+        ),
         "with gradient": lambda: functional.info_nce(x.clone().requires_grad_(odd), y, group=group),
         f"groups: expected shape (4,), one group for each row of the longer side, got (3,) (on rank {world - 1}": (
             lambda: functional.info_nce(x.detach(), y, groups=short, group=group)
@@ -97,6 +103,11 @@ def mistakes(rank: int, world: int) -> float:
         assert functional.info_nce(x.detach(), y, group=group).isfinite()
     assert not keys.position and not kept.log_u.isfinite().any(), "a call that failed moved the state"
     return 0.0
+
+
+def under(dtype: torch.dtype | None, call: Callable[[], Any]) -> Any:
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        return call()
 
 
 def says(part: str, call: Callable[[], Any]) -> str:

@@ -211,3 +211,20 @@ def test_large_upstream_gradients_under_compile(name: str) -> None:
     for got, want in zip(gradients(compiled(*leaves), leaves, upstream), wanted, strict=True):
         assert want.isfinite().all()
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_has_no_gradient_wants_none(autocast: bool) -> None:
+    """The scaling makes nothing differentiable: a normaliser that is kept would keep the graphs of all batches before it."""
+    x, y = (v.float() if autocast else v.half() for v in two_views(N, D))
+    wants = x.detach().requires_grad_()
+    alpha = torch.tensor(2.0, requires_grad=True)
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        answers = {
+            "sogclr": (F.sogclr(wants, y, return_log_u=True), (True, False)),
+            "fast_clip": (F.fast_clip(wants, y, return_log_u=True), (True, False)),
+            "f_micl": (F.f_micl(x, y, alpha=alpha, return_terms=True), (True, False, False)),
+            "moco, the keys": ((F.moco(x, wants, y),), (False,)),
+        }
+    for name, (parts, differentiable) in answers.items():
+        assert tuple(part.requires_grad for part in parts) == differentiable, name
