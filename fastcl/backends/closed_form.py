@@ -4,7 +4,7 @@ identity with sum, O(n d):       sum_j z_ij     = a <x_i, s> + b m + ...,       
 square on dot, O(n d^2) (Gram):  sum_j z_ij^2   = a^2 x_i^T G x_i + 2ab <x_i, s> + b^2 m,     G = Y^T Y
 
 The first adds up what the mask visits; the second takes all pairs, minus those of the diagonal. The Gram form is taken where it
-is cheaper: forward + backward, n = m > 4d/3.
+is cheaper, forward + backward, n = m > 4d/3, and, where no device is waited for, unless a diagonal would take the digits with it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Tensor
 from ..equation.problem import Gradients, Problem, Wanted
 from ..precision import narrow_product, on_tensor_cores
 from .row_dot import row_dot
-from .sides import Sides, Sums
+from .sides import Sides, Sums, is_known
 
 FEW = 8  # rows of which every sum of all but one is formed by itself
+SHARE = 2.0  # the most that a row may have of the squared norms, times d: then its pair with itself costs two bits
 
 
 def gram_is_cheaper(n: int, m: int, d: int) -> bool:
@@ -28,15 +29,34 @@ def gram_is_cheaper(n: int, m: int, d: int) -> bool:
     return 3 * n * m > 2 * d * (n + m)
 
 
+def balanced(largest: Tensor, total: Tensor, d: int) -> bool:
+    """Whether a row's pair with itself can be taken out of what d x d matrices give: of the largest |y_i|^2, and the sum of all.
+
+    Where directions are spread x_i^T G x_i is |x_i|^2 sum_j |y_j|^2 / d, and the pair |x_i|^2 |y_i|^2. Not of rows that are NaN, or
+    whose norms are beyond the dtype.
+    """
+    return bool(largest * d <= SHARE * total) and bool(total.isfinite())
+
+
+def _keeps_digits(p: Problem) -> bool:
+    """Whether the diagonal may be taken out again: asked of the rows where no device is waited for."""
+    if p.mask.kind == "all" or not is_known(p.x):
+        return True
+    sides = (p.x,) if p.y is None else (p.x, p.y)
+    norms = [torch.linalg.vector_norm(rows, dim=1, dtype=p.dtype).double() for rows in sides]
+    return all(balanced(norm.max().square(), norm.square().sum(), p.x.shape[1]) for norm in norms)
+
+
 def applies(p: Problem) -> bool:
-    """Whether this problem has a closed form that is cheaper than a sweep; reads shapes only."""
+    """Whether this problem has a closed form that is cheaper than a sweep, and as right."""
     if p.reduce != "sum" or p.mask.limited:
         return False
     if p.pair.name == "identity":
         return True
     plain = p.mask.kind in ("all", "off_diagonal") and not p.mask.period
     gram = p.pair.name == "square" and p.operand == "dot" and plain
-    return gram and p.bias_x is None and p.bias_y is None and gram_is_cheaper(p.n, p.m, p.x.shape[1])
+    gram = gram and p.bias_x is None and p.bias_y is None and gram_is_cheaper(p.n, p.m, p.x.shape[1])
+    return gram and _keeps_digits(p)
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:

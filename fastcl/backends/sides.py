@@ -14,6 +14,7 @@ from .. import transforms
 from ..equation.masks import Mask
 from ..equation.problem import Gradients, Problem, Wanted
 from .reference import centre
+from .row_dot import row_dot
 
 
 class Sides:
@@ -136,6 +137,8 @@ class Sums:
         rows, sums = (x, self.wy) if self.wy is not None else (y, self.wtx)
         assert sums is not None
         found = (rows * sums).sum()
+        if is_known(found) and bool(found.isnan()):  # of infinities of both signs, where terms are beyond the dtype
+            found = row_dot(rows.double(), sums.double()).sum().to(found.dtype)
         if s.norm_x is not None and s.norm_y is not None:
             assert self.w_rows is not None and self.w_cols is not None
             norm_x, norm_y = (n if rows is r else torch.where(n.isnan(), 0.0, n)

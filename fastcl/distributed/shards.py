@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..backends.closed_form import all_but_one, balanced
+from ..backends.sides import is_known
 from ..equation import checks
 from ..equation.intrinsics import softplus
 from ..equation.names import Strategy
@@ -101,7 +103,7 @@ class Shards:
     def pair_reduce(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
         """Own rows against all rows of the union."""
         p, backend = checked(x, y, arguments)
-        if _through_sums(p):
+        if self._through_sums(p):
             r, c = self._linear(p) if p.pair.name == "identity" else self._gram(p)
         else:
             r, c = pairs.pair_reduce(self._plan(p, backend), p)
@@ -113,7 +115,7 @@ class Shards:
         """outer(r) over all rows of the union."""
         p, backend = checked(x, y, arguments)
         checks.outer(outer, p.reduce, positive, x)
-        if not _through_sums(p):
+        if not self._through_sums(p):
             plan = self._plan(p, backend)
             if totals.applies(plan, p, outer):
                 share = totals.pair_total(plan, p, outer, positive)
@@ -132,19 +134,36 @@ class Shards:
         tour = Tour(self.wire, rows, columns, ring)
         return pairs.Plan(tour, p.mask, p.operand, p.pair.key, tuple(p.pair.constants), p.reduce, p.columns, backend)
 
+    def _through_sums(self, p: Problem) -> bool:
+        """Whether it needs no pairs, and is as right without: where no device is waited for, all ranks look at all rows' norms."""
+        if not _needs_no_pairs(p) or p.pair.name == "identity" or p.mask.kind == "all" or not is_known(p.x):
+            return _needs_no_pairs(p)
+        norms = [torch.linalg.vector_norm(side.detach(), dim=1).double() for side in _sides(p)]
+        mine = torch.stack([torch.stack([F.pad(norm, (0, 1)).amax().square(), norm.square().sum()]) for norm in norms])
+        ranks = self.wire.everywhere(mine)
+        return all(balanced(ranks[:, k, 0].amax(), ranks[:, k, 1].sum(), p.x.shape[1]) for k in range(len(norms)))
+
     def _linear(self, p: Problem) -> tuple[Tensor, Tensor]:
-        """identity with sum: everything is a sum of rows; in float64, since the diagonal is taken out again."""
+        """identity with sum: everything is a sum of visited rows; in float64, since there may be many."""
         x, y = (side.double() for side in _sides(p))
-        m = self.count(y)
-        if p.operand == "dot":
-            r = (x * self.summed(y.sum(0))).sum(1)
-        else:
-            centre = self.summed(y.detach().sum(0)) / max(m, 1)
+        if p.operand == "sqdist":
+            centre = self.summed(y.detach().sum(0)) / max(self.count(y), 1)
             x, y = x - centre, y - centre
-            sums = self.summed(torch.cat([y.sum(0), y.square().sum().view(1)]))
-            r = m * x.square().sum(1) + sums[-1] - 2.0 * (x * sums[:-1]).sum(1)
-        r = p.scale * r + p.shift * m
-        return (r - _diagonal(p, x, y)).to(p.dtype), p.scale.new_empty(0)
+        visited = self._visited(p, torch.cat([y, y.square().sum(1, keepdim=True), y.new_ones(y.shape[0], 1)], 1))
+        norms, counts = visited[:, -2], visited[:, -1]
+        u = (x * visited[:, :-2]).sum(1)
+        if p.operand == "sqdist":
+            u = counts * x.square().sum(1) + norms - 2.0 * u
+        return (p.scale * u + p.shift * counts).to(p.dtype), p.scale.new_empty(0)
+
+    def _visited(self, p: Problem, q: Tensor) -> Tensor:
+        """For each row of x the sum of the rows of q, of all ranks, that it visits: never of all, minus what it does not."""
+        ranks: Tensor = _Everywhere.apply(self.wire, q.sum(0))
+        if p.mask.kind == "all":
+            return ranks.sum(0).expand(p.n, -1)
+        partners = min(p.n, q.shape[0])
+        here = torch.cat([all_but_one(q)[:partners], q.sum(0).expand(p.n - partners, -1)])
+        return here + all_but_one(ranks)[self.wire.rank]
 
     def _gram(self, p: Problem) -> tuple[Tensor, Tensor]:
         """square on dot: everything goes through a d x d matrix."""
@@ -163,8 +182,8 @@ def gathered_rows(x: Tensor, group: Any = None) -> Tensor:
     return wire.gathered((x.detach().contiguous(),), sizes)[0]
 
 
-def _through_sums(p: Problem) -> bool:
-    """Whether a reduction needs no pairs: nothing is left out but the pair of a row with its own partner."""
+def _needs_no_pairs(p: Problem) -> bool:
+    """Whether it is made of sums of rows, or of a d x d matrix: nothing is left out but the pair of a row with its own partner."""
     plain = p.mask.kind == "all" or (p.mask.kind == "off_diagonal" and p.mask.row_offset == p.mask.col_offset)
     if p.reduce != "sum" or not plain or p.mask.limited or p.columns or p.bias_x is not None or p.bias_y is not None:
         return False
@@ -204,7 +223,9 @@ class _Everywhere(torch.autograd.Function):
     @staticmethod
     @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.wire.everywhere(upstream[0])[:, ctx.wire.rank].sum(0)
+        wire, g = ctx.wire, upstream[0]
+        parts = [(of_rank.unsqueeze(0),) for of_rank in g]
+        return None, torch.cat([of for (of,) in wire.home(parts, [1] * wire.world, (g[:1],))]).sum(0)
 
 
 class Summed(torch.autograd.Function):

@@ -57,21 +57,26 @@ def ordinary(u: Tensor, v: Tensor, mu: Tensor, biased: bool, backend: str | None
     if choice.choose(backend, u.device, u.dtype)[0] == "reference":
         return None
     limit = mu.sqrt()  # rounded as the general form rounds it
-    (clip_u, most_u), (clip_v, most_v) = _clip(u, limit), _clip(v, limit)
-    plain = float(limit) > LEAST_NORM and most_u < MOST_NORM and most_v < MOST_NORM
+    (clip_u, norm_u), (clip_v, norm_v) = _clip(u, limit), _clip(v, limit)
+    plain = float(limit) > LEAST_NORM and all(_ordinary(norm, d, biased) for norm in (norm_u, norm_v))
     return Ordinary(clip_u, clip_v, float(limit), biased) if plain else None
 
 
-def _clip(x: Tensor, limit: Tensor) -> tuple[Clip | None, float]:
-    """What clips each row, and the largest norm of a clipped row: infinite where a row's is far beyond, or not a number."""
+def _clip(x: Tensor, limit: Tensor) -> tuple[Clip | None, Tensor]:
+    """What clips each row, and the norms of the clipped rows; of all rows as they are where one is far beyond, or NaN."""
     norm = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
     largest = float(norm.amax())
-    if not largest < 2.0**60:
-        return None, float("inf")
-    if largest < float(limit):
-        return None, largest
+    if largest < float(limit) or not largest < 2.0**60:
+        return None, norm
     reach = ~(norm < limit)
-    return Clip(torch.where(reach, limit / norm, 1.0), reach), float(limit)
+    return Clip(torch.where(reach, limit / norm, 1.0), reach), norm.minimum(limit)
+
+
+def _ordinary(norm: Tensor, d: int, biased: bool) -> bool:
+    largest = norm.amax()
+    if not float(largest) < MOST_NORM:
+        return False
+    return biased or closed_form.balanced(largest.double().square(), norm.double().square().sum(), d)
 
 
 class PlainSpectral(torch.autograd.Function):

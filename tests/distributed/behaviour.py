@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import torch
@@ -370,6 +371,31 @@ def half_in_parts(rank: int, world: int) -> float:
     return worst / 2**-7
 
 
+def unlike_norms(rank: int, world: int) -> float:
+    """A long row among short ones: nothing is taken out again of sums and matrices that its pair with itself is most of."""
+    sizes = LAYOUTS["uneven"](world)
+    worst = 0.0
+    for length, pair in ((1e12, "identity"), (1e5, "square")):
+        whole = [random(sum(sizes), D, seed=s) for s in (3, 4)]
+        for rows in whole:
+            rows[0] *= length
+        own = [cut(rows, sizes, rank).requires_grad_() for rows in whole]
+        exact = [rows.clone().requires_grad_() for rows in whole]
+        shards = Shards(Wire(dist.group.WORLD), (tuple(sizes), tuple(sizes)))
+        how: dict[str, Any] = {"pair": pair, "reduce": "sum", "mask": "off_diagonal"}
+        for count in (1, 2):
+            r = shards.pair_reduce(*own[:count], **how)
+            wanted = fastcl.pair_reduce(*exact[:count], backend="reference", **how)
+            found = [r, *torch.autograd.grad(shards.total(r), own[:count])]  # type: ignore[arg-type]
+            truth = [wanted, *torch.autograd.grad(wanted.sum(), exact[:count])]  # type: ignore[union-attr]
+            factors = [1.0] + [1.0 / world] * count  # every rank's total has a gradient
+            for mine, theirs, factor in zip(found, truth, factors, strict=True):
+                theirs = cut(theirs.detach(), sizes, rank)
+                if len(theirs):
+                    worst = max(worst, float(((mine.detach() * factor - theirs).abs() / theirs.abs()).max()))
+    return worst / 1e-13
+
+
 def compiled(rank: int, world: int) -> float:
     """Under torch.compile a call with group= is one graph break, and gives what it gives without."""
     if world != 2:
@@ -407,5 +433,6 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     "half precision in parts": half_in_parts,
     "parts of a half": parts_of_a_half,
     "extreme order": extreme_order,
+    "unlike norms": unlike_norms,
     "compiled": compiled,
 }
