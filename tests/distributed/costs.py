@@ -54,7 +54,7 @@ def volume(strategy: str, rank: int, world: int) -> float:
     with counted() as sent:
         functional.clip(x, y, logit_scale=5.0, group=Ranks(dist.group.WORLD, strategy=strategy)).backward()
     rows, vector = n * 8 * 4, n * 4
-    small = others * (AGREED + 8 + 8 * world)  # the agreement; a sum, forward and backward
+    small = others * (AGREED + 8 + 8)  # the agreement; a sum, forward and backward
     if strategy == "gather":  # forward: y, and c home; backward: y with c and h, and dy home
         large = others * ((rows + vector) + (rows + 2 * vector + rows))
     else:  # as much, and each result one hop further, to come home
@@ -96,7 +96,7 @@ def one_sweep(name: str, strategy: str, rank: int, world: int) -> float:
     if swept or world == 1 or name == "f_micl":  # same view: half as much, and not as much on every rank
         return 0.0
     rows, sums = n * d * 4, 1 if name == "info_nce" else 2
-    small = others * (AGREED + sums * (8 + 8 * world))  # the agreement; each sum, forward and backward
+    small = others * (AGREED + sums * (8 + 8))  # the agreement; each sum, forward and backward
     large = others * 2 * rows if strategy == "gather" else others * rows + world * rows  # y out, dy home
     assert sent[0] == large + small, f"expected {large} + {small} bytes, got {sent[0]}"
     return 0.0
