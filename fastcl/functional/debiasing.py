@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -19,6 +17,8 @@ from .energy import visits
 from .rows import (
     check_reduction,
     inverse,
+    log_of_rest,
+    logarithm,
     normalize_rows,
     own_pairs_left_out,
     plain_number,
@@ -182,11 +182,8 @@ def _log_corrected(log_mean: Tensor, log_floor: Tensor, tau_plus: float) -> Tens
 
 
 def _log_of_both(tau_plus: float, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
-    """log tau_plus and log(1 - tau_plus); compiled as tensors, since math.log of a number that changes makes a graph for each."""
-    if not torch.compiler.is_compiling():
-        return math.log(tau_plus), math.log1p(-tau_plus)
-    prior = torch.ones((), dtype=torch.float64, device=like.device) * tau_plus
-    return prior.log(), torch.log1p(-prior)
+    """log tau_plus and log(1 - tau_plus), as `logarithm` takes them."""
+    return logarithm(tau_plus, like), log_of_rest(tau_plus, like)
 
 
 def _log1mexp(t: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .energy import Pairs, Potential
-from .rows import at_least, check_reduction, own_pairs_left_out, reduced, times
+from .rows import at_least, check_reduction, logarithm, own_pairs_left_out, reduced, times
 from .uniformity import log_mean_gaussian
 
 ITSELF = Potential(linear=1.0)
@@ -325,8 +325,4 @@ def _check_order(divergence: str | Divergence, q: float | None) -> None:
 
 
 def _log(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
-    value = checks.positive_number(name, value)
-    # math.log of a number that changes would make a graph for each.
-    if torch.compiler.is_compiling() and not isinstance(value, Tensor):
-        return torch.ones((), dtype=torch.float64, device=x.device).mul(value).log()
-    return value.log() if isinstance(value, Tensor) else math.log(value)
+    return logarithm(checks.positive_number(name, value), x)

@@ -24,7 +24,17 @@ from ..equation.problem import accumulation_dtype
 from ..precision import stacked
 from .aligned import aligned_views
 from .energy import visits
-from .rows import at_least, check_reduction, inverse, negatives_of_each, own_pairs_left_out, reduced, times
+from .rows import (
+    at_least,
+    check_reduction,
+    inverse,
+    log_of_rest,
+    logarithm,
+    negatives_of_each,
+    own_pairs_left_out,
+    reduced,
+    times,
+)
 
 LOG_2 = math.log(2.0)
 
@@ -167,7 +177,7 @@ def fast_clip(
         -1.0
     """
     check_reduction(reduction)
-    a, gamma, log_eps = inverse("temperature", temperature), share_of_batch(gamma), math.log(eps)
+    a, gamma = inverse("temperature", temperature), share_of_batch(gamma)
     x, y, s = aligned_views(x, y, normalize)
     at_least(2, x, "fast_clip")
     old = earlier(log_u, x, "x", 2)
@@ -177,7 +187,7 @@ def fast_clip(
     log_g = torch.stack([r, c], 1) - times(a, s).unsqueeze(1) - visited.clamp(min=1.0).log()
     log_g = torch.where(visited > 0.0, log_g, 0.0)
     new = averaged(log_g, visited, old, gamma)
-    log_z = torch.logaddexp(new, torch.full_like(new, log_eps))
+    log_z = torch.logaddexp(new, torch.zeros_like(new) + logarithm(eps, x))
     tau = checks.scalar("temperature", temperature, s)
     losses = (tau * log_z + tau.detach() * relative(log_g, visited, log_z)).mean(1) + checks.scalar("rho", rho, s) * tau
     loss = reduced(losses, reduction, "fast_clip")
@@ -210,7 +220,7 @@ def averaged(log_g: Tensor, visited: Tensor, old: Tensor, gamma: float) -> Tenso
     """log((1 - gamma) u + gamma g) without gradient: g whole where u is new, u as it was where there is no negative."""
     log_g = log_g.detach()
     if gamma < 1.0:
-        mixed = torch.logaddexp(old + math.log1p(-gamma), log_g + math.log(gamma))
+        mixed = torch.logaddexp(old + log_of_rest(gamma, log_g), log_g + logarithm(gamma, log_g))
         new = torch.where(old == -torch.inf, log_g, mixed)
     else:
         new = log_g

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
@@ -217,6 +218,23 @@ def row_sqdist(x: Tensor, y: Tensor) -> Tensor:
     """|x_i - y_i|^2 in the accumulation dtype, from differences."""
     dtype = accumulation_dtype(x.dtype)
     return (x.to(dtype) - y.to(dtype)).square().sum(1)
+
+
+def logarithm(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """log value; compiled as a tensor, since math.log of a number that changes makes a graph for each."""
+    if isinstance(value, Tensor):
+        return value.log()
+    return as_compiled(value, like).log() if torch.compiler.is_compiling() else math.log(value)
+
+
+def log_of_rest(share: float, like: Tensor) -> float | Tensor:
+    """log(1 - share), likewise."""
+    return torch.log1p(-as_compiled(share, like)) if torch.compiler.is_compiling() else math.log1p(-share)
+
+
+def as_compiled(value: float, like: Tensor) -> Tensor:
+    """A number in a tensor without dimensions, in float64, one graph for all its values: torch.full makes one for each."""
+    return torch.ones((), dtype=torch.float64, device=like.device) * value
 
 
 def times(factor: float | Tensor, rows: Tensor) -> Tensor:

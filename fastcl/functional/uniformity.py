@@ -16,6 +16,7 @@ from ..equation.names import Backend, Reduction
 from ..equation.problem import accumulation_dtype
 from .energy import visits
 from .rows import (
+    as_compiled,
     at_least,
     check_backend,
     check_reduction,
@@ -74,7 +75,8 @@ def alignment(
         return reduced(row_sqdist(x, y), reduction, "alignment")
     squared = _row_sqdist(x, y)
     same = squared == 0
-    return reduced(torch.where(same, 0.0, torch.where(same, 1.0, squared) ** (alpha / 2)), reduction, "alignment")
+    half = as_compiled(alpha / 2, x) if torch.compiler.is_compiling() else alpha / 2
+    return reduced(torch.where(same, 0.0, torch.where(same, 1.0, squared) ** half), reduction, "alignment")
 
 
 def _row_sqdist(x: Tensor, y: Tensor) -> Tensor:

@@ -290,6 +290,10 @@ NUMBERS = {
     "sigma": lambda x, y, t: functional.dcl(x, y, sigma=t),
     "mu": lambda x, y, t: functional.f_micl(x, y, mu=t),
     "mu of spectral": lambda x, y, t: functional.spectral(x, y, mu=t),
+    "gamma of sogclr": lambda x, y, t: functional.sogclr(x, y, x[:, :1], gamma=t),
+    "gamma of fast_clip": lambda x, y, t: functional.fast_clip(x, y, x[:, :2], gamma=t),
+    "eps of fast_clip": lambda x, y, t: functional.fast_clip(x, y, eps=t),
+    "alpha of alignment": lambda x, y, t: functional.alignment(x, y, alpha=t),
 }
 
 
@@ -298,8 +302,8 @@ NUMBERS = {
 def test_a_number_that_changes_compiles_twice(name: str) -> None:
     """Once for its first value, then for any, as a formula of PyTorch does: a schedule meets no recompile limit."""
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-    x, y = torch.randn(8, 4), torch.randn(8, 4)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")  # a derivative may ask for the number, too
+    x, y = torch.randn(8, 4, requires_grad=True), torch.randn(8, 4)
     compiled = torch.compile(lambda t: NUMBERS[name](x, y, t), backend=counter, fullgraph=True)
     for t in (0.05, 0.06, 0.075, 0.09):
         torch.testing.assert_close(compiled(t), NUMBERS[name](x, y, t), rtol=1e-5, atol=1e-5)
