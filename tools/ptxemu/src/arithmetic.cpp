@@ -71,6 +71,7 @@ void decode_add(Decoder& d) {
         i.flag = ext;
         i.flag2 = cc;
         i.run = carry_add;
+        i.unread = Unread::Refuses;  // the carry is no register
         i.cls = Cls::Int;
         return;
     }

@@ -8,7 +8,7 @@ namespace ptx {
 namespace {
 
 void shfl(Warp& w, const Inst& i, u32 m) {  // PTX ISA "shfl.sync": sub: 0 bfly 1 down 2 up 3 idx
-    u32 *d = w.r32(i.d0), *b = w.r32(i.s1), *c = w.r32(i.s2), a[32], r[32], p = 0;
+    u32 *d = w.r32(i.d0), *b = w.r32(i.s1), *c = w.r32(i.s2), a[32], r[32], p = 0, passed = 0;
     memcpy(a, w.r32(i.s0), sizeof a);
     for_lanes(m, [&](int l) {
         u32 bval = b[l] & 31, cval = c[l] & 31, seg = c[l] >> 8 & 31;
@@ -35,7 +35,9 @@ void shfl(Warp& w, const Inst& i, u32 m) {  // PTX ISA "shfl.sync": sub: 0 bfly 
                    "shfl.sync reads lane " + std::to_string(j) + ", which does not take part", l);
         r[l] = a[j];
         p |= (u32)ok << l;
+        passed |= (w.passed >> j & 1) << l;
     });
+    w.passed = passed;
     for_lanes(m, [&](int l) { d[l] = r[l]; });
     if (i.flag) {
         u32& q = w.pred(i.d1);
@@ -251,6 +253,7 @@ void decode_shfl(Decoder& d) {
     i.s2 = d.src(3, Type::B32);
     i.member = (s32)d.src(4, Type::B32);
     i.flow = Flow::WarpSync;
+    i.unread = i.s0 == i.s1 || i.s0 == i.s2 || i.s0 == (u32)i.member ? Unread::Refuses : Unread::Shuffles;
     i.run = shfl;
 }
 

@@ -130,6 +130,7 @@ void Warp::start(Cta& c, u32 w, u32 threads) {
     u32* r = (u32*)regs;
     std::fill(r, r + bytes / 4, 0x7fffdeadu);  // NaN as f32 and as f64
     defined.assign(bytes / 4, 0);
+    unread.assign(bytes / 4, 0);
     id = w;
     place = c.rank * (u32)c.warps.size() + w;
     cta = &c;

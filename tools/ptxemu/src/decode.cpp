@@ -297,8 +297,11 @@ Space Decoder::take_space() {
 
 Inst decode(Builder& b, const Statement& s) {
     Decoder d(b, s);
-    if (!(decode_arithmetic(d) || decode_special(d) || decode_bits(d) || decode_compare(d) || decode_moves(d) ||
-          decode_convert(d) || decode_load_store(d) || decode_atomics(d) || decode_spaces(d) || decode_cp_async(d) ||
+    d.inst.unread = Unread::Passes;
+    const bool in_registers = decode_arithmetic(d) || decode_special(d) || decode_bits(d) || decode_compare(d) ||
+                              decode_moves(d) || decode_convert(d);
+    if (!in_registers) d.inst.unread = Unread::Refuses;
+    if (!(in_registers || decode_load_store(d) || decode_atomics(d) || decode_spaces(d) || decode_cp_async(d) ||
           decode_control(d) || decode_matrix(d) || decode_wgmma(d) || decode_mbarrier(d) || decode_bulk(d) ||
           decode_bulk_copy(d) || decode_cluster(d) || decode_hopper(d)))
         d.unsupported("opcode");

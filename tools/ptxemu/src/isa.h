@@ -36,6 +36,14 @@ enum class Flow : u8 {
     Poll,  // Poll: may fail and be retried (mbarrier.try_wait)
 };
 
+// What an instruction makes of a value that a load has left out, its guard being false (registers.cpp).
+enum class Unread : u8 {
+    Refuses,  // whatever reaches memory, an address, a branch or other lanes
+    Passes,   // lane by lane, to what it writes
+    Shuffles,
+    Makes,  // a load
+};
+
 enum class Cls : u8 {  // cost class for Stats::roofline
     Other,
     Fp32,
@@ -58,6 +66,7 @@ struct Inst {
     s32 guard = -1;     // register-file offset of the guard predicate
     u32 guard_xor = 0;  // ~0 for @!p
     Flow flow = Flow::Plain;
+    Unread unread = Unread::Refuses;
     Cls cls = Cls::Other;
     Type type = Type::None, type2 = Type::None;
     Space space = Space::Generic;

@@ -200,6 +200,7 @@ bool decode_load_store(Decoder& d) {
     i.flag = load ? order & 1 : (order & 2) != 0;
     i.sub2 = (order & 4) != 0;
     i.run = load ? ld : st;
+    if (load) i.unread = Unread::Makes;
     mark_access(d, space, size_of(t));
     return true;
 }

@@ -117,6 +117,8 @@ struct Warp {
     std::unique_ptr<u8[]> regs_storage;
     u8* registers_end = nullptr;
     std::vector<u32> defined;  // per 4-byte slot of the register file: lanes that have been written
+    std::vector<u32> unread;   // of the others: lanes whose value comes from a load that their guard left out
+    u32 passed = 0;            // lanes in which the instruction at hand reads such a value
     u32 id = 0, place = 0;  // in its CTA, and in the cluster
     u32 live = 0, thread0 = 0, carry = 0;
     Cta* cta = nullptr;
@@ -185,7 +187,18 @@ struct Warp {
     Step wait_for_cluster(const Inst& i, Turn& t, u32 m);
     bool merge(Turn& t);
     void count(const Inst& i, u32 m);
-    void check_registers(const Inst& i, u32 m);
+    void check_registers(const Inst& i, u32 m) {
+        passed = 0;
+        for (u32 s : i.reads) passed |= m & ~defined[s];
+        if (passed) read_unwritten(i, m);
+    }
+    void written(const Inst& i, u32 m) {
+        if (passed) return pass_on(i, m);
+        for (u32 d : i.writes) defined[d] |= m;
+    }
+    void read_unwritten(const Inst& i, u32 m);
+    void pass_on(const Inst& i, u32 m);
+    void left_out(const Inst& i, u32 m);
     void check_guard(const Inst& i, u32 mask);
 };
 

@@ -32,20 +32,6 @@ void Warp::fail(FaultKind kind, const std::string& message, int lane, bool has_a
     f.address = address;
     throw f;
 }
-void Warp::check_registers(const Inst& i, u32 m) {
-    for (u32 s : i.reads)
-        if ((defined[s] & m) != m)
-            fail(FaultKind::UninitializedRegister, "a register is read before it was written",
-                 __builtin_ctz(m & ~defined[s]));
-}
-
-void Warp::check_guard(const Inst& i, u32 mask) {
-    const u32 missing = mask & ~defined[(u32)i.guard / 4];
-    if (!missing) return;
-    active = mask;
-    fail(FaultKind::UninitializedRegister, "the guard predicate was never written", __builtin_ctz(missing));
-}
-
 std::string lanes_text(u32 m) {
     char b[16];
     snprintf(b, sizeof b, "0x%08x", m);
@@ -249,7 +235,10 @@ void Warp::run_split(Turn& t, u64& budget) {
         current = &i;
         active = m;
         budget--;
-        if (track && i.guard >= 0) check_guard(i, t.s.mask);
+        if (track && i.guard >= 0) {
+            check_guard(i, t.s.mask);
+            if (i.unread == Unread::Makes) left_out(i, t.s.mask & ~m);
+        }
         if (!m) {
             t.s.pc++;
         } else {
@@ -263,8 +252,7 @@ void Warp::run_split(Turn& t, u64& budget) {
             if (step == Step::Waits) budget++;
             if (step == Step::Waits || step == Step::Arrived) return;
             count(i, m);
-            if (track)
-                for (u32 d : i.writes) defined[d] |= m;
+            if (track) written(i, m);
             if (step == Step::Leaves) return;
         }
         if (stalled) {

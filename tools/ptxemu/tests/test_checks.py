@@ -256,6 +256,41 @@ def test_uninitialised_memory():
     assert np.isnan(out).all()
 
 
+LEFT_OUT = (
+    INDEX + "setp.lt.u32 %p2, %r1, 4; @%p2 ld.global.u32 %r21, [%rd11]; {between} add.u32 %r23, %r22, %r21; {use}"
+)
+SHUFFLED = "shfl.sync.bfly.b32 %r22, %r21, 2, 31, -1;"
+
+
+def test_what_a_guarded_load_leaves_out_may_be_computed_with_but_not_used():
+    """Triton 3.6 reduces what four lanes loaded in all 32 of a warp, and lets the four store the result."""
+    x = np.arange(32, dtype=np.uint32)
+    launch(LEFT_OUT.format(between=SHUFFLED, use="@%p2 st.global.u32 [%rd11], %r23;"), [x])
+    assert x[:5].tolist() == [2, 4, 2, 4, 4]
+    used = [
+        "st.global.u32 [%rd11], %r23;",
+        "st.global.u32 [%rd11], %r21;",
+        "@!%p2 ld.global.u32 %r24, [%rd11]; st.global.u32 [%rd11], %r23;",  # of another register
+        "mul.wide.u32 %rd12, %r23, 0; add.s64 %rd12, %rd12, %rd11; st.global.u32 [%rd12], %r1;",
+        "setp.eq.u32 %p3, %r23, 0; @%p3 st.global.u32 [%rd11], %r1;",
+        "setp.eq.u32 %p3, %r23, 0; @%p3 bra END; END:",
+        "setp.eq.u32 %p3, %r23, 0; vote.sync.any.pred %p5, %p3, -1;",
+        "redux.sync.add.u32 %r24, %r23, -1;",
+        "add.cc.u32 %r24, %r23, 1;",
+        "red.global.add.u32 [%rd11], %r23;",
+        "shfl.sync.idx.b32 %r24, %r1, %r23, 31, -1;",
+        "mov.u32 %r24, 1; mov.u32 %r24, %r23; st.global.u32 [%rd11], %r24;",  # written over
+    ]
+    for use in used:
+        e = fails(UninitializedRegister, LEFT_OUT.format(between=SHUFFLED, use=use), [zeros()])
+        assert "left out" in str(e) and e.thread[0] >= 4, use
+    # Lane 2 reads lane 4, which has loaded nothing; and a register that no load names is not let off.
+    apart = LEFT_OUT.format(between=SHUFFLED.replace("2, 31", "4, 31"), use="@%p2 st.global.u32 [%rd11], %r23;")
+    assert fails(UninitializedRegister, apart, [zeros()]).thread == [0, 0, 0]
+    fails(UninitializedRegister, LEFT_OUT.format(between="mov.u32 %r22, %r25;", use=""), [zeros()])
+    launch(LEFT_OUT.format(between="@!%p2 mov.u32 %r21, 0; mov.u32 %r22, %r21;", use=used[0]), [x])
+
+
 def test_read_only():
     x = zeros(32)
     with pytest.raises(ReadOnly):
