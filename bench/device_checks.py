@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastcl.backends import choice
+from fastcl.precision import dot_precision
 from tests.objectives.cases import CASES, Case
 from tests.objectives.test_precision import RAW
 from tests.objectives.witnesses import gradients, library
@@ -40,6 +41,17 @@ FORMS = {
 }
 
 
+def forms_of(backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """The forms of a backend: not Triton's fused one where a compiler that leaves out a fence has it refused."""
+    names = FORMS[backend][2]
+    if backend != "triton":
+        return names
+    from fastcl.triton_kernels import tuning
+
+    kind = tuning.kind_of(dtype, dot_precision(torch.empty(0, dtype=dtype)))
+    return tuple(n for n in names if n != "fused" or not tuning.unfenced(tuning.architecture(device), kind))
+
+
 def routes(device: torch.device, dtype: torch.dtype, small_tiles: bool = False) -> list[Route]:
     """Every route that serves this device and dtype, but the definition; the first is what `auto` picks."""
     found = []
@@ -49,8 +61,9 @@ def routes(device: torch.device, dtype: torch.dtype, small_tiles: bool = False) 
         if backend not in FORMS:
             found.append(Route(backend, backend))
             continue
-        form, workspace, values = FORMS[backend]
+        form, workspace, _ = FORMS[backend]
         tiles = {workspace: "0.5"} if small_tiles else {}
+        values = forms_of(backend, device, dtype)
         found += [Route(f"{backend} {value}", backend, {form: value} | tiles) for value in values]
     return found
 
@@ -117,13 +130,19 @@ class Truth(NamedTuple):
     gradients: list[Tensor]
 
 
-@lru_cache(maxsize=1)  # the routes to one item come one after the other
-def definition(item: Item) -> Truth:
+def given(item: Item) -> tuple[list[Tensor], dict[str, Any]]:
+    """The rows and the arguments, on the CPU."""
     case = named(item.case)
     rows = [x.detach() for x in case.rows_of(item.n, item.d, item.dtype)]
     arguments = case.arguments(item.index, item.n, item.d, rows[0])
     if not arguments.get("normalize", True) or case.name in RAW:
         rows = [x / item.d**0.5 for x in rows]  # rows of length about 1, as these losses expect them
+    return rows, arguments
+
+
+@lru_cache(maxsize=1)  # the routes to one item come one after the other
+def definition(item: Item) -> Truth:
+    case, (rows, arguments) = named(item.case), given(item)
     exact = [x.double().requires_grad_() for x in rows]
     value = library(case, exact, "reference", **arguments)
     # Times n: gradients of a mean would be subnormal in float16.

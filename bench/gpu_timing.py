@@ -26,7 +26,7 @@ from fastcl.equation.problem import Problem, Wanted
 
 from . import gpu_baselines
 from .cases import Case
-from .device_checks import FORMS, Result, Route, first_line, routes, setting
+from .device_checks import FORMS, Result, Route, first_line, forms_of, routes, setting
 from .formulas import EAGER, ours
 from .gpu_checks import Day
 from .measure import step
@@ -258,7 +258,8 @@ def _of_forms(
     backend: str, n: int, d: int, dtype: torch.dtype, clock: Clock, day: Day
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Milliseconds of rows, then of gradients, by each form."""
-    form, workspace, names = FORMS[backend]
+    form, workspace, _ = FORMS[backend]
+    names = forms_of(backend, day.device, dtype)
     p, module = _problem(n, d, dtype, day.device), choice.choose(backend, day.device, dtype)[1]
     r, c = module.rows(p)
     g = torch.full((n,), 1.0 / n, device=day.device)

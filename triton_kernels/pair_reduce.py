@@ -16,6 +16,7 @@ import os
 from contextlib import AbstractContextManager
 
 import torch
+import triton
 from torch import Tensor
 
 from ..backends.tiles import plain
@@ -59,11 +60,20 @@ def form(p: Problem, gradients: bool) -> str:
     """The form that serves the rows of this problem, or its gradients: strip or fused.
 
     Raises:
-        ValueError: if FASTCL_TRITON names none of them.
+        ValueError: if FASTCL_TRITON names none of them, or the fused one where this Triton makes a race of it.
     """
     name = os.environ.get(FORM_VARIABLE) or "auto"
     if name not in FORMS:
         raise ValueError(f"{FORM_VARIABLE}: expected one of {', '.join(FORMS)}, got {name!r}")
     if p.mask.limited or (gradients and not fused.holds_gradients(p)):
         return "strip"
-    return tuning.predicted_form(p, fused.dot_precision(p.x)) if name == "auto" else name
+    precision = fused.dot_precision(p.x)
+    if name == "auto":
+        return tuning.predicted_form(p, precision)
+    arch = tuning.architecture(p.x.device)
+    if name == "fused" and tuning.unfenced(arch, tuning.kind_of(p.x.dtype, precision)):
+        raise ValueError(
+            f"{FORM_VARIABLE}=fused: expected Triton {tuning.FENCED} or later on {arch}, got {triton.__version__}, which leaves "
+            f"out a fence between the copies of a tile and its product; upgrade Triton, or unset {FORM_VARIABLE}"
+        )
+    return name

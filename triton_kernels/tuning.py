@@ -177,6 +177,8 @@ FUSED_UP_TO = {
     "interpreter": {"half": 32, "tf32": 32, "ieee": 32},
 }
 
+FENCED = "3.7.1"  # the first Triton whose fused kernels are free of a race wherever they are compiled for
+
 
 def architecture(device: torch.device) -> str:
     """The row of the tables that serves a device (or the GPU that an emulator stands for)."""
@@ -242,19 +244,20 @@ def epilogue(block: tuple[int, int]) -> dict[str, Any]:
 
 def predicted_form(p: Problem, precision: str) -> str:
     """strip or fused, whichever is predicted to be faster; strip where the compiler makes a race of the fused form."""
-    arch = architecture(p.x.device)
-    if arch == "sm_90" and not fences_before_wgmma(triton.__version__):
+    arch, kind = architecture(p.x.device), kind_of(p.x.dtype, precision)
+    if unfenced(arch, kind):
         return "strip"
-    return "fused" if p.x.shape[1] <= FUSED_UP_TO[arch][kind_of(p.x.dtype, precision)] else "strip"
+    return "fused" if p.x.shape[1] <= FUSED_UP_TO[arch][kind] else "strip"
 
 
-def fences_before_wgmma(version: str) -> bool:
-    """Whether this Triton orders what asynchronous copies have written before wgmma reads it through another proxy.
+def unfenced(arch: str, kind: str) -> bool:
+    """Whether this Triton leaves unordered what asynchronous copies write and matrix instructions read through another proxy.
 
     The fused kernels for sm_90 hold one fence.proxy.async under 3.6.0 and 3.7.0, before the loop alone, and the tiles that
-    cp.async brings within it are read without one (tools/ptxemu: SharedRace); under 3.7.1 they hold two.
+    cp.async brings within it are read without one (tools/ptxemu: SharedRace); under FENCED they hold two. For sm_100 it is
+    3 of 5. Older architectures multiply registers, and so does float32 without tf32.
     """
-    return numbers(version) >= (3, 7, 1)
+    return arch in ("sm_90", "sm_100") and kind != "ieee" and numbers(triton.__version__) < numbers(FENCED)
 
 
 def numbers(version: str) -> tuple[int, ...]:

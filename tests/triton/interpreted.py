@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch._dynamo.testing
-from fastcl.triton_kernels import strip, tuning
+from fastcl.triton_kernels import pair_reduce, strip, tuning
 from torch import Tensor
 
 import fastcl
@@ -352,14 +352,26 @@ def test_compiles_whole_and_for_every_batch_size(form: str) -> None:
 @pytest.mark.parametrize(
     ("version", "arch", "form"),
     [("3.6.0", "sm_90", "strip"), ("3.7.0+git1", "sm_90", "strip"), ("3.7.1", "sm_90", "fused"), ("3.10.0", "sm_90", "fused"),
-     ("3.6.0", "sm_80", "fused"), ("3.6.0", "sm_120", "fused")],
+     ("3.6.0", "sm_100", "strip"), ("3.7.1", "sm_100", "fused"), ("3.6.0", "sm_80", "fused"), ("3.6.0", "sm_120", "fused")],
 )  # fmt: skip
-def test_auto_leaves_out_the_form_that_an_older_compiler_makes_a_race_of(
+def test_a_form_that_an_older_compiler_makes_a_race_of_is_neither_picked_nor_taken(
     version: str, arch: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning.triton, "__version__", version)
     monkeypatch.setattr(tuning, "architecture", lambda device: arch)
-    assert tuning.predicted_form(problem(3, 4, 128, dtype=torch.float16), "ieee") == form
+    half, single = (problem(3, 4, 128, dtype=dtype) for dtype in (torch.float16, torch.float32))
+    monkeypatch.delenv("FASTCL_TRITON", raising=False)
+    assert pair_reduce.form(half, gradients=False) == form
+    monkeypatch.setenv("FASTCL_TRITON", "fused")
+    assert pair_reduce.form(single, gradients=True) == "fused"  # multiplied without a matrix instruction
+    if form == "fused":
+        assert pair_reduce.form(half, gradients=True) == "fused"
+        return
+    said = f"expected Triton 3.7.1 or later on {arch}, got {version[:5]}.*; upgrade Triton, or unset"
+    with pytest.raises(ValueError, match=said):
+        pair_reduce.form(half, gradients=False)
+    monkeypatch.setenv("FASTCL_TRITON", "strip")
+    assert pair_reduce.form(half, gradients=False) == "strip"
 
 
 def test_no_grid_is_taller_than_a_card_takes(monkeypatch: pytest.MonkeyPatch) -> None:
