@@ -5,28 +5,34 @@ Each part is a generator of results, one a line in its file; `left` says how man
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import fastcl
 from tests.objectives.cases import CASES
+from tests.objectives.cases import Case as LossCase
+from tests.objectives.witnesses import gradients, library
 
 from . import ROOT, device_checks
+from .capture import replays, waits
 from .cases import Case
-from .device_checks import Result, Route, first_line, routes, setting
+from .device_checks import Item, Result, Route, first_line, routes, setting
 from .formulas import EAGER, ours
 
 WIDTHS = (100, 128, 512, 768, 1024)
 LOSSES = ("clip", "siglip", "nt_xent", "f_micl_js", "info_nce", "kcl")
+WIDE = ("clip", "siglip", "nt_xent", "sup_con", "f_micl", "kcl", "spectral")  # of the cases of tests/objectives
 TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 2e-5}
 
 
@@ -58,6 +64,8 @@ def facts(device: torch.device) -> Result:
         version = "none"
     if device.type != "cuda":
         return {"device": "a CPU: the command was tried, and nothing here is a figure", "triton": version}
+    if version != "none" and "fused" not in device_checks.forms_of("triton", device, torch.bfloat16):
+        version += " (too old for the fused form here)"
     properties = torch.cuda.get_device_properties(device)
     capability = f"sm_{properties.major}{properties.minor}"
     return {"device": properties.name, "capability": capability, "cuda": torch.version.cuda, "triton": version}
@@ -158,53 +166,55 @@ def halves_agree(day: Day, n: int, d: int) -> Result:
 # ---- what only a card has -------------------------------------------------------------------------------------------------
 
 
-def _capturable(device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    f = fastcl.functional
-
-    def groups(x: Tensor) -> Tensor:
-        return torch.arange(len(x), device=device) % 50
-
-    return {
-        "clip": lambda x, y: f.clip(x, y, logit_scale=14.0),
-        "siglip": lambda x, y: f.siglip(x, y, logit_scale=10.0, logit_bias=-10.0),
-        "nt_xent": lambda x, y: f.nt_xent(x, y),
-        "sup_con": lambda x, y: f.sup_con(torch.cat([x, y]), labels=torch.arange(2 * len(x), device=device) % 50),
-        "f_micl": lambda x, y: f.f_micl(x, y, divergence="js"),
-        "kcl with groups": lambda x, y: f.kcl(x, y, groups=groups(x)),
-        "spectral": lambda x, y: f.spectral(x, y),
-    }
+def captured(rows: int | None) -> Iterator[Item]:
+    """Every loss with its first arguments, then with groups, then some whose strip has several tiles."""
+    for grouped in (False, True):
+        for case in CASES:
+            if case.groups or not grouped:
+                yield Item(case.id, len(case.grid) if grouped else 0, rows or 203, 37, torch.bfloat16)
+    for case in CASES:
+        if case.id in WIDE:
+            yield Item(case.id, 0, rows or 1024, 512, torch.bfloat16)
 
 
 def graphs(day: Day) -> Iterator[Result]:
-    """Forward and backward captured by a CUDA graph, and replayed to the same bits."""
-    if not day.cuda:
-        yield {"absent": f"no CUDA graph on {day.device}"}
-        return
-    for name, loss in _capturable(day.device).items():
-        for backend in ("cuda", "triton"):
-            found: Result = {"case": name, "route": backend}
-            try:
-                with setting({"FASTCL_BACKEND": backend}):
-                    yield found | {"right": _replays(loss, day.device)}
-            except Exception as error:
-                yield found | {"right": False, "failed": first_line(error)}
+    """Forward and backward of every loss captured by a CUDA graph, and replayed with other rows; without a card, whether the host
+    would have to wait, which ends a capture. Of 37 columns, as in `losses`, whose kernels Triton has by then."""
+    if day.cuda:
+        gc.freeze()  # before 2.9 or so torch collects garbage at each capture, which would take most of the time
+    backends = ("cuda", "triton") if day.cuda else ("blocked",)
+    todo = [(item, backend) for backend in backends for item in captured(day.rows)]
+    for k, (item, backend) in enumerate(todo):
+        case = device_checks.named(item.case)
+        if backend != backends[0] and not case.backend:
+            continue
+        if day.left < 0:
+            yield {"cut": f"{len(todo) - k} of {len(todo)} captures"}
+            return
+        found: Result = item._asdict() | {"route": backend, "dtype": "bfloat16"}
+        try:
+            wrong = _captured(item, case, backend, day)
+            yield found | ({"right": False, "failed": wrong} if wrong else {"right": True})
+        except Exception as error:
+            yield found | {"right": False, "failed": first_line(error)}
+            if day.cuda:
                 torch.cuda.synchronize()
 
 
-def _replays(loss: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> bool:
-    x, y = (torch.randn(1024, 512, device=device, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            expected = torch.autograd.grad(loss(x, y), (x, y))
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = torch.autograd.grad(loss(x, y), (x, y))
-    graph.replay()
-    torch.cuda.synchronize()
-    return all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+def _captured(item: Item, case: LossCase, backend: str, day: Day) -> str | None:
+    """Why a graph does not hold a loss, or None."""
+    rows, arguments = device_checks.given(item)
+    arguments = tree_map_only(Tensor, lambda t: t.to(day.device), arguments)
+    leaves = [x.to(day.device).requires_grad_() for x in rows]
+
+    def loss(leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        value = library(case, leaves, backend, **arguments)
+        return value.detach(), *gradients(value, leaves)
+
+    if day.cuda:
+        return replays(loss, leaves, [x.to(day.device).flip(0) for x in rows])
+    found = waits(lambda: loss(leaves))
+    return f"the host would wait: {', '.join(f'{n} {name}' for name, n in found.items())}" if found else None
 
 
 def threads(day: Day) -> Iterator[Result]:

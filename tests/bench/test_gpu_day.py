@@ -61,6 +61,9 @@ def test_the_whole_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     losses = results["parts"]["losses"]["results"]
     assert {r["dtype"] for r in losses} == {"bfloat16", "float16", "float32", "float64"}
     assert {r["case"] for r in losses} == {case.id for case in FEW}
+    graphs = results["parts"]["graphs"]["results"]
+    assert {r["case"] for r in graphs} == {case.id for case in FEW} and {r["index"] for r in graphs} > {0}
+    assert all(r["right"] for r in graphs)
     for name in gpu_day.TIMED:
         ceiling, *rows = results["parts"][name]["results"]
         assert ceiling["ceiling"]["flops"] > 0.0 and ceiling["ceiling"]["bytes"] > 0.0
@@ -148,8 +151,33 @@ def test_parts_for_which_no_time_is_left_say_so(tmp_path: Path) -> None:
 
 def test_a_part_stops_by_itself_at_its_end() -> None:
     late = gpu_checks.Day(CPU, ROWS, end=0.0, clock=lambda: 1.0)
-    for part in (gpu_checks.losses, gpu_checks.forms, gpu_checks.large):
+    for part in (gpu_checks.losses, gpu_checks.forms, gpu_checks.large, gpu_checks.graphs):
         assert "cut" in next(iter(part(late)))
+
+
+@pytest.mark.parametrize(("version", "forms"), [("3.6.0", ("auto", "strip")), ("3.9.0", ("auto", "strip", "fused"))])
+def test_a_form_that_is_refused_is_not_asked_for(
+    version: str, forms: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton of before 3.7.1 has no fused form on Hopper: no failure of the day."""
+    pytest.importorskip("triton")
+    from fastcl.triton_kernels import tuning
+
+    monkeypatch.setattr(tuning.triton, "__version__", version)
+    monkeypatch.setattr(tuning, "architecture", lambda device: "sm_90")
+    assert device_checks.forms_of("triton", CPU, torch.bfloat16) == forms
+    assert "fused" in device_checks.forms_of("triton", CPU, torch.float32)  # no matrix instruction
+
+
+def test_a_loss_that_no_graph_holds_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looks(case: Case, rows: list[torch.Tensor], backend: str, **arguments: object) -> torch.Tensor:
+        value = library(case, rows, backend, **arguments)
+        return value if case.name != "siglip" or value.item() else -value
+
+    monkeypatch.setattr(gpu_checks, "library", looks)
+    for found in gpu_checks.graphs(gpu_checks.Day(CPU, ROWS, end=1e12)):
+        assert found["right"] == (found["case"] != "siglip")
+        assert found["right"] or found["failed"] == "the host would wait: 1 aten::_local_scalar_dense"
 
 
 def test_running_out_of_memory_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
