@@ -270,11 +270,14 @@ def second_moment(
     target_v: Tensor | None = None,
     *,
     width: int,
+    training: bool = True,
     normalize: bool = False,
     mu: Positive | None = None,
     group: Group | None = None,
 ) -> Moment:
     """What MINC's statistic averages, in the accumulation dtype, of the rows of all ranks of the group.
+
+    `training` says whether it will: the statistic of a rank that does otherwise than the others is no longer theirs.
 
     A rank may have no rows. Rows of another width than the statistic's are an error on every rank; targets, which it does not take
     in, are checked, so that a call that will fail moves no statistic.

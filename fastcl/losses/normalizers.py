@@ -22,9 +22,12 @@ from .objective import Objective
 
 
 def of_samples(function: Callable[..., Any]) -> Callable[..., NormalizedLoss]:
-    """The function of rows, their samples' indices and what is known of these; over ranks all of it is agreed on at once."""
+    """The function of rows, their samples' indices and what is known of these; over ranks all of it is agreed on at once.
 
-    def step(x: Any, y: Any, index: Any, *, log_u: Any, size: int, **given: Any) -> NormalizedLoss:
+    `training` is among it: a rank that keeps nothing would not send what the others wait for.
+    """
+
+    def step(x: Any, y: Any, index: Any, *, log_u: Any, size: int, training: bool, **given: Any) -> NormalizedLoss:
         checks.matrix(first, x)
         checks.groups("index", index, x.shape[0], first, x)
         if readable(index):
@@ -34,7 +37,7 @@ def of_samples(function: Callable[..., Any]) -> Callable[..., NormalizedLoss]:
 
     x_and_y, rest = list(signature(function).parameters.values())[:2], list(signature(function).parameters.values())[2:]
     index = Parameter("index", Parameter.POSITIONAL_OR_KEYWORD, annotation="Tensor")
-    kept = [Parameter(name, Parameter.KEYWORD_ONLY) for name in ("log_u", "size")]
+    kept = [Parameter(name, Parameter.KEYWORD_ONLY) for name in ("log_u", "size", "training")]
     settings = [p for p in rest if p.name not in ("log_u", "return_log_u")]
     form = Signature([*x_and_y, index, *kept, *settings])
     first = x_and_y[0].name
@@ -90,7 +93,8 @@ class _OfSamples(Objective):
             raise TypeError(
                 f"{type(self).__name__}: expected plain tensors, got a DTensor; pass each rank's own rows, and group="
             )
-        loss, log_u = self.step(*rows, log_u=self._known(index), size=self.size, **data, **self.arguments())
+        kept = {"log_u": self._known(index), "size": self.size, "training": self.training}
+        loss, log_u = self.step(*rows, **kept, **data, **self.arguments())
         if self.training:
             assert isinstance(index, Tensor)
             self._keep(index, log_u.detach())

@@ -132,7 +132,9 @@ class MINCLoss(Objective, function=functional.minc):
         everybody = self.training and dist.is_available() and dist.is_initialized()
         placed = any(map(is_dtensor, (*rows, *data.values())))  # which bring their ranks with them
         group = dist.group.WORLD if Ranks.of(self.group) is None and everybody and not placed else self.group
-        moment, aligned = second_moment(*rows, **data, width=self.d, normalize=self.normalize, mu=self.mu, group=group)
+        moment, aligned = second_moment(
+            *rows, **data, width=self.d, training=self.training, normalize=self.normalize, mu=self.mu, group=group
+        )
         if placed:
             moment, aligned = (t.full_tensor() for t in (moment, aligned))  # type: ignore[attr-defined]
         if self.training:

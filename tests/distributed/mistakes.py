@@ -91,6 +91,12 @@ def mistakes(rank: int, world: int) -> float:
             x, y, *(() if odd else (short,))
         ),
         "length: expected the same on every rank, got 8": lambda: losses.MoCoQueue(D, 9 if odd else 8).enqueue(x),
+        "training: expected the same on every rank, got True on rank 0 and False": lambda: losses.SogCLRLoss(9, group=group).train(
+            not odd
+        )(x, y, torch.arange(4)),
+        "training: expected the same on every rank, got False on rank 0 and True": lambda: losses.MINCLoss(D, group=group).train(
+            odd
+        )(x, y),
         f"dhel: expected at least 2 rows, or there is no pair of different rows, got {1}": (
             lambda: functional.dhel(x[: int(odd)], y[: int(odd)], group=group)
         ),
