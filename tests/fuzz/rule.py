@@ -77,7 +77,9 @@ class Truth:
         halves = (
             [getattr(torch, plain_autocast)] if plain_autocast else [t for t in dtypes if torch.finfo(t).bits == 16]
         )
-        self.eps = max(torch.finfo(t).eps for t in (self.dtype, *halves))
+        # A gradient has the dtype of its leaf, and so have the weights of the sum that is differentiated again.
+        leaves = [case.tensors()[name].dtype for name in case.wants if case.derive == "twice"]
+        self.eps = max(torch.finfo(t).eps for t in (self.dtype, *halves, *leaves))
         with clamped_as(self.dtype), plainly(Plain() if plain else None):
             self.found = run(replace(self.case, autocast=""), double, "reference", number=plain_number)
         self.on_gpu = case.backend in ("triton", "cuda")
