@@ -153,6 +153,12 @@ class Linear(Sides):
         super().__init__(p, in_unit=True)
         self.visits = Visits(p)
 
+    @cached_property
+    def weighed(self) -> tuple[Tensor, Tensor]:
+        """x and y as gradients weigh them: 0 for a row of NaN that no pair visits."""
+        x = _where_visited(self.x, self.visits.across(self.y.new_ones(self.p.m)))
+        return x, x if self.symmetric else _where_visited(self.y, self.visits.back(self.x.new_ones(self.p.n)))
+
     def _along(
         self,
         x: Tensor,
@@ -170,7 +176,9 @@ class Linear(Sides):
         result = self.scale * u + p.shift * count
         if own is not None:
             result = result + own * count
-        return result if other is None else result + visit(other)
+        if other is not None:
+            result = result + visit(other)
+        return torch.where(count > 0.0, result, 0.0)  # whatever a row is that visits nothing
 
     def rows(self) -> Tensor:
         return self._along(
@@ -203,6 +211,12 @@ class Linear(Sides):
         if sums.w_cols is not None and self.p.y is not None:
             sums.w_cols.copy_(back(g) if h is None else back(g) + h * back(ones_x))
         return sums
+
+
+def _where_visited(rows: Tensor, count: Tensor) -> Tensor:
+    if not is_known(rows) or not bool(rows.sum(dtype=torch.float64).isnan()):
+        return rows
+    return torch.where(count.unsqueeze(1) > 0.0, rows, 0.0)
 
 
 class Gram(Sides):

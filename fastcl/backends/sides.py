@@ -141,9 +141,8 @@ class Sums:
             found = row_dot(rows.double(), sums.double()).sum().to(found.dtype)
         if s.norm_x is not None and s.norm_y is not None:
             assert self.w_rows is not None and self.w_cols is not None
-            norm_x, norm_y = (n if rows is r else torch.where(n.isnan(), 0.0, n)
-                              for n, rows, r in ((s.norm_x, x, s.x), (s.norm_y, y, s.y)))  # fmt: skip
-            found = (self.w_rows * norm_x).sum() + (self.w_cols * norm_y).sum() - 2.0 * found
+            norms = sum(_weighed(w, n) for w, n in ((self.w_rows, s.norm_x), (self.w_cols, s.norm_y)))
+            found = norms - 2.0 * found
         return found if s.unit is None else found / s.unit / s.unit
 
     def _finish(self, sums: Tensor | None, weights: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -154,6 +153,11 @@ class Sums:
             sums.addcmul_(weights[:, None], rows, value=-1.0).mul_(-2.0)
         s = self.sides
         return sums.mul_(s.p.scale if s.unit is None else s.p.scale / s.unit).to(dtype)
+
+
+def _weighed(weights: Tensor, norms: Tensor) -> Tensor:
+    """<w, n>, of which nothing that no pair visits is part: a squared norm may be infinite or NaN there."""
+    return torch.where(weights == 0.0, 0.0, weights * norms).sum()
 
 
 SMALL = 2.0**-20  # with larger scales z is beyond 1e32 before u leaves float32

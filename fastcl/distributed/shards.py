@@ -154,7 +154,8 @@ class Shards:
         u = (x * visited[:, :-2]).sum(1)
         if p.operand == "sqdist":
             u = counts * x.square().sum(1) + norms - 2.0 * u
-        return (p.scale * u + p.shift * counts).to(p.dtype), p.scale.new_empty(0)
+        r = torch.where(counts > 0.0, p.scale * u + p.shift * counts, 0.0)  # whatever a row is that visits nothing
+        return r.to(p.dtype), p.scale.new_empty(0)
 
     def _visited(self, p: Problem, q: Tensor) -> Tensor:
         """For each row of x the sum of the rows of q, of all ranks, that it visits: never of all, minus what it does not."""

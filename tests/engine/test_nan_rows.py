@@ -76,3 +76,33 @@ def test_a_nan_row_stays_with_those_it_meets(
         want = want if want.ndim == 1 else torch.where(want.isnan().any(1, keepdim=True), math.nan, want)
         got = got.double() if got.ndim == 1 else torch.where(got.isnan().any(1, keepdim=True), math.nan, got.double())
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("call", [*CALLS, "sum of distances"])
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+def test_what_meets_nothing_is_in_nothing(backend: str, call: str) -> None:
+    """A row of NaN, and one whose squared norm is infinite, with no pair: sum 0 or log-sum-exp -inf, and no gradient but 0."""
+    arguments = CALLS.get(call, {"operand": "sqdist", "reduce": "sum", "scale": 0.5})
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, D, generator=generator) for n in (9, 7))
+    x[3], x[5], y[2] = 1e20, math.nan, 1e20
+    mask = fastcl.within_groups(torch.tensor([0, 0, 0, 7, 1, 8, 1, 1, 1]), torch.tensor([0, 0, 6, 0, 1, 1, 1]))
+    found = []
+    for by in (backend, "reference"):
+        leaves = [x.clone().requires_grad_(), y.clone().requires_grad_(), torch.tensor(arguments.get("scale", 1.0)).requires_grad_()]
+        r, c = fastcl.pair_reduce(*leaves[:2], mask=mask, columns=True, backend=by, **{**arguments, "scale": leaves[2]})
+        total = torch.cat([r, c])
+        total = torch.where(total.isneginf(), 0.0, total).sum()
+        found.append([r, c, *torch.autograd.grad(total, leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_of_no_rows_the_scale_has_no_gradient() -> None:
+    """Norms of those that nothing meets are beyond float32."""
+    scale = torch.ones((), requires_grad=True)
+    total = fastcl.pair_total(
+        torch.empty(0, 2), torch.full((2, 2), 1e29), operand="sqdist", reduce="logsumexp", outer="sum", scale=scale,
+        backend="blocked",
+    )  # fmt: skip
+    assert torch.autograd.grad(total, scale)[0] == 0.0
