@@ -13,7 +13,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 from . import intrinsics
@@ -40,6 +40,8 @@ class Body:
         if not inspect.isfunction(function) or hasattr(function, "__wrapped__"):
             kind = "one with a decorator" if inspect.isfunction(function) else type(function).__name__
             raise RefusedError(f"{self.where}: expected a function by `def`, got {kind}")
+        if function.__code__.co_name == "<lambda>":
+            raise RefusedError(f"{self.where}: expected a function by `def`, got a lambda; write it as one")
         self.globals: dict[str, Any] = function.__globals__
         self.file, self.first_line, text = self._text(function)
         tree = ast.parse(textwrap.dedent(text))
@@ -55,13 +57,15 @@ class Body:
         if not isinstance(last, ast.Return) or last.value is None:
             raise RefusedError(f"{self.where}: expected a return at the end, got {type(last).__name__}")
         self.assignments = [self._assignment(s) for s in assignments]
-        self._check_code(function, tree)
         self.returned = last.value
+        self._check_code(function, tree)
 
     def _check_code(self, function: Callable[..., Any], tree: ast.Module) -> None:
         """Refuse a text that is not what runs: a file that was edited after its import, or a name of an enclosing function."""
         code = function.__code__
         if code.co_freevars:
+            if any(isinstance(cell.cell_contents, ModuleType) for cell in function.__closure__ or ()):
+                self.check()  # math.log, imported within a function
             raise RefusedError(
                 f"{self.where}: expected numbers of the class or of its module, got {code.co_freevars[0]!r} of an enclosing "
                 "function; make it a constant of the class"
@@ -76,6 +80,7 @@ class Body:
             if isinstance(c, CodeType) and c.co_name == code.co_name
         )
         if _meaning(read) != _meaning(code):
+            self.check()  # math.log is outside the language, and its code is another where this file imports math
             raise RefusedError(
                 f"{self.where}: expected the text of the function in {self.file}, line {self.first_line}, got another one: the "
                 "file was edited after its import; start Python anew"
@@ -136,6 +141,8 @@ class Body:
                 case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in INTRINSICS:
                     self._check_call(node, name, args)
                     return f"{call}{name}({', '.join(strip_parentheses(emit(a)) for a in args)})"
+                case ast.Call(func=ast.Attribute(attr=name)) if name in INTRINSICS:
+                    raise self.refusal(node, f"{name} by its bare name, `from fastcl.equation.intrinsics import {name}`")
             raise self.refusal(node, f"+ - * /, literals, constants, local names or one of {sorted(INTRINSICS)}")
 
         return emit(node)

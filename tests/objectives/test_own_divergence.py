@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import pickle
 
 import pytest
@@ -155,6 +156,25 @@ def decorated(u):
     return u * log(u)
 
 
+def by_math(u):
+    return u * math.log(u)
+
+
+def by_torch(u):
+    return u * torch.log(u)
+
+
+def by_an_import_of_its_surroundings():
+    import cmath
+
+    def f(u):
+        return u * cmath.log(u)
+
+    return f
+
+
+assigned = lambda u: u * log(u)  # noqa: E731
+
 INFINITE, HUGE = float("inf"), 10**400
 
 
@@ -181,7 +201,12 @@ def huge(u):
         (hardly_concave, ValueError, r"f: expected a convex function, got a slope of .* at u = 0.0001"),
         (not_zero_at_one, ValueError, "f: expected 0 at u = 1, got 1;"),
         (outside, ValueError, r"f: 'u \*\* 2' is outside the language \(.*line \d+, column 12\)"),
-        (lambda u: u * log(u), ValueError, "f: expected a function by `def`, got Expr"),
+        (lambda u: u * log(u), ValueError, "f: expected a function by `def`, got a lambda; write it as one"),
+        (assigned, ValueError, "f: expected a function by `def`, got a lambda; write it as one"),
+        # Not "the file was edited after its import", though Python's code for them is another where the file imports the module.
+        (by_math, ValueError, r"f: 'math.log\(u\)' is outside .*; expected log by its bare name, `from fastcl.equation.intr"),
+        (by_torch, ValueError, r"f: 'torch.log\(u\)' is outside .*; expected log by its bare name, `from fastcl.equation.intr"),
+        (by_an_import_of_its_surroundings(), ValueError, r"f: 'cmath.log\(u\)' is outside .*; expected log by its bare name"),
         ("u log u", TypeError, "f: expected a function of one number, got str"),
     ],
 )
