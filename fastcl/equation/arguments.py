@@ -142,9 +142,27 @@ def one_of(argument: str, value: Any, allowed: Sequence[str]) -> str:
     raise ValueError(f"{argument}: {choices}, got {value!r}{meant(value, allowed)}")
 
 
+# What the field calls some of fastcl's names, without underscores: none is near in letters, or another name is nearer.
+ALSO_CALLED = {
+    "simclr": ("nt_xent",), "simclrloss": ("NTXentLoss",), "cpc": ("info_nce",), "sigmoid": ("siglip",),
+    "sigmoidloss": ("SigLIPLoss",), "supervisedcontrastive": ("sup_con",), "supervisedcontrastiveloss": ("SupConLoss",),
+    "multiplenegativesranking": ("info_nce",), "multiplenegativesrankingloss": ("InfoNCELoss",), "gor": ("spread_out",),
+    "tau": ("temperature", "logit_scale"), "temp": ("temperature", "logit_scale"), "temperature": ("logit_scale",),
+    "scale": ("logit_scale", "temperature"), "logitscale": ("temperature",), "bias": ("logit_bias",),
+    "margin": ("false_negative_margin",), "processgroup": ("group",),
+}  # fmt: skip
+INVERSES = {"temperature", "tau", "temp"}, {"scale", "logitscale"}  # what is one over the other
+
+
 def meant(name: str, known: Iterable[str]) -> str:
-    """The end of an error: the nearest of the known names, by its last part, whatever its letters' case."""
-    spelt = {each.rpartition(".")[2].lower(): each for each in known}
+    """The end of an error: the name for what the field calls so, or the nearest by its last part, whatever its letters' case."""
+    by_last = {each.rpartition(".")[2]: each for each in known}
+    asked = name.lower().replace("_", "")
+    called = next((each for each in ALSO_CALLED.get(asked, ()) if each in by_last), None)
+    if called is not None:
+        over = any(asked in one and called.replace("_", "") in other for one, other in (INVERSES, INVERSES[::-1]))
+        return f"; did you mean {by_last[called]!r}" + (f", which is 1 / {name}?" if over else "?")
+    spelt = {each.lower(): full for each, full in by_last.items()}
     near = get_close_matches(name.lower(), spelt, n=1)
     return f"; did you mean {spelt[near[0]]!r}?" if near else ""
 

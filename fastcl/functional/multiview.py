@@ -134,6 +134,9 @@ def mv_dhel(
 
 def _checked(views: tuple[Tensor, ...], normalize: bool) -> list[Tensor]:
     """The views, of one shape and dtype, normalised when asked."""
+    if len(views) == 1 and isinstance(views[0], Tensor) and views[0].dim() == 3:
+        shape = tuple(views[0].shape)
+        raise ValueError(f"views: expected each as an argument of its own, got one tensor of shape {shape}; unpack it, *views")
     first = checks.matrix("views[0]", views[0]) if views else None
     if first is None or len(views) < 2:
         raise ValueError(f"views: expected at least 2, got {len(views)}; pass each as an argument of its own")

@@ -326,6 +326,13 @@ def test_specific_errors(name: str) -> None:
     raises(call, ValueError, message)
 
 
+@pytest.mark.parametrize("function", [F.mv_info_nce, F.mv_dhel])
+def test_stacked_views_are_told_apart(function: Callable[..., torch.Tensor]) -> None:
+    """To flatten them, as of any other tensor that is no matrix, would be another loss."""
+    message = "views: expected each as an argument of its own, got one tensor of shape (3, 6, 4); unpack it, *views"
+    raises(lambda: function(torch.randn(3, 6, 4)), ValueError, message)
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import pickle
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import fastcl
 from fastcl import functional, losses, metrics
+from fastcl.equation.arguments import ALSO_CALLED
 
 ROWS = torch.eye(4)
 
@@ -31,6 +33,9 @@ ROWS = torch.eye(4)
         ("fastcl.dropin.pytorch_metric_learning", "SupconLoss", "fastcl.dropin.pytorch_metric_learning.SupConLoss"),
         ("fastcl.dropin.sentence_transformers", "CachedMNRL", None),
         ("fastcl.dropin.sentence_transformers", "MultipleNegativeRankingLoss", "MultipleNegativesRankingLoss"),
+        ("fastcl.functional", "simclr", "fastcl.functional.nt_xent"),  # sogclr is nearer in letters
+        ("fastcl", "SimCLRLoss", "fastcl.losses.NTXentLoss"),
+        ("fastcl.losses", "MultipleNegativesRankingLoss", "fastcl.losses.InfoNCELoss"),
         ("fastcl", "__nothing__", None),
         ("fastcl", "quaternion", None),
     ],
@@ -56,6 +61,31 @@ def test_keywords(call: object, message: str) -> None:
     with pytest.raises(TypeError) as raised:
         call()  # type: ignore[operator]
     assert str(raised.value) == f"{message}; did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize(
+    ("call", "end"),
+    [
+        (lambda: functional.nt_xent(ROWS, ROWS, tau=0.5), "'tau'; did you mean 'temperature'?"),
+        (lambda: functional.nt_xent(ROWS, ROWS, logit_scale=2.0), "did you mean 'temperature', which is 1 / logit_scale?"),
+        (lambda: functional.clip(ROWS, ROWS, temperature=0.5), "did you mean 'logit_scale', which is 1 / temperature?"),
+        (lambda: functional.clip(ROWS, ROWS, tau=0.5), "'tau'; did you mean 'logit_scale', which is 1 / tau?"),
+        (lambda: functional.clip(ROWS, ROWS, scale=0.5), "'scale'; did you mean 'logit_scale'?"),
+        (lambda: losses.CLIPLoss(temperature=0.5), "'temperature'; did you mean 'logit_scale', which is 1 / temperature?"),
+        (lambda: losses.InfoNCELoss(margin=0.1), "'margin'; did you mean 'false_negative_margin'?"),
+        (lambda: fastcl.pair_reduce(ROWS, temperature=0.1), "pair_reduce() got an unexpected keyword argument 'temperature'"),
+    ],
+)  # fmt: skip
+def test_what_the_field_calls_it(call: object, end: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        call()  # type: ignore[operator]
+    assert str(raised.value).endswith(end)
+
+
+def test_every_other_name_stands_for_one_that_is_there() -> None:
+    known = {*functional.__all__, *losses.__all__}
+    known |= {p for f in functional.__all__ for p in inspect.signature(getattr(functional, f)).parameters}
+    assert {each for names in ALSO_CALLED.values() for each in names} <= known
 
 
 @pytest.mark.parametrize(
