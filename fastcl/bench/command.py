@@ -227,7 +227,8 @@ def table(whole: Result) -> Iterator[str]:
         ("loss", "n x d, dtype", "method", "ms", "quartiles, rounds", "against first", "peak MB", "errors")
     ]
     lines += [_line(row) for row in whole["results"]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    # What went wrong is a sentence: it may run on over the empty columns behind it, and widens none.
+    widths = [max(len(cell) for cell in column if "Error: " not in cell) for column in zip(*lines, strict=True)]
     for line in lines:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 

@@ -153,7 +153,16 @@ def method_of(loss: str, backend: str | None = None) -> Method:
     module, _, name = loss.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    function: Method = getattr(importlib.import_module(module), name)
+    try:
+        function: Method = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name not in (module, module.partition(".")[0]):
+            raise  # what the module itself imports
+        raise ModuleNotFoundError(
+            f"loss: expected module:function of the current folder or of what is installed, got {loss!r}; no module {error.name!r} "
+            f"in {os.getcwd()}",
+            name=error.name,
+        ) from None
     if not callable(function):
         raise ValueError(
             f"loss: expected a function (x, y) of two views, got {loss}, of type {type(function).__name__}"

@@ -133,7 +133,7 @@ def test_peaks_of_a_process_of_its_own() -> None:
     [
         (["--loss", "clipp"], "did you mean 'clip'"),
         (["--loss", "moco"], "which needs q, k, queue"),
-        (["--loss", "no_module:here"], "No module named 'no_module'"),
+        (["--loss", "no_module:here"], "got 'no_module:here'; no module 'no_module' in "),
         (["--loss", "torch:here"], "no attribute 'here'"),
         (["--n", "0"], "expected integers >= 1"),
         (["--device", "nosuch"], "device: expected cpu or a GPU that torch has here, got 'nosuch'"),
@@ -148,6 +148,15 @@ def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.C
     with pytest.raises(SystemExit):
         main(["bench", *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_what_a_machine_cannot_do_widens_no_column() -> None:
+    row = {"loss": "clip", "n": 8, "d": 8, "dtype": "float32", "method": "fastcl"}
+    good = {**row, "median": 1e-3, "low": 1e-3, "high": 1e-3, "rounds": 1, "against_first": 1.0}
+    where = dict.fromkeys(("processor", "threads", "torch", "fastcl", "backend", "isa"), "")
+    failed = {**row, "failed": "BackendUnavailableError: " + 200 * "x"}
+    lines = list(command.table({"environment": where, "results": [failed, good]}))
+    assert max(map(len, (lines[1], lines[3]))) < 120 and lines[2].endswith(200 * "x")
 
 
 def test_rows_that_no_memory_holds_are_not_tried(capsys: pytest.CaptureFixture[str]) -> None:
