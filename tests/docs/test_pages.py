@@ -46,6 +46,18 @@ def test_every_function_of_the_reference_has_a_formula() -> None:
     assert [name for name, body in entries if "$$" not in body] == []
 
 
+def test_every_variable_of_the_environment_is_in_the_table() -> None:
+    """Those that the package and its kernels read; by a constant named ..._VARIABLE, by environ or by getenv."""
+    places = ("fastcl", "*.py"), ("triton_kernels", "*.py"), ("csrc", "*.py"), ("csrc", "*.cpp")
+    sources = [path for folder, kind in places for path in (ROOT / folder).rglob(kind)]
+    read = re.compile(r"^\w*VARIABLE(?:, \w+)* = .*|(?:environ\.get|getenv)\(\"FASTCL_\w+", re.MULTILINE)
+    names = {n for p in sources for line in read.findall(p.read_text()) for n in re.findall(r"FASTCL_\w+", line)}
+    of_the_tests = {"FASTCL_POISON", "FASTCL_BUILD_MODELS"}
+    assert len(names) >= 8
+    page = (ROOT / "docs" / "guides" / "measure.md").read_text()
+    assert sorted(name for name in names - of_the_tests if f"`{name}`" not in page) == []
+
+
 def test_the_readme_fits_a_screen_and_its_links_are_there() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.count("\n") <= 130
