@@ -89,7 +89,8 @@ def test_what_meets_nothing_is_in_nothing(backend: str, call: str) -> None:
     mask = fastcl.within_groups(torch.tensor([0, 0, 0, 7, 1, 8, 1, 1, 1]), torch.tensor([0, 0, 6, 0, 1, 1, 1]))
     found = []
     for by in (backend, "reference"):
-        leaves = [x.clone().requires_grad_(), y.clone().requires_grad_(), torch.tensor(arguments.get("scale", 1.0)).requires_grad_()]
+        scale = torch.tensor(arguments.get("scale", 1.0))
+        leaves = [leaf.clone().requires_grad_() for leaf in (x, y, scale)]
         r, c = fastcl.pair_reduce(*leaves[:2], mask=mask, columns=True, backend=by, **{**arguments, "scale": leaves[2]})
         total = torch.cat([r, c])
         total = torch.where(total.isneginf(), 0.0, total).sum()
