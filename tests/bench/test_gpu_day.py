@@ -17,8 +17,6 @@ from bench.gpu_table import failures, table
 from tests.objectives.cases import CASES, Case
 from tests.objectives.witnesses import library
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
 ROWS = 24
 FEW = [case for case in CASES if case.id in ("clip", "siglip", "sup_con", "f_micl", "spectral")]
@@ -73,6 +71,7 @@ def test_the_whole_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert lines == capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_the_parts_cover_the_routes_that_the_emulated_card_has() -> None:
     """The same checks by the kernels as compiled: what is typed wrong for a card fails here."""
     pytest.importorskip("triton")
