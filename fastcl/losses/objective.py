@@ -172,7 +172,7 @@ def _forward_of(cls: type[Objective], function: Callable[..., Any]) -> Callable[
 
     found = cls.__dict__.get("forward", forward)
     if found is forward or Parameter.VAR_POSITIONAL in (p.kind for p in signature(found).parameters.values()):
-        known = {setting.name for setting in fields(cls)}
+        known = {setting.name for setting in fields(cls)} | {"training"}  # which every module knows
         called = getattr(cls, "step", function)  # a forward of its own may call what takes more than the function
         rows = [p for name, p in signature(called).parameters.items() if name not in known]
         found.__signature__ = Signature([Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *rows])
