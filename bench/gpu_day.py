@@ -41,14 +41,18 @@ PARTS: dict[str, float] = {
 Result = dict[str, Any]
 
 
-def build(seconds: float, root: Path = ROOT) -> str:
-    """The libraries beside the sources: the one that was carried here where it opens, else built for this machine's torch."""
+def build(seconds: float, root: Path = ROOT, device: str = "cuda") -> str:
+    """The libraries beside the sources: the one that was carried here where it opens, else built for this machine's torch.
+
+    On a CPU the CUDA kernels are not asked for, which no torch without CUDA opens.
+    """
+    right = "not e.reason and not e.cuda_reason" if device.startswith("cuda") else "not e.reason"
     probe = [
         sys.executable,
         "-W",
         "ignore",
         "-c",
-        "from fastcl.backends import extension as e; print(not e.reason and not e.cuda_reason, e.reason, e.cuda_reason)",
+        f"from fastcl.backends import extension as e; print({right}, e.reason, e.cuda_reason)",
     ]
     link = root / "fastcl" / "triton_kernels"
     if not link.exists():
@@ -154,7 +158,8 @@ def everything(chosen: argparse.Namespace, run: Run, clock: Callable[[], float] 
     """All parts, one after the other, until the minutes are used up; the JSON is written after each."""
     end = clock() + 60.0 * chosen.minutes
     (chosen.out / "parts").mkdir(parents=True, exist_ok=True)
-    results: Result = {"device": chosen.device, "built": build(BUILD), "rivals": rivals(chosen.out), "parts": {}}
+    results: Result = {"device": chosen.device, "built": build(BUILD, device=chosen.device), "rivals": rivals(chosen.out)}
+    results["parts"] = {}
     passed = ["--device", chosen.device, "--out", str(chosen.out.resolve())]
     passed += ["--rows", str(chosen.rows)] if chosen.rows else []
     for name in chosen.only or PARTS:

@@ -32,7 +32,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_checks, "LOSSES", ("clip", "f_micl_js"))
     monkeypatch.setattr(gpu_timing, "ROUNDS", 1)
     monkeypatch.setattr(gpu_day, "PARTS", dict.fromkeys(gpu_day.PARTS, 300.0))
-    monkeypatch.setattr(gpu_day, "build", lambda seconds: "not asked for")
+    monkeypatch.setattr(gpu_day, "build", lambda seconds, device: "not asked for")
 
 
 def _here(name: str, arguments: list[str], seconds: float) -> str | None:
