@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def build(seconds: float, root: Path = ROOT, device: str = "cuda") -> str:
         f"from fastcl.backends import extension as e; print({right}, e.reason, e.cuda_reason)",
     ]
     link = root / "fastcl" / "triton_kernels"
-    if not link.exists():
-        link.symlink_to("../triton_kernels")  # what an editable install would map
+    if not link.exists() and find_spec("fastcl.triton_kernels") is None:
+        link.symlink_to("../triton_kernels")  # what an editable install maps
 
     def opens() -> str:
         done = subprocess.run(probe, cwd=root, capture_output=True, text=True, check=False)
