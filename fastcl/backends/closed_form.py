@@ -14,11 +14,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..equation.problem import Gradients, Problem, Wanted
 from ..precision import narrow_product, on_tensor_cores
 from .row_dot import row_dot
-from .sides import Sides, Sums, is_known
+from .sides import Sides, Sums, is_known, may_hold_nan
 
 FEW = 8  # rows of which every sum of all but one is formed by itself
 SHARE = 2.0  # the most that a row may have of the squared norms, times d: then its pair with itself costs two bits
@@ -29,8 +30,14 @@ def gram_is_cheaper(n: int, m: int, d: int) -> bool:
     return 3 * n * m > 2 * d * (n + m)
 
 
+def squares_of(norm: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest |y_i|^2 and the sum of all, in float64; 0 of no rows."""
+    wide = norm.double().flatten()
+    return F.pad(wide, (0, 1)).amax().square(), wide.square().sum()
+
+
 def balanced(largest: Tensor, total: Tensor, d: int) -> bool:
-    """Whether a row's pair with itself can be taken out of what d x d matrices give: of the largest |y_i|^2, and the sum of all.
+    """Whether a row's pair with itself can be taken out of what d x d matrices give: of what `squares_of` says.
 
     Where directions are spread x_i^T G x_i is |x_i|^2 sum_j |y_j|^2 / d, and the pair |x_i|^2 |y_i|^2. Not of rows that are NaN, or
     whose norms are beyond the dtype.
@@ -43,8 +50,8 @@ def _keeps_digits(p: Problem) -> bool:
     if p.mask.kind == "all" or not is_known(p.x):
         return True
     sides = (p.x,) if p.y is None else (p.x, p.y)
-    norms = [torch.linalg.vector_norm(rows, dim=1, dtype=p.dtype).double() for rows in sides]
-    return all(balanced(norm.max().square(), norm.square().sum(), p.x.shape[1]) for norm in norms)
+    norms = [torch.linalg.vector_norm(rows, dim=1, dtype=p.dtype) for rows in sides]
+    return all(balanced(*squares_of(norm), p.x.shape[1]) for norm in norms)
 
 
 def applies(p: Problem) -> bool:
@@ -156,8 +163,8 @@ class Linear(Sides):
     @cached_property
     def weighed(self) -> tuple[Tensor, Tensor]:
         """x and y as gradients weigh them: 0 for a row of NaN that no pair visits."""
-        x = _where_visited(self.x, self.visits.across(self.y.new_ones(self.p.m)))
-        return x, x if self.symmetric else _where_visited(self.y, self.visits.back(self.x.new_ones(self.p.n)))
+        x = _where_visited(self.x, self.y, self.visits.across)
+        return x, x if self.symmetric else _where_visited(self.y, self.x, self.visits.back)
 
     def _along(
         self,
@@ -213,10 +220,10 @@ class Linear(Sides):
         return sums
 
 
-def _where_visited(rows: Tensor, count: Tensor) -> Tensor:
-    if not is_known(rows) or not bool(rows.sum(dtype=torch.float64).isnan()):
+def _where_visited(rows: Tensor, others: Tensor, visit: Callable[[Tensor], Tensor]) -> Tensor:
+    if not is_known(rows) or not may_hold_nan(rows):
         return rows
-    return torch.where(count.unsqueeze(1) > 0.0, rows, 0.0)
+    return torch.where(visit(others.new_ones(others.shape[0])).unsqueeze(1) > 0.0, rows, 0.0)
 
 
 class Gram(Sides):

@@ -165,9 +165,14 @@ SMALL = 2.0**-20  # with larger scales z is beyond 1e32 before u leaves float32
 
 def _apart(rows: Tensor) -> Tensor:
     """The rows themselves, or with 0 in place of those that hold a NaN."""
-    if not bool(rows.sum(dtype=torch.float64).isnan()):  # also of infinities of both signs
+    if not may_hold_nan(rows):
         return rows
     return torch.where(rows.isnan().any(1, keepdim=True), 0.0, rows)
+
+
+def may_hold_nan(rows: Tensor) -> bool:
+    """Whether one may, from one sum: also where there are infinities of both signs."""
+    return bool(rows.sum(dtype=torch.float64).isnan())
 
 
 def _may_be_small(p: Problem) -> bool:
@@ -175,9 +180,9 @@ def _may_be_small(p: Problem) -> bool:
     return not is_known(p.scale) or 0.0 < abs(float(p.scale)) < SMALL
 
 
-def is_known(scale: Tensor) -> bool:
-    """Whether the number may be looked at."""
-    return scale.device.type == "cpu" and transforms.values_are_stored(scale)
+def is_known(values: Tensor) -> bool:
+    """Whether they may be looked at: no device is waited for."""
+    return values.device.type == "cpu" and transforms.values_are_stored(values)
 
 
 def unit_of_scale(scale: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backends.closed_form import all_but_one, balanced
+from ..backends.closed_form import all_but_one, balanced, squares_of
 from ..backends.sides import is_known
 from ..equation import checks
 from ..equation.intrinsics import softplus
@@ -103,10 +103,7 @@ class Shards:
     def pair_reduce(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
         """Own rows against all rows of the union."""
         p, backend = checked(x, y, arguments)
-        if self._through_sums(p):
-            r, c = self._linear(p) if p.pair.name == "identity" else self._gram(p)
-        else:
-            r, c = pairs.pair_reduce(self._plan(p, backend), p)
+        r, c = self._of_sums(p) if self._through_sums(p) else pairs.pair_reduce(self._plan(p, backend), p)
         return (r, c) if p.columns else r
 
     def pair_total(
@@ -115,13 +112,15 @@ class Shards:
         """outer(r) over all rows of the union."""
         p, backend = checked(x, y, arguments)
         checks.outer(outer, p.reduce, positive, x)
-        if not self._through_sums(p):
+        assert not p.columns
+        if self._through_sums(p):
+            r, _ = self._of_sums(p)
+        else:
             plan = self._plan(p, backend)
             if totals.applies(plan, p, outer):
                 share = totals.pair_total(plan, p, outer, positive)
                 return _Everywhere.apply(self.wire, share).sum().to(p.dtype)
-        r = self.pair_reduce(x, y, **arguments)
-        assert isinstance(r, Tensor)
+            r, _ = pairs.pair_reduce(plan, p)
         if positive is not None:
             r = softplus(r - positive.to(r.dtype))
         return self.log_total(r) if outer == "pooled" else self.total(r)
@@ -138,10 +137,12 @@ class Shards:
         """Whether it needs no pairs, and is as right without: where no device is waited for, all ranks look at all rows' norms."""
         if not _needs_no_pairs(p) or p.pair.name == "identity" or p.mask.kind == "all" or not is_known(p.x):
             return _needs_no_pairs(p)
-        norms = [torch.linalg.vector_norm(side.detach(), dim=1).double() for side in _sides(p)]
-        mine = torch.stack([torch.stack([F.pad(norm, (0, 1)).amax().square(), norm.square().sum()]) for norm in norms])
-        ranks = self.wire.everywhere(mine)
-        return all(balanced(ranks[:, k, 0].amax(), ranks[:, k, 1].sum(), p.x.shape[1]) for k in range(len(norms)))
+        mine = [torch.stack(squares_of(torch.linalg.vector_norm(side.detach(), dim=1))) for side in _sides(p)]
+        sides = self.wire.everywhere(torch.stack(mine)).unbind(1)
+        return all(balanced(ranks[:, 0].amax(), ranks[:, 1].sum(), p.x.shape[1]) for ranks in sides)
+
+    def _of_sums(self, p: Problem) -> tuple[Tensor, Tensor]:
+        return self._linear(p) if p.pair.name == "identity" else self._gram(p)
 
     def _linear(self, p: Problem) -> tuple[Tensor, Tensor]:
         """identity with sum: everything is a sum of visited rows; in float64, since there may be many."""

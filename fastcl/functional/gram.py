@@ -73,10 +73,9 @@ def _clip(x: Tensor, limit: Tensor) -> tuple[Clip | None, Tensor]:
 
 
 def _ordinary(norm: Tensor, d: int, biased: bool) -> bool:
-    largest = norm.amax()
-    if not float(largest) < MOST_NORM:
+    if not float(norm.amax()) < MOST_NORM:
         return False
-    return biased or closed_form.balanced(largest.double().square(), norm.double().square().sum(), d)
+    return biased or closed_form.balanced(*closed_form.squares_of(norm), d)
 
 
 class PlainSpectral(torch.autograd.Function):
