@@ -13,7 +13,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable
-from types import CodeType, ModuleType
+from types import CellType, CodeType, ModuleType
 from typing import Any
 
 from . import intrinsics
@@ -64,7 +64,8 @@ class Body:
         """Refuse a text that is not what runs: a file that was edited after its import, or a name of an enclosing function."""
         code = function.__code__
         if code.co_freevars:
-            if any(isinstance(cell.cell_contents, ModuleType) for cell in function.__closure__ or ()):
+            held = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+            if any(isinstance(value, ModuleType) for value in held):
                 self.check()  # math.log, imported within a function
             raise RefusedError(
                 f"{self.where}: expected numbers of the class or of its module, got {code.co_freevars[0]!r} of an enclosing "

@@ -173,6 +173,14 @@ def by_an_import_of_its_surroundings():
     return f
 
 
+def by_what_its_surroundings_assign_later():
+    def f(u):
+        return u * log(u) * k
+
+    yield f
+    k = 1.0
+
+
 assigned = lambda u: u * log(u)  # noqa: E731
 
 INFINITE, HUGE = float("inf"), 10**400
@@ -207,6 +215,7 @@ def huge(u):
         (by_math, ValueError, r"f: 'math.log\(u\)' is outside .*; expected log by its bare name, `from fastcl.equation.intr"),
         (by_torch, ValueError, r"f: 'torch.log\(u\)' is outside .*; expected log by its bare name, `from fastcl.equation.intr"),
         (by_an_import_of_its_surroundings(), ValueError, r"f: 'cmath.log\(u\)' is outside .*; expected log by its bare name"),
+        (next(by_what_its_surroundings_assign_later()), ValueError, "f: expected numbers of .*, got 'k' of an enclosing function"),
         ("u log u", TypeError, "f: expected a function of one number, got str"),
     ],
 )
