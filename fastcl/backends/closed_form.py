@@ -22,7 +22,7 @@ from .row_dot import row_dot
 from .sides import Sides, Sums, is_known, may_hold_nan
 
 FEW = 8  # rows of which every sum of all but one is formed by itself
-SHARE = 2.0  # the most that a row may have of the squared norms, times d: then its pair with itself costs two bits
+SHARE = 2.0  # the most that a row may have of the others' squared norms, times d: then its pair with itself costs two bits
 
 
 def gram_is_cheaper(n: int, m: int, d: int) -> bool:
@@ -39,10 +39,10 @@ def squares_of(norm: Tensor) -> tuple[Tensor, Tensor]:
 def balanced(largest: Tensor, total: Tensor, d: int) -> bool:
     """Whether a row's pair with itself can be taken out of what d x d matrices give: of what `squares_of` says.
 
-    Where directions are spread x_i^T G x_i is |x_i|^2 sum_j |y_j|^2 / d, and the pair |x_i|^2 |y_i|^2. Not of rows that are NaN, or
-    whose norms are beyond the dtype.
+    Where directions are spread the other pairs of row i are |x_i|^2 sum_{j != i} |y_j|^2 / d, and its own is |x_i|^2 |y_i|^2. Not
+    of rows that are NaN, or whose norms are beyond the dtype.
     """
-    return bool(largest * d <= SHARE * total) and bool(total.isfinite())
+    return bool(largest * d <= SHARE * (total - largest)) and bool(total.isfinite())
 
 
 def _keeps_digits(p: Problem) -> bool:

@@ -14,7 +14,6 @@ from .. import transforms
 from ..equation.masks import Mask
 from ..equation.problem import Gradients, Problem, Wanted
 from .reference import centre
-from .row_dot import row_dot
 
 
 class Sides:
@@ -138,7 +137,7 @@ class Sums:
         assert sums is not None
         found = (rows * sums).sum()
         if is_known(found) and bool(found.isnan()):  # of infinities of both signs, where terms are beyond the dtype
-            found = row_dot(rows.double(), sums.double()).sum().to(found.dtype)
+            found = _weighed(sums.double(), rows.double()).to(found.dtype)
         if s.norm_x is not None and s.norm_y is not None:
             assert self.w_rows is not None and self.w_cols is not None
             norms = sum(_weighed(w, n) for w, n in ((self.w_rows, s.norm_x), (self.w_cols, s.norm_y)))
@@ -155,9 +154,9 @@ class Sums:
         return sums.mul_(s.p.scale if s.unit is None else s.p.scale / s.unit).to(dtype)
 
 
-def _weighed(weights: Tensor, norms: Tensor) -> Tensor:
-    """<w, n>, of which nothing that no pair visits is part: a squared norm may be infinite or NaN there."""
-    return torch.where(weights == 0.0, 0.0, weights * norms).sum()
+def _weighed(weights: Tensor, values: Tensor) -> Tensor:
+    """<w, v>, of which nothing that no pair visits is part: a row or a squared norm may be infinite or NaN there."""
+    return torch.where(weights == 0.0, 0.0, weights * values).sum()
 
 
 SMALL = 2.0**-20  # with larger scales z is beyond 1e32 before u leaves float32

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backends.closed_form import all_but_one, balanced, squares_of
+from ..backends.reference import outer_value
 from ..backends.sides import is_known
 from ..equation import checks
 from ..equation.intrinsics import softplus
@@ -86,10 +87,8 @@ class Shards:
 
     def log_total(self, values: Tensor) -> Tensor:
         """The log-sum-exp over all rows of the union."""
-        wide = values.double()
-        nothing = wide.sum() - float("inf")
-        mine = _logsumexp(wide) if wide.numel() else nothing
-        return _logsumexp(_Everywhere.apply(self.wire, mine)).to(values.dtype)
+        mine = outer_value("pooled", values.double(), None)
+        return outer_value("pooled", _Everywhere.apply(self.wire, mine), None).to(values.dtype)
 
     def largest(self, value: Tensor) -> Tensor:
         """The largest of the ranks' numbers."""
@@ -204,14 +203,6 @@ def _diagonal(p: Problem, x: Tensor, y: Tensor) -> Tensor:
     n = min(x.shape[0], y.shape[0])
     u = (x[:n] * y[:n]).sum(1) if p.operand == "dot" else (x[:n] - y[:n]).square().sum(1)
     return F.pad(p.scale * u + p.shift, (0, x.shape[0] - n))
-
-
-def _logsumexp(values: Tensor) -> Tensor:
-    """Log-sum-exp with gradient 0 where all values are -inf."""
-    largest = values.detach().amax()
-    largest = torch.where(torch.isneginf(largest), 0.0, largest)
-    total = torch.exp(values - largest).sum()
-    return torch.where(total > 0, torch.where(total > 0, total, 1.0).log() + largest, float("-inf"))
 
 
 class _Everywhere(torch.autograd.Function):

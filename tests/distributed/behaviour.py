@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -417,7 +418,16 @@ def compiled(rank: int, world: int) -> float:
     )
 
 
+def nan_row(rank: int, world: int) -> float:
+    """A log-sum-exp over all ranks of a row that is NaN is NaN: as -inf it was the best uniformity there is."""
+    x = random(3, D, seed=rank)
+    x[0] += math.nan if rank == 0 else 0.0
+    loss = functional.uniformity(x, group=dist.group.WORLD, normalize=False)
+    return 0.0 if loss.isnan() else 1e3
+
+
 CHECKS: dict[str, Callable[[int, int], float]] = {
+    "row of NaN": nan_row,
     **{f"ddp, {name}, {strategy}": partial(ddp, name, strategy) for name in LOSSES for strategy in ("gather", "ring")},
     **{f"bounded scale, {name}": partial(bounded, name) for name in CONVENTIONS},
     **{f"repeatable, {strategy}": partial(repeatable, strategy) for strategy in ("gather", "ring")},

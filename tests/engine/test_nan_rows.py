@@ -99,6 +99,15 @@ def test_what_meets_nothing_is_in_nothing(backend: str, call: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_an_infinite_row_without_a_pair_leaves_the_scale_alone() -> None:
+    """Square of rows that are beyond float32: 0 times infinity was in the gradient of the scale, NaN for 0."""
+    x, y = torch.full((1, 3), math.inf), torch.ones(1, 3)
+    scale = torch.ones((), requires_grad=True)
+    r = fastcl.pair_reduce(x, y, pair="square", reduce="sum", mask="off_diagonal", scale=scale, backend="blocked")
+    assert r == 0.0
+    assert torch.autograd.grad(r.sum(), scale)[0] == 0.0
+
+
 def test_of_no_rows_the_scale_has_no_gradient() -> None:
     """Norms of those that nothing meets are beyond float32."""
     scale = torch.ones((), requires_grad=True)
