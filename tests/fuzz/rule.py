@@ -18,7 +18,8 @@ C: the float64 definition where rows, unit or clipped rows and numbers are moved
    A formula that cancels is as wrong on plain PyTorch; EXCUSED bounds what that excuses, of a gradient, whose terms are many,
    less strictly than of a value.
 
-Entries of like size lend each other their errors, since one draw can be right by luck. A result beyond its dtype is infinite.
+Entries of like size lend each other their errors, since one draw can be right by luck; all do where terms are not told apart, and
+a row's weights are those of whichever of two came out larger. A result beyond its dtype is infinite.
 Nothing is asked where some |z| is beyond float32 (which pair_reduce excludes), of the gradient of a value beyond it, and where T
 is NaN.
 """
@@ -206,7 +207,7 @@ class Truth:
                 moved,
                 self.dtype,
                 excusing,
-                bool(self.case.autocast),
+                bool(self.case.autocast) or not told_apart,
                 self._natural(where),
                 end_of_got,
                 signed=len(self.case.sizes) < 2,
