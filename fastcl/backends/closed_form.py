@@ -185,7 +185,12 @@ class Linear(Sides):
             result = result + own * count
         if other is not None:
             result = result + visit(other)
-        return torch.where(count > 0.0, result, 0.0)  # whatever a row is that visits nothing
+        result = torch.where(count > 0.0, result, 0.0)  # whatever a row is that visits nothing
+        if x.dtype == torch.float64 or not is_known(result) or bool(result.isfinite().all()):
+            return result
+        # Of terms beyond the dtype, whose sum may not be.
+        wide = (None if norm_x is None else norm_x.double(), None if norm_y is None else norm_y.double())
+        return self._along(x.double(), y.double(), wide, biases, visit).to(result.dtype)
 
     def rows(self) -> Tensor:
         return self._along(

@@ -136,7 +136,7 @@ class Sums:
         rows, sums = (x, self.wy) if self.wy is not None else (y, self.wtx)
         assert sums is not None
         found = (rows * sums).sum()
-        if is_known(found) and bool(found.isnan()):  # of infinities of both signs, where terms are beyond the dtype
+        if is_known(found) and not bool(found.isfinite()):  # of terms beyond the dtype, whose sum may not be
             found = _weighed(sums.double(), rows.double()).to(found.dtype)
         if s.norm_x is not None and s.norm_y is not None:
             assert self.w_rows is not None and self.w_cols is not None

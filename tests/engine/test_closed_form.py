@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcl import functional, pair_reduce, precision
+from fastcl import functional, pair_reduce, pair_total, precision
 from fastcl.backends import choice, closed_form, reference
 from fastcl.backends.closed_form import classes
 from fastcl.equation.masks import KINDS
@@ -176,6 +176,23 @@ def test_products_of_rows_leave_the_range_where_z_does_not(
         assert float(((got - exact).abs() / exact.abs().amax()).max()) < 1e-5
     of_scale = expected[-1].float()
     assert torch.equal(found[-1], of_scale) if of_scale.isinf() else abs(float(found[-1] / of_scale) - 1.0) < 1e-5
+
+
+@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+def test_terms_of_a_sum_leave_the_range_where_it_does_not(backend: Backend, itself: bool) -> None:
+    """x_i1 (y_11 + y_21 + ...) and x_i2 (...) of opposite signs, each beyond float32; the scale's gradient likewise."""
+    x = torch.tensor([[1.8, 1.8], [1.0, -2.3], [1.0, 0.3]]) * 1e19
+    found = []
+    for way, dtype in ((backend, torch.float32), ("reference", torch.float64)):
+        scale = torch.ones((), dtype=dtype, requires_grad=True)
+        rows = [x.to(dtype)] if itself else [x.to(dtype), x.to(dtype)]
+        total = pair_total(*rows, pair="identity", reduce="sum", mask="off_diagonal", outer="sum", scale=scale, backend=way)
+        r = pair_reduce(*rows, pair="identity", reduce="sum", mask="off_diagonal", scale=scale.detach(), backend=way)
+        assert isinstance(r, Tensor)
+        found.append([r, total, *torch.autograd.grad(total, scale)])
+    for mine, exact in zip(*found, strict=True):
+        torch.testing.assert_close(mine.double(), exact.detach(), rtol=1e-5, atol=1e33)
 
 
 @pytest.mark.parametrize("tensor_cores", [False, True])

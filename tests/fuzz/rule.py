@@ -102,7 +102,9 @@ class Truth:
             if t.dim() < 2 and torch.finfo(t.dtype).bits == 16:
                 t = like(t, t.float())  # numbers keep their precision
             # Rows keep it in every other draw: what half-precision gradients of equal terms leave is 0, or their float32 rounding.
-            t = like(t, t.to(self.dtype)) if (t.dim() < 2 and t.numel() == 1) or k % 2 else t
+            # Numbers keep it in all, but where their own gradient, in their dtype, is differentiated again.
+            number = t.dim() < 2 and t.numel() == 1 and self.case.derive != "twice"
+            t = like(t, t.to(self.dtype)) if number or k % 2 else t
             return moved(t, name, k, eps) if k and t.dtype == self.dtype else t
 
         # By DDP's convention gradients are a world larger on their way, and leave a half dtype earlier.
