@@ -9,7 +9,7 @@ is cheaper, forward + backward, n = m > 4d/3, and, where no device is waited for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -22,6 +22,7 @@ from .row_dot import row_dot
 from .sides import Sides, Sums, is_known, may_hold_nan
 
 FEW = 8  # rows of which every sum of all but one is formed by itself
+PART = 2**19  # numbers, of which a pass over rows has two or three copies on its way
 SHARE = 2.0  # the most that a row may have of the others' squared norms, times d: then its pair with itself costs two bits
 
 
@@ -87,32 +88,54 @@ def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tu
 
 
 class Visits:
-    """Sums over the visited pairs: across(Q)_i = sum_{j in M(i)} Q_j, and back(Q)_j = sum_{i: j in M(i)} Q_i."""
+    """Sums over the visited pairs: across(Q)_i = sum_{j in M(i)} Q_j, and back(Q)_j = sum_{i: j in M(i)} Q_i.
+
+    Those of matrices are read part by part, since of groups they are rows of a smaller table.
+    """
 
     def __init__(self, p: Problem) -> None:
         mask = p.told_by_groups().mask
         self.p, self.kind = p, mask.kind
         if mask.group_x is not None:
             index = classes(mask.group_x if mask.group_y is None else torch.cat([mask.group_x, mask.group_y]))
-            self.classes, self.of_x, self.of_y = len(index), index[: p.n], index[len(index) - p.m :]
+            self.classes = int(index.max()) + 1 if is_known(index) and len(index) else len(index)
+            self.of_x, self.of_y = index[: p.n], index[len(index) - p.m :]
 
     def across(self, q: Tensor) -> Tensor:
-        return self._visit(q, self.p.n, self.p.mask.row_offset - self.p.mask.col_offset, "of_y", "of_x")
+        return self.read(q, None, False)(slice(None))
 
     def back(self, q: Tensor) -> Tensor:
-        return self._visit(q, self.p.m, self.p.mask.col_offset - self.p.mask.row_offset, "of_x", "of_y")
+        return self.read(q, None, True)(slice(None))
 
-    def _visit(self, q: Tensor, length: int, offset: int, source: str, target: str) -> Tensor:
+    def read(self, q: Tensor, weight: Tensor | None, back: bool) -> Callable[[slice], Tensor]:
+        """What gives a part of across(diag(weight) Q), or of back."""
+        if self.kind in ("within_groups", "across_groups"):
+            source, target = (self.of_x, self.of_y) if back else (self.of_y, self.of_x)
+            sums = q.new_zeros(self.classes, *q.shape[1:])
+            for part in parts(q):
+                sums.index_add_(0, source[part], q[part] if weight is None else weight[part, None] * q[part])
+            table = sums if self.kind == "within_groups" else all_but_one(sums)
+            return lambda part: table[target[part]]
+        length, offset = self.p.n, self.p.mask.row_offset - self.p.mask.col_offset
+        if back:
+            length, offset = self.p.m, -offset
+        others = self._others(q if weight is None else weight[:, None] * q, length, offset)
+        return lambda part: others[part]
+
+    def _others(self, q: Tensor, length: int, offset: int) -> Tensor:
         if self.kind == "all":
             return q.sum(0).expand(length, *q.shape[1:])
-        if self.kind == "off_diagonal":
-            start, stop = partners(length, q.shape[0], offset)
-            others = q.sum(0).repeat(length, *(1 for _ in q.shape[1:]))
-            if stop > start:
-                others[start:stop] = all_but_one(q)[start + offset : stop + offset]
-            return others
-        sums = q.new_zeros(self.classes, *q.shape[1:]).index_add_(0, getattr(self, source), q)
-        return (sums if self.kind == "within_groups" else all_but_one(sums))[getattr(self, target)]
+        start, stop = partners(length, q.shape[0], offset)
+        others = q.sum(0).repeat(length, *(1 for _ in q.shape[1:]))
+        if stop > start:
+            others[start:stop] = all_but_one(q)[start + offset : stop + offset]
+        return others
+
+
+def parts(rows: Tensor) -> Iterator[slice]:
+    """Parts of the rows that have PART numbers, so that what is made of one on its way is small."""
+    count = max(1, PART // max(1, rows[:1].numel()))
+    return (slice(begin, begin + count) for begin in range(0, len(rows), count))
 
 
 def all_but_one(q: Tensor) -> Tensor:
@@ -172,12 +195,13 @@ class Linear(Sides):
         y: Tensor,
         norms: tuple[Tensor | None, Tensor | None],
         biases: tuple[Tensor | None, Tensor | None],
-        visit: Callable[[Tensor], Tensor],
+        back: bool,
     ) -> Tensor:
-        p = self.p
+        p, visit = self.p, self.visits.back if back else self.visits.across
         (norm_x, norm_y), (own, other) = norms, biases
         count = visit(y.new_ones(y.shape[0]))
-        u = (x * visit(y)).sum(1)
+        visited = self.visits.read(y, None, back)
+        u = torch.cat([(x[part] * visited(part)).sum(1) for part in parts(x)] or [x.new_empty(0)])
         if norm_x is not None and norm_y is not None:
             u = count * norm_x + visit(norm_y) - 2.0 * u
         result = self.scale * u + p.shift * count
@@ -190,15 +214,13 @@ class Linear(Sides):
             return result
         # Of terms beyond the dtype, whose sum may not be.
         wide = (None if norm_x is None else norm_x.double(), None if norm_y is None else norm_y.double())
-        return self._along(x.double(), y.double(), wide, biases, visit).to(result.dtype)
+        return self._along(x.double(), y.double(), wide, biases, back).to(result.dtype)
 
     def rows(self) -> Tensor:
-        return self._along(
-            self.x, self.y, (self.norm_x, self.norm_y), (self.p.bias_x, self.p.bias_y), self.visits.across
-        )
+        return self._along(self.x, self.y, (self.norm_x, self.norm_y), (self.p.bias_x, self.p.bias_y), False)
 
     def columns(self) -> Tensor:
-        return self._along(self.y, self.x, (self.norm_y, self.norm_x), (self.p.bias_y, self.p.bias_x), self.visits.back)
+        return self._along(self.y, self.x, (self.norm_y, self.norm_x), (self.p.bias_y, self.p.bias_x), True)
 
     def total(self, wanted: Wanted) -> tuple[Tensor, Sums]:
         """The sum of all rows, and the four sums of its gradients."""
@@ -211,18 +233,27 @@ class Linear(Sides):
             h = g
         ones_x, ones_y = self.x.new_ones(self.p.n), self.y.new_ones(self.p.m)
         if sums.wy is not None:
-            sums.wy.copy_(g[:, None] * across(self.y))
-            if h is not None:
-                sums.wy += across(h[:, None] * self.y)
+            self._weigh(sums.wy, self.y, g, h, False)
         if sums.wtx is not None and self.p.y is not None:
-            sums.wtx.copy_(back(g[:, None] * self.x))
-            if h is not None:
-                sums.wtx += h[:, None] * back(self.x)
+            self._weigh(sums.wtx, self.x, h, g, True)
         if sums.w_rows is not None:
             sums.w_rows.copy_(g * across(ones_y) if h is None else g * across(ones_y) + across(h))
         if sums.w_cols is not None and self.p.y is not None:
             sums.w_cols.copy_(back(g) if h is None else back(g) + h * back(ones_x))
         return sums
+
+
+    def _weigh(self, out: Tensor, rows: Tensor, own: Tensor | None, others: Tensor | None, back: bool) -> None:
+        """Add (M o (own 1^T + 1 others^T)) rows, of M^T with `back`."""
+        for left, right in ((own, None), (None, others)):
+            if left is None and right is None:
+                continue
+            visited = self.visits.read(rows, right, back)
+            for part in parts(out):
+                if left is None:
+                    out[part] += visited(part)
+                else:
+                    out[part].addcmul_(left[part, None], visited(part))
 
 
 def _where_visited(rows: Tensor, others: Tensor, visit: Callable[[Tensor], Tensor]) -> Tensor:

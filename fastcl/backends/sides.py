@@ -170,8 +170,8 @@ def _apart(rows: Tensor) -> Tensor:
 
 
 def may_hold_nan(rows: Tensor) -> bool:
-    """Whether one may, from one sum: also where there are infinities of both signs."""
-    return bool(rows.sum(dtype=torch.float64).isnan())
+    """Whether one may, from one sum: also where there are infinities of both signs, or rows whose sums are."""
+    return bool(rows.sum().isnan())
 
 
 def _may_be_small(p: Problem) -> bool:

@@ -73,8 +73,8 @@ def sup_con(
     single = positives == 1
     r = pair_reduce(z, scale=a, mask=across_groups(_in_pairs(labels, single, z)), backend=backend)
     assert isinstance(r, Tensor)
-    # A row's own term is taken out again. That of a long row drowns the others of its label, so that both are float64.
-    wide = widest(z)
+    # A row's own term is taken out again. That of a long row drowns the others of its label: then both are float64.
+    wide = z if normalize else widest(z)
     s = pair_reduce(wide, scale=a, reduce="sum", mask=same, backend=choice.of_closed_form(backend))
     assert isinstance(s, Tensor)
     mean = ((s - times(a, row_dot(wide, wide))) / positives.clamp(min=1.0)).to(r.dtype)
