@@ -189,42 +189,40 @@ class Linear(Sides):
         x = _where_visited(self.x, self.y, self.visits.across)
         return x, x if self.symmetric else _where_visited(self.y, self.x, self.visits.back)
 
-    def _along(
-        self,
-        x: Tensor,
-        y: Tensor,
-        norms: tuple[Tensor | None, Tensor | None],
-        biases: tuple[Tensor | None, Tensor | None],
-        back: bool,
-    ) -> Tensor:
+    def _along(self, back: bool, dtype: torch.dtype) -> Tensor:
+        """The sums of x's rows, of y's with `back`."""
         p, visit = self.p, self.visits.back if back else self.visits.across
-        (norm_x, norm_y), (own, other) = norms, biases
+        rows = ((self.x, self.norm_x, p.bias_x), (self.y, self.norm_y, p.bias_y))
+        (x, norm_x, own), (y, norm_y, other) = reversed(rows) if back else rows
+        x, y = x.to(dtype), y.to(dtype)
         count = visit(y.new_ones(y.shape[0]))
         visited = self.visits.read(y, None, back)
         u = torch.cat([(x[part] * visited(part)).sum(1) for part in parts(x)] or [x.new_empty(0)])
         if norm_x is not None and norm_y is not None:
-            u = count * norm_x + visit(norm_y) - 2.0 * u
+            u = count * norm_x + visit(norm_y.to(dtype)) - 2.0 * u
         result = self.scale * u + p.shift * count
         if own is not None:
             result = result + own * count
         if other is not None:
             result = result + visit(other)
-        result = torch.where(count > 0.0, result, 0.0)  # whatever a row is that visits nothing
-        if x.dtype == torch.float64 or not is_known(result) or bool(result.isfinite().all()):
-            return result
-        # Of terms beyond the dtype, whose sum may not be.
-        wide = (None if norm_x is None else norm_x.double(), None if norm_y is None else norm_y.double())
-        return self._along(x.double(), y.double(), wide, biases, back).to(result.dtype)
+        return torch.where(count > 0.0, result, 0.0)  # whatever a row is that visits nothing
+
+    def _in_range(self, back: bool) -> Tensor:
+        """The same, in float64 where terms are beyond the dtype, since their sums may not be."""
+        found = self._along(back, self.p.dtype)
+        if found.dtype == torch.float64 or not is_known(found) or bool(found.isfinite().all()):
+            return found
+        return self._along(back, torch.float64)
 
     def rows(self) -> Tensor:
-        return self._along(self.x, self.y, (self.norm_x, self.norm_y), (self.p.bias_x, self.p.bias_y), False)
+        return self._in_range(False).to(self.p.dtype)
 
     def columns(self) -> Tensor:
-        return self._along(self.y, self.x, (self.norm_y, self.norm_x), (self.p.bias_y, self.p.bias_x), True)
+        return self._in_range(True).to(self.p.dtype)
 
     def total(self, wanted: Wanted) -> tuple[Tensor, Sums]:
         """The sum of all rows, and the four sums of its gradients."""
-        return self.rows().sum(dtype=torch.float64), self.gradients(self.x.new_ones(self.p.n), None, wanted)
+        return self._in_range(False).sum(dtype=torch.float64), self.gradients(self.x.new_ones(self.p.n), None, wanted)
 
     def gradients(self, g: Tensor, h: Tensor | None, wanted: Wanted) -> Sums:
         """W = M o (g 1^T + 1 h^T)."""

@@ -195,6 +195,14 @@ def test_terms_of_a_sum_leave_the_range_where_it_does_not(backend: Backend, itse
         torch.testing.assert_close(mine.double(), exact.detach(), rtol=1e-5, atol=1e33)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+def test_rows_leave_the_range_where_their_total_does_not(backend: Backend) -> None:
+    """r_1 = 4e38 and r_2 = -4e38 + 1e35."""
+    x, y = torch.tensor([[2e19], [-1.9995e19]]), torch.full((2, 1), 1e19)
+    found = pair_total(x, y, pair="identity", reduce="sum", outer="sum", backend=backend)
+    torch.testing.assert_close(found.double(), (x.double() @ y.double().T).sum(), rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize("tensor_cores", [False, True])
 @pytest.mark.parametrize("pair", ["identity", "square"])
 @pytest.mark.parametrize("m", [12, None])
