@@ -102,7 +102,9 @@ class Shards:
     def pair_reduce(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
         """Own rows against all rows of the union."""
         p, backend = checked(x, y, arguments)
-        r, c = self._of_sums(p) if self._through_sums(p) else pairs.pair_reduce(self._plan(p, backend), p)
+        if self._through_sums(p):
+            return self._of_sums(p).to(p.dtype)
+        r, c = pairs.pair_reduce(self._plan(p, backend), p)
         return (r, c) if p.columns else r
 
     def pair_total(
@@ -113,13 +115,12 @@ class Shards:
         checks.outer(outer, p.reduce, positive, x)
         assert not p.columns
         if self._through_sums(p):
-            r, _ = self._of_sums(p)
-        else:
-            plan = self._plan(p, backend)
-            if totals.applies(plan, p, outer):
-                share = totals.pair_total(plan, p, outer, positive)
-                return _Everywhere.apply(self.wire, share).sum().to(p.dtype)
-            r, _ = pairs.pair_reduce(plan, p)
+            return self.total(self._of_sums(p)).to(p.dtype)
+        plan = self._plan(p, backend)
+        if totals.applies(plan, p, outer):
+            share = totals.pair_total(plan, p, outer, positive)
+            return _Everywhere.apply(self.wire, share).sum().to(p.dtype)
+        r, _ = pairs.pair_reduce(plan, p)
         if positive is not None:
             r = softplus(r - positive.to(r.dtype))
         return self.log_total(r) if outer == "pooled" else self.total(r)
@@ -140,10 +141,10 @@ class Shards:
         sides = self.wire.everywhere(torch.stack(mine)).unbind(1)
         return all(balanced(ranks[:, 0].amax(), ranks[:, 1].sum(), p.x.shape[1]) for ranks in sides)
 
-    def _of_sums(self, p: Problem) -> tuple[Tensor, Tensor]:
+    def _of_sums(self, p: Problem) -> Tensor:
         return self._linear(p) if p.pair.name == "identity" else self._gram(p)
 
-    def _linear(self, p: Problem) -> tuple[Tensor, Tensor]:
+    def _linear(self, p: Problem) -> Tensor:
         """identity with sum: everything is a sum of visited rows; in float64, since there may be many."""
         x, y = (side.double() for side in _sides(p))
         if p.operand == "sqdist":
@@ -154,8 +155,7 @@ class Shards:
         u = (x * visited[:, :-2]).sum(1)
         if p.operand == "sqdist":
             u = counts * x.square().sum(1) + norms - 2.0 * u
-        r = torch.where(counts > 0.0, p.scale * u + p.shift * counts, 0.0)  # whatever a row is that visits nothing
-        return r.to(p.dtype), p.scale.new_empty(0)
+        return torch.where(counts > 0.0, p.scale * u + p.shift * counts, 0.0)  # whatever a row is that visits nothing
 
     def _visited(self, p: Problem, q: Tensor) -> Tensor:
         """For each row of x the sum of the rows of q, of all ranks, that it visits: never of all, minus what it does not."""
@@ -166,14 +166,14 @@ class Shards:
         here = torch.cat([all_but_one(q)[:partners], q.sum(0).expand(p.n - partners, -1)])
         return here + all_but_one(ranks)[self.wire.rank]
 
-    def _gram(self, p: Problem) -> tuple[Tensor, Tensor]:
+    def _gram(self, p: Problem) -> Tensor:
         """square on dot: everything goes through a d x d matrix."""
         x, y = _sides(p)
         a, b, m = p.scale, p.shift, self.count(y)
         gram, s = self.summed(product(y.T, y)), self.summed(y.sum(0))
         # Never a^2, which leaves the range where z does not.
         r = a * (product(x, a * gram) * x).sum(1) + 2.0 * b * (a * (x * s).sum(1)) + b * b * m
-        return r - _diagonal(p, x, y).square(), r.new_empty(0)
+        return r - _diagonal(p, x, y).square()
 
 
 def gathered_rows(x: Tensor, group: Any = None) -> Tensor:

@@ -426,8 +426,18 @@ def nan_row(rank: int, world: int) -> float:
     return 0.0 if loss.isnan() else 1e3
 
 
+def sums_beyond(rank: int, world: int) -> float:
+    """Sums of rows of 4e38 and -4e38, whose total is in float32."""
+    x = torch.tensor([[{0: 2e19, 1: -1.9995e19}.get(rank, 0.0)]])
+    y = torch.tensor([[2e19 / world]])
+    shards = Shards(Wire(dist.group.WORLD), ((1,) * world, (1,) * world))
+    total = shards.pair_total(x, y, pair="identity", reduce="sum", mask="all", outer="sum")
+    return 0.0 if world == 1 else abs(float(total) / (2e19 * (2e19 - 1.9995e19)) - 1.0) / 1e-3
+
+
 CHECKS: dict[str, Callable[[int, int], float]] = {
     "row of NaN": nan_row,
+    "sums beyond float32": sums_beyond,
     **{f"ddp, {name}, {strategy}": partial(ddp, name, strategy) for name in LOSSES for strategy in ("gather", "ring")},
     **{f"bounded scale, {name}": partial(bounded, name) for name in CONVENTIONS},
     **{f"repeatable, {strategy}": partial(repeatable, strategy) for strategy in ("gather", "ring")},
