@@ -11,6 +11,8 @@ import torch
 
 from examples import texts, train_embedder
 
+from . import small_bert
+
 TINY = ["--batch-size", "24", "--chunk", "10", "--held-out", "12", "--device", "cpu"]
 
 
@@ -34,14 +36,7 @@ def test_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_weights_from_a_folder(tmp_path: Path) -> None:
     """What transformers saved is loaded and read with its own tokenizer."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    pairs = texts.load()
-    words = sorted({w for text in (*pairs.words, *pairs.glosses) for w in text.lower().replace("-", " - ").split()})
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=5 + len(words), **size)).save_pretrained(tmp_path)
+    small_bert.save(texts.load(), tmp_path)
     model, tokens = train_embedder.encoder(tmp_path)
     found = tokens(["a ship", "a heavy hook that holds a ship in place"])
     assert found["attention_mask"].sum(1).tolist() == [4, 11] and model(**found).shape == (2, 16)
