@@ -77,10 +77,11 @@ def temperature_free_info_nce(
     if normalize:  # rows of zeros have no length to be scaled to
         short = (row_dot(x, x) < 0.5) | (row_dot(own, own) < 0.5)
         away = torch.where(short, away, 0.5 * row_sqdist(x, own))
-    ratio = away.clamp(min=least) / (1.0 + aligned).clamp(min=least)
     inverse = pair_reduce(
         x, y, pair=Power(-1.0, least), reduce="sum", mask=mask, scale=-1.0, shift=1.0, backend=backend
     )
     assert isinstance(inverse, Tensor)
     odds = (2.0 * inverse - visits(x, y, mask)).clamp(min=0.0)
-    return reduced(torch.log1p(ratio * odds), reduction, "temperature_free_info_nce")
+    # Of rows that are no unit rows the product of the other two may be beyond the dtype, and odds 0.
+    odds = odds / (1.0 + aligned).clamp(min=least)
+    return reduced(torch.log1p(away.clamp(min=least) * odds), reduction, "temperature_free_info_nce")

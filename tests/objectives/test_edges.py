@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcl import functional
+
 from .cases import CASES, Case
 from .witnesses import close, double_loop, gradients, library, name_of, served, sets_of
 
@@ -162,3 +164,12 @@ def test_inputs_are_left_alone(case: Case) -> None:
         leaves = [x.requires_grad_() for x in rows]
         library(case, leaves, backend, **arguments).backward()
         assert all(torch.equal(x, k) for x, k in zip(rows, kept, strict=True))
+
+
+def test_temperature_free_of_long_rows_is_a_number() -> None:
+    """Rows of 1e17 that are not normalised: 2e39 times odds of 0."""
+    x, y = (torch.tensor(rows).mul(1e16).requires_grad_() for rows in ([[-9.0, -8.0], [3.0, 5.0]], [[10.0, 9.0], [9.0, 9.0]]))
+    loss = functional.temperature_free_info_nce(x, y, normalize=False, reduction="none")
+    exact = functional.temperature_free_info_nce(x.double(), y.double(), normalize=False, reduction="none")
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-6)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss.sum(), (x, y)))
