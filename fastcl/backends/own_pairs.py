@@ -116,6 +116,7 @@ def _complaint(pair: PairFunction) -> str | None:
     known = ((rough_expected - expected).abs() <= allowed) & ((rough_found - found).abs() <= 1e-3 * found.abs())
     least = 1e-6 * expected[known].abs().max() if known.any() else 0.0
     wrong = known & ((found - expected).abs() > allowed + least)
+    wrong |= found.isnan() & expected.isfinite() & rough_expected.isfinite() & pair.f(Z).isfinite()
     if not wrong.any():
         return None
     k, mend = int(wrong.nonzero()[0]), "leave slope out, and it is derived"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from . import intrinsics
 from .language import INTRINSICS, SOURCE, Body, RefusedError, strip_parentheses
@@ -65,9 +65,25 @@ def _value(node: Node) -> float | None:
     return None
 
 
+def _masked(node: Node) -> bool:
+    """Whether it is a select one side of which is 0."""
+    match node:
+        case ast.Call(func=ast.Name(id="select_less"), args=[_, _, less, otherwise]):
+            return 0.0 in (_value(less), _value(otherwise))
+    return False
+
+
+def _inside(select: Node, change: Callable[[Node], Node]) -> Node:
+    """The select of what becomes of its two sides. Its 0 meets no infinity: autograd hands nothing on there either."""
+    assert isinstance(select, ast.Call)
+    return _call("select_less", *select.args[:2], *map(change, select.args[2:]))
+
+
 def _neg(a: Node) -> Node:
     if (value := _value(a)) is not None:
         return _literal(-value if value else 0.0)
+    if _masked(a):
+        return _inside(a, _neg)
     return a.operand if isinstance(a, ast.UnaryOp) else ast.UnaryOp(ast.USub(), a)
 
 
@@ -95,6 +111,10 @@ def _mul(a: Node, b: Node) -> Node:
         return b
     if first == -1.0:
         return _neg(b)
+    if _masked(a):
+        return _inside(a, lambda side: _mul(side, b))
+    if _masked(b):
+        return _inside(b, lambda side: _mul(a, side))
     if isinstance(a, ast.UnaryOp) and first is None:
         return _neg(_mul(a.operand, b))
     if isinstance(b, ast.UnaryOp):
@@ -114,6 +134,8 @@ def _mul(a: Node, b: Node) -> Node:
 def _div(a: Node, b: Node) -> Node:
     if _value(a) == 0.0:
         return _literal(0.0)
+    if _masked(a):
+        return _inside(a, lambda side: _div(side, b))
     return a if _value(b) == 1.0 else ast.BinOp(a, ast.Div(), b)
 
 
@@ -128,6 +150,7 @@ class _Slope:
         self.body = body
         self.slopes: dict[str, Node] = {body.argument: _literal(1.0)} | {c: _literal(0.0) for c in body.constants}
         self.current = {name: name for name in self.slopes}  # a local that is assigned twice is two names
+        self.reached = {body.argument}  # names that z reaches, be it in steps alone, whose slope is 0
         self.known: dict[str, Node] = {}  # calls that a local name holds
         self.lines: list[tuple[str, Node]] = []
 
@@ -153,16 +176,25 @@ class _Slope:
         self.lines.append((name, value))
         if isinstance(value, ast.Call):
             self.known[ast.dump(value)] = ast.Name(name)
-        slope = self.of(value)
-        if not isinstance(slope, (ast.Constant, ast.Name)):
-            fresh = f"{name}_slope"
-            while fresh in self.slopes:
-                fresh += "_"
-            self.slopes[fresh] = _literal(0.0)
-            self.lines.append((fresh, slope))
-            slope = ast.Name(fresh)
-        self.slopes[name] = slope
+        if _names(value) & self.reached:
+            self.reached.add(name)
+        self.slopes[name] = self._slope_of(name, self.of(value))
         return name
+
+    def _slope_of(self, name: str, slope: Node) -> Node:
+        """The slope of a local, with a line of its own for what is more than a number, a name, or a select of such."""
+        if isinstance(slope, (ast.Constant, ast.Name)) or _value(slope) is not None:
+            return slope
+        if _masked(slope):
+            return _inside(slope, lambda side: self._slope_of(name, side))
+        if _sums_selects(slope):
+            return ast.BinOp(self._slope_of(name, slope.left), slope.op, self._slope_of(name, slope.right))
+        fresh = f"{name}_slope"
+        while fresh in self.slopes:
+            fresh += "_"
+        self.slopes[fresh] = _literal(0.0)
+        self.lines.append((fresh, slope))
+        return ast.Name(fresh)
 
     def _named(self, node: Node) -> Node:
         """The expression with the module's constants as literals and a local name for every call that depends on z."""
@@ -180,7 +212,7 @@ class _Slope:
                 found = ast.copy_location(
                     ast.Call(ast.Name(call.func.id), [self.visit(a) for a in call.args], []), call
                 )
-                if outer.constant(found):
+                if not _names(found) & outer.reached:
                     raise outer.body.refusal(
                         call, "an argument that depends on z; make the number itself a constant of the class"
                     )
@@ -244,23 +276,22 @@ class _Slope:
         return self._chain(slope, outer[name]())
 
     def _chain(self, slope: Node, factor: Node) -> Node:
-        """slope * factor; where the slope is 0 or 1 by a select, a select of the factor, so that 0 meets no infinity."""
-        match slope:
-            case ast.Call(
-                func=ast.Name(id="select_less"), args=[a, b, ast.Constant(value=0.0), ast.Constant(value=1.0)]
-            ):
-                if not self.constant(factor):
-                    return _call("select_less", a, b, _literal(0.0), factor)
+        """slope * factor, which may be infinite: a sum of selects is multiplied term by term."""
+        if _sums_selects(slope):
+            join = _add if isinstance(slope.op, ast.Add) else _sub
+            return join(self._chain(slope.left, factor), self._chain(slope.right, factor))
         return _mul(slope, factor)
 
     def _selected(self, a: Node, b: Node, less: Node, otherwise: Node) -> Node:
-        """select_less of two slopes. Of two numbers torch.where would make a default float: they multiply a 0 and 1 instead."""
-        if not (self.constant(less) and self.constant(otherwise)):
-            return _call("select_less", a, b, less, otherwise)
-        zero, one = _literal(0.0), _literal(1.0)
-        return _add(
-            _mul(less, _call("select_less", a, b, one, zero)), _mul(otherwise, _call("select_less", a, b, zero, one))
-        )
+        """select_less of two slopes."""
+        return less if ast.dump(less) == ast.dump(otherwise) else _call("select_less", a, b, less, otherwise)
+
+
+def _sums_selects(node: Node) -> TypeGuard[ast.BinOp]:
+    """Whether it is a sum or a difference, a term of which is a select with a 0."""
+    if not (isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub))):
+        return False
+    return any(_masked(term) or _sums_selects(term) for term in (node.left, node.right))
 
 
 def _names(node: Node) -> set[str]:

@@ -50,6 +50,8 @@ def minimum(z: Tensor, bound: float) -> Tensor:
 
 def select_less(a: Tensor, b: float, when_less: Tensor | float, otherwise: Tensor | float) -> Tensor:
     """when_less where a < b, otherwise elsewhere."""
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return when_less if a < b else otherwise  # numbers are what their callers make of them
     if not isinstance(when_less, Tensor) and not isinstance(otherwise, Tensor):
         # of two numbers torch.where makes the default dtype, whatever that of z
         when_less = torch.full_like(a if isinstance(a, Tensor) else b, when_less)  # one of them is z

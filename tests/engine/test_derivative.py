@@ -87,6 +87,39 @@ def test_drawn_expressions(body: list[str], folder: Path) -> None:
     torch.testing.assert_close(of(slope), expected, rtol=1e-11, atol=1e-11)
 
 
+ROOTS_OF_CLAMPS = (
+    ["m = maximum(z, 0.0)", "return pow(m, p)"],
+    ["return pow(2.0 * maximum(z, 0.0), p)"],
+    ["return pow(maximum(-z, 0.0), p)"],
+    ["return pow(maximum(maximum(z, 0.0) - 0.5, 0.0), p)"],
+    ["return pow(maximum(z - 1.0, 0.0) - minimum(z + 1.0, 0.0), p)"],
+    ["s = maximum(z, 0.0)", "return log1p(pow(s, p)) / (q + s)"],
+    ["s = select_less(z, 0.0, 0.0, z * z) * 0.5", "t = s / q", "return q - pow(t, p)"],
+)
+
+
+@pytest.mark.parametrize("body", ROOTS_OF_CLAMPS, ids=" ; ".join)
+def test_where_a_clamp_hands_nothing_on_an_infinite_factor_is_nothing(body: list[str], folder: Path) -> None:
+    """The root of what a clamp holds at 0: autograd masks the infinite slope there, a product of the two would be NaN."""
+    cls = written(body, folder)
+    slope, z = derived_slope(cls), Z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(cls.value(z, *K).sum(), z)  # type: ignore[attr-defined]
+    assert expected.isfinite().all() and (expected == 0.0).any()
+    torch.testing.assert_close(of(slope), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_step_of_z_may_go_into_a_function(folder: Path) -> None:
+    """Its slope is 0, and yet z reaches it."""
+    cls = written(["s = select_less(z, 0.0, p, q)", "return exp(-s) * z"], folder)
+    torch.testing.assert_close(of(derived_slope(cls)), torch.exp(-torch.where(Z < 0.0, *map(torch.tensor, K))).double())
+
+
+def test_constants_alone_may_decide(folder: Path) -> None:
+    cls = written(["return select_less(p, 0.5, z, q * z * z)"], folder)
+    torch.testing.assert_close(of(cls.value), K[1] * Z * Z)  # type: ignore[attr-defined]
+    torch.testing.assert_close(of(derived_slope(cls)), 2.0 * K[1] * Z)
+
+
 def test_their_cpp_means_the_same(folder: Path) -> None:
     """Value and derived slope of a few drawn expressions, generated, compiled and run in double."""
     drawn: list[type] = []

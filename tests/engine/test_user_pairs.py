@@ -11,7 +11,7 @@ import torch
 
 import fastcl
 from fastcl.backends import extension, own_pairs
-from fastcl.equation.intrinsics import exp
+from fastcl.equation.intrinsics import exp, maximum, pow, select_less
 from fastcl.pairs import PairFunction, Power
 
 
@@ -82,6 +82,26 @@ def test_a_slope_that_is_not_the_derivative_is_refused(monkeypatch: pytest.Monke
             fastcl.pair_reduce(X, Y, pair=Wrong(), reduce="sum")
     finally:
         del PairFunction.registry["wrong_of_a_test"]
+
+
+def test_a_slope_that_is_no_number_where_the_value_has_one_is_refused() -> None:
+    """Of NaN no difference is large."""
+
+    @dataclass(frozen=True)
+    class Root(PairFunction, name="root_of_a_test"):
+        @staticmethod
+        def value(z):
+            return pow(maximum(z, 0.0), 0.5)
+
+        @staticmethod
+        def slope(z):
+            return 0.5 * pow(maximum(z, 0.0), -0.5) * select_less(z, 0.0, 0.0, 1.0)
+
+    try:
+        with pytest.raises(ValueError, match=r"Root.slope: expected the derivative of value, 0 at z = -7.31, got nan;"):
+            fastcl.pair_reduce(X, Y, pair=Root(), reduce="sum")
+    finally:
+        del PairFunction.registry["root_of_a_test"]
 
 
 def test_it_takes_no_name_of_ours() -> None:
