@@ -19,6 +19,7 @@ from .derivative import slope_text
 from .language import INTRINSICS, SOURCE, Body
 from .pairs import PairFunction
 
+ON_CPU: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # of what is looked at here, whatever the default is
 LEAST = -230.0  # u = e^l stays above: u^-3 = 1e300 is a number of float64 there, as f' and f'' of 1 / u need
 RETURN = "    return "
 F = Callable[[Any], Any]
@@ -96,8 +97,8 @@ class Divergence:
             TypeError: for one that is no number.
         """
         beta, mu = (positive_real(name, value) for name, value in (("beta", beta), ("mu", mu)))
-        top = torch.tensor(mu, dtype=torch.float64).log()
-        slopes = self.pair.df(torch.linspace(-4.0 * beta, 0.0, 401, dtype=torch.float64) + top)
+        top = torch.tensor(mu, **ON_CPU).log()
+        slopes = self.pair.df(torch.linspace(-4.0 * beta, 0.0, 401, **ON_CPU) + top)
         return bool((slopes.diff() > 1e-12 * slopes.abs().max()).all())
 
     def __repr__(self) -> str:
@@ -113,9 +114,9 @@ class Divergence:
         return Divergence, (self.name, self.f, self.conjugate)
 
     def _check(self) -> None:
-        u = torch.logspace(-4, 2, 601, dtype=torch.float64)
+        u = torch.logspace(-4, 2, 601, **ON_CPU)
         slopes = self.critic(u.log())
-        at_one = float(torch.as_tensor(self.f(torch.ones((), dtype=torch.float64))))
+        at_one = float(self.f(torch.ones((), **ON_CPU)))
         if not abs(at_one) <= 1e-9:
             raise ValueError(
                 f"f: expected 0 at u = 1, got {at_one:.6g}; subtract it (the divergence of equal distributions is 0)"

@@ -87,7 +87,7 @@ class Problem:
     @property
     def marks_nan(self) -> bool:
         """Whether the weight of a logit of NaN is NaN: not where a slope is a number everywhere, as that of z is 1."""
-        return self.reduce == "logsumexp" or bool(self.pair.df(torch.full((), math.nan)).isnan())
+        return self.reduce == "logsumexp" or bool(self.pair.df(torch.full((), math.nan, device="cpu")).isnan())
 
     def told_by_groups(self) -> Problem:
         """The same problem; of a mask with a period groups say which pairs it leaves out."""

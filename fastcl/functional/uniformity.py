@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -73,17 +74,28 @@ def alignment(
     x, y = views(x, y, normalize)
     if alpha == 2.0:
         return reduced(row_sqdist(x, y), reduction, "alignment")
-    squared = _row_sqdist(x, y)
-    same = squared == 0
-    half = as_compiled(alpha / 2, x) if torch.compiler.is_compiling() else alpha / 2
-    return reduced(torch.where(same, 0.0, torch.where(same, 1.0, squared) ** half), reduction, "alignment")
+    exponent = as_compiled(alpha, x) if torch.compiler.is_compiling() else alpha
+    return reduced(power_of_distance(x, y, exponent), reduction, "alignment")
 
 
-def _row_sqdist(x: Tensor, y: Tensor) -> Tensor:
-    """row_sqdist, of whose gradient an entry is 0 where x and y are equal, even if the slope of a power of it is infinite."""
+def power_of_distance(x: Tensor, y: Tensor, exponent: float | Tensor) -> Tensor:
+    """|x_i - y_i|^exponent in the accumulation dtype; where squares leave its range, of differences over their largest.
+
+    Of its gradient an entry is 0 where x and y are equal, even if the slope of the power is infinite.
+    """
     dtype = accumulation_dtype(x.dtype)
     difference = x.to(dtype) - y.to(dtype)
-    return torch.where(difference == 0, 0.0, difference).square().sum(1)
+    difference = torch.where(difference == 0, 0.0, difference)
+    if not x.shape[1]:
+        return difference.sum(1)
+    whole, limits = difference.detach(), torch.finfo(dtype)
+    largest = torch.maximum(whole.amax(1, keepdim=True), -whole.amin(1, keepdim=True))
+    inside = (largest > 2.0**12 * limits.tiny**0.5) & (largest < 0.5 * (limits.max / x.shape[1]) ** 0.5)
+    plain = inside | (largest == 0) | ~(largest < math.inf)
+    scale = torch.where(plain, 1.0, largest)
+    squared = (difference / scale).square().sum(1)
+    same = squared == 0
+    return torch.where(same, 0.0, torch.where(same, 1.0, squared) ** (0.5 * exponent) * scale.squeeze(1) ** exponent)
 
 
 @over_ranks

@@ -64,17 +64,17 @@ def wasserstein_uniformity(x: Tensor, *, bins: int = 1 << 16, progress: bool = F
         for a, b in triangle_tiles(n):
             index = torch.addmm(middle, x[a], x[b].T, alpha=per_cosine).to(torch.int32)
             # The tile on the diagonal holds each of its pairs twice, and each row with itself.
-            own = index.flatten() if a != b else index[_upper(index.shape[0])]
+            own = index.flatten() if a != b else index[_upper(index.shape[0], x.device)]
             count += torch.bincount(own, minlength=bins)
             shown.update(own.shape[0])
-    edges = torch.linspace(-reach, reach, bins + 1, dtype=torch.float64)
+    edges = torch.linspace(-reach, reach, bins + 1, dtype=torch.float64, device="cpu")
     distribution = torch.cat([edges.new_zeros(1), count.cpu().cumsum(0)]) / (n * (n - 1) // 2)
     return _absolute_area(distribution - _uniform_cosine_cdf(edges, d), 2.0 * reach / bins)
 
 
-def _upper(n: int) -> tuple[Tensor, Tensor]:
+def _upper(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The places i < j of a square tile."""
-    i, j = torch.triu_indices(n, n, offset=1)
+    i, j = torch.triu_indices(n, n, offset=1, device=device)
     return i, j
 
 

@@ -86,7 +86,7 @@ def rank(x: Tensor, *, tol: float = 1e-5, normalize: bool = True, progress: bool
     sigma = _singular_values(x, mean, "rank", progress)
     if not all_finite(sigma):
         return math.nan
-    return int((sigma.square() / (n - 1) > tol).sum())
+    return min(int((sigma.square() / (n - 1) > tol).sum()), n - 1)  # of long rows what is 0 rounds to more than tol
 
 
 def _singular_values(x: Tensor, mean: Tensor | None, name: str, progress: bool) -> Tensor:

@@ -14,7 +14,8 @@ from ..equation.masks import off_diagonal
 from ..equation.names import Backend
 from ..equation.problem import accumulation_dtype
 from ..equation.reductions import merge
-from ..functional.rows import row_sqdist
+from ..functional.rows import widest
+from ..functional.uniformity import power_of_distance
 from ..ops import pair_reduce, pair_total
 from ..precision import full_precision
 from ..progress import bar
@@ -51,7 +52,8 @@ def alignment(x: Tensor, y: Tensor, *, alpha: Positive = 2.0, normalize: bool = 
     alpha = positive("alpha", alpha)
     at_least(1, x)
     x, y = detached(x, normalize), detached(y, normalize)
-    return float((row_sqdist(x, y) ** (alpha / 2)).double().mean())
+    with torch.no_grad():
+        return float(power_of_distance(widest(x), widest(y), alpha).mean())
 
 
 @declared

@@ -259,6 +259,30 @@ def test_arguments_that_do_not_fit() -> None:
             call()
 
 
+def test_an_alignment_beyond_float32() -> None:
+    """The metric is a Python number, whatever the dtype of rows."""
+    x, y = (1e30 * rows for rows in views(6, 3, torch.float32))
+    for alpha in (0.5, 2.0, 6.0):
+        expected = ((x.double() - y.double()).norm(dim=1) ** alpha).mean().item()
+        assert metrics.alignment(x, y, alpha=alpha, normalize=False) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rank_is_below_the_number_of_rows(dtype: torch.dtype) -> None:
+    """What is 0 of long rows rounds to more than tol."""
+    x = 1e18 * views(33, 64, dtype)[0]
+    assert metrics.rank(x, normalize=False) == 32
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_another_default_device(name: str) -> None:
+    """As with torch.set_default_device("cuda"), of rows that are elsewhere."""
+    x = views(30, 5)[0]
+    expected = METRICS[name](x)
+    with torch.device("meta"):
+        assert METRICS[name](x) == expected
+
+
 def test_a_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match="pip install tqdm"):

@@ -145,3 +145,16 @@ def test_alignment_of_rows_that_differ_in_one_column(alpha: float, apart: float)
     assert not value.isnan()
     assert not gradient.isnan().any()
     assert gradient[torch.eye(3, 4) == 0].eq(0.0).all()
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
+@pytest.mark.parametrize("size", [1e-30, 1e-19, 1e18, 1e30])
+def test_an_alignment_whose_squares_leave_float32(alpha: float, size: float) -> None:
+    """A distance fits where its square does not: its value and its gradient do too."""
+    x, y = (size * rows for rows in two_views(6, 4))
+    got, want = x.float().requires_grad_(), x.float().double().requires_grad_()
+    loss = F.alignment(got, y.float(), alpha=alpha, normalize=False)
+    right = ((want - y.float().double()).norm(dim=1) ** alpha).mean()
+    loss.backward(), right.backward()
+    for a, b in ((loss, right), (got.grad, want.grad)):
+        torch.testing.assert_close(a.double(), b.float().double(), rtol=2e-5, atol=1e-6 * b.abs().max().item())

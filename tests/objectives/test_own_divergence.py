@@ -285,3 +285,10 @@ def test_a_module_is_copied_pickled_and_compiled() -> None:
 def test_kernels_say_that_they_do_not_know_it() -> None:
     with pytest.raises(fastcl.BackendUnavailableError, match="has no kernel for the pair function 'kl_"):
         f_micl(*two_views(9, 5), divergence=fastcl.Divergence("kl", kl), backend="cpu")
+
+
+def test_it_is_made_whatever_the_default_device() -> None:
+    with torch.device("meta"):
+        own = fastcl.Divergence("kl", kl)
+        assert own.spreads(0.1)
+    assert f_micl(*two_views(9, 5), divergence=own).isfinite()
