@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
     add("--device", default="cpu", help="cpu (default) or cuda")
     add("--json", action="store_true", help="one JSON object")
     chosen = parser.parse_args(argv)
+    if min(chosen.n, chosen.d) < 1:
+        parser.error("--n, --d: expected integers >= 1")
     backend = None if chosen.backend == "auto" else chosen.backend
     call = Call(chosen.loss, chosen.n, chosen.d, chosen.dtype, backend, device=chosen.device)
     try:

@@ -182,6 +182,13 @@ def test_the_cost_of_a_size_that_is_not_run(
     assert "from rates at 256 rows" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("size", [["--n", "-5"], ["--n", "0"], ["--d", "0"]], ids=" ".join)
+def test_a_cost_of_nothing_is_no_size(size: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["cost", "--n", "8", "--d", "8", *size])
+    assert "--n, --d: expected integers >= 1" in capsys.readouterr().err
+
+
 def test_time_grows_with_rows_and_flops() -> None:
     a, b = 3.0, 0.5  # seconds = a rows + b flops
     assert cost._grown([a * 0.5 + b * 4, a + b * 16], [4, 16], 400, 5) == pytest.approx(a * 5 + b * 400)
