@@ -101,7 +101,8 @@ def real(name: str, value: Any, rows: Tensor | None = None, expected: str = REAL
         if value != value or value in (float("inf"), float("-inf")):
             raise ValueError(f"{name}: expected a finite number, got {value}")
         raise _out_of_range(name, value, rows, "")
-    return value
+    # No op takes an integer beyond 64 bits; within 53 it stays what was given.
+    return float(value) if isinstance(value, int) and not -(2**53) < value < 2**53 else value
 
 
 def positive_real(name: str, value: Any, rows: Tensor | None = None) -> float:

@@ -249,3 +249,21 @@ def test_booleans_of_the_dropins(value: Any) -> None:
     ):
         with pytest.raises(TypeError, match="expected True or False, got"):
             make()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.scalars], ids=lambda case: case.id)
+def test_a_long_integer_is_the_float_that_it_is(case: Any) -> None:
+    """No op takes an integer beyond 64 bits."""
+    rows = case.rows_of(6, 4, torch.float32)
+    given = case.arguments(0, 6, 4, rows[0])
+
+    def answer(name: str, value: float) -> Any:
+        try:
+            return getattr(F, case.name)(*rows, **given | {name: value}).sum().detach()
+        except ValueError as error:
+            return re.sub(r"got .*?;", "", str(error))
+
+    for name in case.scalars:
+        for value in (10**20, -(10**20)):
+            whole, real = answer(name, value), answer(name, float(value))
+            assert whole == real if isinstance(real, str) else torch.equal(whole.nan_to_num(), real.nan_to_num())
