@@ -121,6 +121,7 @@ class LabelLoss(nn.Module):
     distances: tuple[str, ...] = DISTANCES
     both_kinds = True  # whether without positives, or without negatives, the loss is 0
     efficient = True  # whether DistributedLossWrapper may give it own rows against all
+    optional = True  # whether it has a distance where none is given
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class LabelLoss(nn.Module):
                 "collect_stats: expected None or False, got True; no statistics are kept, use the library's own class for them"
             )
         self.distance = distance
-        self.measure = measure(distance, self.usual, self.distances)
+        self.measure = measure(distance, self.usual, self.distances, self.optional)
         self.reducer = reducer
         self.reducer_name = self.reducers[0] if reducer is None else type(reducer).__name__
         if self.reducer_name not in self.reducers:
@@ -256,8 +257,8 @@ def checked_labels(name: str, labels: Any, rows: Tensor, of: str) -> Tensor:
     return labels.to(rows.device)
 
 
-def measure(distance: Any, usual: Measure, allowed: tuple[str, ...]) -> Measure:
-    """A distance of the library, where it is one of those that the loss takes."""
+def measure(distance: Any, usual: Measure, allowed: tuple[str, ...], optional: bool = True) -> Measure:
+    """A distance of the library, where it is one of those that the loss takes; None, where `optional`, stands for the usual."""
     if distance is None:
         return usual
     name = type(distance).__name__
@@ -268,7 +269,7 @@ def measure(distance: Any, usual: Measure, allowed: tuple[str, ...]) -> Measure:
             return Measure("sqdist", bool(distance.normalize_embeddings))
     squared = " (or LpDistance with p=2 and power=2)" if "LpDistance" in allowed else ""
     raise NotImplementedError(
-        f"distance: expected None, {' or '.join(DISTANCES)} with p=2 and power=1{squared}, got {name}; "
+        f"distance: expected {'None, ' * optional}{' or '.join(DISTANCES)} with p=2 and power=1{squared}, got {name}; "
         "use the library's own class for others"
     )
 

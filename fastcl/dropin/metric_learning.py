@@ -130,6 +130,8 @@ class GeneralizedLiftedStructureLoss(_TwoSums):
         ValueError: for margins that are no finite numbers.
     """
 
+    optional = False
+
     def __init__(self, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
         if kwargs.get("distance") is None:
             raise NotImplementedError(
