@@ -45,10 +45,11 @@ def effective_rank(x: Tensor, *, normalize: bool = False, progress: bool = False
     sigma = _singular_values(detached(x, normalize), None, "effective rank", progress)
     if not all_finite(sigma):
         return math.nan
-    total = float(sigma.sum())
-    if total == 0.0:
+    largest = sigma.amax() if sigma.numel() else 0.0  # by which the sum of any rows is a number
+    if largest == 0.0:
         return 0.0
-    p = sigma / total + RANKME_EPS
+    share = sigma / largest
+    p = share / share.sum() + RANKME_EPS
     return float(torch.exp(-(p * p.log()).sum()))
 
 

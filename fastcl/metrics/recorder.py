@@ -49,7 +49,8 @@ class Recorder:
 
     Raises:
         ValueError: for a number below 1, or a CSV file of other columns.
-        TypeError: for metrics that are no functions by their names; in a call, for a step that is no integer.
+        TypeError: for metrics that are no functions by their names, or no place to record in; in a call, for a step that is no
+            integer, or a metric that returns no number.
         ImportError: for a folder of TensorBoard's events where tensorboard is not installed.
 
     Examples:
@@ -72,6 +73,11 @@ class Recorder:
     ) -> None:
         self.every = integer("every", every, least=1)
         self.metrics = dict(METRICS) if metrics is None else _known(metrics)
+        for name, place in (("csv", csv), ("tensorboard", tensorboard)):
+            writer = name == "tensorboard" and hasattr(place, "add_scalar")
+            if not (place is None or isinstance(place, (str, os.PathLike)) or writer):
+                kind = "a file" if name == "csv" else "a folder or a SummaryWriter"
+                raise TypeError(f"{name}: expected {kind}, got {kind_of(place)}; pass its path")
         self.csv = None if csv is None else _file_of(Path(csv), ["step", *self.metrics])
         self.writer = _writer(tensorboard) if isinstance(tensorboard, (str, os.PathLike)) else tensorboard
 
@@ -97,7 +103,7 @@ class Recorder:
         if not self.due(step):
             return None
         with torch.no_grad():
-            found = {name: float(metric(x, y)) for name, metric in self.metrics.items()}
+            found = {name: _number(name, metric(x, y)) for name, metric in self.metrics.items()}
         if self.csv is not None:
             with self.csv.open("a", newline="") as file:
                 csv.writer(file).writerow([step, *found.values()])
@@ -130,6 +136,16 @@ class Recorder:
                         recorder(state.global_step, *embed(model))
 
         return Recording()
+
+
+def _number(name: str, value: Any) -> float:
+    """What a metric has returned."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"metrics: expected a number from {name!r}, got {kind_of(value)}; return one for all rows"
+        ) from None
 
 
 def _known(metrics: Mapping[str, Metric]) -> dict[str, Metric]:

@@ -267,6 +267,12 @@ def test_an_alignment_beyond_float32() -> None:
         assert metrics.alignment(x, y, alpha=alpha, normalize=False) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-307, 1e300, 3e307])
+def test_an_effective_rank_at_the_ends_of_the_range(size: float) -> None:
+    x = views(20, 4)[0]
+    assert metrics.effective_rank(size * x) == pytest.approx(metrics.effective_rank(x), rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_rank_is_below_the_number_of_rows(dtype: torch.dtype) -> None:
     """What is 0 of long rows rounds to more than tol."""

@@ -8,6 +8,7 @@ import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +148,15 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 def test_it_goes_to_another_process() -> None:
     recorder = pickle.loads(pickle.dumps(metrics.Recorder(every=5)))
     assert recorder.every == 5 and recorder(0, torch.eye(4))["uniformity"] == pytest.approx(-4.0)
+
+
+@pytest.mark.parametrize("place", ["csv", "tensorboard"])
+def test_a_place_that_is_none_is_named_before_training(place: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{place}: expected a f.*, got int; pass its path$"):
+        metrics.Recorder(**{place: 5})
+
+
+@pytest.mark.parametrize("value", [None, "text", torch.ones(2)], ids=["None", "text", "two numbers"])
+def test_a_metric_that_returns_no_number_is_named(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^metrics: expected a number from 'mine', got .*; return one for all rows$"):
+        metrics.Recorder(every=1, metrics={"mine": lambda x, y: value})(0, torch.eye(3))
