@@ -78,6 +78,23 @@ void Arguments::check_tensors() const {
   check_vector("limit_y", limit_y, m, accumulation(x), x);
 }
 
+// Limits of another product: rows of any one width, of each side that there is.
+void Arguments::check_guides() const {
+  if (!guide_x.there && !guide_y.there) return;
+  FASTCL_CHECK_VALUE(guide_x.there && guide_y.there == y.there, "guide_y: expected guides of rows and of columns, and of x with itself guide_x alone");
+  FASTCL_CHECK_VALUE(limit_x.there || limit_y.there, "guide_x: expected limits beside it, got none");
+  const std::string_view names[] = {"guide_x", "guide_y"};
+  for (const Described* guide : {&guide_x, &guide_y}) {
+    if (!guide->there) continue;
+    const std::string_view name = names[guide == &guide_y];
+    const int64_t count = guide == &guide_y ? y.sizes[0] : x.sizes[0];
+    FASTCL_CHECK_VALUE(guide->dim == 2 && guide->sizes[0] == count, name, ": expected a matrix (", count, ", k), got shape ", *guide);
+    FASTCL_CHECK_VALUE(guide->sizes[1] == guide_x.sizes[1], name, ": expected rows of the width of guide_x, ", guide_x.sizes[1], ", got shape ", *guide);
+    FASTCL_CHECK_TYPE(guide->kind == accumulation(x), name, ": expected ", name_of(accumulation(x)), ", got ", guide->dtype);
+    check_device(name, *guide, x);
+  }
+}
+
 Choices choices_of(std::string_view mask, std::string_view operand, std::string_view pair, std::string_view reduce) {
   return {chosen<Operand>("operand", operand, {{"dot", Operand::dot}, {"sqdist", Operand::sqdist}}),
           chosen<MaskKind>("mask", mask, {{"all", MaskKind::all},
@@ -89,6 +106,7 @@ Choices choices_of(std::string_view mask, std::string_view operand, std::string_
 
 Choices Arguments::check() const {
   check_tensors();
+  check_guides();
   FASTCL_CHECK_VALUE(y.there || !(columns || bias_x.there || bias_y.there || group_y.there || limit_y.there),
                      "y: x with itself takes no columns, biases, second groups or second limits; pass y=x");
   FASTCL_CHECK_VALUE(y.there || row_offset == col_offset, "mask: x with itself needs equal offsets, got ", row_offset, " and ", col_offset);

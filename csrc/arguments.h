@@ -38,7 +38,7 @@ struct Choices {
 Choices choices_of(std::string_view mask, std::string_view operand, std::string_view pair, std::string_view reduce);
 
 struct Arguments {
-  Described x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y;
+  Described x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y, guide_x, guide_y;
   int64_t row_offset, col_offset, period;
   std::string_view mask, operand, pair;
   size_t constants;  // how many
@@ -51,6 +51,7 @@ struct Arguments {
 
  private:
   void check_tensors() const;
+  void check_guides() const;
 };
 
 // Which of the six gradients to form.

@@ -56,17 +56,18 @@ FASTCL_INLINE Simd<T> visited(const Pane<T>& p, Simd<T> value, int r, int v) {
   else return value;
 }
 
-// Leaves out the pairs whose z is above either limit; no NaN is. A pass of its own over the pane: no epilogue pays for it without
-// limits, and every step, forward and backward, decides by the same instructions.
+// Leaves out the pairs whose z, or whose product of guides where there are any, is above either limit; no NaN is. A pass of its own
+// over the pane: no epilogue pays for it without limits, and every step, forward and backward, decides by the same instructions.
 template <class T>
-void leave_out_above(const Pane<T>& pane, const T* row_limit, const T* col_limit, Simd<T> scale) {
+void leave_out_above(const Pane<T>& pane, const T* row_limit, const T* col_limit, Simd<T> scale, const T* guided) {
   const Pane<T> p = pane;
   using G = Geometry<T>;
   for (int r = 0; r < G::pane_rows; r++)
     FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
       const Simd<T> limit = smaller(Simd<T>(row_limit[r]), Simd<T>::load(col_limit + v * G::lanes));
       auto* keep = reinterpret_cast<typename Simd<T>::LooseInt*>(p.keep + r * G::cols + v * G::lanes);
-      *keep &= ~typename Simd<T>::RawInt(z_of(p, scale, r, v).v > limit.v);
+      const Simd<T> decides = guided ? Simd<T>::load(guided + r * G::cols + v * G::lanes) : z_of(p, scale, r, v);
+      *keep &= ~typename Simd<T>::RawInt(decides.v > limit.v);
     }
 }
 

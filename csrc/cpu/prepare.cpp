@@ -66,8 +66,8 @@ std::vector<T> centre_of(const Rows<T>& x, const Rows<T>* y) {
 
 Given::Given(Stack& s)
     : x(s.tensor()), y(s.optional_tensor()), scale(s.tensor()), shift(s.tensor()), bias_x(s.optional_tensor()), bias_y(s.optional_tensor()),
-      group_x(s.optional_tensor()), group_y(s.optional_tensor()), limit_x(s.optional_tensor()), limit_y(s.optional_tensor()), row_offset(s.integer()), col_offset(s.integer()), period(s.integer()), mask(s.text()),
-      operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()), own(own_pair(pair)) {}
+      group_x(s.optional_tensor()), group_y(s.optional_tensor()), limit_x(s.optional_tensor()), limit_y(s.optional_tensor()), guide_x(s.optional_tensor()), guide_y(s.optional_tensor()),
+      row_offset(s.integer()), col_offset(s.integer()), period(s.integer()), mask(s.text()), operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()), own(own_pair(pair)) {}
 
 Given::Given(Tensor x, OptionalTensor y, Tensor scale, Tensor shift)
     : x(std::move(x)), y(std::move(y)), scale(std::move(scale)), shift(std::move(shift)), row_offset(0), col_offset(0), period(0), mask("all"),
@@ -75,7 +75,7 @@ Given::Given(Tensor x, OptionalTensor y, Tensor scale, Tensor shift)
 
 Choices Given::check() const {
   return Arguments{x.describe(), describe(y), scale.describe(), shift.describe(), describe(bias_x), describe(bias_y), describe(group_x),
-                   describe(group_y), describe(limit_x), describe(limit_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns, own ? own->constants : -1}
+                   describe(group_y), describe(limit_x), describe(limit_y), describe(guide_x), describe(guide_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns, own ? own->constants : -1}
       .check();
 }
 
@@ -164,7 +164,9 @@ Prepared<T>::Prepared(const Given& a) {
   scale = value_of<T>(a.scale);
   prepare_sides();
   if (largest_u() > Range<T>::largest_u) shorten();
+  if (a.guide_x) set_guides(a);
   set_units(a);
+  if (task.guide) find_beyond(guide_.x, guide_.d), find_beyond(guide_.y, guide_.d);
   if (task.mask == MaskKind::across_groups || task.mask == MaskKind::within_groups) {
     auto groups_of = [&](const Tensor& group) {
       auto* groups = memory.vector<int64_t>(group.size(0));
@@ -205,9 +207,14 @@ void Prepared<T>::prepare_side(Side<T>& side, const Rows<T>& rows) {
   T* norm = memory.vector<T>(side.count);
   kernels_->squared_norms(side, task.d, norm, memory.host());
   side.norm = norm;
+  find_beyond(side, task.d);
+}
+
+template <class T>
+void Prepared<T>::find_beyond(Side<T>& side, int64_t d) {
   if (!kernels_->rows_beyond) return;
   int32_t* beyond = memory.vector<int32_t>(side.count + 1);
-  kernels_->rows_beyond(side, task.d, beyond, memory.host());
+  kernels_->rows_beyond(side, d, beyond, memory.host());
   side.beyond = beyond;
 }
 
@@ -258,15 +265,47 @@ double Prepared<T>::set_terms(Side<T>& side, const OptionalTensor& bias, const O
     if (std::isfinite(exact)) largest = std::fmax(largest, std::abs(exact));
   }
   side.term = term;
-  if (!task.limited) return largest;
+  if (task.limited) set_limits(side, &side == &task.x ? guide_.x : guide_.y, limit, term, unit);
+  return largest;
+}
+
+// What z may be at most, in its unit, or the product of the guides. A limit of NaN is a term of NaN, as no comparison with it would
+// show, and so is a guide of NaN; a guide is NaN where its limit is, so that the other side's limit leaves out none of its pairs.
+template <class T>
+void Prepared<T>::set_limits(Side<T>& side, Side<T>& guide, const OptionalTensor& limit, T* term, double unit) {
   T* limits = memory.vector<T>(side.count);
   const T* given = limit ? limit->data_as<T>() : nullptr;
+  const int64_t k = guide_.d;
+  if (task.guide) unit = 1;
+  bool marked = false;
   for (int64_t i = 0; i < side.count; i++) {
     limits[i] = given ? T(double(given[i * limit->stride(0)]) * unit) : std::numeric_limits<T>::infinity();
-    if (std::isnan(limits[i])) term[i] = limits[i];
+    marked |= bool(std::isnan(limits[i]));
+    const T* row = task.guide ? guide.rows + i * guide.row_stride : nullptr;
+    if (std::isnan(limits[i]) || (row && std::any_of(row, row + k, [](T t) { return std::isnan(t); }))) term[i] = std::numeric_limits<T>::quiet_NaN();
   }
   side.limit = limits;
-  return largest;
+  if (!task.guide || !marked) return;
+  const Rows<T> rows = made<T>(memory, guide.count, k, [&](int64_t i, T* row) {
+    if (std::isnan(limits[i])) std::fill_n(row, k, limits[i]);
+    else std::copy_n(guide.rows + i * guide.row_stride, k, row);
+  });
+  guide.rows = rows.data, guide.row_stride = rows.stride;
+}
+
+// The rows of the product that limits are on, as a task that has nothing else.
+template <class T>
+void Prepared<T>::set_guides(const Given& a) {
+  guide_.self = task.self;
+  guide_.d = a.guide_x->size(1);
+  auto set = [&](Side<T>& side, const Tensor& given) {
+    const Rows<T> rows = readable<T>(given, memory);
+    side.rows = rows.data, side.row_stride = rows.stride, side.count = rows.count;
+  };
+  set(guide_.x, *a.guide_x);
+  if (task.self) guide_.y = guide_.x;
+  else set(guide_.y, *a.guide_y);
+  task.guide = &guide_;
 }
 
 // z's unit, and the largest z that there can be.

@@ -18,7 +18,7 @@ struct Given {
   Tensor x;
   OptionalTensor y;
   Tensor scale, shift;
-  OptionalTensor bias_x, bias_y, group_x, group_y, limit_x, limit_y;
+  OptionalTensor bias_x, bias_y, group_x, group_y, limit_x, limit_y, guide_x, guide_y;
   int64_t row_offset, col_offset, period;
   std::string mask, operand, pair;
   std::vector<double> constants;
@@ -108,12 +108,16 @@ class Prepared {
  private:
   void prepare_sides();
   void prepare_side(Side<T>& side, const Rows<T>& rows);
+  void find_beyond(Side<T>& side, int64_t d);
   void keep_nan_apart(Side<T>& side);
   void shorten();
   double largest_u() const;
   double set_terms(Side<T>& side, const OptionalTensor& bias, const OptionalTensor& limit, double shift, double unit);
+  void set_limits(Side<T>& side, Side<T>& guide, const OptionalTensor& limit, T* term, double unit);
   void set_units(const Given& a);
+  void set_guides(const Given& a);
   const Kernels<T>* kernels_ = &kernels<T>();
+  Task<T> guide_;  // of limits on another product: its rows
   double bound_ = 0;
   bool marks_nan_ = false;  // whether the weight of a z of NaN is NaN
   double longest_x_ = 0, longest_y_ = 0;  // the largest norms

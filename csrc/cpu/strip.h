@@ -20,6 +20,7 @@ class Strip {
   const RowWeights& weights_;
   const Host& host_;
   const PackedOperands<T> packed_;
+  const PackedOperands<T>* const guides_;
   const bool both_ways_;  // columns have weights
   const bool keeps_;      // something needs E again once rho is known
   int threads_;
@@ -30,7 +31,7 @@ class Strip {
 
  public:
   Strip(const Task<T>& task, const RowWeights& weights, const Host& host)
-      : task_(task), weights_(weights), host_(host), packed_(task, host), both_ways_(weights.of_columns), keeps_(both_ways_ || task.y.product || task.y.weight_sum) {
+      : task_(task), weights_(weights), host_(host), packed_(task, host), guides_(packed_guides(task, host)), both_ways_(weights.of_columns), keeps_(both_ways_ || task.y.product || task.y.weight_sum) {
     const int64_t units = parts_of(task.y.count, G::unit);
     threads_ = int(smaller_of(threads_for(task, host.threads), units));
     threads_ = int(larger_of(1, threads_));
@@ -42,7 +43,7 @@ class Strip {
     tile_size_ = (block_ + G::rows) * G::w_stride;
     tiles_ = keeps_ ? parts_of(parts_of(units, threads_) * G::unit, G::tile) : 1;
     workers_ = allocate<TileWorker<T>>(host, threads_);
-    for (int t = 0; t < threads_; t++) new (workers_ + t) TileWorker<T>(task, packed_, Step::both, host);
+    for (int t = 0; t < threads_; t++) new (workers_ + t) TileWorker<T>(task, packed_, guides_, Step::both, host);
     exponentials_ = allocate<T>(host, threads_ * blocks_ * tiles_ * tile_size_);
     products_ = allocate<T>(host, threads_ * height_ * task.d);
     row_values_ = allocate<double>(host, threads_ * height_);

@@ -1,8 +1,6 @@
 // The sweep over all pairs, tile by tile: every reduction and every gradient but the strip's (strip.h).
 #pragma once
 
-#include <new>
-
 #include "tile.h"
 
 namespace fastcl::cpu::FASTCL_ISA {
@@ -67,10 +65,11 @@ template <class T>
 void sweep(const Task<T>& task, Step step, const Host& host) {
   if (task.x.count == 0 || task.y.count == 0) return;
   const PackedOperands<T> packed(task, host);
+  const PackedOperands<T>* guides = packed_guides(task, host);
   const bool shared_columns = task.y.value || task.y.weight_sum || task.y.product;
   const Schedule<T> schedule(task, threads_for(task, host.threads), shared_columns);
   TileWorker<T>* workers = allocate<TileWorker<T>>(host, schedule.threads());
-  for (int t = 0; t < schedule.threads(); t++) new (workers + t) TileWorker<T>(task, packed, step, host);
+  for (int t = 0; t < schedule.threads(); t++) new (workers + t) TileWorker<T>(task, packed, guides, step, host);
   for (int s = 0; s < schedule.steps(); s++)
     parallel_products<T>(host, schedule.threads(), [&](int t) {
       schedule.visit(s, t, BlockSweep<T>(task, workers[t], host));

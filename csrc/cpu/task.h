@@ -28,7 +28,7 @@ struct Side {
   const T* norm = nullptr;         // (count,) |row|^2, for sqdist
   const int32_t* beyond = nullptr;  // (count + 1,) how many rows before each one AMX cannot hold (range.h)
   const int64_t* group = nullptr;  // (count,) for the masks by groups
-  const T* limit = nullptr;        // (count,) what z may be at most, in its unit; where the task is limited
+  const T* limit = nullptr;        // (count,) what z, in its unit, or the guides' product may be at most; where the task is limited
   const T* weight = nullptr;       // (count,) g or h; for logsumexp the factor of exp2(z - reference)
   const T* reference = nullptr;    // (count,) for weights in split form
 
@@ -49,6 +49,7 @@ struct Task {
   int64_t row_offset = 0, col_offset = 0;
   int64_t period = 0;  // off_diagonal leaves out the diagonal at their difference, and those a period from there
   bool limited = false;  // pairs whose z is above either side's limit are left out
+  const Task* guide = nullptr;  // limits are on its product in place of z: of this task its sides' rows and d are read, and self
   Reduction reduce = Reduction::sum;
   int pair = 0;  // index into pair_entries, for Reduction::sum
   const void* own_pair = nullptr;  // in its place: the epilogues of one that was added at run time (own_pair.h)

@@ -1,6 +1,8 @@
 // One thread's work on one tile of pairs: S by register tiles, their epilogue, and the sums that they leave.
 #pragma once
 
+#include <new>
+
 #include "epilogue.h"
 #include "packing.h"
 #if defined(__AMX_BF16__)
@@ -14,6 +16,15 @@ struct Tile {
   int64_t i0, i1, j0, j1;
 };
 
+// The product of guides, by code of its own: a second caller of the operand's would take its products out of line.
+struct Guide : Dot {};
+
+// What it reads, packed; null where no limits are on it.
+template <class T>
+const PackedOperands<T>* packed_guides(const Task<T>& task, const Host& host) {
+  return task.guide ? new (allocate<PackedOperands<T>>(host, 1)) PackedOperands<T>(*task.guide, host) : nullptr;
+}
+
 template <class T>
 class TileWorker {
   using G = Geometry<T>;
@@ -21,19 +32,21 @@ class TileWorker {
 
   const Task<T>& task_;
   const PackedOperands<T>& packed_;
+  const PackedOperands<T>* guides_;
   Step step_;
   Epilogue<T> epilogue_;
 
-  T *u_, *w_, *panel_;
+  T *u_, *guided_, *w_, *panel_;
   Int* keep_;
   Simd<T> *row_value_, *row_maximum_, *row_weight_sum_;
   T *col_value_, *col_maximum_, *col_weight_sum_;
 
  public:
-  TileWorker(const Task<T>& task, const PackedOperands<T>& packed, Step step, const Host& host)
-      : task_(task), packed_(packed), step_(step), epilogue_(epilogue_of(task, step)) {
+  TileWorker(const Task<T>& task, const PackedOperands<T>& packed, const PackedOperands<T>* guides, Step step, const Host& host)
+      : task_(task), packed_(packed), guides_(guides), step_(step), epilogue_(epilogue_of(task, step)) {
     constexpr int64_t lanes = G::lanes, tile = G::tile;
     u_ = allocate<T>(host, 2 * G::rows * G::cols);
+    guided_ = guides ? allocate<T>(host, G::rows * G::cols) : nullptr;
     keep_ = allocate<Int>(host, G::pane_rows * G::cols);
     w_ = step == Step::push || step == Step::push_maxima ? nullptr : allocate<T>(host, (G::tile + G::rows) * G::w_stride);
     panel_ = w_ ? allocate<T>(host, G::scratch) : nullptr;
@@ -115,7 +128,8 @@ class TileWorker {
       for (int64_t j = t.j0; j < t.j1; j += G::cols)
         for (int64_t i = t.i0; i < t.i1; i += G::rows) {
           packed_.template operands<Op>(i, j, u_);
-          visit_pane(t, i, j, u_, w);
+          if (guides_) multiply_guides(i, j);
+          visit_pane(t, i, j, u_, w, guided_);
         }
     }
   }
@@ -126,19 +140,26 @@ class TileWorker {
     T *next = u_, *last = u_ + G::rows * G::cols;
     int64_t last_i = 0, last_j = 0, row = G::rows;  // the block before, and its first row that waits
     const auto visit = [&](int64_t panes) {
-      for (; panes > 0 && row < G::rows; panes--, row += G::pane_rows) visit_pane(t, last_i + row, last_j, last + row * G::cols, w);
+      for (; panes > 0 && row < G::rows; panes--, row += G::pane_rows)
+        visit_pane(t, last_i + row, last_j, last + row * G::cols, w, guides_ ? guided_ + row * G::cols : nullptr);
     };
     for (int64_t j = t.j0; j < t.j1; j += G::cols)
       for (int64_t i = t.i0; i < t.i1; i += G::rows) {
         packed_.template operands<Op>(i, j, next, visit);
         visit(G::rows);
+        if (guides_) multiply_guides(i, j);
         T* const visited = last;
         last = next, next = visited, last_i = i, last_j = j, row = 0;
       }
     visit(G::rows);
   }
 
-  FASTCL_INLINE void visit_pane(const Tile& t, int64_t i, int64_t j, const T* u, T* w) {
+  __attribute__((noinline)) void multiply_guides(int64_t i, int64_t j) {
+    if constexpr (G::on_amx) guides_->template operands<Guide>(i, j, guided_, [](int64_t) {});
+    else guides_->template operands<Guide>(i, j, guided_);
+  }
+
+  FASTCL_INLINE void visit_pane(const Tile& t, int64_t i, int64_t j, const T* u, T* w, const T* guided) {
     const Side<T>&x = task_.x, &y = task_.y;
     const int64_t r = i - t.i0, c = j - t.j0;
     const Pane<T> pane{u, keep_,
@@ -146,7 +167,7 @@ class TileWorker {
                        row_value_ + r, row_maximum_ + r, row_weight_sum_ + r,
                        col_value_ + c, col_maximum_ + c, col_weight_sum_ + c, w + r * G::w_stride + c};
     const bool masked = set_keep(i, j);
-    if (task_.limited) leave_out_above(pane, x.limit + i, y.limit + j, Simd<T>(task_.scale));
+    if (task_.limited) leave_out_above(pane, x.limit + i, y.limit + j, Simd<T>(task_.scale), guided);
     (masked ? epilogue_.masked : epilogue_.plain)(pane, task_);
   }
 

@@ -51,7 +51,8 @@ class Blocks(Tiles):
         super().__init__(p)
         self.lse = p.reduce == "logsumexp"
         # z of a log-sum-exp lacks the shift.
-        self.limits = [limit if limit is None or not self.lse else limit - p.shift for limit in p.limits]
+        in_z = self.lse and not p.mask.guided
+        self.limits = [limit if limit is None or not in_z else limit - p.shift for limit in p.limits]
         self.above: Tensor | None = None
         # x a leaves the range where z does not: rows of 10 and of 1e-38 with a scale of 1e38. Such a scale comes after the product.
         self.before: Tensor = p.scale
@@ -64,10 +65,10 @@ class Blocks(Tiles):
 
     @property
     def element_bytes(self) -> int:
-        return (2 if self.lse else 1) * super().element_bytes
+        return (2 if self.lse or self.p.mask.guided else 1) * super().element_bytes
 
     def default_workspace(self) -> int:
-        return (2 if self.lse else 1) * BUFFER_BYTES.get(self.p.x.device.type, BUFFER_BYTES_ELSEWHERE)
+        return (2 if self.lse or self.p.mask.guided else 1) * BUFFER_BYTES.get(self.p.x.device.type, BUFFER_BYTES_ELSEWHERE)
 
     def product(self, tile: Tile) -> None:
         """z: log-sum-exp(z + b) = log-sum-exp(z) + b, n additions where every pair would take one."""
@@ -86,10 +87,12 @@ class Blocks(Tiles):
             z.add_(p.shift)
         if p.bias_y is not None:
             z.add_(p.bias_y[None, tile.cols])
-        if self.lse and z.device.type == "cpu":
+        if p.mask.guided:
+            self.above = self.above_limits(tile, self.guided(tile))
+        elif self.lse and z.device.type == "cpu":
             self.lower_above_limits(tile)
         elif p.mask.limited:
-            self.above = self.above_limits(tile)
+            self.above = self.above_limits(tile, z)
         if self.lse:
             self.mask_(tile, z, float("-inf"))
 
@@ -175,13 +178,21 @@ class Blocks(Tiles):
                 largest = torch.finfo(z.dtype).max
                 torch.minimum(z, limit, out=z).add_(above, alpha=-largest).add_(above, alpha=-largest)
 
-    def above_limits(self, tile: Tile) -> Tensor | None:
-        """Which pairs have a z above a limit; asked before anything takes the place of z, as f(z) = z may."""
+    def guided(self, tile: Tile) -> Tensor:
+        """The products of the tile's guides, where exponentials come later."""
+        assert self.sides.guides is not None
+        s, t = self.sides.guides
+        products = self.beside(tile.dot)
+        product(s[tile.rows], t[tile.cols].T, products)
+        return products
+
+    def above_limits(self, tile: Tile, decides: Tensor) -> Tensor | None:
+        """Which pairs have a z, or a product of guides, above a limit; asked before anything takes its place, as f(z) = z may."""
         of_rows, of_cols = self.limits
-        above = None if of_rows is None else tile.dot > of_rows[tile.rows, None]
+        above = None if of_rows is None else decides > of_rows[tile.rows, None]
         if of_cols is None:
             return above
-        over = tile.dot > of_cols[None, tile.cols]
+        over = decides > of_cols[None, tile.cols]
         return over if above is None else above.logical_or_(over)
 
     def exponentials(self, z: Tensor, minus: Tensor, in_place: bool = False) -> Tensor:

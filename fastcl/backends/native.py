@@ -71,7 +71,8 @@ def _packed(p: Problem) -> tuple[Any, ...]:
     vectors = (("bias_x", p.bias_x, p.dtype), ("bias_y", p.bias_y, p.dtype))
     limits = (("limit_x", p.mask.limit_x, p.dtype), ("limit_y", p.mask.limit_y, p.dtype))
     groups = (("group_x", p.mask.group_x, torch.int64), ("group_y", p.mask.group_y, torch.int64))
-    for name, t, dtype in (("y", p.y, p.x.dtype), *vectors, *groups, *limits):
+    guides = (("guide_x", p.mask.guide_x, p.dtype), ("guide_y", p.mask.guide_y, p.dtype))
+    for name, t, dtype in (("y", p.y, p.x.dtype), *vectors, *groups, *limits, *guides):
         if t is not None and t.dtype != dtype:
             raise TypeError(f"{name}: expected {dtype}, got {t.dtype}")
     return by_kernel_name(pack(p))

@@ -38,15 +38,17 @@ def visited(mask: Mask, rows: Tensor, cols: Tensor) -> Tensor | None:
 
 
 def within(p: Problem, z: Tensor, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The block of z, NaN where a limit is, and which of its pairs are visited, by their indices and by their logits."""
+    """The block of z, NaN where a limit is, and which of its pairs are visited, by their indices and by their logits or guides."""
     keep = visited(p.mask, rows, cols)
     of_rows, of_cols = p.limits
     limits = [] if of_rows is None else [of_rows[rows][:, None].to(z.dtype)]
     limits += [] if of_cols is None else [of_cols[cols][None, :].to(z.dtype)]
     for limit in limits:
         z = z + torch.where(torch.isnan(limit), limit, 0.0)
+    guides = p.guides
+    decides = z if guides is None else guides[0][rows].to(z.dtype) @ guides[1][cols].to(z.dtype).T
     for limit in limits:
-        counts = ~(z > limit)
+        counts = ~(decides > limit)
         keep = counts if keep is None else keep & counts
     return z, keep
 

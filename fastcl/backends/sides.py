@@ -45,12 +45,14 @@ class Sides:
         if p.operand == "sqdist":
             self.norm_x = _squared_norms(self.x, p.dtype)
             self.norm_y = self.norm_x if p.y is None else _squared_norms(self.y, p.dtype)
+        self.guides: tuple[Tensor, Tensor] | None = None
         if p.mask.limited:
             self._mark_limits()
 
     def _mark_limits(self) -> None:
         """Rows are NaN where their limit is: of what it has a say in, nothing is known."""
         of_rows, of_cols = self.p.limits
+        self.guides = self.p.guides
         if of_rows is not None:
             self.x = torch.where(torch.isnan(of_rows)[:, None], of_rows[:, None].to(self.x.dtype), self.x)
         if self.symmetric:

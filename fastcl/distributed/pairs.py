@@ -22,7 +22,7 @@ from .derivatives import first_derivatives
 from .visits import Tour, Visit
 from .wire import Columns
 
-MASKING = ("group_x", "group_y", "limit_x", "limit_y")  # what of a mask belongs to rows, in the op's order
+MASKING = ("group_x", "group_y", "limit_x", "limit_y", "guide_x", "guide_y")  # what of a mask belongs to rows, in the op's order
 GRADIENTS = ("x", "y", "scale", "shift", "bias_x", "bias_y")  # the order of the op's differentiable arguments
 
 
@@ -93,36 +93,40 @@ class Sweep:
 
     def __init__(self, plan: Plan, tensors: tuple[Tensor | None, ...]) -> None:
         self.plan = plan
-        x, self.y, scale, shift, self.bias_x, self.bias_y, self.group_x, self.group_y, self.limit_x, self.limit_y = (
-            tensors
-        )
+        x, self.y, scale, shift, self.bias_x, self.bias_y, *masking = tensors
+        self.group_x, self.group_y, self.limit_x, self.limit_y, self.guide_x, self.guide_y = masking
         assert x is not None and scale is not None and shift is not None
         self.x, self.scale, self.shift = x.detach().contiguous(), scale.detach(), shift.detach()
         self.dtype = accumulation_dtype(x.dtype)
 
     def columns(self, *more: Tensor) -> Columns:
-        """What travels: y with its bias, groups and limits, and what else it needs. Told apart again by `arguments`."""
-        y, group, limit = (
-            (self.x, self.group_x, self.limit_x) if self.plan.same else (self.y, self.group_y, self.limit_y)
-        )
-        return tuple(t.detach().contiguous() for t in (y, self.bias_y, group, limit, *more) if t is not None)
+        """What travels: y with its bias, groups, limits and guides, and what else it needs. Told apart again by `arguments`."""
+        beside = self._beside()
+        y = self.x if self.plan.same else self.y
+        return tuple(t.detach().contiguous() for t in (y, self.bias_y, *beside, *more) if t is not None)
+
+    def _beside(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Groups, limits and guides of own columns."""
+        if self.plan.same:
+            return self.group_x, self.limit_x, self.guide_x
+        return self.group_y, self.limit_y, self.guide_y
 
     def arguments(self, visit: Visit, columns: Columns) -> tuple[tuple[Any, ...], Columns]:
         """The op's arguments for a visit, and what came beside them."""
         plan, rows = self.plan, slice(visit.start, visit.stop)
-        bias_x, group_x, limit_x = (None if t is None else t[rows] for t in (self.bias_x, self.group_x, self.limit_x))
+        own = (self.bias_x, self.group_x, self.limit_x, self.guide_x)
+        bias_x, group_x, limit_x, guide_x = (None if t is None else t[rows] for t in own)
         came = iter(columns)
         y: Tensor | None = next(came)
         bias_y = None if self.bias_y is None else next(came)
-        group_y = None if self.group_x is None else next(came)
-        limit_y = None if (self.limit_x if plan.same else self.limit_y) is None else next(came)
+        group_y, limit_y, guide_y = (None if t is None else next(came) for t in self._beside())
         alone = plan.same and visit.own
         if alone:
-            y = group_y = limit_y = None
+            y = group_y = limit_y = guide_y = None
         row_offset, col_offset, kind = plan.mask_of(visit)
         both = (plan.columns or plan.same) and not alone
         arguments = (
-            self.x[rows], y, self.scale, self.shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y,
+            self.x[rows], y, self.scale, self.shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y, guide_x, guide_y,
             row_offset, col_offset, 0, kind, plan.operand, plan.pair, list(plan.constants), plan.reduce, both,
         )  # fmt: skip
         return arguments, tuple(came)
@@ -225,4 +229,5 @@ def cast(p: Problem) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
         dtype = torch.get_autocast_dtype(device)
         x, y = x.to(dtype), None if y is None else y.to(dtype)
     mask = p.mask
-    return x, y, (mask.group_x, mask.group_x if mask.group_y is None else mask.group_y, mask.limit_x, mask.limit_y)
+    groups = (mask.group_x, mask.group_x if mask.group_y is None else mask.group_y)
+    return x, y, (*groups, mask.limit_x, mask.limit_y, mask.guide_x, mask.guide_y)

@@ -118,10 +118,38 @@ def mask(m: Any, x: Tensor, y: Tensor | None) -> Mask:
     limit_x, limit_y = m.limit_x, m.limit_y
     if y is None and (limit_x is None or (limit_y is not None and limit_y is not limit_x)):
         raise ValueError("mask: x with itself has limits of its rows alone, got limit_y; leave limit_y out or pass y=x")
+    guide_x, guide_y = _guides(m.guide_x, m.guide_y, x, y)
     return _indices(m.unlimited(), x, y)._replace(
         limit_x=_limits("limit_x", limit_x, x, "x", x),
         limit_y=None if y is None else _limits("limit_y", limit_y, y, "y", x),
+        guide_x=guide_x,
+        guide_y=guide_y,
     )
+
+
+def _guides(s: Any, t: Any, x: Tensor, y: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Guides of rows and of columns, in the accumulation dtype and without a gradient."""
+    if s is None and t is None:
+        return None, None
+    if y is None and t is not None and t is not s:
+        raise ValueError("guide: x with itself has one guide, of its rows, got two; pass guide=s or y=x")
+    if y is not None and t is None:
+        raise ValueError("guide: expected (s, t), of the rows of x and of y, got one tensor; pass guide=(s, t)")
+    found: list[Tensor] = []
+    for name, guide, rows, of in (("guide[0]", s, x, "x"), ("guide[1]", t, y, "y")):
+        if rows is None:
+            return found[0], None
+        matrix(name, guide)
+        if guide.shape[0] != rows.shape[0]:
+            raise ValueError(f"{name}: expected one row for each row of {of}, {rows.shape[0]}, got {guide.shape[0]}")
+        if guide.shape[1] != s.shape[1] or not guide.shape[1]:
+            raise ValueError(
+                f"{name}: expected rows of one width of 1 or more, k = {s.shape[1]} for guide[0], got k = {guide.shape[1]}"
+            )
+        if guide.device != x.device:
+            raise ValueError(f"{name}: expected the device of {of}, {x.device}, got {guide.device}; move it")
+        found.append(guide.detach().to(accumulation_dtype(x.dtype)))
+    return found[0], found[1]
 
 
 def _limits(name: str, limits: Any, rows: Tensor, of: str, x: Tensor) -> Tensor | None:

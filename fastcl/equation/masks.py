@@ -21,15 +21,22 @@ class Mask(NamedTuple):
     period: int = 0
     limit_x: Tensor | None = None
     limit_y: Tensor | None = None
+    guide_x: Tensor | None = None
+    guide_y: Tensor | None = None
 
     @property
     def limited(self) -> bool:
-        """Whether a pair's logit has a say in it."""
+        """Whether a pair's logit, or another similarity of it, has a say in it."""
         return self.limit_x is not None or self.limit_y is not None
+
+    @property
+    def guided(self) -> bool:
+        """Whether that is a product of guides."""
+        return self.guide_x is not None
 
     def unlimited(self) -> Mask:
         """What it says of indices alone."""
-        return self._replace(limit_x=None, limit_y=None)
+        return self._replace(limit_x=None, limit_y=None, guide_x=None, guide_y=None)
 
 
 def all_pairs() -> Mask:
@@ -90,25 +97,41 @@ def within_groups(group_x: Tensor, group_y: Tensor | None = None) -> Mask:
     return Mask("within_groups", 0, 0, group_x, group_y)
 
 
-def at_most(limit_x: Tensor | None = None, limit_y: Tensor | None = None, *, mask: str | Mask = "all") -> Mask:
+def at_most(
+    limit_x: Tensor | None = None,
+    limit_y: Tensor | None = None,
+    *,
+    guide: Tensor | tuple[Tensor, Tensor] | None = None,
+    mask: str | Mask = "all",
+) -> Mask:
     """The pairs of a mask whose logit is at most the limits of its row and of its column, so that likely false negatives stay out.
 
         (i, j) in M  where  z_ij <= limit_x_i  and  z_ij <= limit_y_j,   z_ij = a u(x_i, y_j) + b + bx_i + by_j
 
-    No gradient flows through the limits. z is rounded as the backend that serves the call rounds it, the same in a forward and its
+    With a guide, rows of another model for instance (a teacher's), its similarity is held against the limits in place of the logit:
+
+        (i, j) in M  where  <s_i, t_j> <= limit_x_i  and  <s_i, t_j> <= limit_y_j
+
+    No gradient flows through limits or guides. z is rounded as the backend that serves the call rounds it, the same in a forward and its
     backward: a logit within a few eps of its limit may fall on either side of it, and on another one in forward mode, which
     forms z in float64. Limits that pairs meet exactly (duplicates of the positive, with its own logit as the limit) want a margin.
-    A logit of NaN is left out by no limit, and a limit of NaN makes all results that it has a say in NaN.
+    A logit of NaN is left out by no limit, and a limit of NaN makes all results that it has a say in NaN. So it is with guides: their
+    products are in the dtype of the results, rounded as z is, one of NaN (of infinite guides) leaves out nothing, and a row of a
+    guide that holds a NaN is as a limit of NaN.
 
-    Source: Zhang et al. 2025 (Qwen3 Embedding, arXiv 2506.05176); Moreira et al. 2024 (NV-Retriever, arXiv 2407.15831).
+    Source: Zhang et al. 2025 (Qwen3 Embedding, arXiv 2506.05176); Moreira et al. 2024 (NV-Retriever, arXiv 2407.15831); guides:
+    Solatorio 2024 (GISTEmbed, arXiv 2402.16829).
 
     Args:
         limit_x: (n,) floating, one limit for each row of x; inf for none, -inf to leave out the row; None for no row's.
         limit_y: (m,) floating, one limit for each row of y; None for none. Of x with itself (y=None) limit_x is both.
+        guide: (s, t), s (n, k) and t (m, k), floating, of any width k of their own, held in the dtype of the results; of x with
+            itself s alone; None for the logit.
         mask: which pairs there are besides, "all", "off_diagonal" or another mask without limits.
 
     Raises:
         ValueError: no limit is given, or the mask has limits already.
+        TypeError: the guide or the mask is something else.
 
     Examples:
         >>> x = torch.tensor([[1.0], [2.0], [3.0]])
@@ -117,6 +140,9 @@ def at_most(limit_x: Tensor | None = None, limit_y: Tensor | None = None, *, mas
         tensor([3., 6., 0.])
         >>> fastcl.pair_reduce(x, reduce="sum", mask=fastcl.at_most(torch.full((3,), 5.0), mask=fastcl.off_diagonal()))
         tensor([5., 2., 3.])
+        >>> guide = torch.tensor([[1.0], [2.0], [0.0]])  # similarities [[1, 2, 0], [2, 4, 0], [0, 0, 0]]
+        >>> fastcl.pair_reduce(x, x, reduce="sum", mask=fastcl.at_most(torch.full((3,), 1.5), guide=(guide, guide)))
+        tensor([ 4.,  6., 18.])
     """
     if limit_x is None and limit_y is None:
         raise ValueError("at_most: expected limits of the rows, the columns or both, got none; pass limit_x")
@@ -129,8 +155,14 @@ def at_most(limit_x: Tensor | None = None, limit_y: Tensor | None = None, *, mas
         raise ValueError(
             "mask: expected one without limits, got limits already; take the smaller of both by torch.minimum"
         )
-    limit_x, limit_y = (t.detach() if isinstance(t, Tensor) else t for t in (limit_x, limit_y))
-    return within._replace(limit_x=limit_x, limit_y=limit_y)
+    guides = guide if isinstance(guide, (tuple, list)) else (guide, None)
+    if len(guides) != 2 or (guides[0] is None and guide is not None):
+        raise TypeError(
+            f"guide: expected two tensors (s, t), of rows and of columns, or one of x with itself, got {len(guides)} in a "
+            f"{type(guide).__name__}; pass guide=(s, t)"
+        )
+    of_x, of_y, s, t = (t.detach() if isinstance(t, Tensor) else t for t in (limit_x, limit_y, *guides))
+    return within._replace(limit_x=of_x, limit_y=of_y, guide_x=s, guide_y=t)
 
 
 def by_groups(mask: Mask, n: int, m: int | None, device: torch.device) -> Mask:
@@ -139,7 +171,7 @@ def by_groups(mask: Mask, n: int, m: int | None, device: torch.device) -> Mask:
         None if size is None else (torch.arange(size, device=device) + offset % mask.period) % mask.period
         for size, offset in ((n, mask.row_offset), (m, mask.col_offset))
     )
-    return Mask("across_groups", 0, 0, rows, cols, 0, mask.limit_x, mask.limit_y)
+    return Mask("across_groups", 0, 0, rows, cols, 0, *mask[6:])
 
 
 def on_tile(mask: Mask, rows: range, cols: range) -> Mask | None:

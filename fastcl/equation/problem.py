@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ OPERANDS, REDUCTIONS, OUTERS = map(get_args, (Operand, PairReduction, Outer))
 
 PROBLEM = (
     "Tensor x, Tensor? y, Tensor scale, Tensor shift, Tensor? bias_x, Tensor? bias_y, Tensor? group_x, Tensor? group_y, "
-    "Tensor? limit_x, Tensor? limit_y, "
+    "Tensor? limit_x, Tensor? limit_y, Tensor? guide_x, Tensor? guide_y, "
     "SymInt row_offset, SymInt col_offset, SymInt period, "
     "str mask, str operand, str pair, float[] constants, str reduce, bool columns"
 )
@@ -39,9 +39,9 @@ CUDA_ALIGNED = (
     "int multiprocessors, int shared_bytes"
 )
 SIGNATURES = f"{PROBLEM}; {ALIGNED}; {CUDA_ALIGNED}"  # what a library was built for
-LENGTH = 19  # of PROBLEM
-TENSORS = 10  # lead it
-PAIR = 15  # the place of the pair function's key
+LENGTH = 21  # of PROBLEM
+TENSORS = 12  # lead it
+PAIR = 17  # the place of the pair function's key
 DIFFERENTIABLE = 6  # x, y, scale, shift, bias_x, bias_y lead it, in the order of Wanted and Gradients
 
 
@@ -76,8 +76,22 @@ class Problem:
 
     @property
     def limits(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of rows and of columns; of x with itself they are one."""
-        return self.mask.limit_x, self.mask.limit_x if self.y is None else self.mask.limit_y
+        """Of rows and of columns; of x with itself they are one. NaN too where a guide has a NaN."""
+        m = self.mask
+        of_rows = _marked(m.limit_x, m.guide_x)
+        return of_rows, of_rows if self.y is None else _marked(m.limit_y, m.guide_y)
+
+    @property
+    def guides(self) -> tuple[Tensor, Tensor] | None:
+        """Rows and columns of the product that limits are on, NaN where a limit is; None where they are on z itself."""
+        m = self.mask
+        if m.guide_x is None:
+            return None
+        of_rows = _marked(m.guide_x, m.limit_x)
+        if self.y is None:
+            return of_rows, of_rows
+        assert m.guide_y is not None
+        return of_rows, _marked(m.guide_y, m.limit_y)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,21 +110,35 @@ class Problem:
         return replace(self, mask=by_groups(self.mask, self.n, None if self.y is None else self.m, self.x.device))
 
 
+@overload
+def _marked(values: Tensor, by: Tensor | None) -> Tensor: ...
+@overload
+def _marked(values: Tensor | None, by: Tensor | None) -> Tensor | None: ...
+def _marked(values: Tensor | None, by: Tensor | None) -> Tensor | None:
+    """Limits with NaN where a guide has one, or guides where a limit is NaN: of what such a row has a say in nothing is known."""
+    if by is None:
+        return values
+    bad = by.isnan() if by.dim() == 1 else by.isnan().any(1)
+    if values is None:
+        return torch.where(bad, math.nan, by.new_full((by.shape[0],), math.inf))
+    return torch.where(bad if values.dim() == 1 else bad[:, None], math.nan, values)
+
+
 def pack(p: Problem) -> tuple[Any, ...]:
     """The problem as the flat arguments of PROBLEM."""
     m = p.mask
     return (
-        p.x, p.y, p.scale, p.shift, p.bias_x, p.bias_y, m.group_x, m.group_y, m.limit_x, m.limit_y,
+        p.x, p.y, p.scale, p.shift, p.bias_x, p.bias_y, m.group_x, m.group_y, m.limit_x, m.limit_y, m.guide_x, m.guide_y,
         m.row_offset, m.col_offset, m.period, m.kind, p.operand, p.pair.key, list(p.pair.constants), p.reduce, p.columns,
     )  # fmt: skip
 
 
 def unpack(arguments: tuple[Any, ...]) -> Problem:
     """The problem from the flat arguments of PROBLEM."""
-    (x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y, row_offset, col_offset, period, mask,
+    (x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y, guide_x, guide_y, row_offset, col_offset, period, mask,
      operand, pair, constants, reduce, columns) = arguments[:LENGTH]  # fmt: skip
     f = PairFunction.by_key[pair].of(constants)
-    kept = Mask(mask, row_offset, col_offset, group_x, group_y, period, limit_x, limit_y)
+    kept = Mask(mask, row_offset, col_offset, group_x, group_y, period, limit_x, limit_y, guide_x, guide_y)
     return Problem(x, y, scale, shift, bias_x, bias_y, kept, operand, f, reduce, columns)
 
 

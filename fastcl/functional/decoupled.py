@@ -16,7 +16,7 @@ from ..precision import stacked
 from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .energy import Potential
-from .false_negatives import spared
+from .false_negatives import Guide, Guides, check_margin, spared
 from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, times
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
@@ -37,6 +37,7 @@ def dcl(
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
     margin_strategy: MarginStrategy = "absolute",
+    guide: Guide | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
@@ -64,6 +65,8 @@ def dcl(
             row is no negative of both, and a row without any left has no energy, 0. Constant for
             the gradient; None keeps all.
         margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
+        guide: (s, t), rows of another model for the rows of either view, (n, k) and (m, k) floating, of any width: false negatives
+            are told by their similarity in place of the loss's own (GISTEmbed). None for the loss's own.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -83,6 +86,7 @@ def dcl(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
+    check_margin(false_negative_margin, guide)
     sigma = None if sigma is None else checks.positive_number("sigma", sigma)
     loss = at_once(
         DECOUPLED, u, v, a, normalize=normalize, reduction=reduction, backend=backend, energy=0.5,
@@ -102,7 +106,9 @@ def dcl(
     if mask.group_x is not None and not symmetric:
         mask = across_groups(mask.group_x[: u.shape[0]], mask.group_x)
     sizes = (z.shape[0], None) if symmetric else (u.shape[0], z.shape[0])
-    mask = spared(mask, false_negative_margin, margin_strategy, aligned.repeat(2), sizes, a)
+    guides = Guides.of(guide, u, v, normalize)
+    guides = guides and guides.stacked(symmetric)
+    mask = spared(mask, false_negative_margin, margin_strategy, aligned.repeat(2), sizes, a, guides=guides)
     if symmetric:
         return 0.5 * free_energies(z, None, a, mask, reduction, 2, backend) - reduced(p, reduction, "dcl")
     return free_energies(u, z, a, mask, reduction, 1, backend) - reduced(p, reduction, "dcl")
@@ -118,6 +124,7 @@ def dhel(
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
     margin_strategy: MarginStrategy = "absolute",
+    guide: Guide | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
@@ -143,6 +150,8 @@ def dhel(
             row is no negative of both, and a row without any left has no energy, 0. Constant for
             the gradient; None keeps all.
         margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
+        guide: (s, t), rows of another model for the rows of either view, (n, k) and (m, k) floating, of any width: false negatives
+            are told by their similarity in place of the loss's own (GISTEmbed). None for the loss's own.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -163,6 +172,7 @@ def dhel(
     check_reduction(reduction)
     checks.one_of("form", form, tuple(FORMS))
     a = inverse("temperature", temperature)
+    check_margin(false_negative_margin, guide)
     of_u, of_v = FORMS[form]
     loss = at_once(
         OWN_VIEW if of_v == 0.0 else EITHER_VIEW, u, v, a, normalize=normalize, reduction=reduction, backend=backend, energy=of_u,
@@ -173,11 +183,15 @@ def dhel(
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dhel")
     mask = own_pairs_left_out(groups, u)
-    mask = spared(mask, false_negative_margin, margin_strategy, s, (u.shape[0], None), a)
+    guides = Guides.of(guide, u, v, normalize)
+    masks = (
+        spared(mask, false_negative_margin, margin_strategy, s, (u.shape[0], None), a, guides=own)
+        for own in (guides.own() if guides is not None else (None, None))
+    )
     loss = -reduced(times(a, s), reduction, "dhel")
-    for rows, weight in zip((u, v), FORMS[form], strict=True):
+    for rows, weight, within in zip((u, v), FORMS[form], masks, strict=True):
         if weight != 0.0:
-            loss = loss + weight * free_energies(rows, None, a, mask, reduction, 1, backend)
+            loss = loss + weight * free_energies(rows, None, a, within, reduction, 1, backend)
     return loss
 
 

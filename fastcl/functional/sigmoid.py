@@ -18,7 +18,7 @@ from ..equation.pairs import Softplus
 from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .energy import Potential
-from .false_negatives import check_margin, spared
+from .false_negatives import Guide, Guides, check_margin, spared
 from .positives import Pairs, Positives, Side, between
 from .rows import (
     check_reduction,
@@ -42,6 +42,7 @@ def siglip(
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
     margin_strategy: MarginStrategy = "absolute",
+    guide: Guide | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
@@ -66,6 +67,8 @@ def siglip(
             0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
             row is no negative of both. Constant for the gradient; None keeps all.
         margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
+        guide: (s, t), rows of another model for the rows of either view, (n, k) and (m, k) floating, of any width: false negatives
+            are told by their similarity in place of the loss's own (GISTEmbed). None for the loss's own.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -85,7 +88,7 @@ def siglip(
     """
     check_reduction(reduction)
     a, b = checks.positive_number("logit_scale", logit_scale), checks.number("logit_bias", logit_bias)
-    check_margin(false_negative_margin, positives=positives)
+    check_margin(false_negative_margin, guide, positives=positives)
     loss = at_once(
         PAIRWISE, x, y, a, b, normalize=normalize, reduction=reduction, backend=backend,
         unless=(positives, groups, false_negative_margin),
@@ -102,7 +105,10 @@ def siglip(
             "exchange x and y where x has rows that match nothing"
         )
     positive = softplus(-times(a, s) - checks.scalar("logit_bias", b, x))
-    mask = spared(negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, s, (n, m), a, b)
+    mask = spared(
+        negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, s, (n, m), a, b,
+        guides=Guides.of(guide, x, y, normalize),
+    )  # fmt: skip
     if reduction == "none":
         r = pair_reduce(x, y, pair="softplus", reduce="sum", mask=mask, scale=a, shift=b, backend=backend)
         assert isinstance(r, Tensor)

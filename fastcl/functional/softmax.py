@@ -21,7 +21,7 @@ from ..equation.names import Backend, MarginStrategy, Reduction
 from ..precision import stacked
 from .aligned import aligned_views
 from .at_once import Whole, at_once
-from .false_negatives import check_margin, spared
+from .false_negatives import Guide, Guides, check_margin, spared
 from .positives import Pairs, Positives, Side, between, mean_over, some
 from .rows import (
     check_reduction,
@@ -52,6 +52,7 @@ def info_nce(
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
     margin_strategy: MarginStrategy = "absolute",
+    guide: Guide | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
@@ -79,6 +80,8 @@ def info_nce(
             0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above is no
             negative of its row. Constant for the gradient; None keeps all.
         margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
+        guide: (s, t), rows of another model for the rows of either view, (n, k) and (m, k) floating, of any width: false negatives
+            are told by their similarity in place of the loss's own (GISTEmbed). None for the loss's own.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -98,7 +101,7 @@ def info_nce(
     """
     check_reduction(reduction)
     a, eps = inverse("temperature", temperature), share("label_smoothing", label_smoothing)
-    check_margin(false_negative_margin, positives=positives, label_smoothing=eps)
+    check_margin(false_negative_margin, guide, positives=positives, label_smoothing=eps)
     loss = at_once(
         ONE_WAY, x, y, a, normalize=normalize, reduction=reduction, backend=backend,
         unless=(positives, groups, false_negative_margin, eps or None),
@@ -109,7 +112,8 @@ def info_nce(
     if positives is not None:
         return _of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend, "info_nce")[0]
     every_row_matched(x, y)
-    mask = spared(negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, s, (x.shape[0], None), a)
+    guides = Guides.of(guide, x, y, normalize)
+    mask = spared(negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, s, (x.shape[0], None), a, guides=guides)
     p = times(a, s)
     spread = eps * (p - mean_logit(x, y, p, a, mask, backend)) if eps else None
     if reduction == "none":
@@ -160,6 +164,7 @@ def clip(
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
     margin_strategy: MarginStrategy = "absolute",
+    guide: Guide | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
@@ -187,6 +192,8 @@ def clip(
             0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
             row is no negative of both. Constant for the gradient; None keeps all.
         margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
+        guide: (s, t), rows of another model for the rows of either view, (n, k) and (m, k) floating, of any width: false negatives
+            are told by their similarity in place of the loss's own (GISTEmbed). None for the loss's own.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (k values; with `positives` n + m halves, those of x first).
         backend: see fastcl.pair_reduce.
@@ -215,7 +222,7 @@ def clip(
     """
     check_reduction(reduction)
     a, eps = checks.positive_number("logit_scale", logit_scale), share("label_smoothing", label_smoothing)
-    check_margin(false_negative_margin, positives=positives, label_smoothing=eps)
+    check_margin(false_negative_margin, guide, positives=positives, label_smoothing=eps)
     loss = at_once(
         BOTH_WAYS, x, y, a, normalize=normalize, reduction=reduction, backend=backend,
         unless=(pairs, positives, groups, false_negative_margin, eps or None),
@@ -235,7 +242,10 @@ def clip(
     p = times(a, leading(s, k))
     # A row beyond the pairs leaves out the row of its own index, which is beyond them too: neither has a term.
     sizes = x.shape[0], y.shape[0]
-    mask = spared(negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, leading(s, k), sizes, a)
+    mask = spared(
+        negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, leading(s, k), sizes, a,
+        guides=Guides.of(guide, x, y, normalize),
+    )  # fmt: skip
     r, c = pair_reduce(x, y, scale=a, mask=mask, columns=True, backend=backend)
     losses = 0.5 * (softplus(leading(r, k) - p) + softplus(leading(c, k) - p))
     if eps:
@@ -269,6 +279,7 @@ def nt_xent(
     groups: Tensor | None = None,
     false_negative_margin: float | None = None,
     margin_strategy: MarginStrategy = "absolute",
+    guide: Guide | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
@@ -293,6 +304,8 @@ def nt_xent(
             0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
             row is no negative of both. Constant for the gradient; None keeps all.
         margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
+        guide: (s, t), rows of another model for the rows of either view, (n, k) and (m, k) floating, of any width: false negatives
+            are told by their similarity in place of the loss's own (GISTEmbed). None for the loss's own.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         backend: see fastcl.pair_reduce.
@@ -312,7 +325,7 @@ def nt_xent(
     """
     check_reduction(reduction)
     a = inverse("temperature", temperature)
-    check_margin(false_negative_margin, positives=positives)
+    check_margin(false_negative_margin, guide, positives=positives)
     loss = at_once(
         STACKED, u, v, a, normalize=normalize, reduction=reduction, backend=backend,
         unless=(positives, groups, false_negative_margin),
@@ -325,9 +338,11 @@ def nt_xent(
         return _nt_xent_of_pairs(Pairs.of(positives, groups, z, z), a, reduction, backend)
     s = s.repeat(2)
     p = times(a, s)
+    guides = Guides.of(guide, u, v, normalize)
     mask = spared(
-        own_pairs_left_out(groups, z, views=2), false_negative_margin, margin_strategy, s, (z.shape[0], None), a
-    )
+        own_pairs_left_out(groups, z, views=2), false_negative_margin, margin_strategy, s, (z.shape[0], None), a,
+        guides=guides and guides.stacked(),
+    )  # fmt: skip
     if reduction == "none":
         r = pair_reduce(z, scale=a, mask=mask, backend=backend)
         assert isinstance(r, Tensor)

@@ -10,7 +10,7 @@ from .objective import Objective
 
 
 class DCLLoss(Objective, function=functional.dcl):
-    """DCL, and with sigma DCLW. Call: loss(u, v, groups=None).
+    """DCL, and with sigma DCLW. Call: loss(u, v, groups=None, guide=None).
 
     Examples:
         >>> loss = fastcl.losses.DCLLoss(temperature=0.5)
@@ -28,7 +28,7 @@ class DCLLoss(Objective, function=functional.dcl):
 
 
 class DHELLoss(Objective, function=functional.dhel):
-    """DHEL. Call: loss(u, v, groups=None).
+    """DHEL. Call: loss(u, v, groups=None, guide=None).
 
     Examples:
         >>> loss = fastcl.losses.DHELLoss(temperature=0.5)

@@ -13,7 +13,7 @@ from .scale import LogitScale, factor, learnable_or_fixed, stated
 
 
 class SigLIPLoss(Objective, function=functional.siglip):
-    """SigLIP with its learned scale and bias. Call: loss(x, y, positives=None, groups=None).
+    """SigLIP with its learned scale and bias. Call: loss(x, y, positives=None, groups=None, guide=None).
 
     The scale is the module `logit_scale` (a LogitScale, whose parameter `log` starts at log(10)), the bias the parameter
     `logit_bias`, from -10: most pairs are negatives, and the start says so (Zhai et al. 2023, section 3.2).

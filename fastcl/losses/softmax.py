@@ -13,7 +13,7 @@ from .scale import LogitScale, factor, stated
 
 
 class InfoNCELoss(Objective, function=functional.info_nce):
-    """InfoNCE, one direction. Call: loss(x, y, positives=None, groups=None).
+    """InfoNCE, one direction. Call: loss(x, y, positives=None, groups=None, guide=None).
 
     Examples:
         >>> loss = fastcl.losses.InfoNCELoss(temperature=0.5)
@@ -42,7 +42,7 @@ class TemperatureFreeInfoNCELoss(Objective, function=functional.temperature_free
 
 
 class NTXentLoss(Objective, function=functional.nt_xent):
-    """NT-Xent (SimCLR). Call: loss(u, v, positives=None, groups=None).
+    """NT-Xent (SimCLR). Call: loss(u, v, positives=None, groups=None, guide=None).
 
     Examples:
         >>> loss = fastcl.losses.NTXentLoss(temperature=0.5)
@@ -57,7 +57,7 @@ class NTXentLoss(Objective, function=functional.nt_xent):
 
 
 class CLIPLoss(Objective, function=functional.clip):
-    """CLIP with its learned scale. Call: loss(x, y, pairs=None, positives=None, groups=None).
+    """CLIP with its learned scale. Call: loss(x, y, pairs=None, positives=None, groups=None, guide=None).
 
     The scale is the module `logit_scale` (a LogitScale, whose parameter `log` starts at log(1 / 0.07)), and never exceeds 100
     (Radford et al. 2021, section 2.5).
