@@ -66,7 +66,8 @@ def reason(
         return f"it serves {name} tensors, and these are on {device.type}"
     if guided and name in UNGUIDED:
         return (
-            "its kernels form no products of guides (fastcl.at_most(guide=), guide=); use backend='blocked', as 'auto' does for these"
+            "its kernels form no products of guides (fastcl.at_most(guide=), guide=); use backend='blocked', as 'auto' does for "
+            "these"
         )
     if limited and name in UNLIMITED:
         return (

@@ -1,4 +1,5 @@
-"""MultipleNegativesRankingLoss as in sentence-transformers 6, its symmetric and its cached forms, and the spread-out regulariser.
+"""MultipleNegativesRankingLoss as in sentence-transformers 6, its symmetric and cached forms, GISTEmbedLoss, and the spread-out
+regulariser.
 
     from sentence_transformers.losses import MultipleNegativesRankingLoss
     ->  from fastcl.dropin.sentence_transformers import MultipleNegativesRankingLoss
@@ -37,6 +38,8 @@ BOTH_WAYS = ("query_to_doc", "doc_to_query")
 ELSEWHERE = {
     "CachedMultipleNegativesRankingLoss": "sentence_transformers_cached",
     "CachedMultipleNegativesSymmetricRankingLoss": "sentence_transformers_cached",
+    "GISTEmbedLoss": "sentence_transformers_guided",
+    "CachedGISTEmbedLoss": "sentence_transformers_guided",
     "GlobalOrthogonalRegularizationLoss": "sentence_transformers_spread",
 }
 LOG_2 = math.log(2.0)

@@ -56,8 +56,9 @@ def test_double_loop(reduce: str, itself: bool) -> None:
         got = fastcl.pair_reduce(x, None if itself else y, reduce=reduce, scale=2.0, mask=mask, backend=backend)
         assert isinstance(got, Tensor)
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)
-        for mine, theirs in zip(gradients(torch.where(got.isneginf(), 0.0, got).square().sum(), leaves), slopes, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+        mine = gradients(torch.where(got.isneginf(), 0.0, got).square().sum(), leaves)
+        for found_slope, slope in zip(mine, slopes, strict=True):
+            torch.testing.assert_close(found_slope, slope, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -111,7 +112,7 @@ def test_forward_and_backward_decide_alike_at_equality(itself: bool, backend: st
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("reduce", ["sum", "logsumexp"])
 def test_what_is_no_number(reduce: str, dtype: torch.dtype) -> None:
-    """NaN comes of NaN, of a limit and of a guide alike, whatever the other side's limits; an infinite guide leaves out by its sign."""
+    """NaN comes of NaN, of a limit and of a guide alike, whatever the other side's limits; an infinite guide is one by its sign."""
     x, y = rows(6, 3, 0, dtype), rows(9, 3, 1, dtype)
     s, t = whole(6, 4, 2, dtype), whole(9, 4, 3, dtype)
     bad = torch.arange(6) == 2

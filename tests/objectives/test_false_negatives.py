@@ -18,9 +18,10 @@ from .witnesses import gradients, served
 
 N, D, TAU, BIAS = 9, 5, 0.3, -1.0
 Stays = Callable[[int, int], bool]
+Views = tuple[Tensor, Tensor]
 
 
-def views(n: int = N, m: int = N, seed: int = 0) -> tuple[Tensor, Tensor]:
+def views(n: int = N, m: int = N, seed: int = 0) -> Views:
     """Rows near their partners, and some near each other's: whichever margin, some pairs are above it and some below."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, D, generator=g, dtype=torch.float64)
@@ -43,21 +44,24 @@ def softplus(r: Tensor, p: Tensor) -> Tensor:
     return torch.log1p(torch.exp(r - p)) if r > -math.inf else 0.0 * p
 
 
-def by_loops(name: str, x: Tensor, y: Tensor, margin: float, strategy: str, **arguments: Any) -> Tensor:
-    """The mean, as its docstring says it."""
+def by_loops(
+    name: str, x: Tensor, y: Tensor, margin: float, strategy: str, guide: Views | None = None, **arguments: Any
+) -> Tensor:
+    """The mean, as its docstring says it; with a guide pairs are told apart by its similarities."""
     x, y = pairwise.unit(x), pairwise.unit(y)
+    gx, gy = (x, y) if guide is None else map(pairwise.unit, guide)
     n, m, positive = len(x), len(y), (x * y[: len(x)]).sum(1)
-    top = limits(positive, margin, strategy).tolist()
+    top = limits((gx * gy[: len(x)]).sum(1), margin, strategy).tolist()
     rows, cols = top, [*top, *[math.inf] * (m - n)]
 
     def other(i: int, j: int) -> bool:
-        return i != j and bool(s[i, j] <= rows[i])
+        return i != j and bool(told[i, j] <= rows[i])
 
     def either(i: int, j: int) -> bool:
-        return other(i, j) and bool(s[i, j] <= cols[j])
+        return other(i, j) and bool(told[i, j] <= cols[j])
 
     if name in ("info_nce", "clip", "siglip"):
-        s = x @ y.T
+        s, told = x @ y.T, gx @ gy.T
         if name == "siglip":
             z, p = s / TAU + BIAS, positive / TAU + BIAS
             terms = [torch.log1p(torch.exp(z[i, j])) for i in range(n) for j in range(m) if either(i, j)]
@@ -69,12 +73,12 @@ def by_loops(name: str, x: Tensor, y: Tensor, margin: float, strategy: str, **ar
         return pairwise.add([softplus(r, q) for e in both for r, q in zip(e[:n], p, strict=True)], z) / (2 * n)
     if name == "dhel":
         total = -positive.sum() / TAU
-        for own in (x, y):
-            s = own @ own.T
+        for own, g in ((x, gx), (y, gy)):
+            s, told = own @ own.T, g @ g.T
             total = total + pairwise.add([r for r in energy(s / TAU, either) if r > -math.inf], s)
         return total / n
-    w = torch.cat([x, y])
-    s, rows, cols = w @ w.T, top * 2, top * 2
+    w, g = torch.cat([x, y]), torch.cat([gx, gy])
+    s, told, rows, cols = w @ w.T, g @ g.T, top * 2, top * 2
     if name == "nt_xent":
         p = torch.cat([positive, positive]) / TAU
         r = energy(s / TAU, lambda i, j: either(i, j) and j != (i + n) % (2 * n))
@@ -95,19 +99,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
 MARGINS = [(0.1, "absolute"), (-0.4, "absolute"), (-3.0, "absolute"), (-0.3, "relative")]
 
 
+@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize(("margin", "strategy"), MARGINS)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_double_loop(name: str, margin: float, strategy: str) -> None:
+def test_double_loop(name: str, margin: float, strategy: str, guided: bool) -> None:
     loss = getattr(functional, name)
     more: list[dict[str, Any]] = [{"symmetric": True}, {"symmetric": False}] if name == "dcl" else [{}]
     sizes = [(N, N), (N, N + 4)] if name in ("info_nce", "clip", "siglip") else [(N, N)]
     for arguments, (n, m), backend in itertools.product(more, sizes, served(torch.float64)):
         x, y = views(n, m)
-        wanted = by_loops(name, x, y, margin, strategy, **arguments)
+        guide = tuple(t.detach() for t in views(n, m, seed=7)) if guided else None
+        wanted = by_loops(name, x, y, margin, strategy, guide, **arguments)
         same = (
             SETTINGS[name]
             | arguments
-            | {"false_negative_margin": margin, "margin_strategy": strategy, "backend": backend}
+            | {"false_negative_margin": margin, "margin_strategy": strategy, "backend": backend, "guide": guide}
         )
         found = loss(x, y, **same)
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
@@ -116,8 +122,11 @@ def test_double_loop(name: str, margin: float, strategy: str) -> None:
         rows = loss(x, y, reduction="none", **same)
         torch.testing.assert_close(rows.mean(), wanted, rtol=1e-10, atol=1e-12)
         if margin > -3.0:
-            plain = loss(x, y, **(same | {"false_negative_margin": None}))
+            plain = loss(x, y, **(same | {"false_negative_margin": None, "guide": None}))
             assert (plain - wanted).abs() > 1e-3, "no pair was above the margin"
+            if guided:
+                plain = loss(x, y, **(same | {"guide": None}))
+                assert (plain - wanted).abs() > 1e-3, "the guide said what the rows say"
 
 
 # Of the Function that torch.compile traces, and of the torch.jit that it loads, torch itself warns.
@@ -141,7 +150,7 @@ def test_groups_scales_that_are_learned_and_graphs(name: str) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
         for mine, theirs in zip(gradients(found, leaves), gradients(wanted, leaves), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
-    margin = dict(arguments, false_negative_margin=-0.3)
+    margin = dict(arguments, false_negative_margin=-0.3, guide=views(seed=7))
     compiled = torch.compile(lambda a, b: loss(a, b, **margin), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, y), loss(x, y, **margin), rtol=1e-12, atol=0.0)
 
@@ -156,6 +165,8 @@ def test_modules_take_it() -> None:
     ):
         given = {"temperature": TAU, "false_negative_margin": -0.2, "margin_strategy": "relative"}
         assert torch.equal(module(**given)(x, y), getattr(functional, name)(x, y, **given))
+        guide = views(seed=7)
+        assert torch.equal(module(**given)(x, y, guide=guide), getattr(functional, name)(x, y, guide=guide, **given))
     for module in (losses.CLIPLoss, losses.SigLIPLoss):
         assert module(false_negative_margin=-0.2)(x, y) < module()(x, y)
 
@@ -177,6 +188,12 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "positives: expected none beside false_negative_margin",
     ),
     ("nt_xent", {"false_negative_margin": 0.1, "positives": torch.ones(N)}, ValueError, "positives: expected none beside"),
+    *((name, {"guide": views()}, ValueError, "guide: expected false_negative_margin beside it") for name in SETTINGS),
+    ("clip", {"false_negative_margin": 0.1, "guide": torch.ones(N, 2)}, TypeError, "guide: expected two tensors, of the rows of"),
+    ("dcl", {"false_negative_margin": 0.1, "guide": views()[:1]}, TypeError, "guide: expected two tensors, of the rows of"),
+    ("dhel", {"false_negative_margin": 0.1, "guide": (torch.ones(N, 2), torch.ones(N, 3))}, ValueError, "guide[1]: expected rows of the width"),
+    ("siglip", {"false_negative_margin": 0.1, "guide": views(8, N)}, ValueError, "guide[0]: expected one row for each of the first view, 9, got 8"),
+    ("info_nce", {"false_negative_margin": 0.1, "guide": views(N, N + 1)}, ValueError, "guide[1]: expected one row for each of the second view"),
 ]  # fmt: skip
 
 
