@@ -1,4 +1,4 @@
-"""Limits of logits over ranks: the primitive, and the losses that take a margin, against one process with the whole batch."""
+"""Limits of logits and of guides over ranks: the primitive, and the losses that take a margin, against one process with all rows."""
 
 from __future__ import annotations
 
@@ -22,17 +22,22 @@ SUMS = ("columns", "same", "same total", "total")
 MARGINS = ((-0.2, "absolute"), (-0.5, "relative"))
 
 
-def loss(name: str, strategy: str, layout: str, margin: float, relative: str, rank: int, world: int) -> float:
+def loss(
+    name: str, strategy: str, layout: str, margin: float, relative: str, guided: bool, rank: int, world: int
+) -> float:
     """The error of this rank's value and gradients, over the tolerance."""
     sizes = LAYOUTS[layout](world)
     whole = [random(sum(sizes), 4, seed=1).requires_grad_()]
     whole.append((whole[0].detach() + 0.7 * random(sum(sizes), 4, seed=2)).requires_grad_())
     own = [cut(t, sizes, rank) for t in whole]
     arguments: dict[str, Any] = SETTINGS[name] | {"false_negative_margin": margin, "margin_strategy": relative}
-    objective = getattr(functional, name)
+    guides = [random(sum(sizes), 6, seed=3)]
+    guides.append(guides[0] + 0.7 * random(sum(sizes), 6, seed=4))
+    all_guides, own_guides = (guides, [cut(t, sizes, rank) for t in guides]) if guided else (None, None)
+    objective, group = getattr(functional, name), Ranks(dist.group.WORLD, "exact", strategy)
     theirs, ours = (
-        objective(*whole, **arguments),
-        objective(*own, **arguments, group=Ranks(dist.group.WORLD, "exact", strategy)),
+        objective(*whole, **arguments, guide=all_guides),
+        objective(*own, **arguments, guide=own_guides, group=group),
     )
     theirs.backward()
     ours.backward()
@@ -47,13 +52,15 @@ def _all() -> dict[str, Callable[[int, int], float]]:
     checks: dict[str, Callable[[int, int], float]] = {}
     for reduction, strategy in product(REDUCTIONS, primitive.STRATEGIES):
         for form in LOGARITHMS if reduction == "logsumexp" else SUMS:
-            layout = next(layouts)
-            checks[f"limits, {reduction}, {form}, {strategy}, {layout}"] = partial(
-                primitive.check, reduction, form, "limited", strategy, layout, torch.float64
-            )
-    for name, strategy in product(SETTINGS, primitive.STRATEGIES):
+            for mask in primitive.LIMITED:
+                layout = next(layouts)
+                checks[f"limits, {reduction}, {form}, {mask}, {strategy}, {layout}"] = partial(
+                    primitive.check, reduction, form, mask, strategy, layout, torch.float64
+                )
+    for name, strategy, guided in product(SETTINGS, primitive.STRATEGIES, (False, True)):
         layout, margin = next(layouts), next(margins)
-        checks[f"margin, {name}, {strategy}, {layout}"] = partial(loss, name, strategy, layout, *margin)
+        told = "guide, " if guided else ""
+        checks[f"margin, {told}{name}, {strategy}, {layout}"] = partial(loss, name, strategy, layout, *margin, guided)
     return checks
 
 

@@ -53,6 +53,15 @@ def mistakes(rank: int, world: int) -> float:
             lambda: functional.info_nce(x.detach(), y, groups=short, group=group)
         ),
         "y: expected at least one row": lambda: functional.info_nce(x.detach(), y[:2] if odd else y, group=group),
+        "guide: expected the same on every rank, got None on rank 0": lambda: functional.info_nce(
+            x, y, false_negative_margin=0.1, guide=(x, y) if odd else None, group=group
+        ),
+        "guide[1]: expected the same on every rank, got float64 (rows, 6)": lambda: functional.clip(
+            x, y, logit_scale=9.0, false_negative_margin=0.1, guide=(x, y[:, :4] if odd else y), group=group
+        ),
+        f"guide[0]: expected one row for each of the first view, 4, got 3 (on rank {world - 1}": lambda: functional.nt_xent(
+            x, y, false_negative_margin=0.1, guide=(x[:3] if odd else x, y), group=group
+        ),
         "temperature: expected a number > 0": lambda: functional.info_nce(x, y, temperature=-1.0, group=group),
         "info_nce(): missing a required argument: 'y'": lambda: functional.info_nce(*((x,) if odd else (x, y)), group=group),
         "info_nce(): got an unexpected keyword argument 'grops'": lambda: losses.InfoNCELoss(group=group)(

@@ -50,6 +50,7 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
 }
 FORMS = ("rows", "columns", "biased", "same", "same total", "total", "pooled", "contrast")
 MASKS = ("all", "off_diagonal", "across_groups", "within_groups", "one group")
+LIMITED = ("limited", "guided")  # these are for limits.py
 
 
 def check(
@@ -59,7 +60,7 @@ def check(
     sizes = LAYOUTS[layout](world)
     n, same = sum(sizes), form.startswith("same")
     extra = (
-        0 if same or mask in ("off_diagonal", "limited") else 2
+        0 if same or mask in ("off_diagonal", *LIMITED) else 2
     )  # as many columns as rows where own pairs are left out
     whole = {"x": F.normalize(random(n, D, seed=1, dtype=dtype)).requires_grad_()}
     if not same:
@@ -82,8 +83,10 @@ def check(
     def value(engine: Any, t: dict[str, Tensor], s: dict[str, Tensor], w: tuple[Tensor, Tensor], g: Tensor) -> Any:
         gx = g[: t["x"].shape[0]] if engine is fastcl or not same else g
         kept = _mask(mask, gx, g if not same else None)
-        if mask == "limited":
-            kept = fastcl.at_most(w[0], None if same else w[1], mask=kept)
+        if mask in LIMITED:
+            of_x, of_y = (torch.stack([torch.cos(7.0 * v), torch.sin(5.0 * v), v], 1) for v in w)  # each row's own, however cut
+            guide = None if mask == "limited" else of_x if same else (of_x, of_y)
+            kept = fastcl.at_most(w[0], None if same else w[1], guide=guide, mask=kept)
         call = {**t, **s, **settings, "mask": kept}
         if form in ("total", "same total"):
             return engine.pair_total(**call, outer="sum"), ()
@@ -153,8 +156,8 @@ def _columns(sizes: list[int], extra: int) -> tuple[int, ...]:
 
 
 def _mask(name: str, gx: Tensor, gy: Tensor | None) -> str | fastcl.Mask:
-    if name in ("all", "off_diagonal", "limited"):
-        return "off_diagonal" if name == "limited" else name
+    if name in ("all", "off_diagonal", *LIMITED):
+        return "off_diagonal" if name in LIMITED else name
     if name == "within_groups":
         return fastcl.within_groups(gx, gy)
     return fastcl.across_groups(gx, gy)

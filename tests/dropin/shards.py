@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from fastcl.dropin import lightly, open_clip, pytorch_metric_learning, sentence_
 
 from . import originals
 from .compare import evaluate, rows, two_views, unit
+from .test_sentence_transformers_guided import tokenizer
 
 N, D = 5, 6
 
@@ -224,6 +226,38 @@ def sentence_transformers_cases(rank: int, world: int) -> Iterator[Case]:
             lambda more=more: _ranking(more),
             columns,
         )
+
+    guides = [*_views(rank + 50), rows(N, D, seed=rank + 550)]
+    for name, arguments in product(
+        ("GISTEmbedLoss", "CachedGISTEmbedLoss"), ({}, {"margin": -0.3, "contrast_positives": False, "temperature": 0.3})
+    ):
+        more = arguments | {"gather_across_devices": True}
+        mine = _guided(getattr(sentence_transformers, name), more)
+        yield Case(
+            f"{name} {arguments}",
+            lambda *t, loss=mine: loss.compute_loss_from_embeddings(list(t), guides),
+            lambda more=more: _by_guide(more, guides),
+            columns,
+        )
+
+
+def _guided(cls: Any, arguments: dict[str, Any]) -> Any:
+    """The class around models that are never asked: of these it looks at the tokenizer alone."""
+    model = nn.Sequential(nn.Identity())
+    model.tokenizer, model.max_seq_length = tokenizer(["word"]), 8
+    return cls(model, model, **arguments)
+
+
+def _by_guide(arguments: dict[str, Any], guides: list[Tensor]) -> Callable[..., Tensor]:
+    """The original on columns that are embedded, by the model and by the guide."""
+    losses = originals.sentence_transformers().sentence_transformer.losses
+    cached = _guided(losses.CachedGISTEmbedLoss, arguments | {"mini_batch_size": 2})
+
+    def call(*t: Tensor) -> Tensor:
+        value: Tensor = cached.calculate_loss([[column] for column in t], [[guide] for guide in guides])
+        return value
+
+    return call
 
 
 def _ranking(arguments: dict[str, Any]) -> Callable[..., Tensor]:

@@ -15,8 +15,8 @@ SCRIPT = """
 import resource, sys, torch, fastcl
 torch.set_num_threads(1)
 on = {{"backend": "{backend}"}}
-def rows_and_columns(x, y):
-    r, c = fastcl.pair_reduce(x, y, mask="off_diagonal", columns=True, **on)
+def rows_and_columns(x, y, mask="off_diagonal"):
+    r, c = fastcl.pair_reduce(x, y, mask=mask, columns=True, **on)
     return r.sum() + c.sum()
 call = {{
     "rows and columns": rows_and_columns,
@@ -24,6 +24,8 @@ call = {{
     "pooled": lambda x, y: fastcl.pair_total(x, y, outer="pooled", operand="sqdist", **on),
     "x with itself": lambda x, y: fastcl.pair_total(x, outer="sum", operand="sqdist", scale=-1.0, pair="exp", reduce="sum",
                                                     mask=fastcl.across_groups(torch.arange(x.shape[0]) // 2), **on),
+    "guided": lambda x, y: rows_and_columns(x, y, fastcl.at_most(*x.new_zeros(2, len(x)), guide=(x, y))),
+    "guided, with itself": lambda x, y: fastcl.pair_total(x, outer="pooled", mask=fastcl.at_most(x.new_zeros(len(x)), guide=y), **on),
 }}["{case}"]
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 def run(n):
@@ -36,9 +38,14 @@ print(run({rows}))
 """
 
 
-@pytest.mark.parametrize("case", ["rows and columns", "contrast", "pooled", "x with itself"])
-def test_blocked_holds_no_matrix_of_pairs(case: str) -> None:
-    script = SCRIPT.format(case=case, rows=ROWS, width=WIDTH, backend="blocked")
+CASES = ["rows and columns", "contrast", "pooled", "x with itself", "guided", "guided, with itself"]
+
+
+@pytest.mark.parametrize(
+    ("case", "backend"), [*((case, "blocked") for case in CASES), *((case, "cpu") for case in CASES[-2:])]
+)
+def test_no_matrix_of_pairs_is_held(case: str, backend: str) -> None:
+    script = SCRIPT.format(case=case, rows=ROWS, width=WIDTH, backend=backend)
     output = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=300
     ).stdout

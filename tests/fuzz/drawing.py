@@ -183,6 +183,9 @@ class Drawing:
                 given[p.name] = repr(self.d if p.default is p.empty else p.default)
             elif p.name == "margin_strategy":
                 continue  # a relative margin may be as small as a rounding
+            elif p.name == "guide":
+                if "false_negative_margin" in given:
+                    given[p.name] = guides(self, self.n, len_of(self, given.get("y")))
             elif allowed := names_of(self.path, p.name):
                 given[p.name] = repr(self.one_of(*allowed))
         return given
@@ -221,17 +224,27 @@ def len_of(drawing: Drawing, name: str | None) -> int:
 
 
 def mask(drawing: Drawing, n: int, m: int, alone: bool) -> str:
-    """A mask as text, sometimes with limits: infinite ones, and numbers that no rounding of a logit near 1 crosses."""
+    """A mask as text, sometimes with limits: infinite ones, and numbers that no rounding of a logit near 1, or of a guide, crosses."""
     text = indices(drawing, n, m, alone)
     if not drawing.maybe(20):
         return text
-    limits = {}
+    limits = {"guide": guides(drawing, n, m, alone)} if drawing.maybe(50) else {}
+    finite = ("0.5", "2.5", "-1.5") if limits else ("1e30", "-1e30")
     for name, count in (("limit_x", n), ("limit_y", 0 if alone else m)):
         if name == "limit_x" or (not alone and drawing.maybe(50)):
-            inside, outside = drawing.one_of("inf", "inf", "1e30"), drawing.one_of("-inf", "inf", "-1e30")
+            inside, outside = drawing.one_of("inf", "inf", finite[0]), drawing.one_of("-inf", "inf", *finite[1:])
             every = drawing.draw(st.integers(1, 5))
             limits[name] = f"torch.where(torch.arange({count}) % {every} == 0, float({outside!r}), float({inside!r}))"
     return f"fastcl.at_most({', '.join(f'{name}={value}' for name, value in limits.items())}, mask={text})"
+
+
+def guides(drawing: Drawing, n: int, m: int, alone: bool = False) -> str:
+    """Guides of small whole numbers, whose products every dtype holds, as text."""
+    k, dtype = drawing.draw(st.integers(1, 20)), drawing.one_of(*FLOATS)
+    both = (f"(torch.arange({count * k}) * {step} % 7 % 4 - 1).view({count}, {k}).to(torch.{dtype})"
+            for count, step in zip((n, m), (drawing.one_of(1, 3, 5), 2), strict=True))  # fmt: skip
+    first, second = both
+    return first if alone else f"({first}, {second})"
 
 
 def indices(drawing: Drawing, n: int, m: int, alone: bool) -> str:

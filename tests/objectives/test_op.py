@@ -118,7 +118,7 @@ def drawn(seed: int) -> Drawn:
 def limited(
     mask: Any, keep: pairwise.Keep, z: list[list[Tensor]], m: int, itself: bool, luck: random.Random, g: torch.Generator
 ) -> tuple[Any, pairwise.Keep]:
-    """The same pairs as far as their logit is at most a limit of the row, of the column or of both, which may be infinite."""
+    """The same pairs as far as their logit, or the product of their guides, is at most limits, which may be infinite."""
     infinite = torch.tensor([float("inf"), -float("inf")], dtype=DOUBLE)
     limits = []
     for count in (len(z), m):
@@ -127,8 +127,13 @@ def limited(
         limits.append(torch.where(strange, infinite[torch.randint(0, 2, (count,), generator=g)], drawn))
     of_rows, of_cols = limits[0], limits[0] if itself else limits[1]
     which = "rows" if itself else luck.choice(["rows", "columns", "both"])
+    guide = None
+    if luck.random() < 0.5:
+        s = torch.randn(len(z), luck.choice([1, 7, 40]), generator=g, dtype=DOUBLE)
+        t = s if itself else torch.randn(m, s.shape[1], generator=g, dtype=DOUBLE)
+        guide, z = s if itself else (s, t), [[sum(a * b for a, b in zip(p, q, strict=True)) for q in t] for p in s]
     told = fastcl.at_most(
-        None if which == "columns" else of_rows, None if itself or which == "rows" else of_cols, mask=mask
+        None if which == "columns" else of_rows, None if itself or which == "rows" else of_cols, guide=guide, mask=mask
     )
 
     def within(i: int, j: int) -> bool:
