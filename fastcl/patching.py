@@ -2,7 +2,7 @@
 
 fastcl.patch("open_clip")                  create_loss and the names ClipLoss, SigLipLoss
 fastcl.patch("transformers")               return_loss=True of CLIP-like and SigLIP-like models, without forming their logits
-fastcl.patch("sentence_transformers")      the ranking losses of its losses module
+fastcl.patch("sentence_transformers")      the ranking losses of its losses module, those by a guide among them
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _open_clip() -> Iterator[Replacement]:
 
 
 def _sentence_transformers() -> Iterator[Replacement]:
-    names = (*RANKING, *(f"Cached{name}" for name in RANKING))
+    names = tuple(f"{cached}{name}" for cached in ("", "Cached") for name in (*RANKING, "GISTEmbedLoss"))
     yield from _classes(("sentence_transformers.sentence_transformer.losses",), names, "sentence_transformers")
 
 

@@ -9,6 +9,7 @@ for the guide's tokenizer and cache gradients.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import sentence_transformers.sentence_transformer.losses as originals
@@ -142,7 +143,7 @@ class GISTEmbedLoss(_Guided, originals.GISTEmbedLoss):  # type: ignore[misc]
         ids: Any = column["input_ids"]
         if "cu_seq_lens_q" in column:
             flat, ends = ids[0].tolist(), column["cu_seq_lens_q"].tolist()
-            ids = [flat[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+            ids = [flat[start:end] for start, end in pairwise(ends)]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return batch_to_device(self.guide.preprocess(texts), self.guide.device)
 

@@ -114,10 +114,10 @@ def at_most(
 
     No gradient flows through limits or guides. z is rounded as the backend that serves the call rounds it, the same in a forward
     and its backward: a logit within a few eps of its limit may fall on either side of it, and on another one in forward mode,
-    which forms z in float64. Limits that pairs meet exactly (duplicates of the positive, with its own logit as the limit) want a margin.
-    A logit of NaN is left out by no limit, and a limit of NaN makes all results that it has a say in NaN. So it is with guides:
-    their products are in the dtype of the results, rounded as z is, one of NaN (of infinite guides) leaves out nothing, and a row
-    of a guide that holds a NaN is as a limit of NaN.
+    which forms z in float64. Limits that pairs meet exactly (duplicates of the positive, with its own logit as the limit) want a
+    margin. A logit of NaN is left out by no limit, and a limit of NaN makes all results that it has a say in NaN. So it is with
+    guides: their products are in the dtype of the results, rounded as z is, one of NaN (of infinite guides) leaves out nothing,
+    and a row of a guide that holds a NaN is as a limit of NaN.
 
     Source: Zhang et al. 2025 (Qwen3 Embedding, arXiv 2506.05176); Moreira et al. 2024 (NV-Retriever, arXiv 2407.15831); guides:
     Solatorio 2024 (GISTEmbed, arXiv 2402.16829).

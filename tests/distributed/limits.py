@@ -1,4 +1,4 @@
-"""Limits of logits and of guides over ranks: the primitive, and the losses that take a margin, against one process with all rows."""
+"""Limits of logits and of guides over ranks: the primitive, and the losses that take a margin, against one process."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ call = {{
     "x with itself": lambda x, y: fastcl.pair_total(x, outer="sum", operand="sqdist", scale=-1.0, pair="exp", reduce="sum",
                                                     mask=fastcl.across_groups(torch.arange(x.shape[0]) // 2), **on),
     "guided": lambda x, y: rows_and_columns(x, y, fastcl.at_most(*x.new_zeros(2, len(x)), guide=(x, y))),
-    "guided, with itself": lambda x, y: fastcl.pair_total(x, outer="pooled", mask=fastcl.at_most(x.new_zeros(len(x)), guide=y), **on),
+    "guided, with itself": lambda x, y: fastcl.pair_total(x, outer="pooled", **on,
+                                                          mask=fastcl.at_most(x.new_zeros(len(x)), guide=y)),
 }}["{case}"]
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 def run(n):

@@ -224,7 +224,7 @@ def len_of(drawing: Drawing, name: str | None) -> int:
 
 
 def mask(drawing: Drawing, n: int, m: int, alone: bool) -> str:
-    """A mask as text, sometimes with limits: infinite ones, and numbers that no rounding of a logit near 1, or of a guide, crosses."""
+    """A mask as text, sometimes with limits: infinite ones, and numbers that no rounding of a logit near 1 crosses."""
     text = indices(drawing, n, m, alone)
     if not drawing.maybe(20):
         return text

@@ -171,6 +171,7 @@ def test_modules_take_it() -> None:
         assert module(false_negative_margin=-0.2)(x, y) < module()(x, y)
 
 
+MARGIN: dict[str, Any] = {"false_negative_margin": 0.1}
 REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("info_nce", {"margin_strategy": "ratio"}, ValueError, "margin_strategy: expected one of 'absolute', 'relative', got 'ratio'"),
     ("dhel", {"false_negative_margin": "0.1"}, TypeError, "false_negative_margin: expected "),
@@ -189,11 +190,11 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ),
     ("nt_xent", {"false_negative_margin": 0.1, "positives": torch.ones(N)}, ValueError, "positives: expected none beside"),
     *((name, {"guide": views()}, ValueError, "guide: expected false_negative_margin beside it") for name in SETTINGS),
-    ("clip", {"false_negative_margin": 0.1, "guide": torch.ones(N, 2)}, TypeError, "guide: expected two tensors, of the rows of"),
-    ("dcl", {"false_negative_margin": 0.1, "guide": views()[:1]}, TypeError, "guide: expected two tensors, of the rows of"),
-    ("dhel", {"false_negative_margin": 0.1, "guide": (torch.ones(N, 2), torch.ones(N, 3))}, ValueError, "guide[1]: expected rows of the width"),
-    ("siglip", {"false_negative_margin": 0.1, "guide": views(8, N)}, ValueError, "guide[0]: expected one row for each of the first view, 9, got 8"),
-    ("info_nce", {"false_negative_margin": 0.1, "guide": views(N, N + 1)}, ValueError, "guide[1]: expected one row for each of the second view"),
+    ("clip", MARGIN | {"guide": torch.ones(N, 2)}, TypeError, "guide: expected two tensors, of the rows of"),
+    ("dcl", MARGIN | {"guide": views()[:1]}, TypeError, "guide: expected two tensors, of the rows of"),
+    ("dhel", MARGIN | {"guide": (torch.ones(N, 2), torch.ones(N, 3))}, ValueError, "guide[1]: expected rows of the width"),
+    ("siglip", MARGIN | {"guide": views(8, N)}, ValueError, "guide[0]: expected one row for each of the first view, 9, got 8"),
+    ("info_nce", MARGIN | {"guide": views(N, N + 1)}, ValueError, "guide[1]: expected one row for each of the second view"),
 ]  # fmt: skip
 
 
