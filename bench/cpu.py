@@ -57,15 +57,17 @@ def kernels(n: int, d: int) -> list[Kernel]:
         columns: bool,
         x: Tensor = x,
         limit: Tensor | None = None,
+        guide: Tensor | None = None,
     ) -> tuple[Any, ...]:
         return (
-            x, y, torch.tensor(scale), zero, None, None, None, None, limit, limit, 0, 0, 0, "off_diagonal", operand, pair, [],
-            reduce, columns,
+            x, y, torch.tensor(scale), zero, None, None, None, None, limit, limit, guide, guide, 0, 0, 0, "off_diagonal", operand,
+            pair, [], reduce, columns,
         )  # fmt: skip
 
     both = problem(y, 14.0, "dot", "identity", "logsumexp", True)
     half = problem(y.bfloat16(), 14.0, "dot", "identity", "logsumexp", True, x.bfloat16())
     limited = problem(y, 14.0, "dot", "identity", "logsumexp", True, limit=torch.full((n,), 14.0 * 0.1))
+    guided = problem(y, 14.0, "dot", "identity", "logsumexp", True, limit=torch.full((n,), 0.1), guide=x)
     one = problem(y, 14.0, "dot", "identity", "logsumexp", False)
     itself = problem(None, 2.0, "dot", "identity", "logsumexp", False)
     gaussian = problem(None, -2.0, "sqdist", "exp", "sum", False)
@@ -89,6 +91,7 @@ def kernels(n: int, d: int) -> list[Kernel]:
         Kernel("rows and columns, forward + backward (CLIP)", 4, clip, 0.87, 0.92),
         Kernel(BFLOAT16, 4, partial(clip, half), None, None),
         Kernel("the same with limits (fastcl.at_most)", 4, partial(clip, limited), None, None),
+        Kernel("the same with limits of guides as wide (guide=)", 6, partial(clip, guided), None, None),
         Kernel("one direction, value and both gradients", 3, one_direction, None, None),
         Kernel("x with itself, log-sum-exp, forward + backward (NT-Xent)", 2, nt_xent, None, 0.90),
         Kernel("x with itself, Gaussian sum with gradient", 1.5, gaussian_sum, None, 0.90),

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..equation.language import SOURCE, RefusedError
 from ..equation.pairs import PairFunction
+from ..equation.problem import TENSORS
 from . import extension, pair_libraries
 
 MOST_CONSTANTS = 8  # csrc/cpu/task.h
@@ -219,7 +220,7 @@ def _hold(name: str, pair: PairFunction) -> None:
         one = z.new_ones(())
         absent = one.new_empty(0)
         problem = (
-            z[:, None].contiguous(), one[None, None], one, torch.zeros_like(one), *[None] * 6, 0, 0, 0,
+            z[:, None].contiguous(), one[None, None], one, torch.zeros_like(one), *[None] * (TENSORS - 4), 0, 0, 0,
             "all", "dot", name, constants, "sum", False,
         )  # fmt: skip
         r, _ = torch.ops.fastcl.kernel_rows(*problem)
