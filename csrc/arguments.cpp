@@ -81,15 +81,18 @@ void Arguments::check_tensors() const {
 // Limits of another product: rows of any one width, of each side that there is.
 void Arguments::check_guides() const {
   if (!guide_x.there && !guide_y.there) return;
-  FASTCL_CHECK_VALUE(guide_x.there && guide_y.there == y.there, "guide_y: expected guides of rows and of columns, and of x with itself guide_x alone");
+  FASTCL_CHECK_VALUE(guide_x.there && guide_y.there == y.there,
+                     "guide_y: expected guides of rows and of columns, and of x with itself guide_x alone");
   FASTCL_CHECK_VALUE(limit_x.there || limit_y.there, "guide_x: expected limits beside it, got none");
   const std::string_view names[] = {"guide_x", "guide_y"};
   for (const Described* guide : {&guide_x, &guide_y}) {
     if (!guide->there) continue;
     const std::string_view name = names[guide == &guide_y];
     const int64_t count = guide == &guide_y ? y.sizes[0] : x.sizes[0];
-    FASTCL_CHECK_VALUE(guide->dim == 2 && guide->sizes[0] == count, name, ": expected a matrix (", count, ", k), got shape ", *guide);
-    FASTCL_CHECK_VALUE(guide->sizes[1] == guide_x.sizes[1], name, ": expected rows of the width of guide_x, ", guide_x.sizes[1], ", got shape ", *guide);
+    FASTCL_CHECK_VALUE(guide->dim == 2 && guide->sizes[0] == count, name, ": expected a matrix (", count, ", k), got shape ",
+                       *guide);
+    FASTCL_CHECK_VALUE(guide->sizes[1] == guide_x.sizes[1], name, ": expected rows of the width of guide_x, ", guide_x.sizes[1],
+                       ", got shape ", *guide);
     FASTCL_CHECK_TYPE(guide->kind == accumulation(x), name, ": expected ", name_of(accumulation(x)), ", got ", guide->dtype);
     check_device(name, *guide, x);
   }

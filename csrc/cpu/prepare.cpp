@@ -66,8 +66,9 @@ std::vector<T> centre_of(const Rows<T>& x, const Rows<T>* y) {
 
 Given::Given(Stack& s)
     : x(s.tensor()), y(s.optional_tensor()), scale(s.tensor()), shift(s.tensor()), bias_x(s.optional_tensor()), bias_y(s.optional_tensor()),
-      group_x(s.optional_tensor()), group_y(s.optional_tensor()), limit_x(s.optional_tensor()), limit_y(s.optional_tensor()), guide_x(s.optional_tensor()), guide_y(s.optional_tensor()),
-      row_offset(s.integer()), col_offset(s.integer()), period(s.integer()), mask(s.text()), operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()), own(own_pair(pair)) {}
+      group_x(s.optional_tensor()), group_y(s.optional_tensor()), limit_x(s.optional_tensor()), limit_y(s.optional_tensor()),
+      guide_x(s.optional_tensor()), guide_y(s.optional_tensor()), row_offset(s.integer()), col_offset(s.integer()), period(s.integer()),
+      mask(s.text()), operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()), own(own_pair(pair)) {}
 
 Given::Given(Tensor x, OptionalTensor y, Tensor scale, Tensor shift)
     : x(std::move(x)), y(std::move(y)), scale(std::move(scale)), shift(std::move(shift)), row_offset(0), col_offset(0), period(0), mask("all"),
@@ -75,7 +76,8 @@ Given::Given(Tensor x, OptionalTensor y, Tensor scale, Tensor shift)
 
 Choices Given::check() const {
   return Arguments{x.describe(), describe(y), scale.describe(), shift.describe(), describe(bias_x), describe(bias_y), describe(group_x),
-                   describe(group_y), describe(limit_x), describe(limit_y), describe(guide_x), describe(guide_y), row_offset, col_offset, period, mask, operand, pair, constants.size(), reduce, columns, own ? own->constants : -1}
+                   describe(group_y), describe(limit_x), describe(limit_y), describe(guide_x), describe(guide_y), row_offset, col_offset,
+                   period, mask, operand, pair, constants.size(), reduce, columns, own ? own->constants : -1}
       .check();
 }
 
@@ -282,7 +284,8 @@ void Prepared<T>::set_limits(Side<T>& side, Side<T>& guide, const OptionalTensor
     limits[i] = given ? T(double(given[i * limit->stride(0)]) * unit) : std::numeric_limits<T>::infinity();
     marked |= bool(std::isnan(limits[i]));
     const T* row = task.guide ? guide.rows + i * guide.row_stride : nullptr;
-    if (std::isnan(limits[i]) || (row && std::any_of(row, row + k, [](T t) { return std::isnan(t); }))) term[i] = std::numeric_limits<T>::quiet_NaN();
+    if (std::isnan(limits[i]) || (row && std::any_of(row, row + k, [](T t) { return std::isnan(t); })))
+      term[i] = std::numeric_limits<T>::quiet_NaN();
   }
   side.limit = limits;
   if (!task.guide || !marked) return;

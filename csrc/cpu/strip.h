@@ -31,7 +31,8 @@ class Strip {
 
  public:
   Strip(const Task<T>& task, const RowWeights& weights, const Host& host)
-      : task_(task), weights_(weights), host_(host), packed_(task, host), guides_(packed_guides(task, host)), both_ways_(weights.of_columns), keeps_(both_ways_ || task.y.product || task.y.weight_sum) {
+      : task_(task), weights_(weights), host_(host), packed_(task, host), guides_(packed_guides(task, host)),
+        both_ways_(weights.of_columns), keeps_(both_ways_ || task.y.product || task.y.weight_sum) {
     const int64_t units = parts_of(task.y.count, G::unit);
     threads_ = int(smaller_of(threads_for(task, host.threads), units));
     threads_ = int(larger_of(1, threads_));
