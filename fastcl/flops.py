@@ -20,10 +20,11 @@ from .equation.problem import Problem, unpack
 
 
 def _products(p: Problem, backend: str) -> tuple[int, int]:
-    """Flops of z, and of the gradient of one side."""
+    """Flops of z, with those of the guides beside it, and of the gradient of one side."""
     n, m, d = p.n, p.m, p.x.shape[1]
     if choice.is_reference(backend) or not closed_form.applies(p):
-        return 2 * n * m * d, 2 * n * m * d
+        guided = 0 if p.mask.guide_x is None else 2 * n * m * p.mask.guide_x.shape[1]
+        return 2 * n * m * d + guided, 2 * n * m * d
     return (0, 0) if p.pair.name == "identity" else (2 * d * d * (n + m), 2 * d * d * (n + m))
 
 

@@ -68,7 +68,9 @@ class Blocks(Tiles):
         return (2 if self.lse or self.p.mask.guided else 1) * super().element_bytes
 
     def default_workspace(self) -> int:
-        return (2 if self.lse or self.p.mask.guided else 1) * BUFFER_BYTES.get(self.p.x.device.type, BUFFER_BYTES_ELSEWHERE)
+        return (2 if self.lse or self.p.mask.guided else 1) * BUFFER_BYTES.get(
+            self.p.x.device.type, BUFFER_BYTES_ELSEWHERE
+        )
 
     def product(self, tile: Tile) -> None:
         """z: log-sum-exp(z + b) = log-sum-exp(z) + b, n additions where every pair would take one."""

@@ -22,7 +22,14 @@ from .derivatives import first_derivatives
 from .visits import Tour, Visit
 from .wire import Columns
 
-MASKING = ("group_x", "group_y", "limit_x", "limit_y", "guide_x", "guide_y")  # what of a mask belongs to rows, in the op's order
+MASKING = (
+    "group_x",
+    "group_y",
+    "limit_x",
+    "limit_y",
+    "guide_x",
+    "guide_y",
+)  # what of a mask belongs to rows, in the op's order
 GRADIENTS = ("x", "y", "scale", "shift", "bias_x", "bias_y")  # the order of the op's differentiable arguments
 
 

@@ -58,7 +58,9 @@ class _Guided:
             for i, column in enumerate(columns):
                 checks.pair_of_matrices(f"{name}[0]", columns[0], f"{name}[{i}]", column, same_rows=True)
         if guides[0].shape[0] != embeddings[0].shape[0]:
-            raise ValueError(f"guides: expected {embeddings[0].shape[0]} rows, as embeddings have, got {guides[0].shape[0]}")
+            raise ValueError(
+                f"guides: expected {embeddings[0].shape[0]} rows, as embeddings have, got {guides[0].shape[0]}"
+            )
         if embeddings[0].shape[0] == 0:
             raise ValueError("embeddings: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
 

@@ -68,7 +68,9 @@ def check_margin(margin: float | None, guide: Guide | None = None, **without: ob
     """
     if guide is not None:
         if not isinstance(guide, (tuple, list)) or len(guide) != 2:
-            raise TypeError(f"guide: expected two tensors, of the rows of either view, got {type(guide).__name__}; pass (s, t)")
+            raise TypeError(
+                f"guide: expected two tensors, of the rows of either view, got {type(guide).__name__}; pass (s, t)"
+            )
         if margin is None:
             raise ValueError(
                 "guide: expected false_negative_margin beside it, by how much its similarity may exceed the positive's, got "

@@ -113,7 +113,9 @@ def info_nce(
         return _of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend, "info_nce")[0]
     every_row_matched(x, y)
     guides = Guides.of(guide, x, y, normalize)
-    mask = spared(negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, s, (x.shape[0], None), a, guides=guides)
+    mask = spared(
+        negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, s, (x.shape[0], None), a, guides=guides
+    )
     p = times(a, s)
     spread = eps * (p - mean_logit(x, y, p, a, mask, backend)) if eps else None
     if reduction == "none":

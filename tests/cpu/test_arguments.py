@@ -37,7 +37,11 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (GUIDED | {"limit_x": None}, ValueError, "guide_x: expected limits beside it, got none"),
     (GUIDED | {"guide_x": torch.ones(8)}, ValueError, "guide_x: expected a matrix (4, k), got shape [8]"),
     (GUIDED | {"guide_y": torch.ones(4, 2)}, ValueError, "guide_y: expected a matrix (5, k), got shape [4, 2]"),
-    (GUIDED | {"guide_y": torch.ones(5, 3)}, ValueError, "guide_y: expected rows of the width of guide_x, 2, got shape [5, 3]"),
+    (
+        GUIDED | {"guide_y": torch.ones(5, 3)},
+        ValueError,
+        "guide_y: expected rows of the width of guide_x, 2, got shape [5, 3]",
+    ),
     (GUIDED | {"guide_y": torch.ones(5, 2).double()}, TypeError, "guide_y: expected float32, got float64"),
     ({"mask": "other"}, ValueError, f"mask: expected one of {MASKS}, got 'other'"),
     ({"mask": "across_groups"}, ValueError, "mask: 'across_groups' needs group_x"),

@@ -84,7 +84,9 @@ def check(
         gx = g[: t["x"].shape[0]] if engine is fastcl or not same else g
         kept = _mask(mask, gx, g if not same else None)
         if mask in LIMITED:
-            of_x, of_y = (torch.stack([torch.cos(7.0 * v), torch.sin(5.0 * v), v], 1) for v in w)  # each row's own, however cut
+            of_x, of_y = (
+                torch.stack([torch.cos(7.0 * v), torch.sin(5.0 * v), v], 1) for v in w
+            )  # each row's own, however cut
             guide = None if mask == "limited" else of_x if same else (of_x, of_y)
             kept = fastcl.at_most(w[0], None if same else w[1], guide=guide, mask=kept)
         call = {**t, **s, **settings, "mask": kept}

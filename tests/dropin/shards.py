@@ -229,7 +229,8 @@ def sentence_transformers_cases(rank: int, world: int) -> Iterator[Case]:
 
     guides = [*_views(rank + 50), rows(N, D, seed=rank + 550)]
     for name, arguments in product(
-        ("GISTEmbedLoss", "CachedGISTEmbedLoss"), ({}, {"margin": -0.3, "contrast_positives": False, "temperature": 0.3})
+        ("GISTEmbedLoss", "CachedGISTEmbedLoss"),
+        ({}, {"margin": -0.3, "contrast_positives": False, "temperature": 0.3}),
     ):
         more = arguments | {"gather_across_devices": True}
         mine = _guided(getattr(sentence_transformers, name), more)

@@ -98,7 +98,11 @@ def test_forward_and_backward_decide_alike_at_equality(itself: bool, backend: st
         call: dict[str, Any] = {"scale": scale, "shift": shift, "mask": mask, "backend": backend}
         if scale == 3.0:
             exp = call | {"pair": "exp", "reduce": "sum"}
-            r = fastcl.pair_reduce(*sides, **exp).sum() if form == "rows" else fastcl.pair_total(*sides, outer="sum", **exp)
+            r = (
+                fastcl.pair_reduce(*sides, **exp).sum()
+                if form == "rows"
+                else fastcl.pair_total(*sides, outer="sum", **exp)
+            )
             (slope,) = torch.autograd.grad(r, shift)
             torch.testing.assert_close(slope, r.detach(), rtol=2e-6, atol=0.0)
         # And the weights of a log-sum-exp are 1 in each row that has any.

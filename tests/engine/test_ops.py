@@ -246,6 +246,7 @@ FLOPS = {
     "clip": (lambda x, y: functional.clip(x, y, logit_scale=10.0), 6),
     "siglip": (lambda x, y: functional.siglip(x, y, logit_scale=1.0, logit_bias=0.0), 6),
     "nt_xent": (functional.nt_xent, 24),  # 2n rows with themselves
+    "guided": (lambda x, y: functional.info_nce(x, y, false_negative_margin=0.0, guide=(x, y)), 8),
     "info_nce of x alone": (lambda x, y: functional.info_nce(x, y.detach()), 4),
     "no gradient": (lambda x, y: fastcl.pair_reduce(x.detach(), y.detach()).sum().requires_grad_(), 2),
     "sums": (lambda x, y: fastcl.pair_reduce(x, y, pair="identity", reduce="sum").sum(), 0),

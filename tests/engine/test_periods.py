@@ -67,7 +67,10 @@ def test_a_tile_is_told_its_diagonal(period: int) -> None:
 def test_groups_keep_the_limits(m: int | None) -> None:
     """Kernels on a GPU take groups where diagonals lie close together: limits that fell off there made a loss silently another."""
     limits = torch.rand(6), None if m is None else torch.rand(m)
-    told = by_groups(fastcl.at_most(*limits, mask=fastcl.off_diagonal(period=3)), 6, m, CPU)
+    guide = torch.rand(6, 2) if m is None else (torch.rand(6, 2), torch.rand(m, 2))
+    mask = fastcl.at_most(*limits, guide=guide, mask=fastcl.off_diagonal(period=3))
+    told = by_groups(mask, 6, m, CPU)
+    assert told.guide_x is mask.guide_x is not None and told.guide_y is mask.guide_y
     assert told.kind == "across_groups" and told.period == 0
     for mine, given in zip((told.limit_x, told.limit_y), limits, strict=True):
         assert (mine is None) == (given is None) and (mine is None or torch.equal(mine, given))
