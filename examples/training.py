@@ -25,13 +25,14 @@ from .objectives import Entry
 VIEW = Distortion()  # of training
 CAMERA = Distortion(erase=0.0)  # of the held-out images: turned, resized, moved and noisy, but whole
 LABELS_PER_CLASS, DRAWS, NEIGHBOURS = 10, 5, 5
+TRUST = 1e-3  # of LARS
 
 
 @dataclass(frozen=True)
 class Schedule:
     """How long and in what steps to train.
 
-    optimizer: "adamw" or "sgd".
+    optimizer: "adamw", "sgd" or "lars" (You et al. 2017, arXiv 1708.03888).
     momentum: of the optimiser; None cycles it against the learning rate, as torch's one-cycle schedule does by default.
     constant: whether the learning rate stays as it is, instead of one cycle.
     """
@@ -136,15 +137,35 @@ def _optimizer(parameters: list[nn.Parameter], schedule: Schedule, steps: int) -
     optimizer: Optimizer
     if schedule.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum)
+    elif schedule.optimizer == "lars":
+        optimizer = _lars(parameters, rate, momentum)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(momentum, 0.999), weight_decay=1e-4)
     if schedule.constant:
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     rising = max(0.2, 2 / (steps + 1))  # the share of the steps; torch divides by zero where that is one step
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps + 1, pct_start=rising, cycle_momentum=schedule.momentum is None
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps=steps + 1,
+        pct_start=rising,
+        cycle_momentum=schedule.momentum is None,
     )
     return optimizer, one_cycle
+
+
+def _lars(parameters: list[nn.Parameter], rate: float, momentum: float) -> Optimizer:
+    """Steps of rate TRUST |w| along each weight's gradient; biases and norms, which LARS leaves to SGD, take rate TRUST alone.
+
+    At the full rate, which is 1 and more, these would leave the finite numbers: Barlow Twins, too, gives them one of their own.
+    """
+    from pytorch_optimizer import LARS  # here, since nothing else needs that library
+
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "lr": rate},
+        {"params": [p for p in parameters if p.ndim < 2], "lr": rate * TRUST},
+    ]
+    return LARS(groups, lr=rate, momentum=momentum, trust_coefficient=TRUST)
 
 
 def batches(n: int, batch_size: int, steps: int, generator: torch.Generator) -> list[Tensor]:

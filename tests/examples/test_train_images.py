@@ -89,6 +89,27 @@ def test_every_objective_trains(name: str) -> None:
         assert not torch.equal(old, new), which
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_lars_steps_by_the_norm_of_each_weight(momentum: float) -> None:
+    """v <- m v + rate TRUST (|w| / |g|) g, w <- w - v; a bias goes by its gradient alone, at the rate TRUST of the weights'."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 4), (2, 3, 2, 2), (5,))]
+    parameters = [torch.nn.Parameter(one.clone()) for one in start]
+    schedule = Schedule(1, 1, learning_rate=2.0, optimizer="lars", momentum=momentum, constant=True)
+    optimizer, _ = training._optimizer(parameters, schedule, 1)
+    moved = [torch.zeros_like(one) for one in start]
+    for _ in range(3):
+        for parameter, weight, v in zip(parameters, start, moved, strict=True):
+            gradient = 100 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            parameter.grad = gradient.clone()
+            ratio = weight.norm() / gradient.norm() if weight.ndim > 1 else 1.0
+            v.mul_(momentum).add_(2.0 * training.TRUST * ratio * gradient)
+            weight.sub_(v)
+        optimizer.step()
+    for parameter, weight in zip(parameters, start, strict=True):
+        torch.testing.assert_close(parameter.detach(), weight, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["f_micl.vlc", "moco", "siglip", "sup_con"])
 def test_the_same_seed_gives_the_same_numbers(name: str) -> None:
     digits = images.digits()
