@@ -42,6 +42,21 @@ PLAIN = replace(MOMENTUM, momentum=0.0)
 STEPS = schedule(optimizer="sgd", constant=True)
 LONG = schedule(600, learning_rate=5e-4)
 FASHION = schedule(150, data="fashion-mnist")
+LONGER = schedule(800)
+LONGEST = schedule(3200, learning_rate=5e-4)
+WIDE, WIDE_PLAIN = schedule(dim=512), schedule(dim=512, momentum=0.0)
+WIDEST = schedule(100, 256, dim=1024)
+LARS = {0.9: (3.0, 10.0, 20.0, 30.0), 0.0: (30.0, 100.0, 200.0)}  # by momentum, the rates for the spectral loss
+CHOSEN = {0.9: 20.0, 0.0: 100.0}  # its best, which MINC takes
+BEYOND = {  # of the last three panels: what the names of their parts begin with, and its label
+    "Longer, rows clipped": {"800 steps": "800", "3,200 steps, each six times smaller": "3,200 small"},
+    "LARS, 200 steps, rows clipped": {"LARS, momentum 0.9": "m 0.9", "LARS, no momentum": "m 0"},
+    "Wider, rows clipped": {
+        "d 512, momentum 0.9": "512",
+        "d 512, no momentum": "512, m 0",
+        "d 1,024, 100 steps of 256, momentum 0.9": "1,024",
+    },
+}
 EMAS = (0.0, 0.5, 0.8, 0.95)
 RATES = (3e-5, 1e-4, 2e-4, 5e-4)  # of SGD
 MODES = np.array([1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1])
@@ -79,7 +94,32 @@ def all_cells() -> list[Cell]:
             minc(part, 0.8, False, how, rate=0.8),
         ]
     cells += contenders("Fashion-MNIST, rows clipped at norm 2", FASHION, "fashion-mnist")
-    return cells + contenders("small steps, rows clipped at norm 2", LONG)[:4]
+    cells += contenders("small steps, rows clipped at norm 2", LONG)[:4]
+    return cells + beyond()
+
+
+def beyond() -> list[Cell]:
+    """What is nearer to how such losses are trained: longer, with LARS, and wider. Rows are clipped, but in one part."""
+    cells = contenders("800 steps", LONGER)[:5]
+    slow = contenders("3,200 steps, each six times smaller", LONGEST)
+    cells += [slow[0], *slow[2:5]]  # EMA 0 is the spectral loss to a point, here and in each part that has both
+    for m, rates in LARS.items():
+        part = f"LARS, {f'momentum {m:g}' if m else 'no momentum'}"
+        how = schedule(optimizer="lars", momentum=m)
+        cells += [
+            replace(spectral(part, replace(how, learning_rate=rate)), title=f"spectral, rate {rate:g}")
+            for rate in rates
+        ]
+        cells += contenders(f"{part}, rate {CHOSEN[m]:g}", replace(how, learning_rate=CHOSEN[m]))[1:5]
+    for part, how in (("d 512, momentum 0.9", WIDE), ("d 512, no momentum", WIDE_PLAIN)):
+        cells += [*contenders(part, how)[:5], minc(part, 0.95, False, how, rate=0.95, mu=4.0)]
+    cells.append(minc("d 512, no momentum", 0.95, False, WIDE_PLAIN, mu=4.0))
+    free = "d 512, free norms, no momentum"
+    cells += [minc(free, ema, False, WIDE_PLAIN) for ema in (0.0, 0.8, 0.95)]
+    cells += [minc(free, ema, True, WIDE_PLAIN) for ema in EMAS]
+    cells.append(minc(free, 0.8, True, WIDE_PLAIN, rate=0.9))
+    few = contenders("d 1,024, 100 steps of 256, momentum 0.9", WIDEST)
+    return [*cells, few[0], few[2], few[4]]
 
 
 def contenders(part: str, how: Schedule, data: str = "digits") -> list[Cell]:
@@ -191,10 +231,10 @@ def remarks(found: Sequence[Summary]) -> str:
 
 
 def draw(found: Sequence[Summary], path: Path) -> None:
-    """Six panels: two of the average with and without momentum, target, alpha, the bound, small steps and the other data."""
+    """Nine panels: the average with and without momentum, alpha, the bound, small steps, other data, longer, LARS and wider."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(16, 10), layout="constrained")
-        momentum, plain, alpha, stable, long, fashion = figure.subplots(2, 3).flat
+        figure = Figure(figsize=(16, 16), layout="constrained")
+        momentum, plain, alpha, stable, long, fashion, *more = figure.subplots(3, 3).flat
         best = next((one for one in found if one.cell.loss == "SpectralLoss" and one.cell.schedule == MOMENTUM), None)
         for axes, name, how in ((momentum, "momentum 0.9", MOMENTUM), (plain, "no momentum", PLAIN)):
             _averages(axes, found, how)
@@ -209,7 +249,20 @@ def draw(found: Sequence[Summary], path: Path) -> None:
             long, [one for one in found if one.cell.schedule == LONG], "Small steps, rows clipped: 600 steps at 5e-4"
         )
         rows_of_dots(fashion, [one for one in found if one.cell.schedule == FASHION], "Fashion-MNIST, rows clipped")
+        for axes, (title, parts) in zip(more, BEYOND.items(), strict=True):
+            _by_part(axes, found, parts, title)
         figure.savefig(path, dpi=100)
+
+
+def _by_part(axes: Axes, found: Sequence[Summary], parts: dict[str, str], title: str) -> None:
+    """The cells of several parts in one panel, each with its part's label; parts by what their names begin with."""
+    line = [
+        Summary(replace(one.cell, title=f"{label}: {one.cell.title}"), one.records)
+        for part, label in parts.items()
+        for one in found
+        if one.cell.part.startswith(part)
+    ]
+    rows_of_dots(axes, line, title)
 
 
 def _averages(axes: Axes, found: Sequence[Summary], how: Schedule) -> None:

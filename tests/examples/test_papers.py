@@ -22,6 +22,7 @@ from fastcl import losses
 pytestmark = pytest.mark.slow
 
 PAPERS = {paper.name: paper for paper in (f_micl.PAPER, minc.PAPER, dhel_kcl.PAPER)}
+RECORDS = Path(__file__).parents[2] / "docs/pictures/papers"
 PARTS = {"f_micl": "optimiser", "minc": "rows clipped", "dhel_kcl": "batch size 64"}
 
 
@@ -72,6 +73,41 @@ def test_all_papers_are_one_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("no records") == 2, "of MINC, and of DHEL and KCL"
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["f_micl.png"]
+
+
+@pytest.mark.parametrize("part", ["800", "3,200", "LARS, m", "LARS, n", "d 512, m", "d 512, n", "d 512, f", "d 1,024"])
+def test_minc_longer_with_lars_and_wider(part: str, tmp_path: Path) -> None:
+    """Each part trains, at its own width and with its own optimiser, and is judged and drawn."""
+    tiny = ("--epochs", "0.4", "--seeds", "1", "--jobs", "1", "--fashion", "/nowhere", "--output", str(tmp_path))
+    assert command.main([minc.PAPER], [*tiny, "--part", part]) == 0
+    cells = [cell for cell in minc.PAPER.cells if cell.part.startswith(part)]
+    records = results.read(tmp_path / "minc.jsonl")
+    assert [record["cell"]["title"] for record in records] == [cell.title for cell in cells] and cells
+    assert all(record["quality"] is not None for record in records)
+    assert (tmp_path / "minc.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_panels_of_longer_lars_and_wider_have_cells_and_a_comparison() -> None:
+    for parts in minc.BEYOND.values():
+        for part in parts:
+            shown = [cell for cell in minc.PAPER.cells if cell.part.startswith(part)]
+            assert {cell.loss for cell in shown} == {"SpectralLoss", "MINCLoss"}
+            assert all(cell.settings["mu"] == 4.0 for cell in shown), "rows clipped, as the titles say"
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_minc_with_lars_takes_a_rate_that_the_spectral_loss_was_tried_with(momentum: float) -> None:
+    """And the best of them, by the records that docs/papers.md shows."""
+    tried = [
+        cell for cell in minc.PAPER.cells if cell.schedule.optimizer == "lars" and cell.schedule.momentum == momentum
+    ]
+    alone = [cell for cell in tried if cell.loss == "SpectralLoss"]
+    found = results.summaries(alone, results.read(RECORDS / "minc.jsonl"))
+    best = max(found, key=lambda one: one.mean("knn"))
+    assert len(found) == len(alone) and all(len(one.records) == 3 for one in found)
+    assert {cell.schedule.learning_rate for cell in tried if cell.loss == "MINCLoss"} == {
+        best.cell.schedule.learning_rate
+    }
 
 
 def _timeless(line: str) -> Record:
