@@ -233,7 +233,7 @@ def remarks(found: Sequence[Summary]) -> str:
 def draw(found: Sequence[Summary], path: Path) -> None:
     """Nine panels: the average with and without momentum, alpha, the bound, small steps, other data, longer, LARS and wider."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(16, 16), layout="constrained")
+        figure = Figure(figsize=(20, 15), layout="constrained")
         momentum, plain, alpha, stable, long, fashion, *more = figure.subplots(3, 3).flat
         best = next((one for one in found if one.cell.loss == "SpectralLoss" and one.cell.schedule == MOMENTUM), None)
         for axes, name, how in ((momentum, "momentum 0.9", MOMENTUM), (plain, "no momentum", PLAIN)):
