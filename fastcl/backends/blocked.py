@@ -42,7 +42,7 @@ def total(p: Problem, positive: Tensor | None, outer: str, wanted: Wanted) -> tu
 
 
 class Blocks(Tiles):
-    """The operations on a tile, which holds z but for the shift of a log-sum-exp."""
+    """The operations on a tile, which holds z."""
 
     align = one_sweep_rows = 1
     rows_in_unit = True
@@ -50,9 +50,9 @@ class Blocks(Tiles):
     def __init__(self, p: Problem) -> None:
         super().__init__(p)
         self.lse = p.reduce == "logsumexp"
-        # z of a log-sum-exp lacks the shift.
-        in_z = self.lse and not p.mask.guided
-        self.limits = [limit if limit is None or not in_z else limit - p.shift for limit in p.limits]
+        self.limits = p.limits
+        # Added to z, never to what was reduced: of a large r - b weights would be off by the rounding of (r + b) - b.
+        self.shifted = not is_known(p.shift) or float(p.shift) != 0.0
         self.above: Tensor | None = None
         # x a leaves the range where z does not: rows of 10 and of 1e-38 with a scale of 1e38. Such a scale comes after the product.
         self.before: Tensor = p.scale
@@ -73,7 +73,7 @@ class Blocks(Tiles):
         )
 
     def product(self, tile: Tile) -> None:
-        """z: log-sum-exp(z + b) = log-sum-exp(z) + b, n additions where every pair would take one."""
+        """z, with its shift and biases."""
         p, s, z = self.p, self.sides, tile.dot
         x, y = s.x[tile.rows], s.y[tile.cols]
         if s.norm_x is None or s.norm_y is None:
@@ -84,8 +84,8 @@ class Blocks(Tiles):
             torch.addmm(s.norm_y[None, tile.cols], x, y.T, alpha=-2.0, out=z)
             z.add_(s.norm_x[tile.rows, None]).clamp_(min=0.0).mul_(s.scale)
         if p.bias_x is not None:
-            z.add_((p.bias_x[tile.rows] if self.lse else p.bias_x[tile.rows] + p.shift)[:, None])
-        elif not self.lse:
+            z.add_((p.bias_x[tile.rows] + p.shift)[:, None])
+        elif self.shifted:
             z.add_(p.shift)
         if p.bias_y is not None:
             z.add_(p.bias_y[None, tile.cols])
@@ -138,8 +138,8 @@ class Blocks(Tiles):
         left_out = z.isneginf() if self._is_nan(by.r[tile.rows], by.c if by.c is None else by.c[tile.cols]) else None
         square = not self.has_own_columns(tile)
         if by.h is not None and by.c is not None and not square:
-            columns = self.exponentials(z, (by.c[tile.cols] - self.p.shift)[None, :]).mul_(by.h[None, tile.cols])
-        w = self.exponentials(z, (by.r[tile.rows] - self.p.shift)[:, None], in_place=True).mul_(by.g[tile.rows, None])
+            columns = self.exponentials(z, by.c[None, tile.cols]).mul_(by.h[None, tile.cols])
+        w = self.exponentials(z, by.r[tile.rows, None], in_place=True).mul_(by.g[tile.rows, None])
         if square:
             # z_ij and z_ji round apart, and r_j was reduced from z_ji: what takes r_j off must be z_ji too.
             columns = self.beside(w).copy_(w.T)
@@ -207,7 +207,7 @@ class Blocks(Tiles):
         top = z.amax(dim, keepdim=True)
         reference = torch.where(torch.isinf(top), 0.0, top)
         total = self.exponentials(z, reference).sum(dim)
-        return torch.stack((top.squeeze(dim) + self.p.shift, total))[:, None]
+        return torch.stack((top.squeeze(dim), total))[:, None]
 
     def beside(self, z: Tensor) -> Tensor:
         """Room for as many elements as z has."""
