@@ -181,7 +181,9 @@ def test_a_large_scale_comes_after_the_product(reduce: str, scale: float) -> Non
     assert not r.isnan().any()
 
 
-@pytest.mark.parametrize(("logit", "shift"), [(20334310.0, -1.0), (2.0**24 - 1.0, 8.0), (2.0**14 - 2.0**-10, 8.0), (3e6, 0.3)])
+@pytest.mark.parametrize(
+    ("logit", "shift"), [(20334310.0, -1.0), (2.0**24 - 1.0, 8.0), (2.0**14 - 2.0**-10, 8.0), (3e6, 0.3)]
+)
 def test_a_shift_beside_large_logits(logit: float, shift: float) -> None:
     """Weights add up to 1, as in plain PyTorch: r - b, of an r that holds b rounded away, would make e^2 of them."""
     x, y = torch.tensor([[logit], [3.0]]), torch.tensor([[1.0], [0.5]], requires_grad=True)

@@ -294,3 +294,9 @@ def test_a_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError, match="pip install tqdm"):
         metrics.uniformity(views(6, 3)[0], progress=True)
     metrics.uniformity(views(6, 3)[0])
+
+
+def test_uniformity_of_equal_rows_is_at_most_0() -> None:
+    """As documented: log mean e^0 rounded to 8.7e-8."""
+    for n in range(2, 40):
+        assert -1e-6 < metrics.uniformity(torch.ones(n, 3)) <= 0.0
