@@ -112,7 +112,7 @@ def main() -> int:
                 max_examples=ROUND[kind], database=None, deadline=None, print_blob=False, report_multiple_bugs=False,
                 suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
             )(given(drawn)(hunter.one))  # fmt: skip
-            with suppress(WrongError, Flaky, TimeUp):
+            with suppress(WrongError, Flaky, TimeUp), draws.each_anew():
                 seed(number)(run)()
             if hunter.wrong is not None:
                 known.add(hunter.wrong.key)

@@ -31,7 +31,7 @@ class Case:
 
     function: its path below fastcl. statements: lines that build its tensors, `name = ...` first. positional, keywords: its
     arguments, as text. settings: of an nn.Module's constructor, as text. wants: which tensors want gradients. upstream: the
-    factor of the upstream gradient. autocast: a dtype for the forward, or "". inside: whether the backward runs within it too.
+    factor of the upstream gradient. autocast: a dtype, or "". inside: what runs within it, the "forward", the "backward" or "both".
     derive: how gradients are asked for: "grad", by "func" (torch.func.grad), "batched" (is_grads_batched), "jvp", a direction, or
         "twice", the gradient of a gradient.
     spoiled: an argument that must be refused.
@@ -50,7 +50,7 @@ class Case:
     upstream: float = 1.0
     backend: str = "auto"
     autocast: str = ""
-    inside: bool = False
+    inside: str = "both"
     compiled: bool = False
     derive: str = "grad"
     spoiled: str = ""
@@ -71,6 +71,16 @@ class Case:
     @property
     def takes_backend(self) -> bool:
         return "backend" in inspect.signature(self.owner).parameters
+
+    @property
+    def around_forward(self) -> str:
+        """The dtype of autocast around the call."""
+        return self.autocast if self.inside != "backward" else ""
+
+    @property
+    def around_backward(self) -> str:
+        """The dtype of autocast around the backward."""
+        return self.autocast if self.inside != "forward" and self.derive not in ("func", "jvp") else ""
 
     def tensors(self) -> dict[str, Any]:
         """Everything that the statements name."""
@@ -98,7 +108,7 @@ class Case:
         if self.compiled:
             call = f'torch.compile({call}, backend="aot_eager")'
         call = f"value = {call}({', '.join(given)})"
-        if self.autocast:
+        if self.around_forward:
             call = f'with torch.autocast("cpu", torch.{self.autocast}):\n    {call}'
         lines = [*self.statements, *(f"{name}.requires_grad_()" for name in self.wants), call, "print(value)"]
         if self.derive == "jvp":
@@ -121,10 +131,10 @@ class Case:
                 "batched": "# with is_grads_batched=True, two gradients alike",
                 "twice": "# with create_graph=True, and the gradient of sum(g * rows(g.numel(), 1, 4)) of these",
             }
+            if self.around_backward:
+                lines[-1] = f'with torch.autocast("cpu", torch.{self.autocast}):\n    {lines[-1]}'
             lines += [ways[self.derive]] if self.derive in ways else []
             lines += [f"# its parameters moved by {self.steps!r} first"] if self.steps else []
-            if self.inside and self.autocast and self.derive == "grad":
-                lines[-1] = f'with torch.autocast("cpu", torch.{self.autocast}):\n    {lines[-1]}'
         if self.threads > 1:
             lines.insert(0, f"torch.set_num_threads({self.threads})")
         if self.workspace:
@@ -216,7 +226,7 @@ def run(
 
         def values_of(leaves: dict[str, Tensor]) -> list[Tensor]:
             keywords = evaluated(case.keywords, leaves) | (chosen if settings is None else {})
-            with autocast(case.autocast):
+            with autocast(case.around_forward):
                 return flat(call(*((tensors | leaves)[name] for name in case.positional), **keywords))
 
         found = derived(case, values_of, leaves, group)
@@ -272,7 +282,7 @@ def derived(case: Case, values_of: Values, leaves: dict[str, Tensor], group: Any
     if leaves and any(v.requires_grad for v in values):
         total = _total(case, values, group)
         batched = {"grad_outputs": total.new_ones(2), "is_grads_batched": True} if case.derive == "batched" else {}
-        with autocast(case.autocast if case.inside else ""):
+        with autocast(case.around_backward):
             answer = torch.autograd.grad(
                 total, list(leaves.values()), allow_unused=True, create_graph=case.derive == "twice", **batched
             )

@@ -6,6 +6,7 @@ Sizes lie around the edges of every tile; most rows have norms near 1, a few any
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+import fastcl
 from fastcl.backends import choice
 from fastcl.equation.masks import KINDS
 from fastcl.equation.pairs import PairFunction
@@ -194,6 +196,8 @@ class Drawing:
         """How many rows a line of the docstring gives an argument: (n, ...), (m, ...) or (max(n, m), ...)."""
         first = (re.match(r"\s*\((\w+(?:\(n, m\))?),", about) or ["", "n"])[1]
         if first == "m" and not optional:
+            if "m = n without" in about and self.maybe(70):  # else it goes with what may be absent
+                return self.n
             return (
                 self.n + self.draw(st.integers(0, 20))
                 if "m >= n" in about
@@ -258,6 +262,31 @@ def indices(drawing: Drawing, n: int, m: int, alone: bool) -> str:
     return f"fastcl.{kind}({', '.join(both)})"
 
 
+# To base 2: how far below the bound of z a log-sum-exp may lie, in csrc/cpu/range.h, before a kernel takes another form.
+EDGES = (126, 160, 190)
+
+
+def distance(drawing: Drawing, names: Sequence[str], mask: str) -> str:
+    """A scale of <x, y>, by which the row farthest below the bound of z, |a| |x| |y|, is a little less than an edge below it."""
+    tensors = drawing.case().tensors()
+    sides = [tensors[name].double() for name in names]
+    bound = math.prod(float(sides[k].norm(dim=1).max()) if len(sides[k]) else 0.0 for k in (0, -1))
+    if not 1e-30 < bound < 1e30:
+        return "1.0"
+    steep = 1e9 / bound  # there a log-sum-exp is its largest term
+    visits = eval(mask, {"torch": torch, "fastcl": fastcl, **tensors})
+    r = fastcl.pair_reduce(*sides, scale=steep, mask=visits, backend="reference") / steep
+    below = (bound - r[r.isfinite()].detach()).clamp(min=1e-6 * bound)
+    nats = (drawing.one_of(*EDGES) - drawing.draw(st.integers(0, 120)) / 10.0) * math.log(2.0)
+    steepness = min(max(nats / float(below.max()), 1e-37), 3e38) if len(below) else 1.0
+    value = repr(float(f"{steepness:.6g}"))
+    if drawing.maybe(60):
+        return value
+    drawing.statements.append(f"scale = torch.tensor({value})")
+    drawing.wants += ["scale"] if drawing.maybe(60) else []
+    return "scale"
+
+
 def pair(drawing: Drawing) -> str:
     """A pair function as text, with constants in its range."""
     known = [name for name, cls in PairFunction.registry.items() if cls.built_in]
@@ -282,8 +311,10 @@ def way(drawing: Drawing) -> dict[str, Any]:
     ]
     found: dict[str, Any] = {"backend": drawing.one_of("auto", *backends)}
     found["upstream"] = float(drawing.one_of(1.0, 1.0, 1.0, -2.0, 1e-3, 1e3, 65536.0))
-    if drawing.dtype != "float64" and drawing.maybe(40 if drawing.path.startswith("metrics") else 12):
-        found |= {"autocast": drawing.one_of("bfloat16", "bfloat16", "float16"), "inside": drawing.maybe(50)}
+    metric = drawing.path.startswith("metrics")
+    if drawing.dtype != "float64" and drawing.maybe(40 if metric else 20):
+        inside = "forward" if metric else drawing.one_of("forward", "both", "backward", "backward")
+        found |= {"autocast": drawing.one_of("bfloat16", "bfloat16", "float16"), "inside": inside}
     found["threads"] = drawing.one_of(1, 1, 1, 3)
     if found["backend"] == "blocked":  # tiles of a few rows, of which matrices of the sizes that are drawn have several
         found["workspace"] = drawing.one_of("", "0.0005", "0.002", "0.02")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from . import loops
-from .case import Case, run
+from .case import Case, Found, run
+from .public import range_of
 from .rule import Truth
 
 
@@ -50,10 +51,17 @@ def judge(case: Case, evaluate: Callable[[Case], Any] = run) -> bool:
         if case.derive == "twice" and "create_graph=True asks" in str(error):
             return False
         raise WrongError(case, f"{type(error).__name__}: {error}".splitlines()[0]) from error
-    fault = truth.fault(found)
+    fault = truth.fault(found) or beyond(case, found)
     if fault is not None:
         raise WrongError(case, str(fault))
     return True
+
+
+def beyond(case: Case, found: Found) -> str | None:
+    """A value that no rounding takes beyond what the docstring says of it."""
+    low, high = range_of(case.owner)
+    outside = [v for v in found.values if bool(((v < low) | (v > high)).any())]
+    return f"value: expected {low} to {high} as documented, got {outside[0]}" if outside else None
 
 
 def refused(case: Case, evaluate: Callable[[Case], Any]) -> None:

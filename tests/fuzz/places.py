@@ -19,6 +19,7 @@ from fastcl.backends import extension
 
 from .case import Case, Found, run
 
+REFUSALS = ("ValueError: ", "TypeError: ")
 PATIENCE = 300.0  # seconds; a compiled call takes some, and processes that start on a busy machine
 
 
@@ -59,7 +60,7 @@ class Place:
     def __call__(self, case: Case) -> Found:
         """What the processes find, put together as one process with all rows would have found it."""
         self.start()
-        answers, in_step = [], self.world == 1  # after an error ranks may not be
+        answers, alive = [], True
         for pipe in self.pipes:
             pipe.send(case)
         for rank, pipe in enumerate(self.pipes):
@@ -68,7 +69,7 @@ class Place:
                     raise TimeoutError
                 answer = pipe.recv()
             except (EOFError, TimeoutError) as error:
-                in_step = False
+                alive = False
                 answer = ProcessError(f"no answer for {PATIENCE:.0f} seconds")
                 if isinstance(error, EOFError):
                     self.processes[rank].join(10)
@@ -76,10 +77,16 @@ class Place:
             answers.append(answer)
         raised = [answer for answer in answers if isinstance(answer, ProcessError)]
         if raised:
-            if not in_step:
+            if not (alive and in_step(answers)):
                 self.stop()
             raise raised[0]
         return joined(case, answers)
+
+
+def in_step(answers: list[Any]) -> bool:
+    """Whether processes that raised can go on together: one alone, or ranks that all refused in the same words of ours."""
+    said = {str(answer) if isinstance(answer, ProcessError) else "" for answer in answers}
+    return len(answers) == 1 or (len(said) == 1 and said.pop().startswith(("RuntimeError: fastcl: ", *REFUSALS)))
 
 
 def joined(case: Case, found: list[Found]) -> Found:

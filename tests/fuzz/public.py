@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
@@ -54,6 +55,15 @@ def documented(function: Any) -> dict[str, str]:
         for name in listed:
             said[name] = f"{said.get(name, '')} {start[2] if start else line.strip()}"
     return said
+
+
+@cache
+def range_of(function: Any) -> tuple[float, float]:
+    """Between what its numbers lie, by the docstring."""
+    said = re.search(r"\nReturns:\n(.*)", inspect.getdoc(function) or "")
+    line = said[1] if said and ";" not in said[1] else ""
+    low, high = re.search(r"(?:>= |between )(\d+)\b", line), re.search(r"(?:<= |between \d+ and )(\d+)\b", line)
+    return float(low[1]) if low else -math.inf, float(high[1]) if high else math.inf
 
 
 @cache

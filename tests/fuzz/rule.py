@@ -68,8 +68,9 @@ class Truth:
             case, compiled=False, sizes=(1,), threads=1, held="", derive=case.derive if plain else "grad"
         )
         self.times = len(case.sizes) if case.gradient == "ddp" else 1  # how much larger a gradient is than here
-        # Autocast of an objective rounds its rows (as documented); a metric keeps its precision.
-        self.plain_case = replace(self.case, autocast="") if case.function.startswith("metrics") else self.case
+        # Autocast of an objective rounds its rows (as documented), and nothing in a backward; a metric keeps its precision.
+        rounds = case.around_forward and not case.function.startswith("metrics")
+        self.plain_case = replace(self.case, inside="forward") if rounds else replace(self.case, autocast="")
         dtypes = [
             t.dtype for t in case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.is_floating_point()
         ]
@@ -209,7 +210,7 @@ class Truth:
                 moved,
                 self.dtype,
                 excusing,
-                bool(self.case.autocast) or not told_apart,
+                bool(self.plain_case.autocast) or not told_apart,
                 self._natural(where),
                 end_of_got,
                 signed=len(self.case.sizes) < 2,
