@@ -123,7 +123,9 @@ def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
     # Half of them bring z near 1, whatever the norms are; some to where z and its weights round apart, or near float32's end.
     size = drawing.one_of(0, 0, 0, 0, 0, 0, 2, 5, 7, 37)
     usual = min(max(10.0 ** (size - 2 * drawing.exponent), 1e-37), 3e38) if size or drawing.maybe(50) else 1.0
-    keywords["scale"] = distance(drawing, positional, keywords["mask"]) if distant else drawing.scalar("scale", "", usual)
+    keywords["scale"] = (
+        distance(drawing, positional, keywords["mask"]) if distant else drawing.scalar("scale", "", usual)
+    )
     if drawing.maybe(40):
         keywords["shift"] = drawing.scalar("shift", "", 0.0)
     for name, length in (("bias_x", n), ("bias_y", m), ("positive", n)):
@@ -146,8 +148,16 @@ WRONG = {
     "name": ("'nonsense'", "3", "torch.ones(2)"),
     "int": ("1.5", "'3'", "True", "None"),
     "number": (
-        "float('nan')", "float('inf')", "'0.5'", "True", "10**400", "torch.ones(2)", "torch.tensor(3)", "[1.0]",
-        "torch.ones((), device='meta')", "torch.ones((), dtype=torch.float8_e4m3fn)",
+        "float('nan')",
+        "float('inf')",
+        "'0.5'",
+        "True",
+        "10**400",
+        "torch.ones(2)",
+        "torch.tensor(3)",
+        "[1.0]",
+        "torch.ones((), device='meta')",
+        "torch.ones((), dtype=torch.float8_e4m3fn)",
     ),
     # Beyond what results of these rows hold, or what its inverse does.
     "number beside float64": ("1e309", "-1e309"),
@@ -155,11 +165,21 @@ WRONG = {
     "positive beside float64": ("5e-324", "1e-320"),
     "positive beside float32": ("1e-45", "1e-320", "1e-39"),
     "matrix": (
-        "{}.numpy()", "{}.tolist()", "{}.long()", "{}[0]", "{}[None]", "{}.to(torch.float8_e4m3fn)", "{}.to_sparse()",
+        "{}.numpy()",
+        "{}.tolist()",
+        "{}.long()",
+        "{}[0]",
+        "{}[None]",
+        "{}.to(torch.float8_e4m3fn)",
+        "{}.to_sparse()",
         "torch.nested.nested_tensor([*{}])",
     ),
     "group": (
-        "'world'", "3", "fastcl.Ranks(None, gradient='ddq')", "fastcl.Ranks(None, strategy='')", "fastcl.Ranks(None, strategy=3)",
+        "'world'",
+        "3",
+        "fastcl.Ranks(None, gradient='ddq')",
+        "fastcl.Ranks(None, strategy='')",
+        "fastcl.Ranks(None, strategy=3)",
     ),
     "groups": ("{}.tolist()", "{}.float()", "{}.int()", "torch.cat([{0}, {0}[:1]])", "{}[None]"),
 }
@@ -200,9 +220,7 @@ def spoiled(draw: Draw) -> Case:
         return ("positive" if annotation.startswith("Positive") else "number") if number else ""
 
     given = {*case.positional, *case.keywords, *(case.settings or ())}
-    places = sorted(
-        (name, sort_of(name)) for name in given | (known.keys() - {"self"}) if sort_of(name)
-    )
+    places = sorted((name, sort_of(name)) for name in given | (known.keys() - {"self"}) if sort_of(name))
     if not places:
         reject()
     name, sort = draw(st.sampled_from([*places, ("nonsense", "")]))

@@ -6,7 +6,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ import fastcl
 import fastcl.functional as F
 from fastcl import losses, metrics
 from fastcl.dropin import lightly, open_clip, pytorch_metric_learning
+from fastcl.equation import names
 
 from .cases import CASES
 
@@ -77,7 +78,7 @@ def wrong(name: str, annotation: str) -> list[Any]:
         return NO_BOOLEAN
     if "Positive" in annotation or annotation.startswith("float"):
         return NO_NUMBER + ([0.0, -1.0, 5e-324, 1e-320] if "Positive" in annotation else [])
-    if annotation.startswith("str"):
+    if get_origin(getattr(names, annotation.removesuffix(" | None"), None)) is Literal:
         return NO_NAME
     return []
 
