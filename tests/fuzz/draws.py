@@ -172,7 +172,6 @@ WRONG = {
         "{}[None]",
         "{}.to(torch.float8_e4m3fn)",
         "{}.to_sparse()",
-        "torch.nested.nested_tensor([*{}])",
     ),
     "group": (
         "'world'",
