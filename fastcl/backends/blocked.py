@@ -55,11 +55,12 @@ class Blocks(Tiles):
         self.shifted = not is_known(p.shift) or float(p.shift) != 0.0
         self.above: Tensor | None = None
         # x a leaves the range where z does not: rows of 10 and of 1e-38 with a scale of 1e38. Such a scale comes after the product.
-        self.before: Tensor = p.scale
+        scale = self.sides.scale
+        self.before: Tensor = scale
         self.after: Tensor | None = None
-        if not is_known(p.scale) or not abs(float(p.scale)) < 1.0 / SMALL:
-            small = p.scale.abs() < 1.0 / SMALL
-            self.before, self.after = torch.where(small, p.scale, 1.0), torch.where(small, 1.0, p.scale)
+        if not is_known(scale) or not abs(float(scale)) < 1.0 / SMALL:
+            small = scale.abs() < 1.0 / SMALL
+            self.before, self.after = torch.where(small, scale, 1.0), torch.where(small, 1.0, scale)
         # A second buffer for exponentials: memory fresh from the system costs its page faults anew at every tile.
         self.spare = self.dot
 

@@ -46,13 +46,20 @@ def balanced(largest: Tensor, total: Tensor, d: int) -> bool:
     return bool(largest * d <= SHARE * (total - largest)) and bool(total.isfinite())
 
 
+def in_range(largest: Tensor) -> bool:
+    """Whether d x d matrices of such rows, and products with them, are far from the ends of float32: of what `squares_of` says."""
+    return bool((largest > 2.0**-60) & (largest < 2.0**60))
+
+
 def _keeps_digits(p: Problem) -> bool:
-    """Whether the diagonal may be taken out again: asked of the rows where no device is waited for."""
-    if p.mask.kind == "all" or not is_known(p.x):
+    """Whether rows are in range, and a diagonal may be taken out again: asked of them where no device is waited for."""
+    if not is_known(p.x):
         return True
     sides = (p.x,) if p.y is None else (p.x, p.y)
-    norms = [torch.linalg.vector_norm(rows, dim=1, dtype=p.dtype) for rows in sides]
-    return all(balanced(*squares_of(norm), p.x.shape[1]) for norm in norms)
+    squares = [squares_of(torch.linalg.vector_norm(rows, dim=1, dtype=p.dtype)) for rows in sides]
+    if p.dtype != torch.float64 and not all(in_range(largest) for largest, _ in squares):
+        return False
+    return p.mask.kind == "all" or all(balanced(*square, p.x.shape[1]) for square in squares)
 
 
 def applies(p: Problem) -> bool:

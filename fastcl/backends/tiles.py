@@ -25,7 +25,7 @@ from ..equation.problem import Gradients, Problem, Wanted
 from ..equation.reductions import merge
 from ..precision import on_tensor_cores
 from .reference import outer_form
-from .sides import Sides, Sums
+from .sides import Sides, Sums, is_known
 from .workspace import default_workspace, workspace
 
 # Beyond this side a tile's products gain nothing: W Y of 8192 x 512 already fills an H100 with blocks of 128 x 256.
@@ -138,12 +138,12 @@ class Tiles:
 
     align = 16  # elements of which the rows of a tile are a multiple in memory: 16 bytes of any dtype
     most_rows = most_cols = 1 << 62  # of a tile, by the grids of the kernels
-    rows_in_unit = False  # whether the rows of a squared distance are brought to the scale's unit
+    rows_in_unit = False  # whether rows are brought to the scale's unit; of a product where no copy is made for nothing
     one_sweep_rows = 2048  # with fewer a tile as wide as the matrix makes products that cost more than a second sweep
 
     def __init__(self, p: Problem, dtype: torch.dtype | None = None) -> None:
         """dtype: that of the rows and of the weights, the accumulation dtype unless told."""
-        self.p, self.sides = p, Sides(p, dtype, in_unit=self.rows_in_unit and p.operand == "sqdist")
+        self.p, self.sides = p, Sides(p, dtype, in_unit=self.rows_in_unit and (p.operand == "sqdist" or is_known(p.scale)))
         # The float16 weights of a sum: exact ones take the place of the dot products, and are rounded when the largest is known.
         self.in_units = self.sides.x.dtype == torch.float16 and p.reduce == "sum"
         self.dot = self.weights = p.scale.new_empty(0)

@@ -195,6 +195,24 @@ def test_terms_of_a_sum_leave_the_range_where_it_does_not(backend: Backend, itse
         torch.testing.assert_close(mine.double(), exact.detach(), rtol=1e-5, atol=1e33)
 
 
+@pytest.mark.parametrize("mask", ["all", "off_diagonal"])
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+@pytest.mark.parametrize(("long", "short", "scale"), [(1e24, 1e27, 3.55e-38), (1e19, 1e-25, 1e6), (1e-34, 1e-34, -3e38)])
+def test_squares_of_rows_far_from_one(long: float, short: float, scale: float, backend: Backend, mask: str) -> None:
+    """Whose matrices, or products with weights, leave float32 where z and gradients do not."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (size * torch.randn(9, 2, generator=generator) for size in (long, short))
+    found = []
+    for way, dtype in ((backend, torch.float32), ("reference", torch.float64)):
+        leaves = [rows.to(dtype).requires_grad_() for rows in (x, y)]
+        total = pair_total(*leaves, pair="square", reduce="sum", mask=mask, scale=scale, outer="sum", backend=way)
+        found.append([total.detach().double(), *(g.double() for g in torch.autograd.grad(total, leaves))])
+    for mine, exact in zip(*found, strict=True):
+        assert mine.isfinite().all()
+        if abs(scale * long * short) > 1e-20:  # else z is 0 in float32
+            assert (mine - exact).abs().max() <= 2e-6 * exact.abs().max()
+
+
 @pytest.mark.parametrize("backend", ["cpu", "blocked"])
 def test_rows_leave_the_range_where_their_total_does_not(backend: Backend) -> None:
     """r_1 = 4e38 and r_2 = -4e38 + 1e35."""

@@ -2,6 +2,7 @@
 
     16 eps |T|                                         a few roundings of the result itself (1 eps in a half dtype's result)
   + 2 eps |L| / |leaf|                                 of a gradient: the size of its terms (of a row: over n |x_i|)
+  + 4 eps of float64 |r| |T|                           what T itself is off by, whose weights are exp(z - r) of a log-sum-exp r
   + SAFETY min(|P - T|, EXCUSED |C - T|)               what plain PyTorch makes, unless the formula is to blame
                                                        (of gradients: where |z| < 0.1 / eps, so that terms are told apart)
 
@@ -65,7 +66,12 @@ class Truth:
         # A direction and a gradient of a gradient are taken on plain PyTorch, which shares no rule of ours with them.
         plain = case.derive in ("jvp", "twice")
         self.case = replace(
-            case, compiled=False, sizes=(1,), threads=1, held="", derive=case.derive if plain else "grad"
+            case,
+            compiled=False,
+            sizes=(1,),
+            threads=1,
+            held=case.held if case.held in (case.settings or {}) else "",  # what a property states is exact, a parameter float32
+            derive=case.derive if plain else "grad",
         )
         self.times = len(case.sizes) if case.gradient == "ddp" else 1  # how much larger a gradient is than here
         # Autocast of an objective rounds its rows (as documented), and nothing in a backward; a metric keeps its precision.
@@ -212,6 +218,7 @@ class Truth:
                 excusing,
                 bool(self.plain_case.autocast) or not told_apart,
                 self._natural(where),
+                4.0 * torch.finfo(torch.float64).eps * self.largest_exponent,
                 end_of_got,
                 signed=len(self.case.sizes) < 2,
             )
@@ -237,6 +244,7 @@ def compare(
     coarsest: float,
     alike: bool,
     natural: Tensor | float,
+    own: float,
     end: float,
     signed: bool = True,
 ) -> Fault | None:
@@ -265,7 +273,7 @@ def compare(
     error, size = (by_row(torch.where(counted, e, 0.0)) for e in ((got.double() - t).abs(), t.abs()))
     eps, coarser = precision(dtype), limits.eps > torch.finfo(dtype).eps
     least = max(limits.smallest_normal * (limits.eps if coarser else 1.0), torch.finfo(dtype).smallest_normal)
-    allowed = (ROUNDINGS * eps + limits.eps * coarser) * size + least
+    allowed = (ROUNDINGS * eps + own + limits.eps * coarser) * size + least
     allowed = allowed + 2.0 * eps * natural
     if plain:
         order = size.argsort()
