@@ -102,11 +102,7 @@ def log_slope(z, k0, k1):
 
 @triton.jit
 def cosine_js_value(z, k0, k1):
-    z_ = intrinsics.minimum(z, 0.6931471805599453 - k0)
-    near = intrinsics.maximum(z_, -1.0)
-    e = intrinsics.exp(near)
-    lost = (intrinsics.log1p(e - 1.0) - near) * e
-    return -intrinsics.log1p((1.0 - intrinsics.exp(z_)) + lost)
+    return -intrinsics.log(2.0 - intrinsics.exp(intrinsics.minimum(z, 0.6931471805599453 - k0)))
 
 
 @triton.jit

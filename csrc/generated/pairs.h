@@ -101,11 +101,7 @@ struct Log {
 struct CosineJS {
   // f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond.
   template <class T> static FASTCL_INLINE T value(T z, const T* k) {
-    const T z_ = intrinsics::minimum(z, T(0.6931471805599453) - k[0]);
-    const T near = intrinsics::maximum(z_, -T(1.0));
-    const T e = intrinsics::exp(near);
-    const T lost = (intrinsics::log1p(e - T(1.0)) - near) * e;
-    return -intrinsics::log1p((T(1.0) - intrinsics::exp(z_)) + lost);
+    return -intrinsics::log(T(2.0) - intrinsics::exp(intrinsics::minimum(z, T(0.6931471805599453) - k[0])));
   }
   template <class T> static FASTCL_INLINE T slope(T z, const T* k) {
     const T e = intrinsics::exp(intrinsics::minimum(z, T(0.6931471805599453) - k[0]));

@@ -263,12 +263,7 @@ class CosineJS(PairFunction, name="cosine_js"):
 
     @staticmethod
     def value(z, eps):
-        # e^z - 1 keeps no digit of a small z. What it lost is found by its logarithm; far below 0 nothing was.
-        z = minimum(z, LOG_2 - eps)
-        near = maximum(z, -1.0)
-        e = exp(near)
-        lost = (log1p(e - 1.0) - near) * e
-        return -log1p(1.0 - exp(z) + lost)
+        return -log(2.0 - exp(minimum(z, LOG_2 - eps)))
 
     @staticmethod
     def slope(z, eps):
