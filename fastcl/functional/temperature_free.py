@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -73,15 +75,23 @@ def temperature_free_info_nce(
     every_row_matched(x, y)
     mask = negatives_of_each(groups, x, y)
     own = leading(y, x.shape[0])
-    away = 1.0 - aligned
-    if normalize:  # rows of zeros have no length to be scaled to
-        short = (row_dot(x, x) < 0.5) | (row_dot(own, own) < 0.5)
-        away = torch.where(short, away, 0.5 * row_sqdist(x, own))
-    inverse = pair_reduce(
-        x, y, pair=Power(-1.0, least), reduce="sum", mask=mask, scale=-1.0, shift=1.0, backend=backend
-    )
+    pair: dict[str, Any] = {"pair": Power(-1.0, least), "reduce": "sum", "mask": mask, "backend": backend}
+    if normalize:
+        # 1 - s of unit rows is half of their squared distance, which near ones keep the digits of. Rows of zeros have no length.
+        of_x, of_y = (_from_unit(rows) for rows in (x, y))
+        away = 0.5 * row_sqdist(x, own) + of_x + leading(of_y, x.shape[0])
+        inverse = pair_reduce(x, y, operand="sqdist", scale=0.5, bias_x=of_x, bias_y=of_y, **pair)
+    else:
+        away = 1.0 - aligned
+        inverse = pair_reduce(x, y, scale=-1.0, shift=1.0, **pair)
     assert isinstance(inverse, Tensor)
     odds = (2.0 * inverse - visits(x, y, mask)).clamp(min=0.0)
     # Of rows that are no unit rows the product of the other two may be beyond the dtype, and odds 0.
     odds = odds / (1.0 + aligned).clamp(min=least)
     return reduced(torch.log1p(away.clamp(min=least) * odds), reduction, "temperature_free_info_nce")
+
+
+def _from_unit(rows: Tensor) -> Tensor:
+    """(1 - |x_i|^2) / 2 of rows that normalising left shorter; else 0, to which the others are unit rows."""
+    squared = row_dot(rows, rows)
+    return torch.where(squared < 0.5, 0.5 * (1.0 - squared), 0.0)

@@ -248,6 +248,7 @@ def over_ranks(draw: Draw, world: int, paths: Sequence[str] | None = None) -> Ca
     case = draw(KINDS_OF_CALL[kind](path))
     if not case.positional:  # what takes *views is not drawn yet
         reject()
+    case = replace(case, keywords={k: v for k, v in case.keywords.items() if k != "guide"})  # rows that are no tensor by a name
     tensors = case.tensors()
     n = len(tensors[case.positional[0]])
     whole = {"statistic"} | (

@@ -173,3 +173,16 @@ def test_temperature_free_of_long_rows_is_a_number() -> None:
     exact = functional.temperature_free_info_nce(x.double(), y.double(), normalize=False, reduction="none")
     torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-6)
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss.sum(), (x, y)))
+
+
+def test_temperature_free_of_near_rows_keeps_digits() -> None:
+    """Cosines of 1 - 1e-6: 1 - <x, y> had five of their digits wrong in float32."""
+    offset = torch.full((15, 127), 100.0)
+    x = offset + 0.25 * torch.randn(15, 127, generator=torch.Generator().manual_seed(0))
+    x[0] = 0.0
+    exact = x.double().requires_grad_()
+    rows = x.clone().requires_grad_()
+    truth, loss = (functional.temperature_free_info_nce(t, t.detach().roll(1, 1), reduction="none") for t in (exact, rows))
+    torch.testing.assert_close(loss.double(), truth, rtol=2e-4, atol=0.0)
+    (want,), (got,) = (torch.autograd.grad(value[1:].sum(), leaf) for value, leaf in ((truth, exact), (loss, rows)))
+    assert (got - want).norm() <= 2e-3 * want.norm()
