@@ -94,4 +94,4 @@ def temperature_free_info_nce(
 def _from_unit(rows: Tensor) -> Tensor:
     """(1 - |x_i|^2) / 2 of rows that normalising left shorter; else 0, to which the others are unit rows."""
     squared = row_dot(rows, rows)
-    return torch.where(squared < 0.5, 0.5 * (1.0 - squared), 0.0)
+    return torch.where(squared < 1.0 - 16.0 * torch.finfo(rows.dtype).eps, 0.5 * (1.0 - squared), 0.0)

@@ -62,7 +62,7 @@ def temperature_free_info_nce(
     (x, y), keep = _views([x, y], normalize), negatives(groups)
 
     def odds(s: Tensor) -> Tensor:
-        return (1 + s) / torch.clamp(1 - s, min=eps)
+        return 2 / torch.clamp(1 - s, min=eps) - 1  # (1 + s) / (1 - s) of cosines; as documented of other s
 
     rows = []
     for i in range(len(x)):
