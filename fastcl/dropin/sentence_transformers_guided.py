@@ -22,6 +22,7 @@ from ..distributed import agreed
 from ..equation import checks
 from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, at_most, off_diagonal
+from ..equation.problem import accumulation_dtype
 from ..equation.reductions import merge
 from ..functional.rows import normalize_rows, row_dot
 from ..ops import pair_reduce
@@ -88,7 +89,8 @@ class _Guided:
         """
         self._check(embeddings, guides)
         anchors, *others = (normalize_rows(column) for column in embeddings)
-        s, *t = (normalize_rows(column.detach()) for column in guides)
+        wide = accumulation_dtype(anchors.dtype)  # in which at_most holds them: limits are theirs
+        s, *t = (normalize_rows(column.detach().to(wide)) for column in guides)
         start = 0
         if self.gather_across_devices and ranks.world_size() > 1:
             start = ranks.rank() * anchors.shape[0]

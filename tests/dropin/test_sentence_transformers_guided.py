@@ -123,6 +123,19 @@ def test_texts_that_come_twice(name: str) -> None:
             assert a == pytest.approx(b, rel=1e-6 if dtype == torch.float32 else 1e-12)
 
 
+@pytest.mark.parametrize("of_guide", [torch.float64, torch.bfloat16], ids=str)
+def test_texts_that_come_twice_by_a_guide_of_another_dtype(of_guide: torch.dtype) -> None:
+    """The similarity that is a limit rounds as those that it is held against, which are in the dtype of the model's."""
+    g = torch.Generator().manual_seed(0)
+    columns, guides = (torch.randn(2, 32, width, generator=g) for width in (16, 384))
+    guides[:, 16:] = guides[:, :16]
+    guides = guides.to(of_guide)
+    loss = ours.GISTEmbedLoss(Model(), Model(), temperature=0.5)
+    want = loss.compute_loss_from_embeddings(columns.double().unbind(), guides.double().unbind())
+    got = loss.compute_loss_from_embeddings(columns.unbind(), guides.unbind())
+    torch.testing.assert_close(got, want.float(), rtol=1e-6, atol=0.0)
+
+
 def test_more_negatives_of_the_cached_form() -> None:
     model, guide = Model(), Model(width=5, seed=9)
     losses = (cls(model, guide, mini_batch_size=3) for cls in (ours.CachedGISTEmbedLoss, original(NAMES[1])))
