@@ -43,7 +43,7 @@ class Guides(NamedTuple):
                 raise ValueError(f"guide[{i}]: expected one row for each of {of}, {rows.shape[0]}, got {own.shape[0]}")
         s, t = (own.detach().to(accumulation_dtype(x.dtype)) for own in guide)
         s, t = (normalize_rows(s), normalize_rows(t)) if normalize else (s, t)
-        k = min(len(s), len(t))
+        k = min(s.shape[0], t.shape[0])
         return cls(s, t, row_dot(leading(s, k), leading(t, k)))
 
     def stacked(self, symmetric: bool = True) -> Guides:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcl import functional, losses
 from tests.oracle import pairwise
@@ -153,6 +153,21 @@ def test_groups_scales_that_are_learned_and_graphs(name: str) -> None:
     margin = dict(arguments, false_negative_margin=-0.3, guide=views(seed=7))
     compiled = torch.compile(lambda a, b: loss(a, b, **margin), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, y), loss(x, y, **margin), rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_exported_program_takes_any_size(name: str) -> None:
+    arguments = SETTINGS[name] | {"false_negative_margin": -0.3}
+
+    class Loss(nn.Module):
+        def forward(self, x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Tensor:
+            found: Tensor = getattr(functional, name)(x, y, guide=(s, t), **arguments)
+            return found
+
+    rows, more = ([rows.detach() for seed in (0, 7) for rows in views(n, n, seed)] for n in (N, N + 4))
+    n = torch.export.Dim("n", min=2, max=512)
+    program = torch.export.export(Loss(), tuple(rows), dynamic_shapes=({0: n},) * 4).module()
+    torch.testing.assert_close(program(*more), Loss()(*more), rtol=1e-12, atol=0.0)
 
 
 def test_modules_take_it() -> None:
