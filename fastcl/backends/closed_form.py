@@ -22,6 +22,7 @@ from .row_dot import row_dot
 from .sides import Sides, Sums, is_known, may_hold_nan
 
 FEW = 8  # rows of which every sum of all but one is formed by itself
+MANY = 32  # rows of a group on average, from where their sums are taken in float64
 PART = 2**19  # numbers, of which a pass over rows has two or three copies on its way
 SHARE = 2.0  # the most that a row may have of the others' squared norms, times d: then its pair with itself costs two bits
 
@@ -118,10 +119,13 @@ class Visits:
         """What gives a part of across(diag(weight) Q), or of back."""
         if self.kind in ("within_groups", "across_groups"):
             source, target = (self.of_x, self.of_y) if back else (self.of_y, self.of_x)
-            sums = q.new_zeros(self.classes, *q.shape[1:])
+            # Added one after the other, many rows of a group would lose digits that a sum by halves keeps.
+            dtype = torch.float64 if self.classes * MANY <= q.shape[0] else q.dtype
+            sums = q.new_zeros(self.classes, *q.shape[1:], dtype=dtype)
             for part in parts(q):
-                sums.index_add_(0, source[part], q[part] if weight is None else weight[part, None] * q[part])
-            table = sums if self.kind == "within_groups" else all_but_one(sums)
+                rows = q[part] if weight is None else weight[part, None] * q[part]
+                sums.index_add_(0, source[part], rows.to(dtype))
+            table = (sums if self.kind == "within_groups" else all_but_one(sums)).to(q.dtype)
             return lambda part: table[target[part]]
         length, offset = self.p.n, self.p.mask.row_offset - self.p.mask.col_offset
         if back:
@@ -246,7 +250,6 @@ class Linear(Sides):
         if sums.w_cols is not None and self.p.y is not None:
             sums.w_cols.copy_(back(g) if h is None else back(g) + h * back(ones_x))
         return sums
-
 
     def _weigh(self, out: Tensor, rows: Tensor, own: Tensor | None, others: Tensor | None, back: bool) -> None:
         """Add (M o (own 1^T + 1 others^T)) rows, of M^T with `back`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastcl import functional, pair_reduce, pair_total, precision
 from fastcl.backends import choice, closed_form, reference
 from fastcl.backends.closed_form import classes
-from fastcl.equation.masks import KINDS
+from fastcl.equation.masks import KINDS, Mask, across_groups, within_groups
 from fastcl.equation.names import Backend
 from tests.triton.problems import all_wanted, problem, upstream
 
@@ -211,6 +212,20 @@ def test_squares_of_rows_far_from_one(long: float, short: float, scale: float, b
         assert mine.isfinite().all()
         if abs(scale * long * short) > 1e-20:  # else z is 0 in float32
             assert (mine - exact).abs().max() <= 2e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("mask", [within_groups, across_groups])
+def test_many_rows_of_a_group_keep_their_digits(mask: Callable[[Tensor], Mask]) -> None:
+    """As those of no group do: added one after the other they would lose sqrt(n) eps."""
+    g = torch.Generator().manual_seed(0)
+    x, groups = torch.rand(300_000, 2, generator=g), torch.randint(0, 2, (300_000,), generator=g)
+    found = []
+    for rows in (x.requires_grad_(), x.detach().double().requires_grad_()):
+        r = pair_reduce(rows, reduce="sum", mask=mask(groups))
+        assert isinstance(r, Tensor)
+        found.append([r.detach(), *torch.autograd.grad(r.sum(), [rows])])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=5e-7, atol=0.0)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "blocked"])
