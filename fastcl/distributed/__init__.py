@@ -22,7 +22,7 @@ How the rows of others come here (both exact, and the same every time: everythin
     strategy="gather"  one all-gather of y; own rows against all; partial results home by one all-to-all, added in rank order
     strategy="ring"    one shard at a time passes from rank to rank while the one in hand is worked on; partial results travel
                        with it, and home. Memory is that of two shards, whatever the world.
-    strategy="auto"    "gather" while all of y takes at most GATHER_LIMIT bytes a rank, "ring" above
+    strategy="auto"    "gather" while all of y, guides with it, takes at most GATHER_LIMIT bytes a rank, "ring" above
 
 Same-view reductions visit each pair of shards once: each rank meets the next half of the ring, and sends the results of the
 columns home. A square on dot goes through all-reduced d x d matrices, and identity through sums, where no groups are in the way.

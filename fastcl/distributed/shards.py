@@ -128,7 +128,8 @@ class Shards:
     def _plan(self, p: Problem, backend: str) -> pairs.Plan:
         rows = self.sizes(p.n, p.x.device)
         columns = None if p.y is None else self.sizes(p.m, p.x.device)
-        bytes_gathered = sum(columns or rows) * p.x.shape[1] * p.x.element_size()
+        of_columns = (p.x,) if p.mask.guide_x is None else (p.x, p.mask.guide_x)  # as wide as they are
+        bytes_gathered = sum(columns or rows) * sum(t.shape[1] * t.element_size() for t in of_columns)
         ring = self.strategy == "ring" or (self.strategy == "auto" and bytes_gathered > GATHER_LIMIT)
         tour = Tour(self.wire, rows, columns, ring)
         return pairs.Plan(tour, p.mask, p.operand, p.pair.key, tuple(p.pair.constants), p.reduce, p.columns, backend)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fastcl
 from fastcl import Ranks, functional, losses
 from fastcl.distributed import CONVENTIONS, Shards
+from fastcl.distributed.shards import checked
 from fastcl.distributed.wire import Wire
 from fastcl.equation.names import Gradient
 
@@ -435,7 +436,18 @@ def sums_beyond(rank: int, world: int) -> float:
     return 0.0 if world == 1 else abs(float(total) / (2e19 * (2e19 - 1.9995e19)) - 1.0) / 1e-3
 
 
+def wide_guides(rank: int, world: int) -> float:
+    """Rows that every rank has room for, with guides that it has none for: they travel together, round the ring."""
+    n = 2**12
+    x, guide = (torch.empty(n, width, device="meta") for width in (4, 2**15))
+    shards = Shards(Wire(dist.group.WORLD), ((n,) * world,))
+    masks = [fastcl.at_most(x[:, 0], guide=s) for s in (None, guide)]
+    ring = [shards._plan(*checked(x, None, {"mask": mask})).tour.ring for mask in masks]
+    return 0.0 if ring == [False, True] else 1e3
+
+
 CHECKS: dict[str, Callable[[int, int], float]] = {
+    "wide guides": wide_guides,
     "row of NaN": nan_row,
     "sums beyond float32": sums_beyond,
     **{f"ddp, {name}, {strategy}": partial(ddp, name, strategy) for name in LOSSES for strategy in ("gather", "ring")},
