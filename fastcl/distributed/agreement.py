@@ -157,7 +157,7 @@ def _raise(wire: Wire, call: Call, error: Exception | None) -> None:
     calls = [words for words, _ in found]
     for rank, words in enumerate(calls if all(calls) else ()):  # where one has none, that is what to say
         for name in dict.fromkeys([*calls[0], *words]):  # in the same order on every rank
-            here, there = calls[0].get(name, "nothing"), words.get(name, "nothing")
+            here, there = (_of_name(name, call) for call in (calls[0], words))
             if here != there and (name == "objective" or calls[0]["objective"] == words["objective"]):
                 raise MismatchError(
                     f"{name}: expected the same on every rank, got {here:.200} on rank 0 and {there:.200} on rank {rank}; "
@@ -167,6 +167,11 @@ def _raise(wire: Wire, call: Call, error: Exception | None) -> None:
         if failure is not None and (all(calls) or not words):
             kind, message = failure
             raise _again(kind, f"{message} (on rank {rank} of {wire.world})")
+
+
+def _of_name(name: str, words: dict[str, str]) -> str:
+    """What a call says of an argument; one that is a list says it of each of its tensors."""
+    return words.get(name, "tensors" if f"{name}[0]" in words else "nothing")
 
 
 def _again(kind: str, message: str) -> Exception:

@@ -53,7 +53,7 @@ def mistakes(rank: int, world: int) -> float:
             lambda: functional.info_nce(x.detach(), y, groups=short, group=group)
         ),
         "y: expected at least one row": lambda: functional.info_nce(x.detach(), y[:2] if odd else y, group=group),
-        "guide: expected the same on every rank, got None on rank 0": lambda: functional.info_nce(
+        f"guide: expected the same on every rank, got None on rank 0 and tensors on rank {world - 1}": lambda: functional.info_nce(
             x, y, false_negative_margin=0.1, guide=(x, y) if odd else None, group=group
         ),
         "guide[1]: expected the same on every rank, got float64 (rows, 6)": lambda: functional.clip(
