@@ -24,6 +24,7 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, at_most, off_diagonal
 from ..equation.problem import accumulation_dtype
 from ..equation.reductions import merge
+from ..functional.false_negatives import rounding
 from ..functional.rows import normalize_rows, row_dot
 from ..ops import pair_reduce
 from ..precision import stacked
@@ -97,7 +98,7 @@ class _Guided:
             others = [ranks.gathered_with_gradient(column) for column in others]
             t = [ranks.gathered(column) for column in t]
         own = slice(start, start + anchors.shape[0])
-        limit = self._limit(row_dot(s, t[0][own]), s.shape[1])
+        limit = self._limit(row_dot(s, t[0][own]), s)
 
         def negatives(x: Tensor, y: Tensor, s: Tensor, t: Tensor, mask: str | Mask = "all") -> Tensor:
             within = at_most(limit, guide=(s, t), mask=mask)
@@ -113,10 +114,10 @@ class _Guided:
             r = merge(r, negatives(others[0][own], others[0], t[0][own], t[0]))
         return softplus(r - row_dot(anchors, others[0][own]) / self.temperature).mean()
 
-    def _limit(self, similarity: Tensor, width: int) -> Tensor:
+    def _limit(self, similarity: Tensor, guide: Tensor) -> Tensor:
         """What the guide's similarity of a negative may be. Equal ones (of a text that comes twice) stay, however they round."""
         margin = self.margin * (similarity.abs() if self.margin_strategy == "relative" else 1.0)
-        return similarity - margin + (8.0 + 2.0 * width**0.5) * torch.finfo(similarity.dtype).eps
+        return similarity - margin + rounding(guide)
 
 
 class GISTEmbedLoss(_Guided, originals.GISTEmbedLoss):  # type: ignore[misc]

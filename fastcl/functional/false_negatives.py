@@ -26,11 +26,12 @@ Guide = Sequence[Tensor]  # (s, t): rows of the two views
 
 
 class Guides(NamedTuple):
-    """Guides of rows and of columns, None where these are the rows; and the similarity of each positive by them."""
+    """Guides of rows and of columns, None where these are the rows; the similarity of each positive by them, and its rounding."""
 
     x: Tensor
     y: Tensor | None
     similarity: Tensor
+    rounding: Tensor
 
     @classmethod
     def of(cls, guide: Guide | None, x: Tensor, y: Tensor, normalize: bool) -> Guides | None:
@@ -44,18 +45,26 @@ class Guides(NamedTuple):
         s, t = (own.detach().to(accumulation_dtype(x.dtype)) for own in guide)
         s, t = (normalize_rows(s), normalize_rows(t)) if normalize else (s, t)
         k = min(s.shape[0], t.shape[0])
-        return cls(s, t, row_dot(leading(s, k), leading(t, k)))
+        own, other = leading(s, k), leading(t, k)
+        return cls(s, t, row_dot(own, other), own.norm(dim=1) * other.norm(dim=1) * rounding(own))
 
     def stacked(self, symmetric: bool = True) -> Guides:
         """Of both views stacked with themselves; else of the first with both."""
         assert self.y is not None
         both = stacked(self.x, self.y)
-        return Guides(both if symmetric else self.x, None if symmetric else both, self.similarity.repeat(2))
+        x, y = (both, None) if symmetric else (self.x, both)
+        return Guides(x, y, self.similarity.repeat(2), self.rounding.repeat(2))
 
     def own(self) -> tuple[Guides, Guides]:
         """Of each view with itself."""
         assert self.y is not None
-        return Guides(self.x, None, self.similarity), Guides(self.y, None, self.similarity)
+        return self._replace(y=None), self._replace(x=self.y, y=None)
+
+
+def rounding(rows: Tensor) -> float:
+    """How far products of such unit rows round apart: what comes twice in a batch has the similarity that is the limit."""
+    root: float = rows.shape[1] ** 0.5
+    return (8.0 + 2.0 * root) * torch.finfo(rows.dtype).eps
 
 
 def check_margin(margin: float | None, guide: Guide | None = None, **without: object) -> None:
@@ -110,7 +119,10 @@ def spared(
         return mask
     s = similarity.detach() if guides is None else leading(guides.similarity, similarity.shape[0])
     highest = s + margin * (s.abs() if strategy == "relative" else torch.ones_like(s))
-    limit = highest if guides is not None else (times(scale, highest) + checks.scalar("shift", shift, s)).detach()
+    if guides is None:
+        limit = (times(scale, highest) + checks.scalar("shift", shift, s)).detach()
+    else:
+        limit = highest + leading(guides.rounding, highest.shape[0])
     of_rows, of_cols = (None if size is None else _fitted(limit, size) for size in sizes)
     guide = None if guides is None else guides.x if guides.y is None else (guides.x, guides.y)
     return at_most(of_rows, of_cols, guide=guide, mask=mask)

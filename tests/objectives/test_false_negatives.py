@@ -155,6 +155,20 @@ def test_groups_scales_that_are_learned_and_graphs(name: str) -> None:
     torch.testing.assert_close(compiled(x, y), loss(x, y, **margin), rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_comes_twice_stays_by_a_guide_without_a_margin(name: str, normalize: bool) -> None:
+    """Its similarity is the limit itself, however the products round."""
+    x, y = (t.detach().float() for t in views())
+    s, t = torch.randn(2, N, 384, generator=torch.Generator().manual_seed(0))
+    s[N // 2 :], t[N // 2 :] = s[: N - N // 2].clone(), t[: N - N // 2].clone()
+    for backend in served(torch.float32):
+        arguments = SETTINGS[name] | {"guide": (s, t), "normalize": normalize, "backend": backend}
+        margins = (0.0, 1e-4 if normalize else 1e-2)
+        found, wanted = (getattr(functional, name)(x, y, false_negative_margin=m, **arguments) for m in margins)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_an_exported_program_takes_any_size(name: str) -> None:
     arguments = SETTINGS[name] | {"false_negative_margin": -0.3}
