@@ -152,7 +152,7 @@ test-installed: setup wheel-env
 	ln -s $(CURDIR)/build/cpu-* build/installed/build/
 	cd build/installed && OMP_NUM_THREADS=1 JUPYTER_PATH=$(CURDIR)/$(VENV)/share/jupyter \
 	    ../wheel-env/bin/python -m pytest -q -n $(JOBS) --dist loadgroup \
-	    --ignore tests/packaging/test_installs.py --ignore tests/packaging/test_cuda_build.py $(ARGS)
+	    $(addprefix --ignore tests/packaging/,test_installs.py test_cuda_build.py test_old_setuptools.py) $(ARGS)
 
 # So with the oldest torch that takes the kernels (3 GB), under another Python where the machine has one.
 OLDEST_TORCH ?= torch==2.10.0

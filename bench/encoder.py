@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     chosen = [name for name in ways if args.ways is None or name in args.ways]
     pairs = texts.load().split(0)[0]  # shuffled
     records = []
+    print(f"{start_of(args.weights)}, one step forward and backward, {torch.get_num_threads()} threads, chunks of {args.chunk}")
     with tqdm(total=len(chosen) * len(args.batch_sizes), unit="step", disable=None) as bar:
         for n in args.batch_sizes:
             for name in chosen:
@@ -112,15 +113,16 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 found = in_fork(lambda n=n, name=name: measured(ways[name], args.weights, pairs.words[:n], pairs.glosses[:n]))  # type: ignore[misc]
                 records.append({"pairs": n, "way": name, **found})
                 bar.update()
-    print(f"{start_of(args.weights)}, one step forward and backward, {torch.get_num_threads()} threads, chunks of {args.chunk}")
-    for r in records:
-        what = (
-            f"does not fit ({r['failed'][:60]})"
-            if "failed" in r
-            else f"{r['seconds']:8.1f} s {r['peak_bytes'] / 2**20:9,.0f} MiB  loss {r['loss']:.4f}"
-        )
-        print(f"{r['pairs']:6,} {r['way']:32} {what}")
+                bar.write(row(records[-1]))  # minutes lie between them
     return records
+
+
+def row(record: dict[str, Any]) -> str:
+    """A line of the table."""
+    start = f"{record['pairs']:6,} {record['way']:32} "
+    if "failed" in record:
+        return f"{start}does not fit ({record['failed'][:60]})"
+    return f"{start}{record['seconds']:8.1f} s {record['peak_bytes'] / 2**20:9,.0f} MiB  loss {record['loss']:.4f}"
 
 
 if __name__ == "__main__":
