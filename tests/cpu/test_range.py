@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fastcl
 from fastcl.backends import extension
+from fastcl.equation.problem import TENSORS
 
 from .test_process import python
 
@@ -200,7 +201,7 @@ def test_backward_uses_the_r_and_c_that_it_is_given(operand: str, scale: float, 
     sums, parts = torch.zeros(20, 8, dtype=torch.float64), []
     for part in (slice(0, 45), slice(45, 60)):
         numbers = (torch.tensor(scale, dtype=wide), torch.tensor(0.0, dtype=wide))
-        problem = (x, y[part], *numbers, *[None] * 6, 0, 0, 0, "all", operand, "identity", [], "logsumexp", True)
+        problem = (x, y[part], *numbers, *[None] * (TENSORS - 4), 0, 0, 0, "all", operand, "identity", [], "logsumexp", True)
         upstream = [torch.ones(k, dtype=wide) for k in (20, len(y[part]))]
         given = (r.detach().to(wide), c.detach()[part].to(wide), *upstream)
         of_x, of_y, *_ = torch.ops.fastcl.pair_reduce_backward(*problem, *given, [True, True, *[False] * 4], False, "cpu")
