@@ -124,7 +124,7 @@ def alone(*arguments: Any) -> dict[str, Any]:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(measured, *arguments).result()
-        except Exception as error:  # whatever it is, the others go on
+        except (MemoryError, RuntimeError) as error:  # no memory, or a process that was ended for want of it
             return {"failed": f"{type(error).__name__}: {error}"}
 
 

@@ -9,7 +9,7 @@ is cheaper, forward + backward, n = m > 4d/3, and, where no device is waited for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -47,20 +47,22 @@ def balanced(largest: Tensor, total: Tensor, d: int) -> bool:
     return bool(largest * d <= SHARE * (total - largest)) and bool(total.isfinite())
 
 
-def in_range(largest: Tensor) -> bool:
-    """Whether d x d matrices of such rows, and products with them, are far from the ends of float32: of what `squares_of` says."""
-    return bool((largest > 2.0**-60) & (largest < 2.0**60))
+def keeps_digits(p: Problem, squares: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether d x d matrices serve rows of these squared norms, those of `squares_of` of each side.
+
+    They, and products with them, are to stay far from the ends of float32, and a diagonal is to be small enough to be taken out.
+    """
+    if p.dtype != torch.float64 and not all(bool((largest > 2.0**-60) & (largest < 2.0**60)) for largest, _ in squares):
+        return False
+    return p.mask.kind == "all" or all(balanced(*square, p.x.shape[1]) for square in squares)
 
 
-def _keeps_digits(p: Problem) -> bool:
-    """Whether rows are in range, and a diagonal may be taken out again: asked of them where no device is waited for."""
+def _as_right(p: Problem) -> bool:
+    """Whether it keeps the digits of a sweep: asked of the rows where no device is waited for."""
     if not is_known(p.x):
         return True
     sides = (p.x,) if p.y is None else (p.x, p.y)
-    squares = [squares_of(torch.linalg.vector_norm(rows, dim=1, dtype=p.dtype)) for rows in sides]
-    if p.dtype != torch.float64 and not all(in_range(largest) for largest, _ in squares):
-        return False
-    return p.mask.kind == "all" or all(balanced(*square, p.x.shape[1]) for square in squares)
+    return keeps_digits(p, [squares_of(torch.linalg.vector_norm(rows, dim=1, dtype=p.dtype)) for rows in sides])
 
 
 def applies(p: Problem) -> bool:
@@ -72,7 +74,7 @@ def applies(p: Problem) -> bool:
     plain = p.mask.kind in ("all", "off_diagonal") and not p.mask.period
     gram = p.pair.name == "square" and p.operand == "dot" and plain
     gram = gram and p.bias_x is None and p.bias_y is None and gram_is_cheaper(p.n, p.m, p.x.shape[1])
-    return gram and _keeps_digits(p)
+    return gram and _as_right(p)
 
 
 def rows(p: Problem) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backends.closed_form import all_but_one, balanced, in_range, squares_of
+from ..backends.closed_form import all_but_one, keeps_digits, squares_of
 from ..backends.reference import outer_value
 from ..backends.sides import is_known
 from ..equation import checks
@@ -140,9 +140,7 @@ class Shards:
             return _needs_no_pairs(p)
         mine = [torch.stack(squares_of(torch.linalg.vector_norm(side.detach(), dim=1))) for side in _sides(p)]
         squares = [(r[:, 0].amax(), r[:, 1].sum()) for r in self.wire.everywhere(torch.stack(mine)).unbind(1)]
-        if p.dtype != torch.float64 and not all(in_range(largest) for largest, _ in squares):
-            return False
-        return p.mask.kind == "all" or all(balanced(*square, p.x.shape[1]) for square in squares)
+        return keeps_digits(p, squares)
 
     def _of_sums(self, p: Problem) -> Tensor:
         return self._linear(p) if p.pair.name == "identity" else self._gram(p)

@@ -73,6 +73,16 @@ def evaluated(x: Tensor, y: Tensor | None, mask: Mask, form: dict[str, Any], bac
     return [*(t.detach() for t in found), *gradients(weighed, leaves)]
 
 
+def every_backend_agrees(x: Tensor, y: Tensor | None, mask: Mask, form: dict[str, Any]) -> None:
+    """With the reference, in results and gradients."""
+    tight = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 8e-3}[x.dtype]
+    wanted = evaluated(x, y, mask, form, "reference")
+    for backend in served(x.dtype):
+        for got, want in zip(evaluated(x, y, mask, form, backend), wanted, strict=True):
+            size = float(want[want.isfinite()].abs().max())
+            torch.testing.assert_close(got, want, rtol=tight, atol=tight * size, msg=lambda e, b=backend: f"{b}: {e}")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "m"), SHAPES)
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: "-".join(map(str, f.values())) or "rows")
@@ -81,16 +91,9 @@ def test_every_backend_is_the_definition(form: dict[str, Any], n: int, m: int | 
     z = logits(x, y, form.get("operand", "dot"), form.get("scale", 2.0), 0.1)
     of_rows, of_cols = between(z, 0.6), between(z.T, 0.8)
     limits = [(of_rows, None)] if m is None else [(of_rows, None), (None, of_cols), (of_rows, of_cols)]
-    tight = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 8e-3}[dtype]
     for limit, base in zip(limits, ("off_diagonal", "all", fastcl.off_diagonal()), strict=False):
         mask = fastcl.at_most(*limit, mask=base)
-        wanted = evaluated(x, y, mask, form, "reference")
-        for backend in served(dtype):
-            for got, want in zip(evaluated(x, y, mask, form, backend), wanted, strict=True):
-                size = float(want[want.isfinite()].abs().max())
-                torch.testing.assert_close(
-                    got, want, rtol=tight, atol=tight * size, msg=lambda e, b=backend: f"{b}: {e}"
-                )
+        every_backend_agrees(x, y, mask, form)
 
 
 @pytest.mark.parametrize("backend", served(torch.float32))
