@@ -52,10 +52,17 @@ def beyond_this_process() -> bool:
     return _current.union is not None
 
 
-def pair_reduce(x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
-    """fastcl.pair_reduce of own rows against the rows of the whole batch; c is that of own columns."""
+def pair_reduce(x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor:
+    """fastcl.pair_reduce of own rows against the rows of the whole batch."""
     union = _current.union
-    return ops.pair_reduce(x, y, **arguments) if union is None else union.pair_reduce(x, y, **arguments)
+    r: Any = ops.pair_reduce(x, y, **arguments) if union is None else union.pair_reduce(x, y, **arguments)
+    return r
+
+
+def rows_and_columns(x: Tensor, y: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+    """Both from one sweep: r of own rows against all columns, c of own columns against all rows."""
+    both: Any = pair_reduce(x, y, columns=True, **arguments)
+    return both
 
 
 def pair_total(x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor:

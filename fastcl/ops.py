@@ -267,7 +267,7 @@ def pair_reduce(
     Gradients flow to x, y, scale, shift and the biases; memory is O(n d). sqdist is computed from norms and dot products about
     a common centre: its absolute error is eps (|x|^2 + |y|^2), right for unit rows, not for tiny distances between far rows.
     Sums of z^2 on dot where Gram matrices are cheaper (n = m > 4d/3) are taken over all pairs, minus the diagonal that the
-    mask leaves out: their absolute error is eps times the sum with it. A row that is far longer than the others would lose its
+    mask leaves out: their absolute error is eps |x_i|^2 sum_j |y_j|^2. A row that is far longer than the others would take their
     digits so; on a CPU such rows are found, and pairs visited. z itself must stay within the range of the result's dtype.
 
     Args:

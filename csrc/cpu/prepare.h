@@ -60,6 +60,20 @@ class TorchHost {
   TorchHost(const TorchHost&) = delete;
   Host host();
   void* allocate(size_t bytes);
+  // What is allocated while one lives is given back at its end: the second sweep of a call holds no panels of the first.
+  class Scope {
+    TorchHost& host_;
+    const size_t count_ = host_.memory_.size(), rest_bytes_ = host_.rest_bytes_;
+    char* const rest_ = host_.rest_;
+
+   public:
+    explicit Scope(TorchHost& host) : host_(host) {}
+    Scope(const Scope&) = delete;
+    ~Scope() {
+      host_.memory_.resize(count_);
+      host_.rest_ = rest_, host_.rest_bytes_ = rest_bytes_;
+    }
+  };
   // Elements [0, count) for use and `slack` more that may be read, all zero.
   template <class U>
   U* vector(int64_t count) {
@@ -100,8 +114,14 @@ class Prepared {
   void want_maxima();
   void forget_values();
   void want_gradients(const Wanted& wanted, bool weight_sums);
-  void sweep(Step step) { kernels_->sweep(task, step, memory.host()); }
-  bool strip(const RowWeights& weights) { return kernels_->strip(task, weights, memory.host()); }
+  void sweep(Step step) {
+    const TorchHost::Scope scope(memory);
+    kernels_->sweep(task, step, memory.host());
+  }
+  bool strip(const RowWeights& weights) {
+    const TorchHost::Scope scope(memory);
+    return kernels_->strip(task, weights, memory.host());
+  }
 
   OptionalTensor x_product, y_product;
 

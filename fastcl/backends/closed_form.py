@@ -50,11 +50,12 @@ def balanced(largest: Tensor, total: Tensor, d: int) -> bool:
 def keeps_digits(p: Problem, squares: Sequence[tuple[Tensor, Tensor]]) -> bool:
     """Whether d x d matrices serve rows of these squared norms, those of `squares_of` of each side.
 
-    They, and products with them, are to stay far from the ends of float32, and a diagonal is to be small enough to be taken out.
+    They, and products with them, are to stay far from the ends of float32, and no row may be all that there is in them: neither
+    could its pair with itself be taken out then, nor would rows that stand at a right angle to it keep a digit.
     """
     if p.dtype != torch.float64 and not all(bool((largest > 2.0**-60) & (largest < 2.0**60)) for largest, _ in squares):
         return False
-    return p.mask.kind == "all" or all(balanced(*square, p.x.shape[1]) for square in squares)
+    return all(balanced(*square, p.x.shape[1]) for square in squares)
 
 
 def _as_right(p: Problem) -> bool:

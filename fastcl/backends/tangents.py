@@ -2,7 +2,7 @@
 
 dz_ij = a du_ij + da u_ij + db + dbx_i + dby_j
 du_ij = <dx_i, y_j> + <x_i, dy_j>                       (sqdist: 2 <x_i - y_j, dx_i - dy_j>)
-dr_i  = sum_j w_ij dz_ij,   dc_j = sum_i w_ij dz_ij      w_ij = f'(z_ij); exp(z_ij - r_i) and exp(z_ij - c_j) for logsumexp
+dr_i  = sum_j w_ij dz_ij,   dc_j = sum_i w_ij dz_ij      w_ij = f'(z_ij); for logsumexp the softmax over j, and over i
 
 Nothing is written in place, so that further transforms pass; a graph, where one asks for it, holds all blocks.
 """
@@ -40,7 +40,8 @@ def rows(p: Problem, c: Tensor | None, directions: tuple[Tensor | None, ...]) ->
     if p.operand == "sqdist":
         centre = reference.centre(x, y)
         x, y = x - centre, y - centre
-    column = None if c is None else torch.where(torch.isneginf(c), 0.0, c.to(dtype))
+    # c itself is rounded to its dtype, beyond which exp(z - c) overflows: weights are relative to the largest z so far.
+    top = x.new_full((p.m,), float("-inf"))
     others, step = torch.arange(p.m, device=x.device), max(1, BLOCK // max(1, p.m))
     found, weights, dc = [], x.new_zeros(p.m), x.new_zeros(p.m)
     for start in range(0, p.n, step):
@@ -63,9 +64,11 @@ def rows(p: Problem, c: Tensor | None, directions: tuple[Tensor | None, ...]) ->
         r = reference._reduce(p, z, keep, 1)
         w = torch.exp(z - torch.where(torch.isneginf(r), 0.0, r)[:, None])
         found.append(_mean((w * dz).sum(1), w.sum(1)))
-        if column is not None:
-            w = torch.exp(z - column)
-            dc, weights = dc + (w * dz).sum(0), weights + w.sum(0)
+        if c is not None:
+            before, top = top, torch.maximum(top, z.detach().amax(0))
+            level = torch.where(torch.isneginf(top), 0.0, top)
+            w, shrunk = torch.exp(z - level), torch.exp(before - level)
+            dc, weights = dc * shrunk + (w * dz).sum(0), weights * shrunk + w.sum(0)
     dr = torch.cat(found) if found else x.new_zeros(0)
     if c is None:
         return dr.to(p.dtype), None

@@ -69,7 +69,6 @@ def distillation(
         scale_t: a number or a tensor with one element.
     """
     r = pair_reduce(x, y, scale=scale)
-    assert isinstance(r, Tensor)
     dtype = torch.promote_types(accumulation_dtype(x.dtype), accumulation_dtype(x_t.dtype))
     sides = (t.to(dtype) for t in (x, y, x_t, y_t))
     arguments = (*sides, checks.scalar("dist_logit_scale", scale_t, x_t).to(dtype))

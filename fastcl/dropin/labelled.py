@@ -62,7 +62,6 @@ class LabelledPairs:
     def negatives(self, scale: float | Tensor, shift: float = 0.0) -> Tensor:
         """The log-sum-exp of scale u + shift over the rows of other classes, (n,); -inf over none."""
         r = pair_reduce(self.x, self.y, operand=self.operand, scale=scale, shift=shift, mask=self.mask(across_groups))
-        assert isinstance(r, Tensor)
         return r
 
     def others_of_class(self, scale: float | Tensor, shift: float = 0.0) -> Tensor:
@@ -83,7 +82,6 @@ class LabelledPairs:
         total = torch.full((n,), -torch.inf, dtype=accumulation_dtype(y.dtype), device=y.device)
         for mask in masks:
             r = pair_reduce(self.x, y, operand=self.operand, scale=scale, shift=shift, mask=mask)
-            assert isinstance(r, Tensor)
             total = merge(total, r)
         return total
 

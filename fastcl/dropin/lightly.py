@@ -259,7 +259,6 @@ class MACLLoss(nn.Module):
         aligned = row_dot(views.rows, views.partners)
         scale = 1.0 / (self.temperature * (1.0 + self.alpha * (aligned.detach().mean() - self.A_0)))
         r = pair_reduce(views.rows, scale=scale, mask=views.mask)
-        assert isinstance(r, Tensor)
         losses = softplus(r - scale * aligned)
         return (losses / (self.eps - torch.expm1(-losses.detach()))).mean()
 

@@ -260,7 +260,6 @@ class NPairsLoss(_RowLoss):
         dot = self.measure.operand == "dot"
         aligned = row_dot(a, p) if dot else -row_sqdist(a, p)
         r = pair_reduce(a, p, operand=self.measure.operand, scale=self.measure.sign, mask=off_diagonal())
-        assert isinstance(r, Tensor)
         return self.reduced(hinge(r - aligned))
 
 

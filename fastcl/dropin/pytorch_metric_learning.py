@@ -119,7 +119,6 @@ class SupConLoss(LabelLoss):
         # A row's own term is taken out again. That of a long row drowns the others of its class, so that both are float64.
         wide = replace(pairs, x=pairs.x.double(), y=None if pairs.y is None else pairs.y.double())
         s = pair_reduce(wide.x, wide.y, scale=a, pair="identity", reduce="sum", mask=pairs.mask(within_groups))
-        assert isinstance(r, Tensor) and isinstance(s, Tensor)
         count = pairs.positives()
         if pairs.own:
             s = s - wide.self_logits(a)

@@ -216,7 +216,6 @@ class MultipleNegativesRankingLoss(nn.Module):
             share = self.scale / scale
             x, y = _attenuated(x, share), _attenuated(y, share)
         r = pair_reduce(x, None if y is x else y, scale=scale, mask=mask)
-        assert isinstance(r, Tensor)
         return r
 
     def get_config_dict(self) -> dict[str, Any]:

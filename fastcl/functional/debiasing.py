@@ -14,18 +14,8 @@ from ..equation.intrinsics import softplus
 from ..equation.names import Backend, Reduction
 from ..precision import stacked
 from .energy import visits
-from .rows import (
-    check_reduction,
-    inverse,
-    log_of_rest,
-    logarithm,
-    normalize_rows,
-    own_pairs_left_out,
-    plain_number,
-    reduced,
-    row_dot,
-    times,
-)
+from .reduction import check_reduction, reduced
+from .rows import inverse, log_of_rest, logarithm, normalize_rows, own_pairs_left_out, plain_number, row_dot, times
 
 LOG_HALF = -0.6931471805599453
 
@@ -159,7 +149,6 @@ def _debiased(
 
     def lse(scale: float | Tensor) -> Tensor:
         r = pair_reduce(z, scale=scale, mask=mask, backend=backend)
-        assert isinstance(r, Tensor)
         return torch.where(some, r, 0.0)
 
     # All relative to K e^p, so that what is rounded is a difference and not a logit: the mean of the negatives, and its floor.

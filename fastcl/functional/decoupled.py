@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .. import batch
-from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
@@ -17,7 +16,8 @@ from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .energy import Potential
 from .false_negatives import Guide, Guides, check_margin, spared
-from .rows import at_least, check_reduction, inverse, own_pairs_left_out, reduced, times
+from .reduction import PairTerm, at_least, check_reduction, reduced
+from .rows import inverse, own_pairs_left_out, times
 
 FORMS = {"joint": (1.0, 1.0), "anchor": (1.0, 0.0), "symmetric": (0.5, 0.5)}  # weights of the energies of u and v
 DECOUPLED, OWN_VIEW, EITHER_VIEW = (
@@ -203,10 +203,10 @@ def free_energies(
     A row whose pairs are all above its limit has no energy: -inf for one such row would be the loss of all.
     """
     n = x.shape[0] // views
+    term = PairTerm(x, y, sweep={"scale": a, "mask": mask, "backend": backend})
     if reduction == "none" or mask.limited:
-        r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
-        assert isinstance(r, Tensor)
+        r = term.rows()
         r = torch.where(r.isneginf(), 0.0, r) if mask.limited else r
         return reduced(r.view(views, n).sum(0), reduction, "the energy")
-    total = pair_total(x, y, outer="sum", scale=a, mask=mask, backend=backend)
+    total = term.total()
     return total / (batch.count(x) // views) if reduction == "mean" else total

@@ -27,7 +27,8 @@ from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .energy import Pairs, Potential
-from .rows import at_least, check_reduction, logarithm, own_pairs_left_out, reduced, times
+from .reduction import at_least, check_reduction, reduced
+from .rows import logarithm, own_pairs_left_out, times
 from .uniformity import log_mean_gaussian
 
 ITSELF = Potential(linear=1.0)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from .. import batch
-from ..batch import pair_reduce, pair_total
+from ..batch import pair_reduce
 from ..equation.masks import Mask
 from ..equation.names import Backend, Operand, Reduction
 from ..equation.pairs import PairFunction
 from ..equation.problem import accumulation_dtype
+from .reduction import PairTerm, reduced
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Pairs:
         if psi.linear != 0.0:
             terms.append(psi.linear * self._sum("identity", self.scale, self.shift))
         if psi.constant != 0.0:
-            terms.append(psi.constant * (visited if self.reduction == "none" else total))
+            terms.append(psi.constant * reduced(visited, self._each, "an energy"))
         share = 1.0 if self.reduction == "mean" else float(n)
         return sum(terms[1:], terms[0]) * (share / total.clamp(min=1.0))
 
@@ -85,11 +86,11 @@ class Pairs:
             "operand": self.operand, "pair": pair, "reduce": "sum", "mask": self.mask, "scale": scale, "shift": shift,
             "backend": self.backend,
         }  # fmt: skip
-        if self.reduction != "none":
-            return pair_total(self.x, self.y, outer="sum", **sweep)
-        r = pair_reduce(self.x, self.y, **sweep)
-        assert isinstance(r, Tensor)
-        return r
+        return reduced(PairTerm(self.x, self.y, sweep=sweep), self._each, "an energy")
+
+    @property
+    def _each(self) -> Reduction:
+        return "none" if self.reduction == "none" else "sum"
 
 
 def visits(x: Tensor, y: Tensor | None, mask: Mask) -> Tensor:
@@ -98,6 +99,4 @@ def visits(x: Tensor, y: Tensor | None, mask: Mask) -> Tensor:
         n = batch.count(x if y is None else y) - (mask.kind == "off_diagonal")
         return torch.full((x.shape[0],), n, dtype=accumulation_dtype(x.dtype), device=x.device)
     narrow = (x.detach()[:, :0], None if y is None else y.detach()[:, :0])
-    counts = pair_reduce(*narrow, pair="identity", reduce="sum", mask=mask, scale=0.0, shift=1.0)
-    assert isinstance(counts, Tensor)
-    return counts
+    return pair_reduce(*narrow, pair="identity", reduce="sum", mask=mask, scale=0.0, shift=1.0)

@@ -18,7 +18,8 @@ from ..equation.pairs import Exp, Log1p, Power, Rsqrt1p
 from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
 from .energy import Pairs, Potential
-from .rows import at_least, check_reduction, own_pairs_left_out, plain_number, reduced, times
+from .reduction import at_least, check_reduction, reduced
+from .rows import own_pairs_left_out, plain_number, times
 
 KERNELS = get_args(KernelName)
 FLOOR = 4.0  # of a Riesz kernel's squared distance, in units of the rounding of a sum of two unit norms

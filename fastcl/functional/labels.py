@@ -15,7 +15,8 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups, within_groups
 from ..equation.names import Backend, Reduction
 from .energy import visits
-from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, times, widest
+from .reduction import check_reduction, reduced
+from .rows import inverse, normalize_rows, row_dot, times, widest
 
 
 @over_ranks
@@ -72,11 +73,9 @@ def sup_con(
     positives = visits(z, None, same) - 1.0  # the mask visits the row itself too
     single = positives == 1
     r = pair_reduce(z, scale=a, mask=across_groups(_in_pairs(labels, single, z)), backend=backend)
-    assert isinstance(r, Tensor)
     # A row's own term is taken out again. That of a long row drowns the others of its label: then both are float64.
     wide = z if normalize else widest(z)
     s = pair_reduce(wide, scale=a, reduce="sum", mask=same, backend=choice.of_closed_form(backend))
-    assert isinstance(s, Tensor)
     mean = ((s - times(a, row_dot(wide, wide))) / positives.clamp(min=1.0)).to(r.dtype)
     loss = torch.where(single, softplus(r - mean), r - mean)
     return reduced(times(factor, torch.where(positives > 0, loss, 0.0)), reduction, "sup_con")
@@ -93,5 +92,4 @@ def _in_pairs(labels: Tensor, single: Tensor, z: Tensor) -> Tensor:
     both = pair_reduce(
         torch.ones_like(column), column, pair="identity", reduce="sum", mask=within_groups(labels, labels)
     )
-    assert isinstance(both, Tensor)
     return torch.where(single, torch.minimum(index, both.long() - index), index)

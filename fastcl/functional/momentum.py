@@ -6,14 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import batch, ops
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
-from ..equation.intrinsics import softplus
 from ..equation.names import Backend, Reduction
 from .aligned import aligned_views
-from .rows import check_reduction, inverse, normalize_rows, reduced_total, times
+from .reduction import PairTerm, at_least, check_reduction, reduced
+from .rows import inverse, normalize_rows, times
 from .softmax import info_nce
 
 
@@ -69,15 +68,8 @@ def moco(
     # A copy either way, as in the authors' code: the queue may be overwritten before backward.
     queue = normalize_rows(queue.detach()) if normalize else queue.detach().clone()
     p = times(a, s)
-    negatives = batch if sharded_queue else ops
-    if reduction == "none":
-        r = negatives.pair_reduce(q, queue, scale=a, backend=backend)
-        assert isinstance(r, Tensor)
-        return softplus(r - p)
-    total = negatives.pair_total(q, queue, outer="contrast", positive=p, scale=a, backend=backend)
-    if not sharded_queue:
-        total = batch.total(total)
-    return reduced_total(total, q, reduction, "moco")
+    term = PairTerm(q, queue, "contrast", p, sweep={"scale": a, "backend": backend}, shared=sharded_queue)
+    return reduced(term, reduction, "moco")
 
 
 @over_ranks
@@ -134,7 +126,7 @@ def moco_v3(
         "normalize": normalize,
         "backend": backend,
     }
-    each: Reduction = "none" if reduction == "none" else "sum"
-    way_1, way_2 = (info_nce(q, k.detach(), reduction=each, **arguments) for q, k in ((q1, k2), (q2, k1)))
-    losses = times(factor, way_1 + way_2)
-    return losses if reduction == "none" else reduced_total(losses, q1, reduction, "moco_v3")
+    if reduction == "mean":
+        at_least(1, q1, "moco_v3")
+    way_1, way_2 = (info_nce(q, k.detach(), reduction=reduction, **arguments) for q, k in ((q1, k2), (q2, k1)))
+    return times(factor, way_1 + way_2)

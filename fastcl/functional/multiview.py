@@ -19,16 +19,8 @@ from ..equation.pairs import LOG_2
 from ..equation.reductions import merge
 from ..precision import stacked
 from .decoupled import free_energies
-from .rows import (
-    at_least,
-    check_reduction,
-    inverse,
-    normalize_rows,
-    own_pairs_left_out,
-    reduced,
-    row_dot,
-    times,
-)
+from .reduction import at_least, check_reduction, reduced
+from .rows import inverse, normalize_rows, own_pairs_left_out, row_dot, times
 
 MOST = ROWS - 1  # views that ranks agree on, beside groups
 
@@ -77,7 +69,6 @@ def mv_info_nce(
     rows = _checked(views, normalize)
     z = stacked(*rows)
     r = pair_reduce(z, scale=a, mask=own_pairs_left_out(groups, z, views=len(rows)), backend=backend)
-    assert isinstance(r, Tensor)
     losses = softplus(_log_sum(r.chunk(len(rows))) - (LOG_2 + _log_sum(_aligned(rows, a))))
     return reduced(losses, reduction, "mv_info_nce")
 

@@ -24,17 +24,8 @@ from ..equation.problem import accumulation_dtype
 from ..precision import stacked
 from .aligned import aligned_views
 from .energy import visits
-from .rows import (
-    at_least,
-    check_reduction,
-    inverse,
-    log_of_rest,
-    logarithm,
-    negatives_of_each,
-    own_pairs_left_out,
-    reduced,
-    times,
-)
+from .reduction import at_least, check_reduction, reduced
+from .rows import inverse, log_of_rest, logarithm, negatives_of_each, own_pairs_left_out, times
 
 LOG_2 = math.log(2.0)
 
@@ -108,7 +99,6 @@ def sogclr(
     z = stacked(u, v)
     mask = own_pairs_left_out(groups, z, views=2)
     r = pair_reduce(z, scale=a, mask=mask, backend=backend)
-    assert isinstance(r, Tensor)
     visited = visits(z, None, mask)
     log_g = torch.where(visited > 0.0, r - visited.clamp(min=1.0).log(), 0.0)
     new = averaged(log_g, visited, old, gamma)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,9 @@ from ..backends import choice
 from ..backends.row_dot import in_one_pass
 from ..equation import checks
 from ..equation.masks import Mask, across_groups, off_diagonal
-from ..equation.names import Reduction
 from ..equation.problem import accumulation_dtype
 from ..precision import full_precision
 
-REDUCTIONS = get_args(Reduction)
 UNIT = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of cpu_unit_rows
 
 
@@ -295,39 +293,6 @@ def negatives_of_each(groups: Tensor | None, x: Tensor, y: Tensor) -> Mask:
 def leading(rows: Tensor, n: int) -> Tensor:
     """The first n rows; all of them as they are, since the gradient of a slice is a copy of the whole."""
     return rows if rows.shape[0] == n else rows[:n]
-
-
-def at_least(rows: int, x: Tensor, objective: str) -> None:
-    """A mean needs something to be taken over."""
-    n = batch.count(x)
-    if n < rows:
-        what = "row" if rows == 1 else "rows, or there is no pair of different rows"
-        raise ValueError(f"{objective}: expected at least {rows} {what}, got {n}; skip empty batches")
-
-
-def reduced(losses: Tensor, reduction: str, objective: str) -> Tensor:
-    """Mean, sum or the rows themselves."""
-    if reduction == "none":
-        return losses
-    return reduced_total(batch.total(losses), losses, reduction, objective)
-
-
-def reduced_total(total: Tensor, rows: Tensor, reduction: str, objective: str) -> Tensor:
-    """The total of the whole batch as it is, or over its number of rows."""
-    if reduction == "sum":
-        return total
-    at_least(1, rows, objective)
-    return total / batch.count(rows)
-
-
-def check_reduction(reduction: str, has_rows: bool = True, objective: str = "") -> str:
-    """One of mean, sum, none; objectives without rows of their own refuse none (and sum, which would equal mean)."""
-    checks.one_of("reduction", reduction, REDUCTIONS)
-    if not has_rows and reduction != "mean":
-        raise ValueError(
-            f"reduction: {objective} is one number, not a mean over rows; expected 'mean', got {reduction!r}"
-        )
-    return reduction
 
 
 def check_backend(backend: str | None) -> None:

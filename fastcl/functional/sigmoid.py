@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .. import batch
-from ..batch import pair_reduce, pair_total
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
+from ..equation.masks import Mask
 from ..equation.names import Backend, MarginStrategy, Reduction
 from ..equation.pairs import Softplus
 from .aligned import aligned_views
@@ -20,13 +17,8 @@ from .at_once import Whole, at_once
 from .energy import Potential
 from .false_negatives import Guide, Guides, check_margin, spared
 from .positives import Pairs, Positives, Side, between
-from .rows import (
-    check_reduction,
-    negatives_of_each,
-    reduced,
-    reduced_total,
-    times,
-)
+from .reduction import PairTerm, check_reduction, reduced
+from .rows import negatives_of_each, times
 
 PAIRWISE = Whole(negatives=Potential(Softplus()), positives=Potential(Softplus(), slope=-1.0))
 
@@ -109,12 +101,15 @@ def siglip(
         negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, s, (n, m), a, b,
         guides=Guides.of(guide, x, y, normalize),
     )  # fmt: skip
-    if reduction == "none":
-        r = pair_reduce(x, y, pair="softplus", reduce="sum", mask=mask, scale=a, shift=b, backend=backend)
-        assert isinstance(r, Tensor)
-        return positive + r
-    total = pair_total(x, y, outer="sum", pair="softplus", reduce="sum", mask=mask, scale=a, shift=b, backend=backend)
-    return reduced_total(reduced(positive, "sum", "siglip") + total, x, reduction, "siglip")
+    return reduced(_term(x, y, mask, a, b, positive, backend), reduction, "siglip")
+
+
+def _term(
+    x: Tensor, y: Tensor, mask: Mask, a: float | Tensor, b: float | Tensor, beside: Tensor, backend: str | None
+) -> PairTerm:
+    """log(1 + e^z) over the pairs of each row, and what the row has besides."""
+    sweep = {"pair": "softplus", "reduce": "sum", "mask": mask, "scale": a, "shift": b, "backend": backend}
+    return PairTerm(x, y, beside=beside, sweep=sweep)
 
 
 def _siglip_of_pairs(pairs: Pairs, a: float | Tensor, b: float | Tensor, reduction: str, backend: str | None) -> Tensor:
@@ -126,17 +121,4 @@ def _siglip_of_pairs(pairs: Pairs, a: float | Tensor, b: float | Tensor, reducti
     side = Side(pairs.i, x.shape[0], weight)
     visited = torch.where(hidden | pairs.repeated(), 0.0, softplus(z))
     losses = side.sum(weight * softplus(-z) - visited)
-    sweep: dict[str, Any] = {
-        "pair": "softplus",
-        "reduce": "sum",
-        "mask": mask,
-        "scale": a,
-        "shift": b,
-        "backend": backend,
-    }
-    if reduction == "none":
-        r = pair_reduce(x, y, **sweep)
-        assert isinstance(r, Tensor)
-        return losses + r
-    total = pair_total(x, y, outer="sum", **sweep)
-    return reduced_total(batch.total(losses) + total, x, reduction, "siglip")
+    return reduced(_term(x, y, mask, a, b, losses, backend), reduction, "siglip")

@@ -14,7 +14,8 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups, within_groups
 from ..equation.names import Backend, Reduction
 from .energy import visits
-from .rows import check_reduction, inverse, normalize_rows, reduced, row_dot, times, widest
+from .reduction import check_reduction, reduced
+from .rows import inverse, normalize_rows, row_dot, times, widest
 
 
 @over_ranks
@@ -66,7 +67,6 @@ def sincere(
         z = normalize_rows(z)
     positives = visits(z, None, within_groups(labels)) - 1.0  # the mask visits the row itself too
     r = pair_reduce(z, scale=a, mask=across_groups(labels), backend=backend)
-    assert isinstance(r, Tensor)
     # Of no negatives it is a number that no logit is below, finite so that gradients are.
     r = torch.where(torch.isneginf(r), -0.125 * torch.finfo(r.dtype).max, r)
     # A row's own term is taken out again. Of unit rows it is the smallest of all; a row shorter than its positives has one that
@@ -78,6 +78,5 @@ def sincere(
     s = pair_reduce(
         x, x, pair="softplus", reduce="sum", scale=-a, bias_x=r, mask=within_groups(labels, labels), backend=backend
     )
-    assert isinstance(s, Tensor)
     s = (s - softplus(r - times(a, row_dot(x, x)))).to(r.dtype)
     return reduced(torch.where(positives > 0, s / positives.clamp(min=1.0), 0.0), reduction, "sincere")

@@ -45,8 +45,6 @@ def mean_logit(
     k = x.shape[0] if p is None else p.shape[0]
     if mask is None or p is None or mask.kind == "off_diagonal":  # p_i is then the one pair that row i leaves out
         total = pair_reduce(x, y, scale=scale, reduce="sum", mask="all", backend=where)
-        assert isinstance(total, Tensor)
         return leading(total, k) / max(batch.count(y), 1)
     total = pair_reduce(x, y, scale=scale, reduce="sum", mask=mask, backend=where)
-    assert isinstance(total, Tensor)
     return (leading(total, k) + p) / (leading(visits(x, y, mask), k) + 1.0)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import batch
-from ..batch import pair_reduce, pair_total
+from ..batch import pair_reduce, rows_and_columns
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
@@ -23,17 +22,8 @@ from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .false_negatives import Guide, Guides, check_margin, spared
 from .positives import Pairs, Positives, Side, between, mean_over, some
-from .rows import (
-    check_reduction,
-    every_row_matched,
-    inverse,
-    leading,
-    negatives_of_each,
-    own_pairs_left_out,
-    reduced,
-    reduced_total,
-    times,
-)
+from .reduction import PairTerm, check_reduction, reduced
+from .rows import every_row_matched, inverse, leading, negatives_of_each, own_pairs_left_out, times
 from .smoothing import exchanged, mean_logit, share
 
 ONE_WAY = Whole(outer="contrast", reduce="logsumexp")
@@ -118,13 +108,8 @@ def info_nce(
     )
     p = times(a, s)
     spread = eps * (p - mean_logit(x, y, p, a, mask, backend)) if eps else None
-    if reduction == "none":
-        r = pair_reduce(x, y, scale=a, mask=mask, backend=backend)
-        assert isinstance(r, Tensor)
-        loss = softplus(r - p)
-        return loss if spread is None else loss + spread
-    total = pair_total(x, y, outer="contrast", positive=p, scale=a, mask=mask, backend=backend)
-    return reduced_total(total if spread is None else total + batch.total(spread), x, reduction, "info_nce")
+    term = PairTerm(x, y, "contrast", p, beside=spread, sweep={"scale": a, "mask": mask, "backend": backend})
+    return reduced(term, reduction, "info_nce")
 
 
 def _of_pairs(
@@ -141,10 +126,10 @@ def _of_pairs(
         some(pairs, objective)
     x, y, p = pairs.x, pairs.y, pairs.products(a)
     mask, hidden = between(pairs)
-    found = pair_reduce(x, y, scale=a, mask=mask, columns=columns, backend=backend)
+    sweep = {"scale": a, "mask": mask, "backend": backend}
+    found = rows_and_columns(x, y, **sweep) if columns else [pair_reduce(x, y, **sweep)]
     parts = []
-    for r, index, own, other in zip(found if columns else [found], (pairs.i, pairs.j), (x, y), (y, x), strict=False):
-        assert isinstance(r, Tensor)
+    for r, index, own, other in zip(found, (pairs.i, pairs.j), (x, y), (y, x), strict=False):
         side = Side(index, own.shape[0], pairs.weight)
         loss = side.cross_entropy(r, p, hidden)
         if eps:
@@ -248,7 +233,7 @@ def clip(
         negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, leading(s, k), sizes, a,
         guides=Guides.of(guide, x, y, normalize),
     )  # fmt: skip
-    r, c = pair_reduce(x, y, scale=a, mask=mask, columns=True, backend=backend)
+    r, c = rows_and_columns(x, y, scale=a, mask=mask, backend=backend)
     losses = 0.5 * (softplus(leading(r, k) - p) + softplus(leading(c, k) - p))
     if eps:
         losses = losses + eps * (
@@ -345,12 +330,8 @@ def nt_xent(
         own_pairs_left_out(groups, z, views=2), false_negative_margin, margin_strategy, s, (z.shape[0], None), a,
         guides=guides and guides.stacked(),
     )  # fmt: skip
-    if reduction == "none":
-        r = pair_reduce(z, scale=a, mask=mask, backend=backend)
-        assert isinstance(r, Tensor)
-        return softplus(r - p)
-    total = pair_total(z, outer="contrast", positive=p, scale=a, mask=mask, backend=backend)
-    return reduced_total(total, z, reduction, "nt_xent")
+    term = PairTerm(z, None, "contrast", p, sweep={"scale": a, "mask": mask, "backend": backend})
+    return reduced(term, reduction, "nt_xent")
 
 
 def _nt_xent_of_pairs(pairs: Pairs, a: float | Tensor, reduction: str, backend: str | None) -> Tensor:
@@ -359,7 +340,6 @@ def _nt_xent_of_pairs(pairs: Pairs, a: float | Tensor, reduction: str, backend: 
         some(pairs, "nt_xent")
     of = pairs.couples()
     r = pair_reduce(pairs.x, scale=a, mask=across_groups(of), backend=backend)
-    assert isinstance(r, Tensor)
     side = Side(pairs.i, pairs.x.shape[0], pairs.weight)
     hidden = of.index_select(0, pairs.i) == of.index_select(0, pairs.j)
     return mean_over(side.cross_entropy(r, pairs.products(a), hidden), side, reduction)

@@ -10,7 +10,8 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.names import Backend, Reduction
 from .energy import visits
-from .rows import at_least, check_reduction, normalize_rows, own_pairs_left_out
+from .reduction import at_least, check_reduction
+from .rows import normalize_rows, own_pairs_left_out
 
 
 @over_ranks

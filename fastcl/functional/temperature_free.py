@@ -14,16 +14,8 @@ from ..equation.names import Backend, Reduction
 from ..equation.pairs import Power
 from .aligned import aligned_views
 from .energy import visits
-from .rows import (
-    check_reduction,
-    every_row_matched,
-    leading,
-    negatives_of_each,
-    plain_number,
-    reduced,
-    row_dot,
-    row_sqdist,
-)
+from .reduction import check_reduction, reduced
+from .rows import every_row_matched, leading, negatives_of_each, plain_number, row_dot, row_sqdist
 
 
 @over_ranks
@@ -84,7 +76,6 @@ def temperature_free_info_nce(
     else:
         away = 1.0 - aligned
         inverse = pair_reduce(x, y, scale=-1.0, shift=1.0, **pair)
-    assert isinstance(inverse, Tensor)
     odds = (2.0 * inverse - visits(x, y, mask)).clamp(min=0.0)
     # Of rows that are no unit rows the product of the other two may be beyond the dtype, and odds 0.
     odds = odds / (1.0 + aligned).clamp(min=least)

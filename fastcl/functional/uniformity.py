@@ -16,18 +16,8 @@ from ..equation.arguments import Positive, PositiveReal
 from ..equation.names import Backend, Reduction
 from ..equation.problem import accumulation_dtype
 from .energy import visits
-from .rows import (
-    as_compiled,
-    at_least,
-    check_backend,
-    check_reduction,
-    normalize_rows,
-    own_pairs_left_out,
-    plain_number,
-    reduced,
-    row_sqdist,
-    views,
-)
+from .reduction import at_least, check_reduction, reduced
+from .rows import as_compiled, check_backend, normalize_rows, own_pairs_left_out, plain_number, row_sqdist, views
 
 
 @over_ranks

@@ -287,3 +287,18 @@ def test_a_diagonal_is_not_taken_out_of_what_it_makes_up(form: str, longest: int
         error = (mine - exact).reshape(len(exact) if exact.dim() else 1, -1).norm(dim=1)
         size = exact.reshape(len(error), -1).norm(dim=1)
         assert (error <= 2e-5 * size).all()  # eager's: 1e-5 at cosines of 0.01
+
+
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+@pytest.mark.parametrize("length", [1e2, 1e5])
+def test_a_long_row_leaves_digits_to_rows_at_a_right_angle_to_it(length: float, backend: Backend) -> None:
+    """In whose sums it has little part, where d x d matrices have it whole: of length 1e5 they were off by twice the sum."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(65, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    along = torch.nn.functional.normalize(y[0], dim=0)
+    x, y[0] = x - 0.999 * (x @ along)[:, None] * along, length * along
+    x, y = x.float(), y.float()
+    got = pair_reduce(x, y, pair="square", reduce="sum", backend=backend)
+    exact = pair_reduce(x.double(), y.double(), pair="square", reduce="sum", backend="reference")
+    eager = (x @ y.T).square().sum(1)
+    assert (got - exact).abs().max() <= 4 * (eager - exact).abs().max()

@@ -15,7 +15,7 @@ from hypothesis.internal.conjecture.engine import ConjectureRunner
 
 from fastcl.distributed import CONVENTIONS, STRATEGIES
 from fastcl.equation.problem import accumulation_dtype
-from fastcl.functional.rows import REDUCTIONS
+from fastcl.functional.reduction import REDUCTIONS
 
 from .case import Case, resolve
 from .drawing import FLOATS, Draw, Drawing, distance, mask, pair, sizes, way

@@ -149,6 +149,18 @@ def test_every_argument_of_the_op_has_its_direction(operand, pair, reduce, mask,
         close(got, want, torch.ones((), dtype=WIDE), rtol=1e-9)
 
 
+@pytest.mark.parametrize("backend", served(torch.float32))
+def test_columns_have_directions_however_large_their_logits(backend: str) -> None:
+    """c in float32 is off by more than exponents may be: weights of exp(z - c) were infinite, or all 0."""
+    x, y = 1e3 * torch.randn(40, 4), 1e3 * torch.randn(40, 4) + 1e4
+
+    def c(scale: Tensor) -> Tensor:
+        return fastcl.pair_reduce(x, y, scale=scale, columns=True, backend=backend)[1]
+
+    value, got = torch.func.jvp(c, (torch.tensor(473.0),), (torch.tensor(473.0),))
+    torch.testing.assert_close(got, value)  # of one large term each: c is as the scale
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_forward_mode_of_what_modules_and_dropins_learn(normalize: bool) -> None:
     """A tangent on a scale, a bias or a positive alone."""
