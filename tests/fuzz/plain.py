@@ -125,12 +125,13 @@ class Plain:
         else:
             middle = centre(x, y)
             x, y = x - middle, y - middle
-            size = x.square().sum(1)[:, None] + y.square().sum(1)
+            size = self._squares(x, 60)[:, None] + self._squares(y, 70)
             u = (size - 2.0 * (x @ y.T)).clamp(min=0.0)
         error = u.new_zeros(())
         if self.units and (self.dot or p.operand == "sqdist"):
             noise = rows(p.n, p.m, self.seed).to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
-            noise = torch.triu(noise) + torch.triu(noise, 1).T if p.y is None else noise
+            if p.y is None:  # a row's distance from itself may also come out as the 0 that it is
+                noise = torch.triu(noise, self.seed % 2) + torch.triu(noise, 1).T
             error = noise * size
             u = (u + error).clamp(min=0.0 if p.operand == "sqdist" else float("-inf"))
         # The gradient of the scale comes from the same terms as u, and is as far off, also where u is clamped.
@@ -156,6 +157,15 @@ class Plain:
         if self.rounds_weights and z.requires_grad:
             z.register_hook(lambda w: in_dtype(w, p.x.dtype))
         return p.pair.f(z if keep is None else torch.where(keep, z, 1.0)), keep
+
+    def _squares(self, rows_: Tensor, k: int) -> Tensor:
+        """|x_i|^2, whose gradient diag(W 1) X is off by a rounding of its own, also where W Y takes all of it out again."""
+        squares = rows_.square().sum(1)
+        if self.units and squares.requires_grad:
+            noise = rows(len(squares), 1, self.seed + k)[:, 0].to(squares.dtype)
+            unit = self.units * (self.eps or precision(squares.dtype))
+            squares.register_hook(lambda w: w * (1.0 + unit * noise))
+        return squares
 
     def _reduced(self, p: Problem, f: Tensor, keep: Tensor | None, dim: int) -> Tensor:
         if p.reduce == "sum":

@@ -21,8 +21,8 @@ C: the float64 definition where rows, unit or clipped rows and numbers are moved
 
 Entries of like size lend each other their errors, since one draw can be right by luck; all do where terms are not told apart, and
 a row's weights are those of whichever of two came out larger. A result beyond its dtype is infinite.
-Nothing is asked where some |z| is beyond float32 (which pair_reduce excludes), of the gradient of a value beyond it, and where T
-is NaN.
+Nothing is asked where some |z| is beyond float32 (which pair_reduce excludes), of the gradient of a value beyond it, or of one
+(above 10) of which one rounding of the arguments takes a tenth, and where T is NaN.
 """
 
 from __future__ import annotations
@@ -189,12 +189,18 @@ class Truth:
         )
         return torch.where(size > 0.0, value / size, 0.0)
 
+    def _undecided(self, count: int) -> bool:
+        """Whether one rounding of the arguments moves a value by a tenth: on which side of a clamp a pair lies is for it to say."""
+        drawn = [zip(self.found.values, c.values, strict=True) for _, c in self.draws(count)]
+        return any(bool(((c - v).abs() > 0.1 * v.abs().clamp(min=10.0)).any()) for values in drawn for v, c in values)
+
     def _faults(self, found: Found, count: int) -> Iterator[Fault]:
         end = torch.finfo(self.dtype).max
         infinite = any(bool(((v.abs() > end) & ~v.isneginf()).any()) for v in self.found.values)
         # Or beyond it in plain PyTorch: terms left the dtype on their way to a value that is back in it, or infinities cancelled.
         plain = [zip(self.found.values, p.values, strict=True) for p, _ in self.draws(count)]
         infinite |= any(bool((~p.isfinite() & (p != v)).any()) for values in plain for v, p in values)
+        infinite |= self._undecided(count)
         for where, got, pick in parts(found):
             t = pick(self.found)
             if where.startswith("gradient") and (infinite or self.weights_are_any()):
