@@ -287,7 +287,7 @@ def derived(case: Case, values_of: Values, leaves: dict[str, Tensor], group: Any
                 total, list(leaves.values()), allow_unused=True, create_graph=case.derive == "twice", **batched
             )
         if case.derive == "twice":
-            answer = _of_gradients(answer, list(leaves.values()))
+            answer = _of_gradients(answer, leaves, _parts(case, group))
         for name, g in zip(leaves, answer, strict=True):
             if g is not None:
                 gradients[name] = g[1] if batched else g
@@ -301,13 +301,28 @@ def _total(case: Case, values: list[Tensor], group: Any) -> Tensor:
     return torch.stack([t.to(total[0]) for t in total]).sum() if len(total) > 1 else total[0]
 
 
-def _of_gradients(gradients: tuple[Tensor | None, ...], leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """The gradients of a sum of these, each entry times a number."""
-    graph = [g for g in gradients if g is not None and g.requires_grad]
-    if not graph:
+def _parts(case: Case, group: Any) -> dict[str, tuple[int, int]]:
+    """Of each tensor that is cut over ranks: which of its rows this one has, the first and how many follow those."""
+    if group is None:
+        return {}
+    rank = torch.distributed.get_rank(group)
+    return {name: (sum(case.sizes[:rank]), sum(case.sizes[rank + 1 :])) for name in case.sharded}
+
+
+def _of_gradients(
+    gradients: tuple[Tensor | None, ...], leaves: dict[str, Tensor], parts: dict[str, tuple[int, int]]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a sum of these, each entry times a number: of a rank's own rows, of the whole tensor's."""
+    terms = []
+    for name, g in zip(leaves, gradients, strict=True):
+        if g is None or not g.requires_grad:
+            continue
+        before, after = (g.shape[1:].numel() * n for n in parts.get(name, (0, 0)))
+        factor = formula.rows(before + g.numel() + after + 1, 1, 4)[before : before + g.numel()]
+        terms.append((g * factor.view_as(g).to(g)).double().sum())
+    if not terms:
         return (None,) * len(leaves)
-    terms = [(g * formula.rows(max(g.numel(), 1), 1, 4)[: g.numel()].view_as(g).to(g)).double().sum() for g in graph]
-    return torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
+    return torch.autograd.grad(torch.stack(terms).sum(), list(leaves.values()), allow_unused=True)
 
 
 def _directional(values_of: Values, leaves: dict[str, Tensor]) -> Found:
