@@ -26,6 +26,7 @@ from fastcl.metrics import retrieval
 
 from .formula import rows
 
+SHARED = 60.0  # _ROOM of triton_kernels/reductions.py; beyond four of it every row has a reference of its own
 EXACT = 128.0  # beyond this |r| no weight is formed of what is stored
 DEFAULTS: dict[str, Any] = {
     name: parameter.default
@@ -179,6 +180,8 @@ class Plain:
         # that are formed of it, e^(z - r), as long as that is small.
         held, noise = found.detach(), self._noise(p, found)
         size = held.abs().nan_to_num(0.0, 0.0, 0.0)
+        if self.rounds_weights:  # GPU kernels take all exponentials from one reference, as far as it is from what rows may reach
+            size = size + min(self.largest, 4.0 * SHARED)
         of_weights = torch.where(held.isfinite(), found - held, 0.0) * (1.0 + 0.5 * size.clamp(max=EXACT))
         found = found + noise * (1.0 + 0.5 * size + of_weights)
         return torch.where(empty.squeeze(dim), float("-inf"), found) if f.shape[dim] else f.sum(dim) - float("inf")
