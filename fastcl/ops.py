@@ -342,7 +342,8 @@ def pair_total(
         positive: (n,) floating, p_i, the logit of each row's positive, which the mask leaves out; exactly for "contrast".
 
     Returns:
-        A scalar, float32 (float64 for float64 input).
+        A scalar, float32 (float64 for float64 input). Its gradients are formed for an upstream gradient of 1, and times yours in
+        backward: what is beyond the dtype there stays infinite.
 
     Raises:
         ValueError, TypeError, BackendUnavailableError, RuntimeError: as in pair_reduce.

@@ -74,6 +74,9 @@ class Truth:
             derive=case.derive if plain else "grad",
         )
         self.times = len(case.sizes) if case.gradient == "ddp" else 1  # how much larger a gradient is than here
+        # And than it is of a total, whose gradients are formed with its value, for an upstream gradient of 1.
+        upstream = abs(case.upstream * float(rows(1, 1, 9)))
+        self.first = 1.0 / upstream if case.function != "pair_reduce" and 0.0 < upstream < 1.0 else 1.0
         # Autocast of an objective rounds its rows (as documented), and nothing in a backward; a metric keeps its precision.
         rounds = case.around_forward and not case.function.startswith("metrics")
         self.plain_case = replace(self.case, inside="forward") if rounds else replace(self.case, autocast="")
@@ -213,7 +216,7 @@ class Truth:
             # Beyond 1 / eps a log-sum-exp no longer tells its terms apart, and their weights are any.
             told_apart = where.startswith("value") or self.largest * self.eps < 0.1
             excusing = self.eps if told_apart else float("inf")
-            end_of_got = torch.finfo(got.dtype).max / (1.0 if where.startswith("value") else self.times)
+            end_of_got = torch.finfo(got.dtype).max / (1.0 if where.startswith("value") else self.times * self.first)
             fault = compare(
                 where,
                 got,
