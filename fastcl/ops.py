@@ -269,7 +269,8 @@ def pair_reduce(
     Sums of z^2 on dot where Gram matrices are cheaper (n = m > 4d/3) are taken over all pairs, minus the diagonal that the
     mask leaves out: their absolute error is eps |x_i|^2 sum_j |y_j|^2. A row that is far longer than the others would take their
     digits so; on a CPU such rows are found, and pairs visited. Log-sum-exps on a GPU may share one reference: they are off by eps
-    times the largest |z| that the longest rows allow, as long as that is below 240. z itself must stay within the range of the result's dtype.
+    times the largest |z| that the longest rows allow, as long as that is below 240. z itself must stay within the range of the
+    result's dtype.
 
     Args:
         x: (n, d), float64, float32, bfloat16 or float16; any strides.
