@@ -13,6 +13,7 @@ rounded where they leave it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from .precision import full_precision
 # Numbers by which (1), or by whose inverse (-1), the gradients of unit rows grow; up to STEEP float16 holds each part of them.
 SLOPES = {"logit_scale": 1, "temperature": -1, "beta": 1, "t": 1, "sigma": -1}
 STEEP = 2.0**12
+STATE = ("log_u", "statistic")  # matrices that are no rows of the batch: in a dtype of their own
 
 
 def scaled(
@@ -97,7 +99,10 @@ def _steepness(values: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
 
 def _in_float32(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """function(*args, **kwargs) of wider rows, without autocast to float16; rows of several dtypes stay, for its error."""
+    given = signature(function).bind(*args, **kwargs).arguments
+    state = [given[name] for name in STATE if name in given]
     rows = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()]
+    rows = [v for v in rows if not any(v is other for other in state)]
     if len({v.dtype for v in rows}) > 1:
         return function(*args, **kwargs)
 

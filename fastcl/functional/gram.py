@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import transforms
 from ..backends import choice, closed_form
 from ..backends.row_dot import in_one_pass, row_dot
+from ..precision import full_precision
 
 BLOCK = 1 << 18  # elements of a block of rows: 1 MiB of each view
 # Norms of clipped rows, whose fourth powers are summed over n^2 pairs: far from float32's ends.
@@ -108,7 +109,7 @@ class PlainSpectral(torch.autograd.Function):
         found, n, (of_u, of_v) = ctx.found, u.shape[0], ctx.needs_input_grad[:2]
         if torch.is_grad_enabled() or transforms.of_gradients():
             graph = torch.is_grad_enabled()
-            with torch.enable_grad():
+            with torch.enable_grad(), full_precision(u.device):
                 u, v = u.detach().requires_grad_(), v.detach().requires_grad_()
                 answer = torch.autograd.grad(ctx.general(u, v), (u, v), upstream, create_graph=graph)
             return *answer, None, None, None

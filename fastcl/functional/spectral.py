@@ -292,13 +292,7 @@ def second_moment(
 
 
 def _check_statistic(statistic: Tensor, u: Tensor) -> None:
-    if not isinstance(statistic, Tensor) or statistic.dtype not in checks.DTYPES:
-        got = (
-            f"{statistic.dtype}; convert it with .float()"
-            if isinstance(statistic, Tensor)
-            else type(statistic).__name__
-        )
-        raise TypeError(f"statistic: expected a float64, float32, bfloat16 or float16 tensor, got {got}")
+    checks.matrix("statistic", statistic)
     d = u.shape[1]
     if statistic.shape != (d, d):
         raise ValueError(

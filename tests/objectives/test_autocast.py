@@ -168,6 +168,26 @@ def test_a_backward_inside_autocast_is_the_one_outside(name: str, backend: str |
     assert torch.equal(nested, plain)
 
 
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("name", SQUARES)
+def test_batched_and_second_gradients_inside_autocast_are_those_outside(name: str, backend: str | None) -> None:
+    """They work a loss out again in backward, which is no forward of autocast's."""
+    x, y = torch.randn(24, 8, requires_grad=True), torch.randn(24, 8)
+    batched, twice = [], []
+    for inside in (False, True):
+        loss = SQUARES[name](x, y, backend=backend)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            batched += torch.autograd.grad(loss, x, loss.new_ones(2), is_grads_batched=True, retain_graph=True)
+            if backend == "reference" and name != "identity":
+                (g,) = torch.autograd.grad(loss, x, create_graph=True)
+        if backend == "reference" and name != "identity":
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+                twice += torch.autograd.grad(g, x, torch.ones_like(g))
+    close(batched[1], batched[0], rtol=1e-5)
+    if twice:
+        close(twice[1], twice[0], rtol=1e-5)
+
+
 def test_the_library_s_product_ignores_autocast() -> None:
     a, b = torch.randn(5, 4, requires_grad=True), torch.randn(4, 3, requires_grad=True)
     want = [a @ b, *torch.autograd.grad((a @ b).square().sum(), (a, b))]

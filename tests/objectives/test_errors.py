@@ -348,3 +348,8 @@ def test_hooks_that_give_back_another_dtype_are_told(call: Callable[..., torch.T
         value = call(x, y)
     with pytest.raises(TypeError, match=r"saved tensor: expected torch\.float32, .* got torch\.bfloat16; let the unpack"):
         torch.autograd.grad(value, (x, y))
+
+
+def test_a_sparse_statistic_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"statistic: expected a dense tensor.*statistic.to_dense\(\)"):
+        F.minc(X, Y, torch.eye(3).to_sparse())

@@ -98,6 +98,22 @@ def test_no_nan_from_numbers_under_a_transform(case: Case) -> None:
                 assert not got.isnan().any(), f"{arguments}, {which} rows, autocast {autocast}"
 
 
+@pytest.mark.parametrize("name", ["sogclr", "fast_clip", "minc"])
+def test_what_a_loss_keeps_is_no_row_of_two_dtypes(name: str) -> None:
+    """Under a transform rows are widened, and a float32 logarithm or statistic beside them had left them as they were."""
+    x, y = (v.half() for v in two_views(N, D))
+    state = torch.eye(D) if name == "minc" else torch.full((N, 1 if name == "sogclr" else 2), 2.0)
+    given: dict[str, Any] = {} if name == "minc" else {"reduction": "sum"}
+
+    def loss(x: Tensor) -> Tensor:
+        return 2.0**19 * getattr(F, name)(x, y.to(x.dtype), state, **given)
+
+    got, want = torch.func.grad(loss)(x), torch.func.grad(loss)(x.double())
+    inside = want.abs() < torch.finfo(torch.float16).max
+    assert inside.any() and not got.isnan().any()
+    assert (got.double() - want)[inside].abs().max() <= 2e-3 * want.abs().max()
+
+
 def test_a_transform_refuses_rows_of_two_dtypes() -> None:
     x, y = (v.half() for v in two_views(N, D))
     with pytest.raises(TypeError, match="dtype"):
