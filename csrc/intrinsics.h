@@ -27,6 +27,7 @@ inline constexpr bool is_scalar = std::is_floating_point_v<T>;
   }
 
 FASTCL_UNARY_INTRINSIC(exp, std::exp(z))
+FASTCL_UNARY_INTRINSIC(expm1, std::expm1(z))
 FASTCL_UNARY_INTRINSIC(log, std::log(z))
 FASTCL_UNARY_INTRINSIC(log1p, std::log1p(z))
 FASTCL_UNARY_INTRINSIC(sigmoid, T(1) / (T(1) + std::exp(-z)))

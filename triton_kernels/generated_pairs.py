@@ -102,7 +102,7 @@ def log_slope(z, k0, k1):
 
 @triton.jit
 def cosine_js_value(z, k0, k1):
-    return -intrinsics.log(2.0 - intrinsics.exp(intrinsics.minimum(z, 0.6931471805599453 - k0)))
+    return -intrinsics.log1p(-intrinsics.expm1(intrinsics.minimum(z, 0.6931471805599453 - k0)))
 
 
 @triton.jit

@@ -16,6 +16,17 @@ def exp(z):
 
 
 @triton.jit
+def expm1(z):
+    """e^z - 1; between -1/2 and 1/2, where the difference loses digits, z + z^2 p(z), a Chebyshev fit right to 3e-8."""
+    p = 1.99448744e-4 * z + 1.3982186e-3
+    p = p * z + 8.33323614e-3
+    p = p * z + 0.0416657912
+    p = p * z + 0.166666668
+    p = p * z + 0.500000012
+    return tl.where(tl.abs(z) < 0.5, z * z * p + z, exp(z) - 1.0)
+
+
+@triton.jit
 def log(z):
     return tl.log2(z) * LN2
 
@@ -42,12 +53,17 @@ def log1p_unit(e):
 
 @triton.jit
 def log1p(z):
-    """Where 1 + z rounds, log(1 + z) z / ((1 + z) - 1) takes the rounding out again (Goldberg, theorem 4)."""
-    one_z = 1.0 + z
-    rounded = one_z - 1.0
-    exact = rounded == 0.0
-    corrected = log(one_z) * (z / tl.where(exact, 1.0, rounded))
-    return tl.where(exact, z, tl.where(one_z == float("inf"), one_z, corrected))
+    """log(1 + z). From -1/2 to 1, where lg2.approx is off by 1e-7 absolutely, 2 atanh(z / (2 + z)).
+
+    With s = z / (2 + z) it is z - s (z - R), R = 2/3 s^2 + 2/5 s^4 + ..., of which a Chebyshev fit is right to 4e-7; a hundredth
+    of the result is R's.
+    """
+    s = z / (2.0 + z)
+    square = s * s
+    p = 0.26851498 * square + 0.282366198
+    p = p * square + 0.400075606
+    p = p * square + 0.666666403
+    return tl.where(tl.abs(z - 0.25) <= 0.75, z - s * (z - square * p), log(1.0 + z))
 
 
 @triton.jit

@@ -91,6 +91,27 @@ FASTCL_INLINE Simd<T> simd_exp(Simd<T> z) {
   return scaled(exp_fraction(f), n);
 }
 
+// e^z - 1 = 2^n ((e^f - 1) + (1 - 2^-n)), and e^f - 1 = f + f^2 (1/2 + f/6 + ...): for n = 0 nothing is added, so that a small z
+// keeps its digits. Where z is so low that 2^-n were no number, it is -1 long since.
+template <class T>
+FASTCL_INLINE Simd<T> simd_expm1(Simd<T> z) {
+  using K = Constants<T>;
+  const Simd<T> bounded = smaller(Simd<T>(K::exp_highest), larger(Simd<T>(T(-1.5 * Bits<T>::mantissa)), z));
+  const Simd<T> n = nearest(bounded * Simd<T>(T(log2_e)));
+  const Simd<T> f = (bounded - n * Simd<T>(K::ln2_hi)) - n * Simd<T>(K::ln2_lo);
+  constexpr int degree = K::exp_degree;
+  double factorial = 1;
+  for (int k = 2; k <= degree; k++) factorial *= k;
+  Simd<T> p = T(1 / factorial);
+  FASTCL_UNROLL for (int k = degree - 1; k >= 2; k--) {
+    factorial /= k + 1;
+    p = p * f + Simd<T>(T(1 / factorial));
+  }
+  const Simd<T> above = Simd<T>(T(1)) - scaled(Simd<T>(T(1)), -n);
+  const Simd<T> result = scaled((p * (f * f) + f) + above, n);
+  return Simd<T>(z.v == typename Simd<T>::Raw{} ? z.v : result.v);  // -0 is -0
+}
+
 // log(1 + f) + e ln 2 for f in (sqrt(1/2) - 1, sqrt(2) - 1), as fdlibm's: log(1 + f) = f - (f^2/2 - s (f^2/2 + R)),
 // s = f / (2 + f), R = 2/3 s^2 + 2/5 s^4 + ... ; s^2 < 0.0295, so 6 terms serve float and 12 double.
 template <class T>

@@ -99,9 +99,9 @@ struct Log {
 };
 
 struct CosineJS {
-  // f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond.
+  // f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond. Of a small z the difference 2 - e^z keeps no digit.
   template <class T> static FASTCL_INLINE T value(T z, const T* k) {
-    return -intrinsics::log(T(2.0) - intrinsics::exp(intrinsics::minimum(z, T(0.6931471805599453) - k[0])));
+    return -intrinsics::log1p(-intrinsics::expm1(intrinsics::minimum(z, T(0.6931471805599453) - k[0])));
   }
   template <class T> static FASTCL_INLINE T slope(T z, const T* k) {
     const T e = intrinsics::exp(intrinsics::minimum(z, T(0.6931471805599453) - k[0]));

@@ -264,6 +264,7 @@ class _Slope:
             return self._selected(args[1], a, _literal(0.0), slope)
         outer: dict[str, Callable[[], Node]] = {
             "exp": lambda: held,
+            "expm1": lambda: _call("exp", a),
             "log": lambda: _div(_literal(1.0), a),
             "log1p": lambda: _div(_literal(1.0), _add(_literal(1.0), a)),
             "rsqrt": lambda: _div(_mul(_literal(-0.5), held), a),

@@ -15,6 +15,11 @@ def exp(z: Tensor) -> Tensor:
     return torch.exp(z)
 
 
+def expm1(z: Tensor) -> Tensor:
+    """e^z - 1, of which near 0 the difference keeps no digit."""
+    return torch.expm1(z)
+
+
 def log(z: Tensor) -> Tensor:
     return torch.log(z)
 

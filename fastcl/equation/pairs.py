@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from .arguments import Check, PositiveReal, checks_of_fields, kind_of, meant
 from .derivative import derived_slope
-from .intrinsics import exp, log, log1p, maximum, minimum, pow, rsqrt, select_less, sigmoid, softplus
+from .intrinsics import exp, expm1, log, log1p, maximum, minimum, pow, rsqrt, select_less, sigmoid, softplus
 from .language import numbers_of
 
 LOG_2 = 0.6931471805599453
@@ -257,13 +257,13 @@ class Log(PairFunction, name="log"):
 
 @dataclass(frozen=True)
 class CosineJS(PairFunction, name="cosine_js"):
-    """f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond."""
+    """f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond. Of a small z the difference 2 - e^z keeps no digit."""
 
     eps: PositiveReal
 
     @staticmethod
     def value(z, eps):
-        return -log(2.0 - exp(minimum(z, LOG_2 - eps)))
+        return -log1p(-expm1(minimum(z, LOG_2 - eps)))
 
     @staticmethod
     def slope(z, eps):

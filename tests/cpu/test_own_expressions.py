@@ -43,6 +43,7 @@ template <class T, class Own> void evaluate(const T* z, int count, const T* k, T
 
 EVERY_INTRINSIC = [
     "exp(z) + log(z * z + 0.1)",
+    "expm1(z) * expm1(p * z)",
     "log1p(z * z) + rsqrt(2.0 + z)",
     "sigmoid(z) * softplus(z)",
     "pow(z, 2.0) - pow(z, 3.0) + pow(z - 2.0, -3) * pow(z, 0)",
@@ -80,16 +81,16 @@ def library(texts: list[str], isa: str, place: Path) -> Any:
     return ctypes.CDLL(str(place / f"{isa}.so"))
 
 
-def evaluated(opened: Any, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    z, constants = Z.to(dtype, copy=True), torch.tensor(K, dtype=dtype)
-    z = torch.cat((z, z.new_zeros(8)))  # whole vectors
+def evaluated(opened: Any, k: int, dtype: torch.dtype, at: torch.Tensor = Z) -> tuple[torch.Tensor, torch.Tensor]:
+    z, constants = at.to(dtype, copy=True), torch.tensor(K, dtype=dtype)
+    z = torch.cat((z, z.new_zeros(-len(z) % 16)))  # whole vectors
     out = z.new_full((2, len(z)), math.nan)
     pointer = (ctypes.c_void_p * 2).from_address(
         ctypes.addressof(ctypes.c_char.in_dll(opened, "table")) + 2 * k * ctypes.sizeof(ctypes.c_void_p)
     )[int(dtype == torch.float64)]
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p])(pointer)
     function(z.data_ptr(), len(z), constants.data_ptr(), out.data_ptr())
-    value, slope = out[:, : len(Z)]
+    value, slope = out[:, : len(at)]
     return value, slope
 
 
@@ -130,6 +131,35 @@ def test_drawn_expressions_on_every_instruction_set(folder: Path, tmp_path: Path
                 )
                 for what, (got, true, rough) in zip(("value", "slope"), columns, strict=True):
                     assert grading(got, true, rough) <= 1.0, (isa, dtype, what, texts[k])
+
+
+@compiles
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_expm1_keeps_every_digit(dtype: torch.dtype, folder: Path, tmp_path: Path) -> None:
+    """Of what is near 0 too: to two units in the last place on every instruction set; and at the ends of what there is."""
+    limits = torch.finfo(dtype)
+    small = torch.logspace(-44 if dtype == torch.float32 else -322, 2, 4000, dtype=torch.float64)
+    usual = torch.linspace(-40.0, 88.0, 4001, dtype=torch.float64)
+    ends = torch.tensor([0.0, -0.0, limits.smallest_normal, limits.tiny / 4, 1e3, -1e3, math.inf, -math.inf, math.nan])
+    z = torch.cat((small, -small, usual, usual / 64, ends.double())).to(dtype)
+    exact = torch.expm1(z.double()) if dtype == torch.float32 else z.new_tensor([_expm1(float(t)) for t in z])
+    assert extension.library is not None
+    for isa in extension.library.usable_isas():
+        opened = library([own_cpp(of_class(written(["return expm1(z)"], folder)))], isa, tmp_path)
+        got, _ = evaluated(opened, 0, dtype, z)
+        want = exact.to(dtype)
+        units = (got.double() - exact).abs() / (limits.eps * exact.abs()).clamp(min=limits.smallest_normal * limits.eps)
+        finite = want.isfinite() & (want != 0.0)
+        assert torch.equal(got[~finite].nan_to_num(nan=7.0), want[~finite].nan_to_num(nan=7.0)), isa
+        assert torch.equal(got.signbit()[want == 0.0], want.signbit()[want == 0.0]), isa
+        assert float(units[finite].max()) <= 2.0, (isa, z[finite][units[finite].argmax()])
+
+
+def _expm1(z: float) -> float:
+    try:
+        return math.expm1(z)
+    except OverflowError:
+        return math.inf
 
 
 HOSTILE = [

@@ -17,6 +17,7 @@ from fastcl.backends import choice, reference
 from fastcl.equation.masks import Mask
 from fastcl.equation.pairs import CosineJS, Log, PairFunction, Power
 from fastcl.equation.problem import Problem
+from tests.engine.test_digits import SMOOTH, check_digits
 from tests.triton.problems import (
     MASKS,
     PAIRS,
@@ -195,6 +196,16 @@ def test_float16_sums_whose_slope_is_huge_where_no_pair_is(
     p = problem(24, 33, 8, operand=operand, pair=pair, mask="all", columns=True, dtype=F16)
     with emulated():
         check_total(p, "sum", serving(p))
+
+
+@pytest.mark.parametrize(("form", "dtype"), [("strip", F32), ("strip", F64), ("fused", F32)], ids=str)
+@pytest.mark.parametrize(("pair", "low", "high"), SMOOTH, ids=lambda p: getattr(p, "name", ""))
+def test_digits_near_zeros(
+    form: str, dtype: torch.dtype, pair: PairFunction, low: float, high: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTCL_CUDA", form)
+    with emulated():
+        check_digits(pair, low, high, "cuda", dtype)
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)

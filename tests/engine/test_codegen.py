@@ -124,6 +124,7 @@ def test_header_means_the_same_in_float_and_double(tmp_path: Path) -> None:
 def test_every_intrinsic_of_the_language_has_its_torch_meaning() -> None:
     assert {
         "exp",
+        "expm1",
         "log",
         "log1p",
         "sigmoid",

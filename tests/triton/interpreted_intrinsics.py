@@ -28,8 +28,8 @@ EVERYWHERE = torch.cat(
 )
 POSITIVE = torch.cat((torch.logspace(-6, 6, 200), torch.tensor([1.0, 1.0 + 1e-6, NAN, INF])))
 ONE_ARGUMENT = {
-    "exp": EVERYWHERE, "sigmoid": EVERYWHERE, "softplus": EVERYWHERE, "log": POSITIVE, "rsqrt": POSITIVE,
-    "log1p": torch.cat((POSITIVE, torch.tensor([0.0, 1e-30, -1e-7, -0.5, -0.999]))),
+    "exp": EVERYWHERE, "expm1": EVERYWHERE, "sigmoid": EVERYWHERE, "softplus": EVERYWHERE, "log": POSITIVE, "rsqrt": POSITIVE,
+    "log1p": torch.cat((POSITIVE, torch.tensor([0.0, 1e-30, -1e-7, 1e-3, -0.5, -0.999]))),
 }  # fmt: skip
 
 

@@ -20,7 +20,9 @@ from fastcl.triton_kernels import fused, strip, tuning
 import fastcl
 from fastcl import triton_kernels
 from fastcl.backends.tiles import State
+from fastcl.equation.pairs import PairFunction
 from fastcl.equation.problem import Problem
+from tests.engine.test_digits import SMOOTH, check_digits
 from tools import ptxemu
 from tools.ptxemu import triton as ptxemu_triton
 
@@ -160,6 +162,16 @@ def test_rows_far_apart_take_the_guarded_path(arch: int, form: str, monkeypatch:
     p.x.mul_(torch.logspace(0, 2, 200)[:, None].bfloat16())
     with emulated(arch):
         check_rows_and_gradients(p, triton_kernels)
+
+
+@pytest.mark.parametrize("form", ["strip", "fused"] if EVERYTHING else ["strip"])
+@pytest.mark.parametrize(("pair", "low", "high"), SMOOTH if EVERYTHING else SMOOTH[:1], ids=lambda p: getattr(p, "name", ""))
+def test_digits_near_zeros(
+    form: str, pair: PairFunction, low: float, high: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTCL_TRITON", form)
+    with emulated(80):
+        check_digits(pair, low, high, "triton", F32)
 
 
 @pytest.mark.parametrize("form", ["strip", "fused"] if EVERYTHING else ["strip"])
