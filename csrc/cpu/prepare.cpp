@@ -166,6 +166,7 @@ Prepared<T>::Prepared(const Given& a) {
   scale = value_of<T>(a.scale);
   prepare_sides();
   if (largest_u() > Range<T>::largest_u) shorten();
+  else if (std::fmin(longest_x_, longest_y_) < Range<T>::shortest) lengthen();
   if (a.guide_x) set_guides(a);
   set_units(a);
   if (task.guide) find_beyond(guide_.x, guide_.d), find_beyond(guide_.y, guide_.d);
@@ -230,6 +231,36 @@ double Prepared<T>::largest_u() const {
 // Divides the rows by powers of two so that u does not overflow. The scale takes them back, as far as it can: beyond, z overflows.
 template <class T>
 void Prepared<T>::shorten() {
+  set_lengths();
+  const double excess = std::ceil(std::log2(largest_u() / Range<T>::largest_u));
+  const double room = std::floor(std::log2(Range<T>::largest_z / std::abs(scale)));
+  if (const double power = std::fmin(excess, room); std::isfinite(excess) && power > 0) {
+    const bool alike = task.self || task.operand == Operand::sqdist;
+    x_unit = std::exp2(std::ceil(power / 2)), y_unit = alike ? x_unit : std::exp2(std::floor(power / 2));
+  }
+  divide();
+}
+
+// The mirror image: multiplies rows, so that their products with weights keep their digits. No further than u allows, nor than leaves
+// the scale its own.
+template <class T>
+void Prepared<T>::lengthen() {
+  using R = Range<T>;
+  set_lengths();
+  const double most = std::log2(R::largest_u), room = std::fmin(most, std::floor(std::log2(std::abs(scale) / R::least_scale) / 2));
+  auto power = [&](double longest, double other) {
+    if (!(longest > 0 && longest < R::shortest)) return 0.0;
+    return std::fmax(0, std::fmin(room, std::floor(std::fmin(0, most - std::log2(other)) - std::log2(longest))));
+  };
+  double of_x = power(longest_x_, longest_y_), of_y = power(longest_y_, longest_x_);
+  if (task.self || task.operand == Operand::sqdist) of_x = of_y = power(std::fmax(longest_x_, longest_y_), 0);
+  x_unit = std::exp2(-of_x), y_unit = std::exp2(-of_y);
+  divide();
+}
+
+// The length that the largest element allows the rows: their squares may be beyond the range of T.
+template <class T>
+void Prepared<T>::set_lengths() {
   auto length = [&](const Rows<T>& rows) {
     double largest = 0;  // NaN stays, as above
     for (int64_t i = 0; i < rows.count; i++)
@@ -238,18 +269,18 @@ void Prepared<T>::shorten() {
     return largest * std::sqrt(double(task.d));
   };
   longest_x_ = length(x), longest_y_ = task.self ? longest_x_ : length(y);
-  const double excess = std::ceil(std::log2(largest_u() / Range<T>::largest_u));
-  const double room = std::floor(std::log2(Range<T>::largest_z / std::abs(scale)));
-  if (const double power = std::fmin(excess, room); std::isfinite(excess) && power > 0) {
-    const bool alike = task.self || task.operand == Operand::sqdist;
-    x_unit = std::exp2(std::ceil(power / 2)), y_unit = alike ? x_unit : std::exp2(std::floor(power / 2));
-    auto divided = [&](const Rows<T>& rows, T by) {
-      return made<T>(memory, rows.count, rows.d, [&](int64_t i, T* row) {
-        for (int64_t k = 0; k < rows.d; k++) row[k] = rows[i][k] * by;
-      });
-    };
-    x = divided(x, T(1 / x_unit)), y = task.self ? x : divided(y, T(1 / y_unit));
-  }
+}
+
+// The rows over their units.
+template <class T>
+void Prepared<T>::divide() {
+  auto divided = [&](const Rows<T>& rows, double unit) {
+    const T by = T(1 / unit);
+    return unit == 1 ? rows : made<T>(memory, rows.count, rows.d, [&](int64_t i, T* row) {
+      for (int64_t k = 0; k < rows.d; k++) row[k] = rows[i][k] * by;
+    });
+  };
+  x = divided(x, x_unit), y = task.self ? x : divided(y, y_unit);
   prepare_sides();
 }
 

@@ -99,7 +99,7 @@ class Prepared {
 
   Task<T> task;
   TorchHost memory;
-  // Rows as the kernels read them: in T, centred for sqdist, times a power of two where they are very long.
+  // Rows as the kernels read them: in T, centred for sqdist, times a power of two where they are very long or short.
   Rows<T> x, y;
   double scale;     // a
   double x_unit = 1, y_unit = 1;  // what the rows were divided by
@@ -131,6 +131,9 @@ class Prepared {
   void find_beyond(Side<T>& side, int64_t d);
   void keep_nan_apart(Side<T>& side);
   void shorten();
+  void lengthen();
+  void set_lengths();
+  void divide();
   double largest_u() const;
   double set_terms(Side<T>& side, const OptionalTensor& bias, const OptionalTensor& limit, double shift, double unit);
   void set_limits(Side<T>& side, Side<T>& guide, const OptionalTensor& limit, T* term, double unit);

@@ -17,6 +17,9 @@ struct Range<float> {
   // u = <x, y> in rows as they are, while the largest |x| |y| is below; else both sides are scaled down by powers of two, which the
   // scale takes back. Sums of u, and 4 |x| |y| for sqdist, have the rest of the range.
   static constexpr double largest_u = 0x1p120;
+  // A side whose longest row is below is scaled up to 1, or as far as leaves the scale, which takes it back, above 2^-120: a weight of
+  // 2^-40 of a row of 2^-60 is 2^-100, whose digits are there; of one of 2^-125 it would be nothing, where the scale may be 2^127.
+  static constexpr double shortest = 0x1p-60, least_scale = 0x1p-120;
   // z in units of log 2 while |z| is below, in units of 16 log 2 beyond: 1.44 z in the other unit would overflow where z does not.
   static constexpr double largest_z = 0x1p126;
   // exp2(z - M), z <= bound, M an integer (which float arithmetic leaves exact) so far below the bound: 2^90 leaves 2^37 terms of
@@ -45,6 +48,7 @@ template <>
 struct Range<double> {
   static constexpr double epsilon = 0x1p-52;
   static constexpr double largest_u = 0x1p1000;
+  static constexpr double shortest = 0x1p-500, least_scale = 0x1p-1000;
   static constexpr double largest_z = 0x1p1020;
   static constexpr double shared_bound = 1 << 20, headroom = 900, smallest = 0x1p-960;
   static constexpr double headroom_of_product = 500, smallest_of_product = 0x1p-900, least_row = 0x1p-60, largest_row = 0x1p480;

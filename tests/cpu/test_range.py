@@ -171,6 +171,24 @@ def test_norms_of_any_size(norm: float, which: str, dtype: torch.dtype) -> None:
         assert_right(x, None, "rows", 25.0, scale=scale / float(norms.max()), mask="off_diagonal")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("norm", [2.0**-59, 2.0**-61, 1e-30, 4e-38, 1e-39])
+@pytest.mark.parametrize("which", ["x", "y", "both", "itself"])
+def test_gradients_of_short_rows_under_a_large_scale(which: str, norm: float, dtype: torch.dtype) -> None:
+    """Products of weights and rows are below float32's subnormals, and times the scale numbers again."""
+    x = rows(40, 12, 0, 1.0 if which == "y" else norm).to(dtype)
+    y = rows(60, 12, 1, 1.0 if which == "x" else norm).to(dtype)
+    sides = (x, None if which == "itself" else y)
+    lengths = [float(t.double().norm(dim=1).max()) for t in (x, y)]
+    both = ("both", {}), ("both", {"upstream": 1e-12}), ("rows", {"reduce": "sum", "pair": "softplus"})
+    for operand, u in (("dot", lengths[0] * lengths[1]), ("sqdist", sum(lengths) ** 2)):
+        for scale in (min(3e38, 20.0 / u if u else 3e38), min(1e10, 1.0 / u if u else 1e10), 1e-10):
+            for form, more in both if which != "itself" else (("rows", {}), ("sum", {})):
+                if operand == "sqdist" and which in ("x", "y") and form == "both":
+                    continue  # of 2 a (x - y) the long rows are what counts
+                assert_right(*sides, form, scale * u, operand=operand, scale=scale, mask="off_diagonal", **more)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("norm", [1e15, 2.0**59, 2.0**61, 1e19, 1e20])
 @pytest.mark.parametrize("operand", ["dot", "sqdist"])
 def test_products_beyond_the_range_of_z(norm: float, operand: str) -> None:

@@ -29,7 +29,9 @@ def check_digits(pair: PairFunction, low: float, high: float, backend: str, dtyp
     for what, got, want in (("value", r, pair.f(exact)), ("slope", slope[:, 0], pair.df(exact))):
         off = (got.detach().double() - want).abs() / (eps * (8.0 + exact.abs()) * want.abs())
         worst = int(off.argmax())
-        assert float(off[worst]) <= 1.0, f"{pair.name} {what} at z = {float(z[worst])!r}: {float(off[worst]):.3g} of what is allowed"
+        assert float(off[worst]) <= 1.0, (
+            f"{pair.name} {what} at z = {float(z[worst])!r}: {float(off[worst]):.3g} of what is allowed"
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -165,7 +165,9 @@ def test_rows_far_apart_take_the_guarded_path(arch: int, form: str, monkeypatch:
 
 
 @pytest.mark.parametrize("form", ["strip", "fused"] if EVERYTHING else ["strip"])
-@pytest.mark.parametrize(("pair", "low", "high"), SMOOTH if EVERYTHING else SMOOTH[:1], ids=lambda p: getattr(p, "name", ""))
+@pytest.mark.parametrize(
+    ("pair", "low", "high"), SMOOTH if EVERYTHING else SMOOTH[:1], ids=lambda p: getattr(p, "name", "")
+)
 def test_digits_near_zeros(
     form: str, pair: PairFunction, low: float, high: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
