@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from . import transforms
 from .backends import choice, native, reference, tangents
 from .equation.problem import DIFFERENTIABLE, LENGTH, TENSORS, Problem, unpack
+from .precision import full_precision
 
 CREATE_GRAPH = (
     "fastcl: create_graph=True asks for second derivatives, which the {name!r} backend does not have (its gradients are formed "
@@ -176,7 +177,8 @@ class _Rows(_Rule):
         if ctx.straight and nothing_watches():
             answer = _kernel(torch.ops.fastcl.kernel_gradients, *given)
         else:
-            answer = torch.ops.fastcl.pair_reduce_backward(*given, backend)
+            with full_precision(g.device):  # batched gradients are stacked, which autocast refuses of the other half precision
+                answer = torch.ops.fastcl.pair_reduce_backward(*given, backend)
         return _fill(answer, wanted, len(needed))
 
     @staticmethod
@@ -349,7 +351,9 @@ def one_by_one(op: Any) -> Callable[..., Any]:
                       for a, at in zip(arguments, in_dims, strict=True))  # fmt: skip
             answers = tuple(t.new_empty((0, *t.shape)) for t in op(*shapes))
         else:
-            answers = tuple(map(torch.stack, zip(*(entry(i) for i in range(info.batch_size)), strict=True)))
+            entries = zip(*(entry(i) for i in range(info.batch_size)), strict=True)
+            with full_precision(arguments[0].device):  # autocast's own stack refuses the half precision that it does not cast to
+                answers = tuple(map(torch.stack, entries))
         return answers, (0,) * len(answers)
 
     return batched

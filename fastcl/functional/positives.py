@@ -77,7 +77,7 @@ class Pairs:
     def products(self, scale: float | Tensor) -> Tensor:
         """(k,) scale <x_i, y_j> of each pair."""
         dtype = accumulation_dtype(self.x.dtype)
-        u = (self.x.index_select(0, self.i).to(dtype) * self.y.index_select(0, self.j).to(dtype)).sum(1)
+        u = (self.x.to(dtype).index_select(0, self.i) * self.y.to(dtype).index_select(0, self.j)).sum(1)
         return times(scale, u)
 
     def stars(self) -> tuple[Tensor, Tensor]:

@@ -69,6 +69,26 @@ def test_objectives(case: Case, backend: str | None) -> None:
 
 
 @LOWER
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_batched_gradients_of_either_half_under_either(case: Case, dtype: torch.dtype) -> None:
+    """PyTorch stacks what a batched backward's entries give, which autocast refuses of the half that it does not cast to."""
+    other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+    for backend in ("blocked", "reference", None):
+        leaves = case.rows_of(N, D, other)
+        value = library(case, leaves, backend, **case.arguments(0, N, D, leaves[0])).sum()
+        wanted = [x for k, x in enumerate(leaves) if k not in case.detached]
+        ways = {"retain_graph": True, "grad_outputs": value.new_tensor([1.0, 2.0]), "is_grads_batched": True}
+        want = torch.autograd.grad(value, wanted, **ways)
+        with torch.autocast("cpu", dtype):
+            got = torch.autograd.grad(value, wanted, **ways)
+            by_vmap = torch.func.vmap(lambda g: torch.autograd.grad(value, wanted, g, retain_graph=True))(  # noqa: B023
+                value.new_tensor([1.0, 2.0])
+            )
+        for g, v, w in zip(got, by_vmap, want, strict=True):
+            assert torch.equal(g, w) and torch.equal(v, w)
+
+
+@LOWER
 def test_metrics_are_those_without_autocast(dtype: torch.dtype) -> None:
     x, y = torch.randn(64, 16), torch.randn(64, 16)
     y += x
