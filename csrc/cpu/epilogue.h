@@ -71,6 +71,13 @@ void leave_out_above(const Pane<T>& pane, const T* row_limit, const T* col_limit
     }
 }
 
+// A weight as rows are multiplied by it, which are 0 where they are NaN (prepare.cpp): of a z of NaN NaN, whatever the slope is.
+template <bool masked, class T>
+FASTCL_INLINE Simd<T> marked(Simd<T> w, Simd<T> z) {
+  if constexpr (masked) return Simd<T>(z.v != z.v && w.v != typename Simd<T>::Raw{} ? z.v : w.v);
+  else return w;
+}
+
 // A running sum over the rows of the pane, for each of its columns.
 template <class T>
 struct ColumnSums {
@@ -114,8 +121,8 @@ void weigh(const Pane<T>& pane, const Task<T>& task) {
     Simd<T> row = p.row_weight_sum[r];
     FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
       const Simd<T> g_plus_h = Simd<T>(p.row_weight[r]) + Simd<T>::load(p.col_weight + v * G::lanes);
-      const Simd<T> w = visited<masked>(p, f.slope(z_of(p, scale, r, v)) * g_plus_h, r, v);
-      w.store(p.w + r * G::w_stride + v * G::lanes);
+      const Simd<T> z = z_of(p, scale, r, v), w = visited<masked>(p, f.slope(z) * g_plus_h, r, v);
+      marked<masked>(w, z).store(p.w + r * G::w_stride + v * G::lanes);
       row += w;
       cols.sum[v] += w;
     }
@@ -136,7 +143,7 @@ void both(const Pane<T>& pane, const Task<T>& task) {
     FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
       const Simd<T> z = z_of(p, scale, r, v);
       const Simd<T> value = visited<masked>(p, f.value(z), r, v), w = visited<masked>(p, f.slope(z), r, v);
-      w.store(p.w + r * G::w_stride + v * G::lanes);
+      marked<masked>(w, z).store(p.w + r * G::w_stride + v * G::lanes);
       row_value += value;
       row_weight += w;
       values.sum[v] += value;

@@ -141,9 +141,10 @@ Prepared<T>::Prepared(const Given& a) {
   task.col_offset = a.col_offset;
   task.period = a.period;
   task.limited = a.limit_x || a.limit_y;
-  // The slopes of these are numbers everywhere, 1 and p max(z, eps)^0; those of one's own may be.
+  // The slopes of these are numbers everywhere, 1 and p max(z, eps)^0; those of one's own may be. Where there are limits every tile is
+  // masked, and its weights are marked whatever the slope is.
   const bool straight = a.own || a.pair == "identity" || (a.pair == "power" && a.constants.at(0) == 1);
-  marks_nan_ = (task.mask != MaskKind::all || task.limited) && (task.reduce == Reduction::logsumexp || !straight);
+  marks_nan_ = task.limited || (task.mask != MaskKind::all && (task.reduce == Reduction::logsumexp || !straight));
   task.d = a.x.size(1);
 
   x = readable<T>(a.x, memory);

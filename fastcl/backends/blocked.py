@@ -50,6 +50,7 @@ class Blocks(Tiles):
     def __init__(self, p: Problem) -> None:
         super().__init__(p)
         self.lse = p.reduce == "logsumexp"
+        self.sides.marks_limited = p.mask.limited
         self.limits = p.limits
         # Added to z, never to what was reduced: of a large r - b weights would be off by the rounding of (r + b) - b.
         self.shifted = not is_known(p.shift) or float(p.shift) != 0.0
@@ -109,7 +110,10 @@ class Blocks(Tiles):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         f = _sums(self.mask_(tile, self.p.pair.f(tile.dot), 0.0), 1) if value else None
         w = self.softmax_weights(tile, by) if by is not None and self.lse else self.sum_weights(tile, by)
-        return w, _sums(w, 1) if rows else None, _sums(w, 0) if cols else None, f
+        sums = _sums(w, 1) if rows else None, _sums(w, 0) if cols else None
+        if self.sides.marks_limited and not self.p.marks_nan and is_known(self.p.scale):
+            w = torch.where(tile.dot.isnan() & (w != 0.0), tile.dot, w)  # whatever its slope is, and rows of NaN are 0
+        return w, *sums, f
 
     def join(self, parts: Tensor, state: State, factor: float = 1.0) -> None:
         if state.top is None:

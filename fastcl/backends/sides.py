@@ -46,6 +46,7 @@ class Sides:
             self.norm_x = _squared_norms(self.x, p.dtype)
             self.norm_y = self.norm_x if p.y is None else _squared_norms(self.y, p.dtype)
         self.guides: tuple[Tensor, Tensor] | None = None
+        self.marks_limited = False  # whether, where there are limits, the backend itself makes the weight of a z of NaN NaN
         if p.mask.limited:
             self._mark_limits()
 
@@ -68,7 +69,7 @@ class Sides:
         all gradients that share a product with it.
         """
         p = self.p
-        if not ((p.mask.kind != "all" or p.mask.limited) and is_known(p.scale) and p.marks_nan):
+        if not ((p.mask.kind != "all" or p.mask.limited) and is_known(p.scale) and (p.marks_nan or self.marks_limited)):
             return self.x, self.y
         x = _apart(self.x)
         return x, x if self.symmetric else _apart(self.y)

@@ -144,13 +144,26 @@ def test_what_is_no_number(reduce: str, dtype: torch.dtype) -> None:
         lost[2] = NAN
         mask = fastcl.at_most(torch.where(bad, -INF, INF), guide=(s, t))
         leaves = [lost.requires_grad_(), y.clone().requires_grad_()]
-        exp = "exp" if reduce == "sum" else "identity"  # whose weight tells of NaN: that of z itself is 1
-        r = fastcl.pair_reduce(*leaves, reduce=reduce, pair=exp, mask=mask, backend=backend)
-        assert torch.equal(r[bad], nothing[bad])
-        assert torch.isfinite(r[~bad]).all()
-        dx, dy = gradients(torch.where(r.isneginf(), 0.0, r).sum(), leaves)
-        assert torch.isfinite(dy).all()
-        assert torch.isfinite(dx[~bad]).all()
+        for pair in ("exp", "identity") if reduce == "sum" else ("identity",):  # the slope of z itself is 1, of NaN too
+            shift = torch.zeros((), dtype=dtype, requires_grad=True)
+            r = fastcl.pair_reduce(*leaves, reduce=reduce, pair=pair, shift=shift, mask=mask, backend=backend)
+            assert torch.equal(r[bad], nothing[bad])
+            assert torch.isfinite(r[~bad]).all()
+            dx, dy, dshift = gradients(torch.where(r.isneginf(), 0.0, r).sum(), [*leaves, shift])
+            assert torch.isfinite(dy).all()
+            assert torch.isfinite(dx[~bad]).all()
+            assert torch.isfinite(dshift)
+            # Where it counts its NaN is in the gradients of its partners, of none but those where the upstream is not 0.
+            let_in = fastcl.at_most(torch.full((6,), 0.5), guide=(s, t))
+            r = fastcl.pair_reduce(*leaves, reduce=reduce, pair=pair, mask=let_in, backend=backend)
+            met = (s.double() @ t.double().T)[2] <= 0.5
+            assert met.any() and not met.all()
+            assert r[2].isnan()
+            up = torch.where(r.isneginf(), 0.0, 1.0).to(r)
+            (dy,) = torch.autograd.grad(r, leaves[1], up)
+            assert torch.equal(dy.isnan().any(1), met), (backend, pair)
+            (dy,) = torch.autograd.grad(fastcl.pair_reduce(*leaves, reduce="sum", pair="identity", mask=let_in, backend=backend), leaves[1], torch.where(bad, 0.0, 1.0).to(r))
+            assert torch.isfinite(dy).all()
 
 
 # Of the torch.jit that forward mode and torch.compile load, torch itself warns.
