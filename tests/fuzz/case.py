@@ -10,7 +10,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 
 import fastcl
 from fastcl.backends.workspace import WORKSPACE_VARIABLE
+from fastcl.equation.checks import is_dtensor
 
 from . import formula
 
@@ -62,6 +63,8 @@ class Case:
     strategy: str = "auto"
     gradient: str = "exact"
     sharded: tuple[str, ...] = ()  # which tensors are cut over ranks
+    placed: bool = False  # as DTensors, which bring their ranks with them
+    odd: tuple[str, str] | None = None  # what the last rank passes under a name in place of what the others do; "" for nothing
 
     @property
     def owner(self) -> Any:
@@ -150,6 +153,8 @@ class Case:
             "",
             inspect.getsource(formula.rows).replace("Tensor", "torch.Tensor"),
         ]
+        lines += [f"# the last rank passes {self.odd[0]}={self.odd[1]}"] if self.odd else []
+        lines += ["# rows as DTensors, sharded over all ranks (Shard(0)), without group="] if self.placed else []
         lines += [f"# {self.spoiled} must be refused by a ValueError or a TypeError"] if self.spoiled else []
         if len(self.sizes) > 1:
             cut = f"# over {len(self.sizes)} ranks: {', '.join(self.sharded)} cut to rows {self.sizes} each, with"
@@ -196,7 +201,12 @@ def run(
         rank = torch.distributed.get_rank(group)
         start = sum(case.sizes[:rank])
         for name in case.sharded:
-            tensors[name] = tensors[name][start : start + case.sizes[rank]].detach()
+            whole = tensors[name]
+            tensors[name] = whole[start : start + case.sizes[rank]].detach()
+            if case.placed:
+                tensors[name] = on_mesh(tensors[name], whole)
+        if case.odd and rank == len(case.sizes) - 1:
+            case = passing(case, *case.odd, tensors)
     for name in case.wants:  # a leaf
         value = tensors[name].detach() if not isinstance(tensors[name], nn.Parameter) else tensors[name]
         tensors[name] = value.requires_grad_()
@@ -207,7 +217,7 @@ def run(
         return found if number is None else {k: number(k, v) for k, v in found.items()}
 
     chosen: dict[str, Any] = {"backend": backend or case.backend} if case.takes_backend and function is None else {}
-    if group is not None:
+    if group is not None and not case.placed and "group" in inspect.signature(case.owner).parameters:
         chosen["group"] = fastcl.Ranks(group, case.gradient, case.strategy)
     settings = None if case.settings is None else evaluated(case.settings) | chosen
     torch.set_num_threads(case.threads)
@@ -227,13 +237,40 @@ def run(
         def values_of(leaves: dict[str, Tensor]) -> list[Tensor]:
             keywords = evaluated(case.keywords, leaves) | (chosen if settings is None else {})
             with autocast(case.around_forward):
-                return flat(call(*((tensors | leaves)[name] for name in case.positional), **keywords))
+                return local(call(*((tensors | leaves)[name] for name in case.positional), **keywords))
 
         found = derived(case, values_of, leaves, group)
+        found.gradients = {name: g.to_local() if is_dtensor(g) else g for name, g in found.gradients.items()}
         changed = [name for name, (t, version) in before.items() if t._version != version]
         if changed:
             raise AssertionError(f"{', '.join(changed)}: modified by the call")
         return found
+
+
+def passing(case: Case, name: str, text: str, tensors: dict[str, Any]) -> Case:
+    """The case with that under the name, among the tensors too; without it where the text is empty."""
+    if name not in case.positional:
+        return replace(case, keywords=case.keywords | {name: text})
+    if text:
+        tensors[name] = eval(text, {"torch": torch, **tensors})
+        return case
+    return replace(case, positional=tuple(n for n in case.positional if n != name))
+
+
+def on_mesh(rows: Tensor, whole: Tensor) -> Tensor:
+    """Own rows as those of a DTensor over all ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    shape, stride = whole.shape, whole.contiguous().stride()
+    placed: Tensor = DTensor.from_local(rows.contiguous(), mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+    return placed
+
+
+def local(value: Any) -> list[Tensor]:
+    """What all ranks hold alike is a plain tensor."""
+    return [v.to_local() if is_dtensor(v) else v for v in flat(value)]
 
 
 def held(case: Case, settings: dict[str, Any], leaves: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -160,6 +160,15 @@ class Drawing:
             optional = p.default is None
             if p.name in BY_CALL or (optional and not self.maybe(50)):
                 continue
+            if p.name == "positives":
+                if self.maybe(50):
+                    given[p.name] = self.positives(len_of(self, given.get("y")))
+                continue
+            if p.name == "matches":
+                m, n = len_of(self, given.get("y")), max(self.n, 1)
+                text = self.one_of("{0} % {1}", "{0} * 3 % {1}", "({0} * 5 + 2) % ({1} + 1) - 1", "{0} * 0")
+                given[p.name] = text.format(f"torch.arange({m})", n)
+                continue
             if "Tensor" in kind and "float" not in kind:
                 many = self.length(about, optional, given.get("y"))
                 if "int64" in about:
@@ -190,7 +199,19 @@ class Drawing:
                     given[p.name] = guides(self, self.n, len_of(self, given.get("y")))
             elif allowed := names_of(self.path, p.name):
                 given[p.name] = repr(self.one_of(*allowed))
+        if "positives" in given:  # in their place
+            for name in ("groups", "pairs", "false_negative_margin", "guide"):
+                given.pop(name, None)
         return given
+
+    def positives(self, m: int) -> str:
+        """Pairs by their indices, some of them twice, with weights or without; of views in one their own pairs are none."""
+        n, k = max(self.n, 1), self.draw(st.integers(1, 2 * max(self.n, 1)))
+        index, step = f"torch.arange({k})", self.one_of(1, 3, 5)
+        i, j = f"{index} * {step} % {n}", f"({index} * 2 + 1) % {max(m, 1)}"
+        if self.path.endswith("nt_xent"):
+            i, j = f"{index} % {2 * n}", f"({index} + 1 + {index} // {2 * n}) % {2 * n}"
+        return f"({', '.join([i, j, *([f'({index} % 3).float()'] if self.maybe(40) else [])])})"
 
     def length(self, about: str, optional: bool, y: str | None) -> int:
         """How many rows a line of the docstring gives an argument: (n, ...), (m, ...) or (max(n, m), ...)."""
@@ -267,7 +288,7 @@ EDGES = (126, 160, 190)
 
 
 def distance(drawing: Drawing, names: Sequence[str], mask: str) -> str:
-    """A scale of <x, y>, by which the row farthest below the bound of z, |a| |x| |y|, is a little less than an edge below it."""
+    """A scale of <x, y>, by which the row farthest below the bound of z, |a| |x| |y|, is an edge below it, a little less or more."""
     tensors = drawing.case().tensors()
     sides = [tensors[name].double() for name in names]
     bound = math.prod(float(sides[k].norm(dim=1).max()) if len(sides[k]) else 0.0 for k in (0, -1))
@@ -277,7 +298,7 @@ def distance(drawing: Drawing, names: Sequence[str], mask: str) -> str:
     visits = eval(mask, {"torch": torch, "fastcl": fastcl, **tensors})
     r = fastcl.pair_reduce(*sides, scale=steep, mask=visits, backend="reference") / steep
     below = (bound - r[r.isfinite()].detach()).clamp(min=1e-6 * bound)
-    nats = (drawing.one_of(*EDGES) - drawing.draw(st.integers(0, 120)) / 10.0) * math.log(2.0)
+    nats = (drawing.one_of(*EDGES) - drawing.draw(st.integers(-80, 120)) / 10.0) * math.log(2.0)
     steepness = min(max(nats / float(below.max()), 1e-37), 3e38) if len(below) else 1.0
     value = repr(float(f"{steepness:.6g}"))
     if drawing.maybe(60):

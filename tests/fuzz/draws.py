@@ -130,7 +130,10 @@ def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
         keywords["shift"] = drawing.scalar("shift", "", 0.0)
     for name, length in (("bias_x", n), ("bias_y", m), ("positive", n)):
         if (outer == "contrast") if name == "positive" else (not alone and not closed and drawing.maybe(30)):
-            drawing.statements.append(f"{name} = (rows({length}, 1, 7)[:, 0] * {drawing.one_of(1, 10, 1e3)}).float()")
+            above = drawing.one_of(0, 0, 30, 70) if name == "positive" else 0  # then each row's weight is small, and the loss with it
+            drawing.statements.append(
+                f"{name} = (rows({length}, 1, 7)[:, 0] * {drawing.one_of(1, 10, 1e3)} + {above}).float()"
+            )
             keywords[name] = name
             drawing.wants += [name] if drawing.maybe(60) else []
     if path == "pair_total":
@@ -243,12 +246,14 @@ def spoiled(draw: Draw) -> Case:
 @st.composite
 def over_ranks(draw: Draw, world: int, paths: Sequence[str] | None = None) -> Case:
     """An objective or a module, of these paths or of all, its rows cut over ranks."""
+    if paths is None and draw(st.integers(0, 24)) == 0:
+        return draw(queues(world))
     known = [(k, p) for k in ("objectives", "modules") for p in public()[k] if paths is None or p in paths]
     kind, path = draw(st.sampled_from(known))
     case = draw(KINDS_OF_CALL[kind](path))
     if not case.positional:  # what takes *views is not drawn yet
         reject()
-    case = replace(case, keywords={k: v for k, v in case.keywords.items() if k != "guide"})  # rows that are no tensor by a name
+    case = replace(case, keywords={k: v for k, v in case.keywords.items() if k not in ("guide", "positives")})
     tensors = case.tensors()
     n = len(tensors[case.positional[0]])
     whole = {"statistic"} | (
@@ -276,7 +281,34 @@ def over_ranks(draw: Draw, world: int, paths: Sequence[str] | None = None) -> Ca
     halves = any(torch.finfo(tensors[name].dtype).bits == 16 for name in sharded if tensors[name].dim() == 2)
     twice = case.derive == "twice" or (not halves and not case.autocast and draw(st.integers(0, 5)) == 0)
     derive = "twice" if twice else "grad"
-    return replace(case, sizes=sizes, sharded=sharded, derive=derive, **how)
+    case = replace(case, sizes=sizes, sharded=sharded, derive=derive, **how)
+    kind_of_call = draw(st.sampled_from(("group", "group", "group", "group", "odd", "placed")))
+    if kind_of_call == "odd":
+        last = [name for name in case.positional if tensors[name].dim() == 2][-1]
+        odds = [("nonsense", "1"), (case.positional[-1], ""), (last, f"{last}.tolist()"), (last, f"torch.cat([{last}, {last}], 1)")]
+        odd = draw(st.sampled_from(odds if tensors[last].shape[1] else odds[:2]))
+        return replace(case, odd=odd, spoiled=f"{odd[0]} on one rank", wants=(), derive="grad", autocast="")
+    if kind_of_call == "placed" and kind == "objectives" and may_be_placed(case, tensors):
+        step = -(-n // world)
+        sizes = tuple(max(0, min(step, n - rank * step)) for rank in range(world))
+        return replace(case, sizes=sizes, placed=True, gradient="exact", derive="grad", autocast="")
+    return case
+
+
+def may_be_placed(case: Case, tensors: dict[str, Any]) -> bool:
+    """Whether its rows may be DTensors: of objectives whose tensors are rows and numbers, and whose value is a number."""
+    matrices = {name for name, t in tensors.items() if isinstance(t, torch.Tensor) and t.dim() > 1}
+    return matrices == set(case.sharded) and case.keywords.get("reduction") in ("'mean'", "'sum'")
+
+
+@st.composite
+def queues(draw: Draw, world: int) -> Case:
+    """Keys for a queue that all ranks fill, of which one rank's are none."""
+    odd = draw(st.sampled_from((("k", "k[:, :4]"), ("k", "k.long()"), ("k", ""), ("k", "k[0]"), ("nonsense", "1"))))
+    statements = ("queue = fastcl.losses.MoCoQueue(6, 8)", f"k = rows({draw(st.integers(2, 9))}, 6).float()")
+    return Case(
+        "losses.MoCoQueue.enqueue", statements, ("queue", "k"), sizes=(1,) * world, odd=odd, spoiled=f"{odd[0]} on one rank"
+    )
 
 
 @st.composite

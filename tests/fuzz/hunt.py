@@ -9,6 +9,7 @@ import torch
 
 from . import loops
 from .case import Case, Found, run
+from .places import REFUSALS
 from .public import range_of
 from .rule import Truth
 
@@ -71,7 +72,7 @@ def refused(case: Case, evaluate: Callable[[Case], Any]) -> None:
     except INVALID:
         return
     except Exception as error:
-        if str(error).startswith(tuple(f"{kind.__name__}: " for kind in INVALID)):  # of another process
+        if str(error).startswith(REFUSALS):  # of another process
             return
         raise WrongError(case, f"{case.spoiled}: {type(error).__name__}: {error}".splitlines()[0]) from error
     raise WrongError(case, f"{case.spoiled}: taken for right")

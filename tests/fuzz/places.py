@@ -19,7 +19,7 @@ from fastcl.backends import extension
 
 from .case import Case, Found, run
 
-REFUSALS = ("ValueError: ", "TypeError: ")
+REFUSALS = ("ValueError: ", "TypeError: ", "MismatchError: ")
 PATIENCE = 300.0  # seconds; a compiled call takes some, and processes that start on a busy machine
 
 
@@ -79,6 +79,9 @@ class Place:
         if raised:
             if not (alive and in_step(answers)):
                 self.stop()
+            said = [str(answer) if isinstance(answer, ProcessError) else "nothing" for answer in answers]
+            if case.odd and len(set(said)) > 1:
+                raise ProcessError(f"one rank's mistake is not everybody's error: {' / '.join(said)}")
             raise raised[0]
         return joined(case, answers)
 
@@ -111,7 +114,11 @@ def joined(case: Case, found: list[Found]) -> Found:
     for name in found[0].gradients:
         parts = [f.gradients[name] for f in found]
         gradients[name] = (
-            torch.cat(parts) if name in case.sharded else torch.stack(parts).double().sum(0).to(parts[0].dtype)
+            torch.cat(parts)
+            if name in case.sharded
+            else parts[0]
+            if case.placed  # a number has its whole gradient on every rank
+            else torch.stack(parts).double().sum(0).to(parts[0].dtype)
         ) / times
     return Found(values, gradients)
 
