@@ -31,7 +31,8 @@ def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     """One more operation; every function within its domain, and of something that depends on z."""
     of_z = inner.map(lambda e: f"(z - {e})")
     sums = st.tuples(inner, st.sampled_from(["+", "-", "*"]), inner).map(lambda t: f"({t[0]} {t[1]} {t[2]})")
-    plain = ["sigmoid({0})", "softplus({0})", "-({0})", "exp(minimum({0}, 2.0))", "expm1(minimum({0}, 2.0))", "1.0 / (1.5 + sigmoid({0}))"]
+    plain = ["sigmoid({0})", "softplus({0})", "-({0})", "1.0 / (1.5 + sigmoid({0}))"]
+    plain += ["exp(minimum({0}, 2.0))", "expm1(minimum({0}, 2.0))"]
     positive = [
         "log(maximum({0}, 0.1))",
         "log1p(sigmoid({0}))",

@@ -162,7 +162,11 @@ def test_what_is_no_number(reduce: str, dtype: torch.dtype) -> None:
             up = torch.where(r.isneginf(), 0.0, 1.0).to(r)
             (dy,) = torch.autograd.grad(r, leaves[1], up)
             assert torch.equal(dy.isnan().any(1), met), (backend, pair)
-            (dy,) = torch.autograd.grad(fastcl.pair_reduce(*leaves, reduce="sum", pair="identity", mask=let_in, backend=backend), leaves[1], torch.where(bad, 0.0, 1.0).to(r))
+            (dy,) = torch.autograd.grad(
+                fastcl.pair_reduce(*leaves, reduce="sum", pair="identity", mask=let_in, backend=backend),
+                leaves[1],
+                torch.where(bad, 0.0, 1.0).to(r),
+            )
             assert torch.isfinite(dy).all()
 
 

@@ -64,7 +64,9 @@ class Case:
     gradient: str = "exact"
     sharded: tuple[str, ...] = ()  # which tensors are cut over ranks
     placed: bool = False  # as DTensors, which bring their ranks with them
-    odd: tuple[str, str] | None = None  # what the last rank passes under a name in place of what the others do; "" for nothing
+    odd: tuple[str, str] | None = (
+        None  # what the last rank passes under a name in place of what the others do; "" for nothing
+    )
 
     @property
     def owner(self) -> Any:
@@ -264,7 +266,9 @@ def on_mesh(rows: Tensor, whole: Tensor) -> Tensor:
 
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     shape, stride = whole.shape, whole.contiguous().stride()
-    placed: Tensor = DTensor.from_local(rows.contiguous(), mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+    placed: Tensor = DTensor.from_local(
+        rows.contiguous(), mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+    )
     return placed
 
 

@@ -288,7 +288,7 @@ EDGES = (126, 160, 190)
 
 
 def distance(drawing: Drawing, names: Sequence[str], mask: str) -> str:
-    """A scale of <x, y>, by which the row farthest below the bound of z, |a| |x| |y|, is an edge below it, a little less or more."""
+    """A scale of <x, y>, by which the row farthest below the bound of z, |a| |x| |y|, is about an edge below it."""
     tensors = drawing.case().tensors()
     sides = [tensors[name].double() for name in names]
     bound = math.prod(float(sides[k].norm(dim=1).max()) if len(sides[k]) else 0.0 for k in (0, -1))

@@ -130,7 +130,8 @@ def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
         keywords["shift"] = drawing.scalar("shift", "", 0.0)
     for name, length in (("bias_x", n), ("bias_y", m), ("positive", n)):
         if (outer == "contrast") if name == "positive" else (not alone and not closed and drawing.maybe(30)):
-            above = drawing.one_of(0, 0, 30, 70) if name == "positive" else 0  # then each row's weight is small, and the loss with it
+            # Well above: each row's weight is small, and the loss with it.
+            above = drawing.one_of(0, 0, 30, 70) if name == "positive" else 0
             drawing.statements.append(
                 f"{name} = (rows({length}, 1, 7)[:, 0] * {drawing.one_of(1, 10, 1e3)} + {above}).float()"
             )
@@ -285,7 +286,12 @@ def over_ranks(draw: Draw, world: int, paths: Sequence[str] | None = None) -> Ca
     kind_of_call = draw(st.sampled_from(("group", "group", "group", "group", "odd", "placed")))
     if kind_of_call == "odd":
         last = [name for name in case.positional if tensors[name].dim() == 2][-1]
-        odds = [("nonsense", "1"), (case.positional[-1], ""), (last, f"{last}.tolist()"), (last, f"torch.cat([{last}, {last}], 1)")]
+        odds = [
+            ("nonsense", "1"),
+            (case.positional[-1], ""),
+            (last, f"{last}.tolist()"),
+            (last, f"torch.cat([{last}, {last}], 1)"),
+        ]
         odd = draw(st.sampled_from(odds if tensors[last].shape[1] else odds[:2]))
         return replace(case, odd=odd, spoiled=f"{odd[0]} on one rank", wants=(), derive="grad", autocast="")
     if kind_of_call == "placed" and kind == "objectives" and may_be_placed(case, tensors):
@@ -307,7 +313,12 @@ def queues(draw: Draw, world: int) -> Case:
     odd = draw(st.sampled_from((("k", "k[:, :4]"), ("k", "k.long()"), ("k", ""), ("k", "k[0]"), ("nonsense", "1"))))
     statements = ("queue = fastcl.losses.MoCoQueue(6, 8)", f"k = rows({draw(st.integers(2, 9))}, 6).float()")
     return Case(
-        "losses.MoCoQueue.enqueue", statements, ("queue", "k"), sizes=(1,) * world, odd=odd, spoiled=f"{odd[0]} on one rank"
+        "losses.MoCoQueue.enqueue",
+        statements,
+        ("queue", "k"),
+        sizes=(1,) * world,
+        odd=odd,
+        spoiled=f"{odd[0]} on one rank",
     )
 
 
