@@ -102,7 +102,8 @@ def log_slope(z, k0, k1):
 
 @triton.jit
 def cosine_js_value(z, k0, k1):
-    return -intrinsics.log1p(-intrinsics.expm1(intrinsics.minimum(z, 0.6931471805599453 - k0)))
+    m = intrinsics.expm1(intrinsics.select_less(z, 0.35, z, intrinsics.minimum(z - 0.6931471805599453, -k0)))
+    return intrinsics.select_less(z, 0.35, -intrinsics.log1p(-m), -intrinsics.log(intrinsics.select_less(z, 0.35, 1.0, (-2.0) * m)))
 
 
 @triton.jit

@@ -99,9 +99,10 @@ struct Log {
 };
 
 struct CosineJS {
-  // f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond. Of a small z the difference 2 - e^z keeps no digit.
+  // f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond.
   template <class T> static FASTCL_INLINE T value(T z, const T* k) {
-    return -intrinsics::log1p(-intrinsics::expm1(intrinsics::minimum(z, T(0.6931471805599453) - k[0])));
+    const T m = intrinsics::expm1(intrinsics::select_less(z, T(0.35), z, intrinsics::minimum(z - T(0.6931471805599453), -k[0])));
+    return intrinsics::select_less(z, T(0.35), -intrinsics::log1p(-m), -intrinsics::log(intrinsics::select_less(z, T(0.35), T(1.0), (-T(2.0)) * m)));
   }
   template <class T> static FASTCL_INLINE T slope(T z, const T* k) {
     const T e = intrinsics::exp(intrinsics::minimum(z, T(0.6931471805599453) - k[0]));

@@ -257,13 +257,15 @@ class Log(PairFunction, name="log"):
 
 @dataclass(frozen=True)
 class CosineJS(PairFunction, name="cosine_js"):
-    """f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond. Of a small z the difference 2 - e^z keeps no digit."""
+    """f(z) = -log(2 - e^min(z, log 2 - eps)); the slope is 0 beyond."""
 
+    # The difference 2 - e^z keeps no digit near 0, where 1 - (e^z - 1) does, nor near log 2, where -2 (e^(z - log 2) - 1) does.
     eps: PositiveReal
 
     @staticmethod
     def value(z, eps):
-        return -log1p(-expm1(minimum(z, LOG_2 - eps)))
+        m = expm1(select_less(z, 0.35, z, minimum(z - LOG_2, -eps)))
+        return select_less(z, 0.35, -log1p(-m), -log(select_less(z, 0.35, 1.0, -2.0 * m)))
 
     @staticmethod
     def slope(z, eps):
