@@ -161,8 +161,9 @@ class Drawing:
             if p.name in BY_CALL or (optional and not self.maybe(50)):
                 continue
             if p.name == "positives":
-                if self.maybe(50):
-                    given[p.name] = self.positives(len_of(self, given.get("y")))
+                m = len_of(self, given.get("y"))
+                if self.n and m and self.maybe(50):
+                    given[p.name] = self.positives(m)
                 continue
             if p.name == "matches":
                 m, n = len_of(self, given.get("y")), max(self.n, 1)
