@@ -34,6 +34,7 @@ def scaled(
     kwargs: dict[str, Any],
     rows: int | None = None,
     agreed: Callable[[Tensor], Tensor] | None = None,
+    wide: dict[int, Tensor] | None = None,
 ) -> Any:
     """function(*args, **kwargs), scaled where some tensor wants a gradient and rows are float16; for a transform in float32.
 
@@ -43,33 +44,39 @@ def scaled(
         kwargs: of it.
         rows: how many the batch has; None where they are all here.
         agreed: the largest of a number on every rank, so that all ranks divide by the same; None for this process alone.
+        wide: for the id of a float16 tensor the same in float32, whose gradient is not rounded to float16 where it leaves the loss.
     """
     values = [*args, *kwargs.values()]
-    if transforms.active() and any(map(_overflows, values)):
+    if transforms.active() and any(map(overflows, values)):
         return _in_float32(function, args, kwargs)
     recording = torch.is_grad_enabled() and not transforms.active()
-    if not (recording and any(_wants(v) for v in values) and any(_overflows(v) for v in values)):
+    if not (recording and any(_wants(v) for v in values) and any(overflows(v) for v in values)):
         return function(*args, **kwargs)
     wires: list[Tensor] = []
 
     def entered(value: Any) -> Any:
         if not _wants(value):
             return value
-        inside, wire = _Enter.apply(value)
+        inside, wire = _Enter.apply((wide or {}).get(id(value), value), value.dtype)
         wires.append(wire)
         return inside
 
     answer = function(*map(entered, args), **{name: entered(value) for name, value in kwargs.items()})
     losses = tuple(answer) if isinstance(answer, tuple) else (answer,)
-    most = 1.0
-    if kwargs.get("reduction", "mean") == "mean":
-        most = float(rows or max(1, *(v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() == 2)))
+    most = largest_upstream(values, kwargs, rows)
     differentiable = [loss for loss in losses if loss.requires_grad]  # what a Function returns wants gradients, all of it
     if not differentiable:
         return answer
     left = iter(_Leave.apply((most, agreed), len(differentiable), _steepness(values, kwargs), *differentiable, *wires))
     found = [next(left) if loss.requires_grad else loss for loss in losses]
     return type(answer)(*found) if isinstance(answer, tuple) else found[0]
+
+
+def largest_upstream(values: list[Any], kwargs: dict[str, Any], rows: int | None) -> float:
+    """The largest upstream gradient that a loss of float16 rows takes as it is."""
+    if kwargs.get("reduction", "mean") != "mean":
+        return 1.0
+    return float(rows or max(1, *(v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() == 2)))
 
 
 def _steepness(values: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
@@ -117,7 +124,7 @@ def _wants(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _overflows(value: Any) -> bool:
+def overflows(value: Any) -> bool:
     """Whether these are rows that are float16, or will be under autocast."""
     if not isinstance(value, Tensor) or value.dim() != 2:
         return False
@@ -132,16 +139,17 @@ class _Enter(torch.autograd.Function):
     """A tensor as it is, and a wire on which _Leave says in the backward what its gradient is to be multiplied by."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        return value.view_as(value), value.new_zeros((), dtype=torch.float32)
+        ctx.dtype = value.dtype
+        return value.to(dtype).view_as(value), value.new_zeros((), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Tensor | None:
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, None]:
         gradient, factor = upstream
         if gradient is None or factor is None:
-            return gradient
-        return (gradient.to(torch.promote_types(gradient.dtype, torch.float32)) * factor).to(gradient.dtype)
+            return gradient, None
+        return (gradient.to(torch.promote_types(gradient.dtype, torch.float32)) * factor).to(ctx.dtype), None
 
 
 class _Leave(torch.autograd.Function):

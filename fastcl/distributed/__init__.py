@@ -28,8 +28,8 @@ Same-view reductions visit each pair of shards once: each rank meets the next ha
 columns home. A square on dot goes through all-reduced d x d matrices, and identity through sums, where no groups are in the way.
 Sums over pairs, and gathered contrasts, form each logit once, with gradients in the forward (totals.py); the others form it
 again in the backward. Before anything large, one small all-gather compares the calls (agreement.py): what differs, or is wrong on
-one rank, raises the same error on all of them. It is read on the host, the one synchronisation that a loss makes on a GPU; under
-torch.compile a call with group= is one graph break (a bounded scale of a module another), and runs as it would without.
+one rank, raises the same error on all of them. It is read on the host, the one synchronisation that a loss makes on a GPU. Under
+torch.compile a call whose answer is one number is one op of the graph (in_graph.py), with its gradients (at_once.py).
 """
 
 from .agreement import MismatchError, agreed

@@ -135,19 +135,27 @@ class Call:
         return None
 
 
-def agree(wire: Wire, call: Call) -> tuple[tuple[int, ...], ...]:
+def agree(wire: Wire, call: Call, asking: bool = False) -> tuple[tuple[tuple[int, ...], ...], bool]:
     """The number of rows that each rank has of each tensor of rows of the call, then its numbers of rows.
+
+    Args:
+        wire: the ranks.
+        call: this rank's.
+        asking: whether this rank asks all others for their gradients in one call.
+
+    Returns:
+        These numbers, and whether one of the ranks asks.
 
     Raises:
         MismatchError: ranks call different objectives, or with other dtypes, widths or settings.
         Exception: whatever the first rank whose own call is wrong raised, on every rank.
     """
     error = call.rehearse()
-    mine = torch.tensor([int(error is not None), *call.numbers()], device=wire.device)
-    failed, digests, *rows = wire.everywhere(mine).T.tolist()
-    if any(failed) or len(set(digests)) > 1:
+    mine = torch.tensor([int(error is not None) + 2 * asking, *call.numbers()], device=wire.device)
+    states, digests, *rows = wire.everywhere(mine).T.tolist()
+    if any(state % 2 for state in states) or len(set(digests)) > 1:
         _raise(wire, call, error)
-    return tuple(tuple(n) for n in rows[: len(call.rows) + len(call.counts)])
+    return tuple(tuple(n) for n in rows[: len(call.rows) + len(call.counts)]), max(states) > 1
 
 
 def _raise(wire: Wire, call: Call, error: Exception | None) -> None:
@@ -306,7 +314,7 @@ def agreed(
         @torch._disable_dynamo
         def agree_on(module: Any, settings: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = Call(MethodType(check, module), args, kwargs, settings, method.__qualname__)
-            layouts = agree(Wire(dist.group.WORLD), call)
+            layouts, _ = agree(Wire(dist.group.WORLD), call)
             for name, layout in zip(call.rows, layouts, strict=False):
                 if name.split("[")[0] not in even:
                     continue

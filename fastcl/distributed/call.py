@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import batch, loss_scaling, transforms
 from ..equation.arguments import declared
 from ..equation.checks import is_dtensor
-from . import dtensors
+from . import at_once, dtensors, in_graph
 from .agreement import Call, agree, bound, named
 from .derivatives import first_derivatives
 from .ranks import Ranks, check_settings, process_group
@@ -29,6 +29,7 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
     Its arguments are checked by their annotations first. Without a group the body then runs as it is.
     """
     checked = named(declared(function))
+    name = in_graph.named(checked)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -41,6 +42,10 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
                 # sizes would divide by different powers what their sums then mix.
                 return checked(*args, **kwargs)
             return loss_scaling.scaled(checked, args, kwargs)
+        if name is not None and in_graph.traced() and in_graph.one_number(kwargs):
+            answer: Any = in_graph.called(name, args, kwargs, ranks, rounding((*args, *kwargs.values())))
+            if answer is not None:
+                return answer
         return _over_ranks(checked, args, kwargs, ranks)
 
     return call
@@ -48,25 +53,52 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
 
 @torch._disable_dynamo  # torch.compiler.disable imports torch._dynamo at once, which takes longer than torch itself
 def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], ranks: Ranks) -> Any:
+    answer, gradients = of_union(function, args, kwargs, ranks)
+    return at_once.attached(Wire(process_group(ranks.group)), answer, gradients) if gradients else answer
+
+
+def of_union(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    ranks: Ranks,
+    in_one_call: bool = False,
+) -> tuple[Any, at_once.Gradients]:
+    """The answer of a call for the union of the ranks' rows; with its gradients where one of the ranks asks for them `in_one_call`.
+
+    Then all send the same messages in the same order, whichever of them run a graph of torch.compile. Otherwise the answer has its
+    gradients by autograd, and there are none beside it.
+    """
     wire = Wire(process_group(ranks.group))
+    shards, rows, given = None, None, (args, kwargs)
     if wire.world == 1:
         check_settings(ranks.settings)
-        return loss_scaling.scaled(function, args, kwargs)
-    call = Call(function, args, kwargs, ranks.settings | {"autocast": rounding((*args, *kwargs.values()))})
-    with transforms.set_aside():
-        layouts = agree(wire, call)
-    shards = Shards(wire, layouts, ranks.strategy)
-    rows = max((sum(layout) for layout in layouts), default=0)
-    with batch.over(shards):
-        answer = loss_scaling.scaled(function, (), call.arguments, rows, shards.largest)
-    return answer if ranks.gradient == "ddp" else shared(answer, wire.world)
+    else:
+        call = Call(function, args, kwargs, ranks.settings | {"autocast": rounding((*args, *kwargs.values()))})
+        with transforms.set_aside():
+            layouts, in_one_call = agree(wire, call, in_one_call)
+        shards, given = Shards(wire, layouts, ranks.strategy), ((), call.arguments)
+        rows = max((sum(layout) for layout in layouts), default=0)
+
+    def answer(args: tuple[Any, ...], kwargs: dict[str, Any], wide: dict[int, Tensor] | None = None) -> Any:
+        if shards is None:
+            return loss_scaling.scaled(function, args, kwargs, wide=wide)
+        with batch.over(shards):
+            found = loss_scaling.scaled(function, args, kwargs, rows, shards.largest, wide)
+        return found if ranks.gradient == "ddp" else shared(found, wire.world)
+
+    if not in_one_call:
+        return answer(*given), {}
+    return at_once.with_gradients(answer, *given, rows, None if shards is None else shards.largest)
 
 
 def rounding(values: tuple[Any, ...]) -> str:
     """The dtype that autocast makes of these rows here, or off: rows travel in it as bytes, which do not say what they are."""
     rows = next((v for v in values if isinstance(v, Tensor)), None)
     device = "cpu" if rows is None else rows.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # What is asked last torch.compile of 2.10 cannot ask.
+    served = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    if not (served and torch.is_autocast_enabled(device)):
         return "off"
     return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
 
@@ -85,6 +117,9 @@ def evened(number: Tensor, group: Any) -> Tensor:
     """
     if group is None or (isinstance(group, Ranks) and group.group is None) or not number.requires_grad:
         return number  # here, where torch.compile and torch.export see it
+    if in_graph.traced():
+        answer: Tensor = torch.ops.fastcl.evened(number, in_graph.group_name(group))
+        return answer
     return _evened(number, group)
 
 
@@ -108,7 +143,7 @@ class _Even(torch.autograd.Function):
     @staticmethod
     @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.wire.summed(upstream[0]) / ctx.wire.world
+        return None, ctx.wire.mean(upstream[0])
 
 
 class _Share(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -30,14 +30,19 @@ def first_derivatives(backward: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(backward)
-    def checked(ctx: Any, *upstream: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(SECOND)
-        if any(_batched(g) for g in upstream if isinstance(g, Tensor)):
-            raise RuntimeError(BATCHED)
+    def checked(ctx: Any, *upstream: Any) -> Any:
+        refuse(upstream)
         return backward(ctx, *upstream)
 
     return checked
+
+
+def refuse(upstream: Iterable[Any]) -> None:
+    """Raise in a backward of these upstream gradients, unless it is one of first derivatives."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(SECOND)
+    if any(_batched(g) for g in upstream if isinstance(g, Tensor)):
+        raise RuntimeError(BATCHED)
 
 
 def _batched(g: Tensor) -> bool:

@@ -131,7 +131,7 @@ def process_group(group: Any) -> Any:
         group = group.group
     if isinstance(group, SavedGroup):
         group = group.found()
-    if hasattr(group, "get_group") and hasattr(group, "ndim"):  # a DeviceMesh
+    if isinstance(group, dist.DeviceMesh):
         if group.ndim != 1:
             raise ValueError(
                 f"group: expected one dimension of a DeviceMesh, got {group.ndim}; pass mesh['name'], for instance"

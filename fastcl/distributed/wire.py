@@ -50,6 +50,10 @@ class Wire:
         dist.all_reduce(result, group=self.group)
         return result
 
+    def mean(self, number: Tensor) -> Tensor:
+        """The mean of the ranks' numbers, the same on each."""
+        return number.clone() if self.world == 1 else self.summed(number) / self.world
+
     def gathered(self, columns: Columns, sizes: Sequence[int]) -> Columns:
         """The columns of every rank, one after the other: one all-gather for the widest, one for the rest."""
         widest = max(range(len(columns)), key=lambda i: _row_bytes(columns[i]))

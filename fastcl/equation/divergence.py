@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class Divergence:
         True
     """
 
+    known: ClassVar[dict[str, Divergence]] = {}  # one for each key; two of one key are equal
+
     def __init__(self, name: str, f: F, conjugate: F | None = None) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name: expected a string, got {type(name).__name__}; pass what errors shall call it")
@@ -77,6 +79,8 @@ class Divergence:
             of_cosine = _body("conjugate", conjugate)
             text = "\n".join([f"def value({of_cosine.argument}):", *_statements(of_cosine), ""])
             self.of_cosine = _pair(f"{name}_conjugate", {"value": text})
+        self.key = " ".join(pair.name for pair in (self.pair, self.of_cosine) if pair is not None)
+        self.known.setdefault(self.key, self)
 
     def critic(self, l: Tensor) -> Tensor:
         """f'(e^l), elementwise."""
