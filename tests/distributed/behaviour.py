@@ -398,27 +398,6 @@ def unlike_norms(rank: int, world: int) -> float:
     return worst / 1e-13
 
 
-def compiled(rank: int, world: int) -> float:
-    """Under torch.compile a call with group= is one graph break, and gives what it gives without."""
-    if world != 2:
-        return 0.0
-    x, y = (random(4, D, seed=s + rank).requires_grad_() for s in (0, 50))
-
-    def step(x: Tensor, y: Tensor) -> Tensor:
-        return 2.0 * functional.info_nce(x + 1.0, y * 3.0, group=dist.group.WORLD)
-
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-    loss = torch.compile(step, backend="eager")(x, y)
-    (reason,) = counters["graph_break"]  # counted once for each Python frame that it is in
-    assert "_over_ranks" in reason, reason
-    expected = step(x, y)
-    return max(
-        distance(loss, expected),
-        *(distance(a, b) for a, b in zip(*(torch.autograd.grad(v, (x, y)) for v in (loss, expected)), strict=True)),
-    )
-
-
 def nan_row(rank: int, world: int) -> float:
     """A log-sum-exp over all ranks of a row that is NaN is NaN: as -inf it was the best uniformity there is."""
     x = random(3, D, seed=rank)
@@ -466,5 +445,4 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     "parts of a half": parts_of_a_half,
     "extreme order": extreme_order,
     "unlike norms": unlike_norms,
-    "compiled": compiled,
 }
