@@ -68,7 +68,7 @@ library.define(
 def _serve(p: Problem, backend: str) -> Any:
     """The module that serves the problem: a closed form where there is one, then the backend (chosen here, at run time)."""
     flops.register_where_counted()
-    name, module = choice.choose(backend, p.x.device, p.x.dtype, p.pair, p.mask.limited, p.mask.guided)
+    name, module = choice.choose(backend, p.x.device, p.x.dtype, p.pair)
     return closed_form if name != "reference" and closed_form.applies(p) else module
 
 

@@ -53,6 +53,7 @@ def limits(p: Problem) -> dict[str, Any]:
     return {
         **{f"L{name}": present(t, p.scale) for name, t in given.items()},
         **{f"HAS_L{name}": t is not None for name, t in given.items()},
+        "HAS_GUIDE": p.mask.guided,
     }
 
 

@@ -78,9 +78,9 @@ class Strip(Tiles):
     def prepared(self, by: Weighting) -> Weighting:
         return prepared(by)
 
-    def _place(self, tile: Tile) -> dict[str, int]:
+    def _place(self, tile: Tile) -> dict[str, Any]:
         return {
-            "i0": tile.i0, "j0": tile.j0, "n": tile.i1, "m": tile.j1, "pitch": tile.dot.stride(0),
+            "D": present(tile.guided, self.p.scale), "i0": tile.i0, "j0": tile.j0, "n": tile.i1, "m": tile.j1, "pitch": tile.dot.stride(0),
             "rows_pitch": tile.i1 - tile.i0, "cols_pitch": tile.j1 - tile.j0,
         }  # fmt: skip
 

@@ -29,13 +29,22 @@ def _tile_logits(
     return logits(dot, tl.load(A), tl.load(B), nx, ny, bx, by, SQDIST, HAS_BX, HAS_BY), offsets
 
 
+@triton.jit
+def _deciding(D, z, offsets, i, j, j0, n, pitch, HAS_GUIDE: tl.constexpr):
+    """What limits are on: the products of guides, a second tile laid out as that of dot products, or z."""
+    if HAS_GUIDE:
+        return tl.load(D + offsets, mask=(i < n)[:, None] & (j - j0 < pitch)[None, :], other=0.0)
+    else:
+        return z
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def strip_reduce(
-    S, NX, NY, BX, BY, GX, GY, LX, LY, A, B, ROWS, COLS, i0, j0, n, m, diff, period, k0, k1, pitch, rows_pitch,
+    S, D, NX, NY, BX, BY, GX, GY, LX, LY, A, B, ROWS, COLS, i0, j0, n, m, diff, period, k0, k1, pitch, rows_pitch,
     cols_pitch,
     BM: tl.constexpr, BN: tl.constexpr, SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr,
-    HAS_LX: tl.constexpr, HAS_LY: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr, LSE: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    HAS_LX: tl.constexpr, HAS_LY: tl.constexpr, HAS_GUIDE: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr,
+    LSE: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The reductions of one tile: ROWS[plane, block of columns, row], COLS[plane, block of rows, column].
 
@@ -46,7 +55,8 @@ def strip_reduce(
     bi = tl.program_id(1)
     i = i0 + bi * BM + tl.arange(0, BM)
     j = j0 + bj * BN + tl.arange(0, BN)
-    z, _ = _tile_logits(S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B, SQDIST, HAS_BX, HAS_BY)
+    z, offsets = _tile_logits(S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B, SQDIST, HAS_BX, HAS_BY)
+    decides = _deciding(D, z, offsets, i, j, j0, n, pitch, HAS_GUIDE)
     gx = load_side(GX, i, n, 0, MASK == "across_groups" or MASK == "within_groups")
     gy = load_side(GY, j, m, 0, MASK == "across_groups" or MASK == "within_groups")
     lx = load_side(LX, i, n, 0.0, HAS_LX)
@@ -54,7 +64,7 @@ def strip_reduce(
     row = ROWS + bj.to(tl.int64) * rows_pitch + i - i0
     col = COLS + bi.to(tl.int64) * cols_pitch + j - j0
     if LSE:
-        z = at_most(z, z, lx, ly, float("-inf"), HAS_LX, HAS_LY)
+        z = at_most(z, decides, lx, ly, float("-inf"), HAS_LX, HAS_LY)
         z = mask_tile(z, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, float("-inf"), BM, BN, MASK)
         row_plane = tl.num_programs(0).to(tl.int64) * rows_pitch
         col_plane = tl.num_programs(1).to(tl.int64) * cols_pitch
@@ -68,7 +78,7 @@ def strip_reduce(
         tl.store(row, row_top, mask=i < n)
         tl.store(row + row_plane, row_sum, mask=i < n)
     else:
-        f = at_most(PAIR(z, k0, k1), z, lx, ly, 0.0, HAS_LX, HAS_LY)
+        f = at_most(PAIR(z, k0, k1), decides, lx, ly, 0.0, HAS_LX, HAS_LY)
         f = mask_tile(f, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, 0.0, BM, BN, MASK)
         tl.store(row, tl.sum(f, 1), mask=i < n)
         if COLUMNS:
@@ -77,12 +87,12 @@ def strip_reduce(
 
 @triton.jit(do_not_specialize=_SIZES)
 def strip_weights(
-    S, W, NX, NY, BX, BY, GX, GY, LX, LY, A, B, R, C, G, H, REFERENCE, ROWS, COLS, VALUES,
+    S, D, W, NX, NY, BX, BY, GX, GY, LX, LY, A, B, R, C, G, H, REFERENCE, ROWS, COLS, VALUES,
     i0, j0, n, m, diff, period, k0, k1, pitch, rows_pitch, cols_pitch,
     BM: tl.constexpr, BN: tl.constexpr, SQDIST: tl.constexpr, HAS_BX: tl.constexpr, HAS_BY: tl.constexpr,
-    HAS_LX: tl.constexpr, HAS_LY: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr, SLOPE: tl.constexpr,
-    LSE: tl.constexpr, HAS_G: tl.constexpr, HAS_H: tl.constexpr, ROW_SUMS: tl.constexpr, COL_SUMS: tl.constexpr,
-    VALUE: tl.constexpr,
+    HAS_LX: tl.constexpr, HAS_LY: tl.constexpr, HAS_GUIDE: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr,
+    SLOPE: tl.constexpr, LSE: tl.constexpr, HAS_G: tl.constexpr, HAS_H: tl.constexpr, ROW_SUMS: tl.constexpr,
+    COL_SUMS: tl.constexpr, VALUE: tl.constexpr,
 ):  # fmt: skip
     """The weights w of one tile in the dtype of W, and when asked W 1, W^T 1 and the row sums of f, as partial results.
 
@@ -94,6 +104,7 @@ def strip_weights(
     i = i0 + bi * BM + tl.arange(0, BM)
     j = j0 + bj * BN + tl.arange(0, BN)
     z, offsets = _tile_logits(S, i, j, i0, j0, n, m, pitch, NX, NY, BX, BY, A, B, SQDIST, HAS_BX, HAS_BY)
+    decides = _deciding(D, z, offsets, i, j, j0, n, pitch, HAS_GUIDE)
     gx = load_side(GX, i, n, 0, MASK == "across_groups" or MASK == "within_groups")
     gy = load_side(GY, j, m, 0, MASK == "across_groups" or MASK == "within_groups")
     lx = load_side(LX, i, n, 0.0, HAS_LX)
@@ -103,7 +114,6 @@ def strip_weights(
     if LSE:
         r = load_normaliser(R, i, n, HAS_G)
         c = load_normaliser(C, j, m, HAS_H)
-        z = at_most(z, z, lx, ly, float("-inf"), HAS_LX, HAS_LY)
         z = mask_tile(z, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, float("-inf"), BM, BN, MASK)
         both: tl.constexpr = HAS_G and HAS_H
         rho = load_side(REFERENCE, 0, 1, 0.0, both)
@@ -111,8 +121,9 @@ def strip_weights(
         w = softmax_weights(z, r, c, g, h, rho, close > 0.0, HAS_G, HAS_H)
     else:
         w = sum_weights(SLOPE(z, k0, k1), g, h, HAS_G, HAS_H, BM, BN)
-        w = at_most(w, z, lx, ly, 0.0, HAS_LX, HAS_LY)
         w = mask_tile(w, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, 0.0, BM, BN, MASK)
+    # Of the weights, whatever z and its row's normaliser are.
+    w = at_most(w, decides, lx, ly, 0.0, HAS_LX, HAS_LY)
     stored = w.to(W.dtype.element_ty)
     tl.store(W + offsets, stored, mask=(i < n)[:, None] & (j - j0 < pitch)[None, :])
     if SQDIST:
@@ -124,7 +135,7 @@ def strip_weights(
     if COL_SUMS:
         tl.store(COLS + bi.to(tl.int64) * cols_pitch + j - j0, tl.sum(w, 0), mask=j < m)
     if VALUE:
-        f = at_most(PAIR(z, k0, k1), z, lx, ly, 0.0, HAS_LX, HAS_LY)
+        f = at_most(PAIR(z, k0, k1), decides, lx, ly, 0.0, HAS_LX, HAS_LY)
         f = mask_tile(f, i0 + bi * BM, j0 + bj * BN, n, m, diff, period, gx, gy, 0.0, BM, BN, MASK)
         tl.store(VALUES + row, tl.sum(f, 1), mask=i < n)
 

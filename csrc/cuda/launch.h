@@ -65,6 +65,21 @@ struct StripWeights {
   void *row_sums, *col_sums, *values;
 };
 
+// The same where limits leave pairs out: those above their row's or their column's, of z, or of the product of guides that lies in
+// `guided` as z's dot product does in the tile.
+struct AtMost {
+  const void *limit_x, *limit_y;       // T; absent: none
+  const void* guided;                  // T; null: limits of z
+};
+struct StripReduceLimited {
+  StripReduce strip;
+  AtMost at_most;
+};
+struct StripWeightsLimited {
+  StripWeights strip;                  // its weighting's reference is not read
+  AtMost at_most;
+};
+
 // parts[plane][0, count)[0, size) joined into top and sum, in order; sum += factor * parts where top is null.
 struct MergeParts {
   const void* parts;
@@ -78,9 +93,11 @@ struct MergeParts {
 inline constexpr int64_t strip_block_rows = 64, strip_block_cols = 128;
 
 // X(name, Struct) for every launch here; fused.h has its own list.
-#define FASTCL_FOR_EACH_STRIP_LAUNCH(X) \
-  X(strip_reduce, StripReduce)          \
-  X(strip_weights, StripWeights)        \
+#define FASTCL_FOR_EACH_STRIP_LAUNCH(X)         \
+  X(strip_reduce, StripReduce)                  \
+  X(strip_weights, StripWeights)                \
+  X(strip_reduce_limited, StripReduceLimited)   \
+  X(strip_weights_limited, StripWeightsLimited) \
   X(merge_parts, MergeParts)
 
 }  // namespace fastcl::cuda

@@ -113,6 +113,18 @@ class Call {
     return {i0, i0 + dot.size(0), j0, j0 + dot.size(1), dot.mutable_data(), dot.stride(0), dtype_of(dot)};
   }
 
+  // The limits of a tile's rows and columns, and the products of guides that they are on.
+  AtMost at_most(const Tile& t) {
+    AtMost l{in("limit_x", kind_, t.i1, optional), in("limit_y", kind_, t.j1, optional), nullptr};
+    FASTCL_CHECK_VALUE(l.limit_x || l.limit_y, "limit_x: expected limits of the rows, the columns or both, got none");
+    if (const Tensor* guided = tensor("guided", optional)) {
+      check_matrix("guided", *guided, kind_);
+      FASTCL_CHECK_VALUE(guided->size(0) == t.i1 - t.i0 && guided->size(1) == t.j1 - t.j0 && guided->stride(0) == t.pitch, "guided: expected the layout of dot");
+      l.guided = guided->data();
+    }
+    return l;
+  }
+
   // Rows as 16-byte copies can read them.
   FusedSides sides() {
     const Tensor &x = *tensor("x"), &y = *tensor("y");
@@ -156,15 +168,15 @@ class Call {
 
 constexpr int64_t no_period = 0;
 
-void strip_reduce(Call& a) {
+StripReduce strip_reduce_of(Call& a) {
   StripReduce s{a.equation(no_period), a.tile(), nullptr, nullptr};
   const int64_t planes = s.equation.reduce == Reduction::logsumexp ? 2 : 1, rows = s.tile.i1 - s.tile.i0, cols = s.tile.j1 - s.tile.j0;
   s.row_parts = a.out("rows", a.kind(), planes * ceil_div(cols, strip_block_cols) * rows);
   s.col_parts = a.out("cols", a.kind(), planes * ceil_div(rows, strip_block_rows) * cols, optional);
-  if (rows > 0 && cols > 0) a.launch(fastcl_cuda_strip_reduce, s, "strip_reduce");
+  return s;
 }
 
-void strip_weights(Call& a) {
+StripWeights strip_weights_of(Call& a) {
   StripWeights s{a.equation(no_period), a.tile()};
   const Tile& t = s.tile;
   const int64_t rows = t.i1 - t.i0, cols = t.j1 - t.j0;
@@ -178,7 +190,32 @@ void strip_weights(Call& a) {
   s.row_sums = a.out("rows", a.kind(), of_rows, optional);
   s.col_sums = a.out("cols", a.kind(), ceil_div(rows, strip_block_rows) * cols, optional);
   s.values = a.out("values", a.kind(), of_rows, optional);
-  if (rows > 0 && cols > 0) a.launch(fastcl_cuda_strip_weights, s, "strip_weights");
+  return s;
+}
+
+// A grid of no blocks is refused by CUDA.
+template <class Struct>
+void launch_on_tile(const Call& a, const Tile& t, int (*kernel)(const Struct*, void*), const Struct& arguments, const char* name) {
+  if (t.i1 > t.i0 && t.j1 > t.j0) a.launch(kernel, arguments, name);
+}
+
+void strip_reduce(Call& a) {
+  const StripReduce s = strip_reduce_of(a);
+  launch_on_tile(a, s.tile, fastcl_cuda_strip_reduce, s, "strip_reduce");
+}
+void strip_weights(Call& a) {
+  const StripWeights s = strip_weights_of(a);
+  launch_on_tile(a, s.tile, fastcl_cuda_strip_weights, s, "strip_weights");
+}
+void strip_reduce_limited(Call& a) {
+  StripReduceLimited s{strip_reduce_of(a), {}};
+  s.at_most = a.at_most(s.strip.tile);
+  launch_on_tile(a, s.strip.tile, fastcl_cuda_strip_reduce_limited, s, "strip_reduce_limited");
+}
+void strip_weights_limited(Call& a) {
+  StripWeightsLimited s{strip_weights_of(a), {}};
+  s.at_most = a.at_most(s.strip.tile);
+  launch_on_tile(a, s.strip.tile, fastcl_cuda_strip_weights_limited, s, "strip_weights_limited");
 }
 
 void merge_parts(Call& a) {
@@ -351,12 +388,14 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
   "Tensor scale, Tensor shift, Tensor? norm_x, Tensor? norm_y, Tensor? bias_x, Tensor? bias_y, Tensor? group_x, Tensor? group_y, " \
   "int diff, int period, str mask, str operand, str pair, float k0, float k1, str reduce"
 #define FASTCL_WEIGHTING "Tensor? g, Tensor? h, Tensor? r, Tensor? c, Tensor? reference"
+#define FASTCL_REDUCE FASTCL_EQUATION ", Tensor dot, int i0, int j0, Tensor(a!) rows, Tensor(b!)? cols"
+#define FASTCL_WEIGHTS FASTCL_EQUATION ", Tensor(a!) dot, int i0, int j0, " FASTCL_WEIGHTING ", Tensor(a!) weights, Tensor(b!)? rows, Tensor(c!)? cols, Tensor(d!)? values"
+#define FASTCL_AT_MOST ", Tensor? limit_x, Tensor? limit_y, Tensor? guided"
 #define FASTCL_OP(name, arguments) {#name, boxed<name>, #name "(" arguments ") -> ()"}
 
 const Registration launches(FASTCL_LAUNCH_LIBRARY, FASTCL_LAUNCH_KEY, {
-  FASTCL_OP(strip_reduce, FASTCL_EQUATION ", Tensor dot, int i0, int j0, Tensor(a!) rows, Tensor(b!)? cols"),
-  FASTCL_OP(strip_weights, FASTCL_EQUATION ", Tensor(a!) dot, int i0, int j0, " FASTCL_WEIGHTING
-            ", Tensor(a!) weights, Tensor(b!)? rows, Tensor(c!)? cols, Tensor(d!)? values"),
+  FASTCL_OP(strip_reduce, FASTCL_REDUCE), FASTCL_OP(strip_reduce_limited, FASTCL_REDUCE FASTCL_AT_MOST),
+  FASTCL_OP(strip_weights, FASTCL_WEIGHTS), FASTCL_OP(strip_weights_limited, FASTCL_WEIGHTS FASTCL_AT_MOST),
   FASTCL_OP(merge_parts, "Tensor parts, Tensor(a!)? top, Tensor(b!) sum, float factor"),
   FASTCL_OP(fused_pack, "Tensor rows, Tensor(a!) to"),
 #define FASTCL_ROWS FASTCL_EQUATION ", Tensor x, Tensor y, int ctas, int splits, Tensor(a!) rows, Tensor(b!)? cols, bool triangle, bool resident, int stages"

@@ -116,15 +116,18 @@ struct RowSums {
   __device__ __forceinline__ void set(int r, T v, int) { row[r] = v; }
   __device__ __forceinline__ T of_lane(int lane) { return over_lanes<Sum>(row, lane); }
 };
-template <>
-struct RowSums<double> {
-  double own = 0;
-  __device__ __forceinline__ void set(int r, double v, int lane) {
+// One reduced after the other, by loops that are not unrolled.
+template <class T>
+struct RowSumsInTurn {
+  T own = T(0);
+  __device__ __forceinline__ void set(int r, T v, int lane) {
     v = over_warp<Sum>(v);
     if (lane / 4 == r) own = v;
   }
-  __device__ __forceinline__ double of_lane(int) { return own; }
+  __device__ __forceinline__ T of_lane(int) { return own; }
 };
+template <>
+struct RowSums<double> : RowSumsInTurn<double> {};
 
 // The columns of all warps reduced, that of column t in thread t < 128. `shared` holds a row for each warp; between two uses
 // of it the caller has a barrier.
@@ -182,6 +185,43 @@ __device__ __forceinline__ void load_four(const T* from, int inside, T (&v)[lane
 #pragma unroll
     for (int c = 0; c < lane_cols; c++) v[c] = c < inside ? from[c] : T(0);
   }
+}
+
+// Stores four neighbouring weights.
+template <class H>
+__device__ __forceinline__ void store_halves(unsigned short* to, int inside, const float (&w)[lane_cols]) {
+  const unsigned low = pack<H>(w[0], w[1]), high = pack<H>(w[2], w[3]);
+  if (inside == lane_cols) {
+    // Of a uint2 nvcc makes two stores, each of half a sector.
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(low), "r"(high) : "memory");
+    return;
+  }
+  const unsigned each[lane_cols] = {low & 0xffffu, low >> 16, high & 0xffffu, high >> 16};
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++)
+    if (c < inside) to[c] = static_cast<unsigned short>(each[c]);
+}
+template <class T>
+__device__ __forceinline__ void store_four(void* weights, int64_t offset, Dtype dtype, int inside, const T (&w)[lane_cols]) {
+  if constexpr (sizeof(T) == 4) {
+    unsigned short* const halves = static_cast<unsigned short*>(weights) + offset;
+    if (dtype == Dtype::bfloat16) return store_halves<bf16>(halves, inside, w);
+    if (dtype == Dtype::float16) return store_halves<f16>(halves, inside, w);
+  }
+  T* const to = static_cast<T*>(weights) + offset;
+  if (inside == lane_cols) return store_vectors(to, w);
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++)
+    if (c < inside) to[c] = w[c];
+}
+// w as store_four rounds it.
+template <class T>
+__device__ __forceinline__ T rounded_to(Dtype dtype, T w) {
+  if constexpr (sizeof(T) == 4) {
+    if (dtype == Dtype::bfloat16) return rounded<bf16>(w);
+    if (dtype == Dtype::float16) return rounded<f16>(w);
+  }
+  return w;
 }
 
 // The entries of this thread's four columns of a vector, which may begin anywhere. Four groups are 32 bytes, so that each of their

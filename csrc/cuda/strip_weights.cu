@@ -4,43 +4,6 @@
 namespace fastcl::cuda {
 namespace {
 
-// Stores four neighbouring weights.
-template <class H>
-__device__ __forceinline__ void store_halves(unsigned short* to, int inside, const float (&w)[lane_cols]) {
-  const unsigned low = pack<H>(w[0], w[1]), high = pack<H>(w[2], w[3]);
-  if (inside == lane_cols) {
-    // Of a uint2 nvcc makes two stores, each of half a sector.
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(low), "r"(high) : "memory");
-    return;
-  }
-  const unsigned each[lane_cols] = {low & 0xffffu, low >> 16, high & 0xffffu, high >> 16};
-#pragma unroll
-  for (int c = 0; c < lane_cols; c++)
-    if (c < inside) to[c] = static_cast<unsigned short>(each[c]);
-}
-template <class T>
-__device__ __forceinline__ void store_four(void* weights, int64_t offset, Dtype dtype, int inside, const T (&w)[lane_cols]) {
-  if constexpr (sizeof(T) == 4) {
-    unsigned short* const halves = static_cast<unsigned short*>(weights) + offset;
-    if (dtype == Dtype::bfloat16) return store_halves<bf16>(halves, inside, w);
-    if (dtype == Dtype::float16) return store_halves<f16>(halves, inside, w);
-  }
-  T* const to = static_cast<T*>(weights) + offset;
-  if (inside == lane_cols) return store_vectors(to, w);
-#pragma unroll
-  for (int c = 0; c < lane_cols; c++)
-    if (c < inside) to[c] = w[c];
-}
-// w as store_four rounds it.
-template <class T>
-__device__ __forceinline__ T rounded_to(Dtype dtype, T w) {
-  if constexpr (sizeof(T) == 4) {
-    if (dtype == Dtype::bfloat16) return rounded<bf16>(w);
-    if (dtype == Dtype::float16) return rounded<f16>(w);
-  }
-  return w;
-}
-
 // What a row or column brings to its weights: a term of z, the factor of the weight, and log, r or c, where two exponentials
 // need both.
 template <class T>

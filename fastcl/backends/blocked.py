@@ -67,7 +67,7 @@ class Blocks(Tiles):
 
     @property
     def element_bytes(self) -> int:
-        return (2 if self.lse or self.p.mask.guided else 1) * super().element_bytes
+        return super().element_bytes + (self.p.dtype.itemsize if self.lse and not self.p.mask.guided else 0)
 
     def default_workspace(self) -> int:
         return (2 if self.lse or self.p.mask.guided else 1) * BUFFER_BYTES.get(
@@ -91,8 +91,8 @@ class Blocks(Tiles):
             z.add_(p.shift)
         if p.bias_y is not None:
             z.add_(p.bias_y[None, tile.cols])
-        if p.mask.guided:
-            self.above = self.above_limits(tile, self.guided(tile))
+        if tile.guided is not None:
+            self.above = self.above_limits(tile, tile.guided)
         elif self.lse and z.device.type == "cpu":
             self.lower_above_limits(tile)
         elif p.mask.limited:
@@ -185,14 +185,6 @@ class Blocks(Tiles):
                 largest = torch.finfo(z.dtype).max
                 torch.minimum(z, limit, out=z).add_(above, alpha=-largest).add_(above, alpha=-largest)
 
-    def guided(self, tile: Tile) -> Tensor:
-        """The products of the tile's guides, where exponentials come later."""
-        assert self.sides.guides is not None
-        s, t = self.sides.guides
-        products = self.beside(tile.dot)
-        product(s[tile.rows], t[tile.cols].T, products)
-        return products
-
     def above_limits(self, tile: Tile, decides: Tensor) -> Tensor | None:
         """Which pairs have a z, or a product of guides, above a limit; asked before anything takes its place, as f(z) = z may."""
         of_rows, of_cols = self.limits
@@ -215,9 +207,9 @@ class Blocks(Tiles):
         return torch.stack((top.squeeze(dim), total))[:, None]
 
     def beside(self, z: Tensor) -> Tensor:
-        """Room for as many elements as z has."""
+        """Room for as many elements as z has: that of the products of guides, where those were."""
         if self.spare.numel() < self.dot.numel():
-            self.spare = torch.empty_like(self.dot)
+            self.spare = self.guided if self.p.mask.guided else torch.empty_like(self.dot)
         return self.matrix(self.spare, *z.shape)
 
 

@@ -27,9 +27,6 @@ MODULES = {
 }
 NAMES = get_args(Backend)
 KERNELS = ("cpu", "triton", "cuda")  # those whose pair functions are generated from pairs.py
-# Those whose kernels would pay for limits of logits in registers, also in calls without any.
-UNLIMITED = ("cuda",)
-UNGUIDED = ("cuda", "triton")  # and those that form no second product to hold limits against
 
 # The order in which `auto` asks, by device type.
 PREFERENCE = {"cpu": ("cpu", "blocked"), "cuda": ("cuda", "triton", "blocked")}
@@ -58,22 +55,10 @@ def reason(
     device: torch.device,
     dtype: torch.dtype,
     pair: PairFunction = Identity(),  # noqa: B008 - it has no state
-    limited: bool = False,
-    guided: bool = False,
 ) -> str | None:
-    """None when the backend serves the device, dtype, pair function and mask; otherwise why not, and what mends it."""
+    """None when the backend serves the device, dtype and pair function; otherwise why not, and what mends it."""
     if name in ("cpu", "cuda") and device.type != name:
         return f"it serves {name} tensors, and these are on {device.type}"
-    if guided and name in UNGUIDED:
-        return (
-            "its kernels form no products of guides (fastcl.at_most(guide=), guide=); use backend='blocked', as 'auto' does for "
-            "these"
-        )
-    if limited and name in UNLIMITED:
-        return (
-            "its kernels leave out no pairs by their logits (fastcl.at_most, false_negative_margin=); use backend='triton' or "
-            "'blocked', as 'auto' does for these"
-        )
     try:
         module = _module(name)
     except ImportError as error:
@@ -89,11 +74,8 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     pair: PairFunction = Identity(),  # noqa: B008
-    limited: bool = False,
-    guided: bool = False,
 ) -> tuple[str, ModuleType]:
-    """The name and module of the backend that serves this call; limited: whether its mask has limits,
-    guided: and they are on products of guides.
+    """The name and module of the backend that serves this call.
 
     Raises:
         BackendUnavailableError: when the backend that was asked for cannot serve it.
@@ -104,14 +86,14 @@ def choose(
         if name == "cpu":  # who asks for it by name waits for its kernel
             own_pairs.wait(pair)
     if name != "auto":
-        why = reason(name, device, dtype, pair, limited, guided)
+        why = reason(name, device, dtype, pair)
         if why is not None:
             raise BackendUnavailableError(f"backend {name!r} cannot serve {device.type} tensors of {dtype}: {why}")
         return name, _module(name)
     if device.type == "cpu" and extension.library is None:
         extension.warn_once()
     for name in PREFERENCE.get(device.type, PREFERENCE_ELSEWHERE):
-        if reason(name, device, dtype, pair, limited, guided) is None:
+        if reason(name, device, dtype, pair) is None:
             return name, _module(name)
     return "blocked", blocked
 

@@ -36,7 +36,10 @@ FLOAT16_TOP = 2.0**-12
 
 
 class Tile(NamedTuple):
-    """Rows [i0, i1) against columns [j0, j1): their dot products, and room for their weights, which may be the same memory."""
+    """Rows [i0, i1) against columns [j0, j1): their dot products, and room for their weights, which may be the same memory.
+
+    guided: the products of their guides, where limits are on these.
+    """
 
     i0: int
     i1: int
@@ -44,6 +47,7 @@ class Tile(NamedTuple):
     j1: int
     dot: Tensor
     weights: Tensor
+    guided: Tensor | None = None
 
     @property
     def rows(self) -> slice:
@@ -146,13 +150,15 @@ class Tiles:
         self.p, self.sides = p, Sides(p, dtype, in_unit=self.rows_in_unit and (p.operand == "sqdist" or is_known(p.scale)))
         # The float16 weights of a sum: exact ones take the place of the dot products, and are rounded when the largest is known.
         self.in_units = self.sides.x.dtype == torch.float16 and p.reduce == "sum"
-        self.dot = self.weights = p.scale.new_empty(0)
+        self.dot = self.weights = self.guided = p.scale.new_empty(0)
 
     # ---- what a backend brings
 
     def product(self, tile: Tile) -> None:
         """The dot products of the tile, in its place."""
         product(self.sides.x[tile.rows], self.sides.y[tile.cols].T, tile.dot)
+        if self.p.mask.limited and tile.guided is None and not self.has_own_columns(tile):
+            mirror_(tile.dot)
 
     def reduce(self, tile: Tile, columns: bool) -> tuple[Tensor, Tensor | None]:
         """The parts of its rows, and of its columns where asked."""
@@ -198,9 +204,9 @@ class Tiles:
 
     @property
     def element_bytes(self) -> int:
-        """Dot products, and weights beside them unless they can take their place."""
+        """Dot products, those of guides, and weights beside them unless they can take their place."""
         dots, rows = self.p.dtype.itemsize, self.sides.x.dtype
-        return dots if rows == self.p.dtype else dots + rows.itemsize
+        return dots + (dots if self.p.mask.guided else 0) + (0 if rows == self.p.dtype else rows.itemsize)
 
     def default_workspace(self) -> int:
         return default_workspace(self.p)
@@ -247,13 +253,25 @@ class Tiles:
             self.dot = self.weights = self.p.scale.new_empty(elements)
             if s.x.dtype != self.p.dtype:
                 self.weights = s.x.new_empty(elements)
+            if s.guides is not None:
+                self.guided = self.p.scale.new_empty(elements)
         for i0 in range(0, s.n, height):
             i1 = min(s.n, i0 + height)
             for j0 in range(i0 if s.symmetric else 0, s.m, width):
                 j1 = min(s.m, j0 + width)
                 tile = Tile(i0, i1, j0, j1, *(self.matrix(each, i1 - i0, j1 - j0) for each in (self.dot, self.weights)))
+                if s.guides is not None:
+                    tile = tile._replace(guided=self.matrix(self.guided, i1 - i0, j1 - j0))
+                    self.guide(tile, *s.guides)
                 self.product(tile)
                 yield tile
+
+    def guide(self, tile: Tile, of_rows: Tensor, of_cols: Tensor) -> None:
+        """The products of the tile's guides, in their place."""
+        assert tile.guided is not None
+        product(of_rows[tile.rows], of_cols[tile.cols].T, tile.guided)
+        if not self.has_own_columns(tile):
+            mirror_(tile.guided)
 
     def matrix(self, workspace: Tensor, rows: int, cols: int) -> Tensor:
         return workspace.as_strided((rows, cols), (self.padded(cols), 1))
@@ -393,6 +411,18 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
         torch.mm(a, b, out=out)
     else:
         torch.mm(a, b, out_dtype=out.dtype, out=out)
+
+
+MIRRORED = 512  # rows at once
+
+
+def mirror_(square: Tensor) -> None:
+    """Below the diagonal what is above it: products of rows with themselves may round the two orders of a pair to either side of
+    a limit, and each order's reductions are taken off both."""
+    for i in range(0, square.shape[0], MIRRORED):
+        here = slice(i, i + MIRRORED)
+        square[here, :i] = square[:i, here].T
+        square[here, here] = square[here, here].triu() + square[here, here].triu(1).T
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, unit: Tensor | None = None) -> None:

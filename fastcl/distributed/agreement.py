@@ -238,7 +238,7 @@ class Rehearsal:
 
     def pair_reduce(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
         p, backend = checked(x, y, arguments)
-        choice.choose(backend, self.device, x.dtype, p.pair, p.mask.limited, p.mask.guided)
+        choice.choose(backend, self.device, x.dtype, p.pair)
         r = x.new_empty(p.n, dtype=accumulation_dtype(x.dtype))
         return (r, r.new_empty(p.m)) if p.columns else r
 

@@ -50,16 +50,19 @@ class Case(NamedTuple):
     operand: str = "dot"
     mask: str = "off_diagonal"
     bias: bool = False
+    of: str = ""  # limits of logits, or guides
 
     def problem(self) -> Problem:
+        more = {self.of: True} if self.of else {}
         return problem(
             self.n, self.m, self.d, operand=self.operand, pair=self.pair, mask=self.mask, bias=self.bias,
-            columns=self.m is not None, dtype=self.dtype,
+            columns=self.m is not None, dtype=self.dtype, **more,
         )  # fmt: skip
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
-        return f"sm{self.arch}-{self.n}x{self.m or 'self'}x{self.d}-{kind}-{self.operand}-{self.pair}-{self.mask}"
+        of = self.of and f"-{self.of}"
+        return f"sm{self.arch}-{self.n}x{self.m or 'self'}x{self.d}-{kind}-{self.operand}-{self.pair}-{self.mask}{of}"
 
 
 # Several tiles, several blocks in a tile, ragged in n and m; every dtype, operand, mask and kind of side once.
@@ -73,6 +76,13 @@ SUBSET = [
     Case(80, 150, 140, 24, F32, pair="log1p", mask="all", bias=True),
     Case(80, 1, 1, 3),
     Case(80, 140, 700, 8, mask="two_diagonals"),
+    Case(80, 140, 270, 40, BF16, bias=True, of="limits"),
+    Case(80, 270, None, 33, F16, of="guides"),
+    Case(80, 130, 140, 17, F64, operand="sqdist", bias=True, of="guides"),
+    Case(80, 270, None, 16, F16, pair="exp", operand="sqdist", of="limits"),
+    Case(80, 200, 150, 24, F32, pair="softplus", mask="within_groups", of="limits"),
+    Case(80, 65, 129, 24, BF16, pair="power", mask="all", bias=True, of="guides"),
+    Case(80, 140, 700, 8, mask="two_diagonals", of="guides"),
 ]
 
 
@@ -84,10 +94,15 @@ def everything() -> list[Case]:
                 for mask in MASKS:
                     cases.append(Case(arch, 140, 270, 20, dtype, operand=operand, mask=mask, bias=True))
                     cases.append(Case(arch, 270, None, 20, dtype, operand=operand, mask=mask))
+                    cases.append(Case(arch, 140, 270, 20, dtype, operand=operand, mask=mask, bias=True, of="guides"))
+                    cases.append(Case(arch, 270, None, 20, dtype, operand=operand, mask=mask, of="limits"))
             for pair in PAIRS:
                 cases.append(Case(arch, 140, 150, 20, dtype, pair=pair, mask="all", bias=True))
                 cases.append(Case(arch, 150, None, 20, dtype, pair=pair))
-        cases += [Case(arch, n, m, 8) for n, m in ((1, 129), (129, 1), (63, 128), (64, 127), (65, 129), (2, 2))]
+                cases.append(Case(arch, 140, 150, 20, dtype, pair=pair, mask="all", bias=True, of="limits"))
+                cases.append(Case(arch, 150, None, 20, dtype, pair=pair, of="guides"))
+        edges = ((1, 129), (129, 1), (63, 128), (64, 127), (65, 129), (2, 2))
+        cases += [Case(arch, n, m, 8, of=of) for n, m in edges for of in ("", "limits", "guides")]
         cases += [Case(arch, 40, 50, d, BF16) for d in (1, 2, 7, 300)]
     return cases
 
@@ -121,7 +136,8 @@ def test_right_and_the_same_in_every_schedule(case: Case) -> None:
     p = case.problem()
     with emulated(case.arch) as session:
         check_rows_and_gradients(p, serving(p))
-        assert {"strip_reduce", "strip_weights", "merge_parts"} <= set(session.names)
+        limited = "_limited" if case.of else ""
+        assert {f"strip_reduce{limited}", f"strip_weights{limited}", "merge_parts"} == set(session.names)
         for outer in ("sum",) if p.reduce == "sum" else ("contrast", "pooled", "sum"):
             check_total(p, outer, serving(p))
     first, *others = (answers(p, case.arch, seed) for seed in ((0, 7, 23) if EVERYTHING else (0, 7)))

@@ -131,26 +131,17 @@ def _gradient(arch: str, kind: str, reduce: str, tile: tuning.GradientTile) -> I
 
 def _strip(arch: str) -> Iterator[Entry]:
     weights = {"HAS_G": True, "HAS_H": True, "ROW_SUMS": True, "COL_SUMS": True}
-    for label, kernel, extra in (
-        (f"strip_reduce {_shape(tuning.STRIP_REDUCE)}: log-sum-exp", strip_reduce, LSE | {"COLUMNS": True}),
-        (
-            f"strip_weights {_shape(tuning.STRIP_WEIGHTS)}: log-sum-exp",
-            strip_weights,
-            LSE | weights | {"SLOPE": PAIRS["identity"][1], "VALUE": False},
-        ),
-        (
-            f"strip_weights {_shape(tuning.STRIP_WEIGHTS)}: softplus",
-            strip_weights,
-            SUM | weights | {"SLOPE": PAIRS["softplus"][1], "VALUE": True},
-        ),
+    of_lse, of_sum = {"SLOPE": PAIRS["identity"][1], "VALUE": False}, {"SLOPE": PAIRS["softplus"][1], "VALUE": True}
+    unlimited, limited = (dict.fromkeys(("HAS_LX", "HAS_LY", "HAS_GUIDE"), limits) for limits in (False, True))
+    for kernel, block, label, extra in (
+        (strip_reduce, tuning.STRIP_REDUCE, "log-sum-exp", LSE | {"COLUMNS": True}),
+        (strip_weights, tuning.STRIP_WEIGHTS, "log-sum-exp", LSE | weights | of_lse),
+        (strip_weights, tuning.STRIP_WEIGHTS, "softplus", SUM | weights | of_sum),
     ):
-        block = tuning.STRIP_REDUCE if kernel is strip_reduce else tuning.STRIP_WEIGHTS
-        constants = {"BM": block[0], "BN": block[1], "HAS_LX": False, "HAS_LY": False} | EQUATION | extra
-        yield Entry(arch, label, kernel, torch.bfloat16, constants, tuning.STRIP_WARPS, 2, False)
-
-
-def _shape(block: tuple[int, int]) -> str:
-    return f"{block[0]}x{block[1]}"
+        for of_limits, said in ((unlimited, ""), (limited, ", limits of guides")):
+            constants = {"BM": block[0], "BN": block[1]} | EQUATION | of_limits | extra
+            name = f"{kernel.fn.__name__} {block[0]}x{block[1]}: {label}{said}"
+            yield Entry(arch, name, kernel, torch.bfloat16, constants, tuning.STRIP_WARPS, 2, False)
 
 
 def faults(entry: Entry, found: Report) -> str | None:

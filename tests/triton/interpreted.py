@@ -5,7 +5,6 @@ The interpreter is chosen when the kernels are imported, so these tests need a p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -23,11 +22,15 @@ from fastcl.equation.problem import Gradients, Problem, Wanted
 from tests.objectives.cases import CASES, Case
 
 from .problems import (
+    MARGINS,
     MASKS,
     PAIRS,
     check,
+    check_decisions_at_equality,
     check_distances_far_from_the_origin,
     check_given_reductions,
+    check_limits_that_are_no_numbers,
+    check_margin,
     check_rows_and_gradients,
     check_total,
     error,
@@ -82,54 +85,48 @@ def test_masked_sums(mask: str) -> None:
     check_rows_and_gradients(problem(53, None, 20, pair="softplus", mask=mask), triton_kernels)
 
 
+@pytest.mark.parametrize("of", ["limits", "guides"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pair", ["identity", "softplus", "exp"])
-def test_limits(pair: str, dtype: torch.dtype) -> None:
-    """Either form asked for, the strip's kernels leave out the pairs above a limit."""
+def test_limits(pair: str, dtype: torch.dtype, of: str) -> None:
+    """Either form asked for, the strip's kernels leave out the pairs above a limit, of the logit or of the guides' product."""
     for mask, m in (("off_diagonal", 53), ("within_groups", 53), ("off_diagonal", None)):
-        p = problem(37, m, 20, pair=pair, mask=mask, bias=True, columns=True, dtype=dtype, limits=True)
+        p = problem(37, m, 20, pair=pair, mask=mask, bias=True, columns=True, dtype=dtype, **{of: True})
         check_rows_and_gradients(p, triton_kernels)
         for outer in ("sum",) if p.reduce == "sum" else ("contrast", "pooled"):
             check_total(replace(p, columns=False), outer, triton_kernels)
 
 
+@pytest.mark.parametrize("of", ["limits", "guides"])
 @pytest.mark.parametrize("period", [7, 22])
 @pytest.mark.parametrize("pair", ["identity", "softplus"])
-def test_limits_beside_a_short_period(pair: str, period: int) -> None:
+def test_limits_beside_a_short_period(pair: str, period: int, of: str) -> None:
     """Diagonals nearer to each other than a tile is wide are told by groups, and limits stay beside them."""
     for m in (None, 53):
-        p = problem(44, m, 20, pair=pair, columns=True, limits=True)
+        p = problem(44, m, 20, pair=pair, columns=True, **{of: True})
         p = replace(p, mask=p.mask._replace(period=period))
         check_rows_and_gradients(p, triton_kernels)
         for outer in ("sum",) if p.reduce == "sum" else ("contrast", "pooled"):
             check_total(replace(p, columns=False), outer, triton_kernels)
 
 
-@pytest.mark.parametrize("loss", [fastcl.functional.nt_xent, fastcl.functional.dcl])
-def test_false_negatives_among_two_views(loss: Callable[..., Tensor]) -> None:
-    """A batch's own views are n rows apart, nearer than a tile is wide; some of the other pairs are above the margin."""
-    torch.manual_seed(0)
-    u = torch.randn(9, 6)
-    v = u + 0.7 * torch.randn(9, 6)
-    answers = []
-    for backend, dtype, margin in (("triton", F32, -0.1), ("reference", F64, -0.1), ("reference", F64, None)):
-        rows = [x.to(dtype, copy=True).requires_grad_() for x in (u, v)]
-        value = loss(*rows, temperature=0.5, false_negative_margin=margin, backend=backend)
-        answers.append([value.detach(), *torch.autograd.grad(value, rows)])
-    for mine, right in zip(*answers[:2], strict=True):
-        assert (mine - right).abs().max() <= 2e-6 * right.abs().max().clamp(min=1.0)
-    assert (answers[1][0] - answers[2][0]).abs() > 1e-2, "the margin leaves nothing out"
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("name", MARGINS)
+def test_false_negatives(name: str, guided: bool) -> None:
+    check_margin(name, "triton", F32, guided)
 
 
+@pytest.mark.parametrize("of", ["limits", "guides"])
 @pytest.mark.parametrize("pair", ["identity", "softplus"])
 @pytest.mark.parametrize("m", [53, None])
-def test_limits_that_are_no_numbers(pair: str, m: int | None) -> None:
-    """NaN where a limit is, -inf leaves out all of a row, inf none."""
-    p = problem(37, m, 20, pair=pair, mask="all", columns=True, limits=True)
-    of_rows = p.limits[0]
-    of_rows[:3] = torch.tensor([float("nan"), float("-inf"), float("inf")])  # type: ignore[index]
-    for mine, truth in zip(triton_kernels.rows(p), reference.rows(p), strict=True):
-        torch.testing.assert_close(mine, truth, rtol=1e-5, atol=1e-6, equal_nan=True)
+def test_limits_that_are_no_numbers(pair: str, m: int | None, of: str) -> None:
+    check_limits_that_are_no_numbers(problem(37, m, 20, pair=pair, mask="all", columns=True, **{of: True}), triton_kernels)
+
+
+@pytest.mark.parametrize("pair", ["identity", "exp"])
+@pytest.mark.parametrize("m", [53, None])
+def test_forward_and_backward_decide_alike(pair: str, m: int | None) -> None:
+    check_decisions_at_equality(m, pair, "triton", F32)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (1, 65, 3), (65, 1, 17), (33, 31, 100), (20, 30, 200)])

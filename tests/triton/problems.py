@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import fastcl
 from fastcl.backends import blocked, reference
 from fastcl.equation.masks import KINDS, Mask
 from fastcl.equation.pairs import PairFunction, pair_function
@@ -46,11 +47,11 @@ def affine(pair: PairFunction, operand: str) -> tuple[float, float]:
 def problem(
     n: int, m: int | None, d: int, *, operand: str = "dot", pair: str | PairFunction = "identity", mask: str = "off_diagonal",
     bias: bool = False, columns: bool = False, scale: float | None = None, dtype: torch.dtype = torch.float32,
-    seed: int = 0, length: float = 1.0, limits: bool = False,
+    seed: int = 0, length: float = 1.0, limits: bool = False, guides: bool = False,
 ) -> Problem:  # fmt: skip
     """Unit rows (times length); m None takes x with itself; "identity" is the log-sum-exp, every other pair a sum.
 
-    limits: of logits, of each row and, beside y, of each column.
+    limits: of logits, of each row and, beside y, of each column. guides: limits of the products of guides, likewise.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -75,7 +76,7 @@ def problem(
         x, y, torch.tensor(default if scale is None else scale, dtype=small), torch.tensor(shift, dtype=small), *biases,
         visited, operand, f, "logsumexp" if f.name == "identity" else "sum", columns,
     )  # fmt: skip
-    return limited(p) if limits else p
+    return guided(p, g) if guides else limited(p) if limits else p
 
 
 def limited(p: Problem) -> Problem:
@@ -83,6 +84,15 @@ def limited(p: Problem) -> Problem:
     z = reference._matrix(p)[1]
     of_cols = None if p.y is None else between(z.T, 0.75).to(p.dtype)
     return replace(p, mask=p.mask._replace(limit_x=between(z, 0.75).to(p.dtype), limit_y=of_cols))
+
+
+def guided(p: Problem, g: torch.Generator) -> Problem:
+    """The problem without the pairs whose guides, of small integers and 19 wide, have a product above either side's limit."""
+    s, t = (torch.randint(-3, 4, (size, 19), generator=g).to(p.dtype) for size in (p.n, p.m))
+    of_rows, of_cols = (torch.randint(-6, 19, (size,), generator=g).to(p.dtype) + 0.5 for size in (p.n, p.m))
+    of_rows[3::17], of_rows[5::23] = math.inf, -math.inf
+    others = (None, None) if p.y is None else (of_cols, t)
+    return replace(p, mask=p.mask._replace(limit_x=of_rows, guide_x=s, limit_y=others[0], guide_y=others[1]))
 
 
 class Upstream(NamedTuple):
@@ -121,8 +131,9 @@ def torch_answer(p: Problem, up: Upstream) -> tuple[Tensor, Tensor | None, Gradi
     keep = reference.visited(p.mask, torch.arange(p.n), torch.arange(p.m))
     keep = torch.ones(p.n, p.m, dtype=torch.bool) if keep is None else keep
     of_rows, of_cols = p.limits
-    keep = keep if of_rows is None else keep & (z.detach() <= of_rows[:, None])
-    keep = keep if of_cols is None else keep & (z.detach() <= of_cols)
+    decides = z.detach() if p.guides is None else p.guides[0] @ p.guides[1].T
+    keep = keep if of_rows is None else keep & (decides <= of_rows[:, None])
+    keep = keep if of_cols is None else keep & (decides <= of_cols)
     r, c = (reference._reduce(p, z, keep, dim) for dim in (1, 0))
     loss = (torch.where(torch.isneginf(r), 0.0, r) * up.g).sum()
     if up.h is not None:
@@ -236,3 +247,81 @@ def check_distances_far_from_the_origin(backend: object, dtype: torch.dtype) -> 
     answers = (backend.rows(p), blocked.rows(p), reference.rows(p))  # type: ignore[attr-defined]
     for mine, plain, truth in zip(*answers, strict=True):
         assert error(mine, truth) <= error(plain, truth) + 4e-7
+
+
+def check_limits_that_are_no_numbers(p: Problem, backend: object) -> None:
+    """NaN where a limit is, or one of a guide; -inf leaves out all of a row, whatever its logits are; inf none. p is changed."""
+    of_rows = p.mask.limit_x
+    assert of_rows is not None
+    of_rows[:4] = torch.tensor([math.nan, -math.inf, math.inf, -math.inf])
+    p.x[3] = math.nan
+    if p.mask.guide_x is not None:
+        p.mask.guide_x[4, 2] = math.nan
+    up, wanted = upstream(p), Wanted(True, p.y is not None, False, False, False, False)
+    found, right = backend.rows(p), reference.rows(p)  # type: ignore[attr-defined]
+    for mine, truth in zip(found, right, strict=True):
+        torch.testing.assert_close(mine, truth, rtol=1e-5, atol=1e-6, equal_nan=True)
+    # Nothing goes upstream to rows of NaN: what they have no part in is finite, as it is by the definition.
+    g = torch.where(right[0].isfinite(), up.g, 0.0).to(p.dtype)
+    grads = backend.gradients(p, found[0], None, g, None, wanted)  # type: ignore[attr-defined]
+    truths = reference.gradients(p, right[0], None, g, None, wanted)
+    for mine, truth in zip(grads, truths, strict=True):
+        if truth is not None:
+            torch.testing.assert_close(mine, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def check_decisions_at_equality(m: int | None, pair: str, backend: str, dtype: torch.dtype) -> None:
+    """Hundreds of logits, or products of guides, are their limits but for rounding, and the forward and its backward decide alike.
+
+    The shift's gradient of a sum of exponentials is that sum, and the weights of a log-sum-exp are 1 in each row that has any.
+    """
+    gen = torch.Generator().manual_seed(5)
+    x, s = (torch.randn(10, 24, generator=gen, dtype=dtype).div(5.0).repeat(8, 1) for _ in range(2))
+    y, t = (None, s) if m is None else (torch.randn(10, 24, generator=gen, dtype=dtype).div(5.0).repeat(m // 10, 1) for _ in range(2))
+    for guided in (False, True):
+        products = s @ t.T if guided else 3.0 * (x @ (x if y is None else y).T) + 0.1
+        guide = None if not guided else s if y is None else (s, t)
+        mask = fastcl.at_most(products[:, 7], None if y is None else products[9], guide=guide, mask="off_diagonal")
+        shift = torch.tensor(0.1, dtype=dtype, requires_grad=True)
+        call: dict[str, Any] = {"scale": 3.0, "shift": shift, "mask": mask, "backend": backend}
+        if pair == "exp":
+            call |= {"pair": "exp", "reduce": "sum"}
+        sides = (x,) if y is None else (x, y)
+        for outer in ("rows", "sum" if pair == "exp" else "pooled"):
+            r = fastcl.pair_reduce(*sides, **call) if outer == "rows" else fastcl.pair_total(*sides, outer=outer, **call)
+            assert isinstance(r, Tensor)
+            some = torch.isfinite(r)
+            assert some.any()
+            (slope,) = torch.autograd.grad(torch.where(some, r, 0.0).sum(), shift)
+            wanted = r.detach().sum() if pair == "exp" else some.sum().to(slope.dtype)
+            torch.testing.assert_close(slope, wanted, rtol=4e-6, atol=0.0)
+
+
+# The losses that take false_negative_margin, with settings at which -0.1 leaves some pairs out and others in.
+MARGINS: dict[str, dict[str, Any]] = {
+    "info_nce": {"temperature": 0.5},
+    "clip": {"logit_scale": 2.0},
+    "siglip": {"logit_scale": 2.0, "logit_bias": -1.0},
+    "nt_xent": {"temperature": 0.5},
+    "dcl": {"temperature": 0.5},
+    "dhel": {"temperature": 0.5},
+}
+
+
+def check_margin(name: str, backend: str, dtype: torch.dtype, guided: bool) -> None:
+    """The loss with a margin, by similarities or by guides, and its gradients; some pairs are above the margin."""
+    gen = torch.Generator().manual_seed(0)
+    u = torch.randn(17, 6, generator=gen, dtype=torch.float64)
+    v = u + 0.7 * torch.randn(17, 6, generator=gen, dtype=torch.float64)
+    guide = tuple(torch.randn(2, 17, 9, generator=gen, dtype=torch.float64)) if guided else None
+    u, v = (t.to(dtype).double() for t in (u, v))
+    margin: dict[str, Any] = {"false_negative_margin": 0.2 if guided else -0.1, "margin_strategy": "absolute", "guide": guide}
+    answers = []
+    for by, of, more in ((backend, dtype, margin), ("reference", torch.float64, margin), ("reference", torch.float64, {})):
+        rows = [t.to(of, copy=True).requires_grad_() for t in (u, v)]
+        value = getattr(fastcl.functional, name)(*rows, **MARGINS[name], **more, backend=by)
+        answers.append([value.detach(), *torch.autograd.grad(value, rows)])
+    allowed = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+    for mine, right in zip(*answers[:2], strict=True):
+        assert (mine - right).abs().max() <= allowed * right.abs().max().clamp(min=1.0)
+    assert (answers[1][0] - answers[2][0]).abs() > 1e-2, "the margin leaves nothing out"

@@ -1,6 +1,6 @@
 """The backend "cuda": kernels written by hand for compute capability 8.0 and later, in three forms.
 
-strip    torch's matrix products on tiles in a bounded workspace, two kernels between them: whatever there is
+strip    torch's matrix products on tiles in a bounded workspace, two kernels between them: whatever there is, limits alone
 fused    dot products, pair function and reduction in one kernel, nothing of size n x m in memory
 hopper   tiles by wgmma, for rows of two bytes on compute capability 9.0
 

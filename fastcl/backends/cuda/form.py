@@ -56,13 +56,13 @@ def requested() -> str:
 
 
 def form(p: Problem, gradients: bool) -> str:
-    """The form that serves the rows of this problem, or its gradients.
+    """The form that serves the rows of this problem, or its gradients; of limits, which others would hold in registers, the strip.
 
     Raises:
         ValueError: if FASTCL_CUDA names none of them.
     """
     name = requested()
-    if name == "strip" or p.n == 0 or p.m == 0:
+    if name == "strip" or p.mask.limited or p.n == 0 or p.m == 0:
         return "strip"
     facts = launches.facts_of(p.x.device)
     entry = next((e for e in reversed(TABLE) if facts.capability >= e.capability), None)

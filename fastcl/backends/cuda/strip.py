@@ -2,6 +2,8 @@
 
 dot = x[tile] y[tile]^T   ->  strip_reduce   ->  r, c
 dot = x[tile] y[tile]^T   ->  strip_weights  ->  W Y, W^T X, W 1, W^T 1
+
+With limits two others stand in their places, which the products of guides go to beside the dot products.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class Strip(Tiles):
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p, p.x.dtype)
+        self.limits = tuple(None if t is None else t.contiguous() for t in p.limits)
         self.everywhere = None if p.mask.period else equation(self.sides)
 
     def equation_on(self, tile: Tile) -> tuple[Any, ...]:
@@ -63,7 +66,8 @@ class Strip(Tiles):
     def reduce(self, tile: Tile, columns: bool) -> tuple[Tensor, Tensor | None]:
         rows, cols = self.parts(tile, BLOCK_ROWS, BLOCK_COLS, True, columns, 2 if self.p.reduce == "logsumexp" else 1)
         assert rows is not None
-        launches.ops.strip_reduce(*self.equation_on(tile), tile.dot, tile.i0, tile.j0, rows, cols)
+        op = launches.ops.strip_reduce_limited if self.p.mask.limited else launches.ops.strip_reduce
+        op(*self.equation_on(tile), tile.dot, tile.i0, tile.j0, rows, cols, *self.at_most(tile))
         return rows, cols
 
     def weigh(
@@ -72,13 +76,19 @@ class Strip(Tiles):
         row_parts, col_parts = self.parts(tile, BLOCK_ROWS, BLOCK_COLS, rows, cols)
         values, _ = self.parts(tile, BLOCK_ROWS, BLOCK_COLS, value, False)
         weights = tile.dot if self.in_units else tile.weights
-        launches.ops.strip_weights(
-            *self.equation_on(tile), tile.dot, tile.i0, tile.j0, *(by or self.ones), weights, row_parts, col_parts, values
-        )
+        op = launches.ops.strip_weights_limited if self.p.mask.limited else launches.ops.strip_weights
+        op(
+            *self.equation_on(tile), tile.dot, tile.i0, tile.j0, *(by or self.ones), weights, row_parts, col_parts, values,
+            *self.at_most(tile),
+        )  # fmt: skip
         return weights, row_parts, col_parts, values
+
+    def at_most(self, tile: Tile) -> tuple[Tensor | None, ...]:
+        """The limits, and the products of guides that they are on; nothing where there are none."""
+        return (*self.limits, tile.guided) if self.p.mask.limited else ()
 
     def join(self, parts: Tensor, state: State, factor: float = 1.0) -> None:
         launches.ops.merge_parts(parts, state.top, state.sum, factor)
 
     def prepared(self, by: Weighting) -> Weighting:
-        return launches.prepared(by)
+        return by if self.p.mask.limited else launches.prepared(by)
