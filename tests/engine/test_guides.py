@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl.backends import choice
 from fastcl.equation.masks import Mask
-from fastcl.equation.pairs import Identity
 from tests.objectives.witnesses import gradients, served
 from tests.oracle import pairwise
 
@@ -224,14 +222,6 @@ def test_refused(given: dict[str, Any], call: dict[str, Any], kind: type[Excepti
     with pytest.raises(kind) as caught:
         fastcl.pair_reduce(X, mask=fastcl.at_most(**({"limit_x": torch.ones(4)} | given)), **call)
     assert str(caught.value).startswith(message)
-
-
-def test_kernels_without_guides_say_so_and_auto_takes_tiles() -> None:
-    gpu = torch.device("cuda")
-    for name in ("cuda", "triton"):
-        said = choice.reason(name, gpu, torch.float32, Identity(), True, True)
-        assert said is not None and said.startswith("its kernels form no products of guides")
-    assert choice.choose(None, gpu, torch.float32, Identity(), True, True)[0] == "blocked"
 
 
 def test_masks_without_limits_have_no_guides() -> None:

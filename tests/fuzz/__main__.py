@@ -26,7 +26,7 @@ from hypothesis.errors import Flaky
 from . import draws
 from .case import Case
 from .hunt import WrongError, judge
-from .places import place
+from .places import EMULATED, place
 
 # What a round draws of each kind: a compiled call takes seconds, an interpreted kernel too.
 ROUND = {
@@ -39,6 +39,7 @@ ROUND = {
     "3 ranks": 20,
     "compiled": 4,
     "interpreted": 6,
+    "emulated": 6,
 }
 
 
@@ -55,6 +56,9 @@ def strategy(
         # Tiles of 32 x 32 or so: several of them at sizes that the interpreter can run.
         form = ("strip", "fused")[number % 2]
         return draws.interpreted(), place(TRITON_INTERPRET="1", FASTCL_TRITON=form, FASTCL_WORKSPACE_MB="0.005")
+    if kind == "emulated":
+        form = ("strip", "fused")[number % 2]
+        return draws.emulated(), place(FASTCL_CUDA=form, **{EMULATED: "1"})
     return draws.cases(kind, paths), place()
 
 

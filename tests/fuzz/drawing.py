@@ -249,10 +249,10 @@ def len_of(drawing: Drawing, name: str | None) -> int:
     return int(found[0][1]) if name and found else drawing.n
 
 
-def mask(drawing: Drawing, n: int, m: int, alone: bool) -> str:
-    """A mask as text, sometimes with limits: infinite ones, and numbers that no rounding of a logit near 1 crosses."""
+def mask(drawing: Drawing, n: int, m: int, alone: bool, limited: int = 20) -> str:
+    """A mask as text, so many per cent of them with limits: infinite ones, and numbers that no rounding of a logit near 1 crosses."""
     text = indices(drawing, n, m, alone)
-    if not drawing.maybe(20):
+    if not drawing.maybe(limited):
         return text
     limits = {"guide": guides(drawing, n, m, alone)} if drawing.maybe(50) else {}
     finite = ("0.5", "2.5", "-1.5") if limits else ("1e30", "-1e30")

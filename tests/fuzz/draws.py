@@ -99,8 +99,8 @@ def numbers(draw: Draw, path: str) -> Case:
 
 
 @st.composite
-def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
-    """The engine itself: any operand, pair function, mask, biases."""
+def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS, limited: int = 20) -> Case:
+    """The engine itself: any operand, pair function, mask, biases; limited: per cent of masks with limits."""
     drawing = Drawing(draw, path, draw(st.sampled_from(dtypes)))
     n, alone = drawing.n, drawing.maybe(40)
     m = n if alone else draw(st.one_of(st.just(n), sizes))
@@ -112,7 +112,7 @@ def ops(draw: Draw, path: str, dtypes: Sequence[str] = FLOATS) -> Case:
     keywords = {
         "operand": repr("dot" if distant else drawing.one_of("dot", "sqdist")),
         "reduce": repr(reduce),
-        "mask": mask(drawing, n, m, alone),
+        "mask": mask(drawing, n, m, alone, limited),
     }
     closed = False
     if reduce == "sum":
@@ -340,6 +340,15 @@ def interpreted(draw: Draw) -> Case:
     if max(max(t.shape, default=0) for t in case.tensors().values()) > 65:
         reject()  # the kernels' own tiles are small
     return replace(case, backend="triton", autocast="", threads=1, derive="grad")
+
+
+@st.composite
+def emulated(draw: Draw, path: str | None = None) -> Case:
+    """The engine's CUDA kernels, in the emulator, most with limits or guides."""
+    case = draw(ops(path or draw(st.sampled_from(public()["ops"])), limited=80))
+    if max(max(t.shape, default=0) for t in case.tensors().values()) > 200:
+        reject()  # a pair takes some microseconds
+    return replace(case, backend="cuda", autocast="", threads=1, derive="grad")
 
 
 def each_anew() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import cache
 from multiprocessing.connection import Connection
@@ -20,6 +21,7 @@ from fastcl.backends import extension
 from .case import Case, Found, run
 
 REFUSALS = ("ValueError: ", "TypeError: ", "MismatchError: ")
+EMULATED = "FASTCL_FUZZ_EMULATED"  # of a place whose cases run on an emulated GPU
 PATIENCE = 300.0  # seconds; a compiled call takes some, and processes that start on a busy machine
 
 
@@ -137,10 +139,19 @@ def serve(pipe: Connection, rank: int, world: int, meeting: str) -> None:
         except EOFError:
             return
         try:
-            answer: Any = run(case, group=group)
+            with _device():
+                answer: Any = run(case, group=group)
         except Exception as error:
             answer = ProcessError(f"{type(error).__name__}: {error}")
         pipe.send(answer)
+
+
+def _device() -> AbstractContextManager[Any]:
+    if not os.environ.get(EMULATED):
+        return nullcontext()
+    from tests.cuda.emulation import emulated
+
+    return emulated()
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcl
 from fastcl.backends import blocked, reference
@@ -93,6 +94,21 @@ def guided(p: Problem, g: torch.Generator) -> Problem:
     of_rows[3::17], of_rows[5::23] = math.inf, -math.inf
     others = (None, None) if p.y is None else (of_cols, t)
     return replace(p, mask=p.mask._replace(limit_x=of_rows, guide_x=s, limit_y=others[0], guide_y=others[1]))
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that an operation of torch's has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for t in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(t, Tensor):
+                self.bytes = max(self.bytes, t.untyped_storage().nbytes())
+        return made
 
 
 class Upstream(NamedTuple):
@@ -308,14 +324,14 @@ MARGINS: dict[str, dict[str, Any]] = {
 }
 
 
-def check_margin(name: str, backend: str, dtype: torch.dtype, guided: bool) -> None:
+def check_margin(name: str, backend: str, dtype: torch.dtype, guided: bool, strategy: str = "absolute") -> None:
     """The loss with a margin, by similarities or by guides, and its gradients; some pairs are above the margin."""
     gen = torch.Generator().manual_seed(0)
     u = torch.randn(17, 6, generator=gen, dtype=torch.float64)
     v = u + 0.7 * torch.randn(17, 6, generator=gen, dtype=torch.float64)
     guide = tuple(torch.randn(2, 17, 9, generator=gen, dtype=torch.float64)) if guided else None
     u, v = (t.to(dtype).double() for t in (u, v))
-    margin: dict[str, Any] = {"false_negative_margin": 0.2 if guided else -0.1, "margin_strategy": "absolute", "guide": guide}
+    margin: dict[str, Any] = {"false_negative_margin": 0.2 if guided else -0.1, "margin_strategy": strategy, "guide": guide}
     answers = []
     for by, of, more in ((backend, dtype, margin), ("reference", torch.float64, margin), ("reference", torch.float64, {})):
         rows = [t.to(of, copy=True).requires_grad_() for t in (u, v)]
