@@ -72,7 +72,7 @@ def mask_tile(t, i0, j0, n, m, diff, period, gx, gy, fill, BM: tl.constexpr, BN:
 
 @triton.jit
 def at_most(t, decides, lx, ly, fill, HAS_LX: tl.constexpr, HAS_LY: tl.constexpr):
-    """t where what decides (z, or a product of guides) is at most the limits of its row and column, else fill; NaN is above none."""
+    """t where z, or what else decides, is at most the limits of its row and column, else fill; NaN is above none."""
     if HAS_LX:
         t = tl.where(decides > lx[:, None], fill, t)
     if HAS_LY:

@@ -48,7 +48,7 @@ def vectors(s: Sides, swapped: bool = False) -> dict[str, Any]:
 
 
 def limits(p: Problem) -> dict[str, Any]:
-    """The limits of logits, which the strip's kernels alone take: the fused ones would pay for them in registers."""
+    """Limits, which the strip's kernels alone take: the fused ones would pay for them in registers, and form no second product."""
     given = {name: None if t is None else t.contiguous() for name, t in zip(("X", "Y"), p.limits, strict=True)}
     return {
         **{f"L{name}": present(t, p.scale) for name, t in given.items()},

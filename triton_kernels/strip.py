@@ -80,8 +80,8 @@ class Strip(Tiles):
 
     def _place(self, tile: Tile) -> dict[str, Any]:
         return {
-            "D": present(tile.guided, self.p.scale), "i0": tile.i0, "j0": tile.j0, "n": tile.i1, "m": tile.j1, "pitch": tile.dot.stride(0),
-            "rows_pitch": tile.i1 - tile.i0, "cols_pitch": tile.j1 - tile.j0,
+            "i0": tile.i0, "j0": tile.j0, "n": tile.i1, "m": tile.j1, "pitch": tile.dot.stride(0),
+            "D": present(tile.guided, self.p.scale), "rows_pitch": tile.i1 - tile.i0, "cols_pitch": tile.j1 - tile.j0,
         }  # fmt: skip
 
 

@@ -25,6 +25,9 @@ def test_every_kernel_for_every_architecture_without_spills() -> None:
     pairs = re.findall(r"::fastcl::pairs::(\w+)", (CSRC / "generated" / "pairs.h").read_text())
     for kernel in ("reduce_sum<float, {}>", "reduce_sum<double, {}>", "weigh<float, SumWeights<float, {}> >"):
         assert {kernel.format(pair) for pair in pairs} <= names["sm_80"]
+    limited = {name for name in names["sm_80"] if "_limited" in name}
+    kernels = ("reduce_sum_limited<{}>", "reduce_logsumexp_limited<{}>", "weigh_limited<{}, false>", "weigh_limited<{}, true>")
+    assert limited == {kernel.format(dtype) for kernel in kernels for dtype in ("float", "double")}
 
 
 @pytest.mark.parametrize(

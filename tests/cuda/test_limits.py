@@ -1,4 +1,4 @@
-"""Limits of logits and of guides by backend="cuda": the strip's kernels for them, whatever form is asked for, under tools/ptxemu."""
+"""Limits of logits and of guides by backend="cuda": the strip's kernels, whatever form is asked for, under tools/ptxemu."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_what_a_kernel_is_not_told_is_noticed(word: int, kernel: str) -> None:
 
     with emulated() as session:
         session.tamper = without
-        with pytest.raises(AssertionError, match="off by|infinite"):
+        with pytest.raises(AssertionError, match=r"off by|infinite"):
             check_rows_and_gradients(p, cuda)
 
 
@@ -155,8 +155,9 @@ def test_what_a_kernel_is_not_told_is_noticed(word: int, kernel: str) -> None:
 def test_what_a_kernel_must_not_read_is_refused(change: dict[str, object], words: str) -> None:
     one = torch.ones(())
     arguments: dict[str, object] = {
-        "scale": one, "shift": one, "norm_x": None, "norm_y": None, "bias_x": None, "bias_y": None, "group_x": None, "group_y": None,
-        "diff": 0, "period": 0, "mask": "all", "operand": "dot", "pair": "identity", "k0": 0.0, "k1": 0.0, "reduce": "logsumexp",
+        "scale": one, "shift": one, "norm_x": None, "norm_y": None, "bias_x": None, "bias_y": None,
+        "group_x": None, "group_y": None, "diff": 0, "period": 0, "mask": "all", "operand": "dot", "pair": "identity",
+        "k0": 0.0, "k1": 0.0, "reduce": "logsumexp",
         "dot": torch.zeros(30, 40), "i0": 0, "j0": 0, "rows": torch.zeros(60), "cols": torch.zeros(80),
         "limit_x": torch.zeros(30), "limit_y": torch.zeros(40), "guided": torch.zeros(30, 40),
     }  # fmt: skip

@@ -57,8 +57,7 @@ def strategy(
         form = ("strip", "fused")[number % 2]
         return draws.interpreted(), place(TRITON_INTERPRET="1", FASTCL_TRITON=form, FASTCL_WORKSPACE_MB="0.005")
     if kind == "emulated":
-        form = ("strip", "fused")[number % 2]
-        return draws.emulated(), place(FASTCL_CUDA=form, **{EMULATED: "1"})
+        return draws.emulated(), place(**{EMULATED: "1"})
     return draws.cases(kind, paths), place()
 
 

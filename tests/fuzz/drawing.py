@@ -250,7 +250,7 @@ def len_of(drawing: Drawing, name: str | None) -> int:
 
 
 def mask(drawing: Drawing, n: int, m: int, alone: bool, limited: int = 20) -> str:
-    """A mask as text, so many per cent of them with limits: infinite ones, and numbers that no rounding of a logit near 1 crosses."""
+    """A mask as text, so many per cent with limits: infinite ones, and numbers that no rounding of a logit near 1 crosses."""
     text = indices(drawing, n, m, alone)
     if not drawing.maybe(limited):
         return text

@@ -344,8 +344,8 @@ def interpreted(draw: Draw) -> Case:
 
 @st.composite
 def emulated(draw: Draw, path: str | None = None) -> Case:
-    """The engine's CUDA kernels, in the emulator, most with limits or guides."""
-    case = draw(ops(path or draw(st.sampled_from(public()["ops"])), limited=80))
+    """The engine's CUDA kernels for limits and guides, in the emulator."""
+    case = draw(ops(path or draw(st.sampled_from(public()["ops"])), limited=100))
     if max(max(t.shape, default=0) for t in case.tensors().values()) > 200:
         reject()  # a pair takes some microseconds
     return replace(case, backend="cuda", autocast="", threads=1, derive="grad")

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch._dynamo.testing
 from fastcl.triton_kernels import pair_reduce, strip, tuning
-from torch import Tensor
 
 import fastcl
 from fastcl import triton_kernels

@@ -292,8 +292,12 @@ def check_decisions_at_equality(m: int | None, pair: str, backend: str, dtype: t
     The shift's gradient of a sum of exponentials is that sum, and the weights of a log-sum-exp are 1 in each row that has any.
     """
     gen = torch.Generator().manual_seed(5)
-    x, s = (torch.randn(10, 24, generator=gen, dtype=dtype).div(5.0).repeat(8, 1) for _ in range(2))
-    y, t = (None, s) if m is None else (torch.randn(10, 24, generator=gen, dtype=dtype).div(5.0).repeat(m // 10, 1) for _ in range(2))
+
+    def repeated(times: int) -> Tensor:
+        return torch.randn(10, 24, generator=gen, dtype=dtype).div(5.0).repeat(times, 1)
+
+    x, s = repeated(8), repeated(8)
+    y, t = (None, s) if m is None else (repeated(m // 10), repeated(m // 10))
     for guided in (False, True):
         products = s @ t.T if guided else 3.0 * (x @ (x if y is None else y).T) + 0.1
         guide = None if not guided else s if y is None else (s, t)
