@@ -305,6 +305,28 @@ struct Logits {
   }
 };
 
+// Writes this block's row (one for each group of four lanes) and column results to its rows of the partial results.
+template <class T>
+struct Partial {
+  T *row, *col;
+  int64_t rows, cols;
+  bool has_row, has_col;
+
+  __device__ __forceinline__ Partial(const StripReduce& args, const Place& p) {
+    const Tile& t = args.tile;
+    rows = t.i1 - t.i0, cols = t.j1 - t.j0;
+    const int64_t i = int64_t(blockIdx.x) * strip_block_rows + p.warp * warp_rows + p.lane / 4;
+    const int64_t j = int64_t(blockIdx.y) * strip_block_cols + threadIdx.x;
+    row = static_cast<T*>(args.row_parts) + blockIdx.y * rows + i;
+    col = static_cast<T*>(args.col_parts) + blockIdx.x * cols + j;
+    has_row = i < rows;
+    has_col = args.col_parts != nullptr && threadIdx.x < strip_block_cols && j < cols;
+  }
+  __device__ __forceinline__ bool stores_row(int lane) const { return has_row && lane % 4 == 0; }
+  __device__ __forceinline__ int64_t row_plane() const { return gridDim.y * rows; }
+  __device__ __forceinline__ int64_t col_plane() const { return gridDim.x * cols; }
+};
+
 // Calls body(pair functor) for the pair function of that number.
 template <class Body>
 int with_pair(int pair, Body body) {

@@ -3,7 +3,7 @@
 // Kernels of their own, so that those without limits hold none in registers. There is one for each dtype and reduction: tiles are
 // read and written at the speed of memory, beside which a branch that all threads take to their pair function, and a second
 // exponential, are small. z is formed by the same instructions in all of them: a backward decides as its forward did.
-#include "strip_parts.cuh"
+#include "strip.cuh"
 
 namespace fastcl::cuda {
 namespace {
@@ -107,25 +107,65 @@ __global__ __launch_bounds__(threads) void reduce_sum_limited(const StripReduceL
   }
 }
 
+// A sum of exponentials relative to an infinite maximum is one of exponentials relative to 0.
+template <class T>
+__device__ __forceinline__ T finite_top(T top) {
+  return top == infinity<T>() ? T(0) : top;
+}
+
+// Each row and column relative to its own maximum: of rows that keep few pairs many lie far under the block's.
 template <class T>
 __global__ __launch_bounds__(threads) void reduce_logsumexp_limited(const StripReduceLimited args) {
   __shared__ T shared[warps * strip_block_cols];
-  __shared__ T tops[strip_block_cols];
+  __shared__ alignas(16) T tops[strip_block_cols];
   const StripReduce& strip = args.strip;
   const Limited<T> limited(strip.equation, strip.tile, args.at_most);
+  const Place& p = limited.p;
   T z[warp_rows][lane_cols] = {};
-  T top = -infinity<T>();
 #pragma unroll
   for (int r = 0; r < warp_rows; r++) {
     unsigned counts = 0;
     if (limited.has(r)) counts = limited.row(r, z[r]);
 #pragma unroll
-    for (int c = 0; c < lane_cols; c++) {
-      z[r][c] = counts >> c & 1u ? z[r][c] : -infinity<T>();
-      top = highest(top, z[r][c]);
-    }
+    for (int c = 0; c < lane_cols; c++)
+      if (!(counts >> c & 1u)) z[r][c] = -infinity<T>();
   }
-  logsumexp_of_block(strip, limited.p, strip.col_parts != nullptr, z, top, shared, tops);
+  T row[warp_rows];
+#pragma unroll
+  for (int r = 0; r < warp_rows; r++) row[r] = highest(highest(z[r][0], z[r][1]), highest(z[r][2], z[r][3]));
+  const T row_top = over_lanes<Maximum>(row, p.lane);
+#pragma unroll
+  for (int r = 0; r < warp_rows; r++) {
+    const T own = reference_of(__shfl_sync(0xffffffffu, row_top, 4 * r));
+    row[r] = T(0);
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) row[r] += exponential(z[r][c] - own);
+  }
+  const T row_sum = over_lanes<Sum>(row, p.lane);
+  const Partial<T> out(strip, p);
+  if (out.stores_row(p.lane)) out.row[0] = finite_top(row_top), out.row[out.row_plane()] = row_sum;
+  if (strip.col_parts == nullptr) return;
+  T col[lane_cols];
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++) {
+    col[c] = z[0][c];
+#pragma unroll
+    for (int r = 1; r < warp_rows; r++) col[c] = highest(col[c], z[r][c]);
+  }
+  const T col_top = over_warps<Maximum>(col, shared, p.warp, p.lane);
+  if (threadIdx.x < strip_block_cols) tops[threadIdx.x] = col_top;
+  __syncthreads();
+  T own[lane_cols];
+  load_four<true>(tops + lane_cols * p.lane, lane_cols, own);
+#pragma unroll
+  for (int c = 0; c < lane_cols; c++) {
+    own[c] = reference_of(own[c]);
+    col[c] = T(0);
+#pragma unroll
+    for (int r = 0; r < warp_rows; r++) col[c] += exponential(z[r][c] - own[c]);
+  }
+  const T col_sum = over_warps<Sum>(col, shared, p.warp, p.lane);
+  if (out.has_col) out.col[0] = finite_top(col_top), out.col[out.col_plane()] = col_sum;
 }
 
 // What a row or column brings to its weights: the upstream gradient and, to a log-sum-exp, the normaliser: +inf where nothing was

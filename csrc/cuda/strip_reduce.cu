@@ -1,5 +1,5 @@
 // The reductions of one tile of dot products, and what joins the partial results: rows and columns from one read of the tile.
-#include "strip_parts.cuh"
+#include "strip.cuh"
 
 namespace fastcl::cuda {
 namespace {
@@ -52,6 +52,8 @@ __global__ __launch_bounds__(threads) void reduce_sum(const StripReduce args) {
   }
 }
 
+// One exponential an element, relative to the block's maximum. Where a row or a column lies so far under it that this would
+// underflow (or nothing of it is visited), the block is done again with a maximum for each.
 template <class T>
 __global__ __launch_bounds__(threads) void reduce_logsumexp(const StripReduce args) {
   __shared__ T shared[warps * strip_block_cols];
@@ -71,7 +73,69 @@ __global__ __launch_bounds__(threads) void reduce_logsumexp(const StripReduce ar
   };
   if (visits_all(args.equation, args.tile)) each_row<true, warp_rows>(args.tile, p, cols, logits, keep);
   else each_row<false, warp_rows>(args.tile, p, cols, logits, keep);
-  logsumexp_of_block(args, p, columns, z, top, shared, tops);
+  top = over_warp<Maximum>(top);
+  if (p.lane == 0) tops[p.warp] = top;
+  __syncthreads();
+  T peak = tops[0];
+#pragma unroll
+  for (int w = 1; w < warps; w++) peak = highest(peak, tops[w]);
+  const T reference = reference_of(peak);
+
+  T row[warp_rows], col[lane_cols] = {};
+#pragma unroll
+  for (int r = 0; r < warp_rows; r++) {
+    row[r] = T(0);
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) {
+      const T e = exponential(z[r][c] - reference);
+      row[r] += e;
+      col[c] += e;
+    }
+  }
+  const Partial<T> out(args, p);
+  T row_sum = over_lanes<Sum>(row, p.lane), row_top = reference;
+  T col_sum = columns ? over_warps<Sum>(col, shared, p.warp, p.lane) : T(0), col_top = reference;
+  const bool faint = (out.has_row && row_sum < Limits<T>::faint) || (out.has_col && col_sum < Limits<T>::faint);
+  if (__syncthreads_or(faint || peak == infinity<T>())) {
+#pragma unroll
+    for (int r = 0; r < warp_rows; r++) {
+      row[r] = -infinity<T>();
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) row[r] = highest(row[r], z[r][c]);
+    }
+    row_top = over_lanes<Maximum>(row, p.lane);
+#pragma unroll
+    for (int r = 0; r < warp_rows; r++) {
+      const T own = reference_of(__shfl_sync(0xffffffffu, row_top, 4 * r));
+      row[r] = T(0);
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) row[r] += exponential(z[r][c] - own);
+    }
+    row_sum = over_lanes<Sum>(row, p.lane);
+    row_top = row_top == infinity<T>() ? T(0) : row_top;
+    if (columns) {
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) {
+        col[c] = -infinity<T>();
+#pragma unroll
+        for (int r = 0; r < warp_rows; r++) col[c] = highest(col[c], z[r][c]);
+      }
+      col_top = over_warps<Maximum>(col, shared, p.warp, p.lane);
+      if (threadIdx.x < strip_block_cols) tops[threadIdx.x] = col_top;
+      __syncthreads();
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) {
+        const T own = reference_of(tops[lane_cols * p.lane + c]);
+        col[c] = T(0);
+#pragma unroll
+        for (int r = 0; r < warp_rows; r++) col[c] += exponential(z[r][c] - own);
+      }
+      col_sum = over_warps<Sum>(col, shared, p.warp, p.lane);
+      col_top = col_top == infinity<T>() ? T(0) : col_top;
+    }
+  }
+  if (out.stores_row(p.lane)) out.row[0] = row_top, out.row[out.row_plane()] = row_sum;
+  if (out.has_col) out.col[0] = col_top, out.col[out.col_plane()] = col_sum;
 }
 
 // The partial results of one row or column, one after the other: the same bits in any schedule.

@@ -36,6 +36,8 @@ def is_built_linked_and_opened() -> str:
     for op in (
         "strip_reduce",
         "strip_weights",
+        "strip_reduce_limited",
+        "strip_weights_limited",
         "merge_parts",
         "fused_rows",
         "fused_gradient",

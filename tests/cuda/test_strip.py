@@ -7,6 +7,7 @@ of warps and blocks give the same bits.
 from __future__ import annotations
 
 import re
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -267,11 +268,17 @@ def test_cuda_and_triton_agree(dtype: torch.dtype, mask: str, pair: str, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("kernel", "operator"), [("reduce_logsumexpIf", "rows"), ("weighIfNS1_14SoftmaxWeights", "gradients")]
+    ("kernel", "operator"),
+    [
+        ("reduce_logsumexpIf", "rows"),
+        ("weighIfNS1_14SoftmaxWeights", "gradients"),
+        ("reduce_logsumexp_limitedIf", "rows"),
+        ("weigh_limitedIfLb1", "gradients"),
+    ],
 )
 def test_a_dropped_barrier_is_noticed(kernel: str, operator: str) -> None:
     """Each barrier of a kernel in turn is taken out of its PTX: none is there for nothing."""
-    p = problem(70, 140, 8, columns=True, bias=True, scale=80.0)
+    p = problem(70, 140, 8, columns=True, bias=True, scale=80.0, limits="limited" in kernel)
     p.x.mul_(torch.logspace(0, 2, 70)[:, None])
     up = upstream(p)
     with emulated() as session:
@@ -338,8 +345,8 @@ def test_memory_left_unwritten_is_noticed() -> None:
 def test_access_is_coalesced_and_without_bank_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of whole blocks: no access asks for more sectors, or takes more shared-memory wavefronts, than its bytes need."""
     monkeypatch.setenv("FASTCL_WORKSPACE_MB", "2")
-    for pair in ("identity", "softplus"):
-        p = problem(128, 256, 16, pair=pair, columns=True, bias=True, dtype=BF16)
+    for pair, guides in product(("identity", "softplus"), (False, True)):
+        p = problem(128, 256, 16, pair=pair, columns=True, bias=True, dtype=BF16, guides=guides)
         with emulated() as session:
             check_rows_and_gradients(p, serving(p))
             for name, stats in zip(session.names, session.stats, strict=True):

@@ -8,6 +8,8 @@ blocks give the same bits.
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -27,7 +29,19 @@ from tools import ptxemu
 from tools.ptxemu import triton as ptxemu_triton
 
 from .emulation import EVERYTHING, emulated
-from .problems import MASKS, PAIRS, all_wanted, check_rows_and_gradients, check_total, error, problem, upstream
+from .problems import (
+    MARGINS,
+    MASKS,
+    PAIRS,
+    Largest,
+    all_wanted,
+    check_margin,
+    check_rows_and_gradients,
+    check_total,
+    error,
+    problem,
+    upstream,
+)
 
 _NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which mmap names from Python 3.13 on
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
@@ -47,12 +61,12 @@ class Case(NamedTuple):
     mask: str = "off_diagonal"
     bias: bool = False
     precision: str = "ieee"
-    limits: bool = False
+    of: str = ""  # limits of logits, or guides
 
     def problem(self) -> Problem:
         p = problem(
             self.n, self.m, self.d, operand=self.operand, pair=self.pair, mask=self.mask, bias=self.bias,
-            columns=True, dtype=self.dtype, limits=self.limits,
+            columns=True, dtype=self.dtype, **({self.of: True} if self.of else {}),
         )  # fmt: skip
         if self.precision == "tf32":
             # Rows that tf32 holds exactly, as bfloat16 holds its own: what is measured is the kernel, not the input's rounding.
@@ -63,9 +77,9 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.") if self.dtype != F32 else self.precision
-        limits = "-limits" if self.limits else ""
+        of = self.of and f"-{self.of}"
         return (
-            f"{self.form}-sm{self.arch}-{self.n}x{self.m or 'self'}x{self.d}-{kind}-{self.operand}-{self.pair}-{self.mask}{limits}"
+            f"{self.form}-sm{self.arch}-{self.n}x{self.m or 'self'}x{self.d}-{kind}-{self.operand}-{self.pair}-{self.mask}{of}"
         )
 
 
@@ -82,8 +96,10 @@ SUBSET = [
     Case("strip", 80, 140, 700, 16, mask="two_diagonals"),
     Case("fused", 80, 140, 700, 64, mask="two_diagonals"),
     Case("fused", 80, 400, None, 16, mask="two_diagonals"),
-    Case("strip", 80, 150, 220, 64, bias=True, limits=True),
-    Case("fused", 80, 150, None, 64, F16, pair="softplus", limits=True),
+    Case("strip", 80, 150, 220, 64, bias=True, of="limits"),
+    Case("fused", 80, 150, None, 64, F16, pair="softplus", of="limits"),
+    Case("strip", 80, 150, 220, 64, bias=True, of="guides"),
+    Case("fused", 80, 150, None, 64, F16, pair="softplus", of="guides"),
 ]
 
 
@@ -108,7 +124,8 @@ def everything() -> list[Case]:
                     cases.append(Case(form, arch, 140, 270, 64, pair="identity", operand=operand, mask=mask))
                     cases.append(Case(form, arch, 270, None, 64, pair="exp", operand=operand, mask=mask))
             cases += [Case(form, arch, 140, 150, 64, pair=pair) for pair in PAIRS]
-            cases += [Case(form, arch, 140, m, 64, pair=pair, limits=True) for m in (150, None) for pair in ("identity", "exp")]
+            limited = product((150, None), ("identity", "exp"), ("limits", "guides"))
+            cases += [Case(form, arch, 140, m, 64, pair=pair, of=of) for m, pair, of in limited]
             cases += [Case(form, arch, n, m, 64) for n, m in ((1, 1), (1, 129), (129, 1), (127, 128), (128, 129))]
     return cases
 
@@ -162,6 +179,27 @@ def test_rows_far_apart_take_the_guarded_path(arch: int, form: str, monkeypatch:
     p.x.mul_(torch.logspace(0, 2, 200)[:, None].bfloat16())
     with emulated(arch):
         check_rows_and_gradients(p, triton_kernels)
+
+
+@pytest.mark.parametrize("m", [400, None])
+def test_guides_take_no_more_memory_than_tiles(m: int | None) -> None:
+    """Of the pairs' matrix, 0.64 MB, no tensor of the call is more than a part: both tiles share the workspace."""
+    p = problem(400, m, 16, dtype=BF16, columns=m is not None, guides=True)
+    up = upstream(p)
+    with emulated(80), Largest() as largest:
+        r, c = triton_kernels.rows(p)
+        triton_kernels.gradients(p, r, c, up.g, up.h, all_wanted(p))
+        triton_kernels.total(replace(p, columns=False), None, "pooled", all_wanted(p))
+    assert largest.bytes <= 0.2 * 2**20
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16] if EVERYTHING else [BF16], ids=str)
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("name", MARGINS if EVERYTHING else ["clip", "nt_xent"])
+def test_losses_with_a_margin(name: str, guided: bool, dtype: torch.dtype) -> None:
+    with emulated(80) as session:
+        check_margin(name, "triton", dtype, guided, "relative")
+        assert session.stats
 
 
 @pytest.mark.parametrize("form", ["strip", "fused"] if EVERYTHING else ["strip"])
