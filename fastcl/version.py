@@ -1,3 +1,3 @@
 """The version, in its one place: pyproject.toml reads it here, without importing the package."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

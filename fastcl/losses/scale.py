@@ -105,8 +105,8 @@ def stated(module: nn.Module, name: str) -> bool:
 
 
 def learnable_or_fixed(module: nn.Module, name: str, value: float, learnable: bool) -> Tensor:
-    """A parameter of the module with one element, or a buffer."""
-    tensor = torch.tensor([float(value)], dtype=torch.float32)
+    """A parameter of the module with one element, or a buffer: a number that float32 holds."""
+    tensor = torch.tensor([float(checks.number(name, value, torch.zeros(())))], dtype=torch.float32)
     if not learnable:
         module.register_buffer(name, tensor)
         return tensor

@@ -158,3 +158,9 @@ def test_a_module_works_inside_functional_call() -> None:
     loss = losses.InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.2)))
     by_call = torch.func.functional_call(loss, {"temperature": torch.tensor(0.3)}, (x, y))
     torch.testing.assert_close(by_call, fastcl.functional.info_nce(x, y, temperature=0.3), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_a_learned_number_is_one_that_float32_holds(learnable: bool) -> None:
+    with pytest.raises(ValueError, match="logit_bias"):
+        fastcl.losses.SigLIPLoss(logit_bias=1e300, learnable=learnable)
