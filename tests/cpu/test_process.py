@@ -51,6 +51,8 @@ def step(n, form):
         fastcl.pair_total(x, y, scale=14.0, mask="off_diagonal", outer="contrast", positive=positive, backend="cpu").backward()
     elif form == "itself":
         fastcl.pair_reduce(x, scale=14.0, mask="off_diagonal", backend="cpu").sum().backward()
+    elif form == "nt_xent":  # of 2n rows, n of each view
+        fastcl.functional.nt_xent(x, y, normalize=False, backend="cpu").backward()
     elif form == "normalized clip":
         fastcl.functional.clip(x, y, logit_scale=14.0, backend="cpu").backward()
     elif form == "normalized nt_xent":
@@ -72,6 +74,7 @@ print((after - before) * 1024 / (4 * n * d))
         ("clip", 6),
         ("contrast", 6),
         ("itself", 6),
+        ("nt_xent", 6),
         ("normalized clip", 8),
         ("normalized nt_xent", 8),
         ("normalized f_micl", 8),
