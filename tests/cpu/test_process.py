@@ -36,13 +36,15 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 MEMORY = """
-import resource, sys, torch, fastcl
+import sys, torch, fastcl
+from fastcl.bench.peaks import peak, reset_peak
 torch.set_num_threads(2)
 n, d = 16384, 128
 
 def step(n, form):
     x, y = (torch.nn.functional.normalize(torch.randn(n, d)).requires_grad_() for _ in range(2))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reset_peak()
+    before = peak()
     if form == "clip":
         r, c = fastcl.pair_reduce(x, y, scale=14.0, mask="off_diagonal", columns=True, backend="cpu")
         (r.sum() + c.sum()).backward()
@@ -63,8 +65,7 @@ def step(n, form):
 
 step(256, sys.argv[1])  # what is loaded once: libraries, threads
 before = step(n, sys.argv[1])
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024 / (4 * n * d))
+print((peak() - before) / (4 * n * d))
 """
 
 
