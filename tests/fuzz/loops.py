@@ -51,6 +51,7 @@ def fault(truth: Truth) -> Fault | None:
         return None
     for where, got, pick in parts(found):
         t = pick(truth.found)
+        got = got.reshape(t.shape) if got.numel() == t.numel() else got  # a number in a vector makes columns of the loops' rows
         asked = t.isfinite()
         error = torch.where(asked, (got - t).abs(), 0.0)
         if not error.numel() or bool((error <= CLOSE * t.abs().nan_to_num(0, 0, 0).max()).all()):

@@ -203,8 +203,8 @@ def shortened(rows: Tensor) -> Tensor:
 
 
 def in_dtype(w: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights rounded to a dtype, the largest near 2^12, so that few of them are float16's subnormals."""
-    largest = w.abs().amax() if w.numel() else w.sum()
+    """Weights rounded to a dtype; float16's largest is near 2^12, so that few of them are subnormals."""
+    largest = w.abs().amax() if w.numel() and dtype == torch.float16 else w.new_zeros(())
     unit = torch.where(largest > 0.0, largest * 2.0**-12, 1.0)
     return (w / unit).to(dtype).to(w.dtype) * unit
 
