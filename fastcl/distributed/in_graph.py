@@ -36,6 +36,7 @@ from .wire import Wire
 
 LARGEST = 2**62  # of an integer that an op takes
 OBJECTIVES: dict[str, Callable[..., Any]] = {}  # those that a spelt call may name
+PARAMETERS: dict[str, tuple[str, ...]] = {}  # of each, in their order
 _ordered = hasattr(torch.library, "_register_effectful_op") and hasattr(torch._library, "effects")  # from torch 2.10 on
 
 
@@ -63,7 +64,7 @@ def named(function: Callable[..., Any]) -> str | None:
         return None
     while name in OBJECTIVES:  # one that is defined anew: a graph of the other may be kept
         name += "'"
-    OBJECTIVES[name] = function
+    OBJECTIVES[name], PARAMETERS[name] = function, tuple(signature(function).parameters)
     return name
 
 
@@ -115,7 +116,9 @@ def called(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], ranks: Rank
     """The value of a call, by one op in the graph; None where it has something that is not spelt."""
     spelling = Spelling()
     positional = [spelling.of(value) for value in args]
-    by_name = [f"{key!r}: {spelling.of(value)}" for key, value in kwargs.items() if key != "group"]
+    # As they are declared, rows first: the first matrix says of what dtype the value is.
+    names = [key for key in PARAMETERS[name] if key in kwargs] + [key for key in kwargs if key not in PARAMETERS[name]]
+    by_name = [f"{key!r}: {spelling.of(kwargs[key])}" for key in names if key != "group"]
     if spelling.unknown:
         return None
     rows = next((t for t in spelling.tensors if t.dim() == 2), None)
