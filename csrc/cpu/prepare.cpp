@@ -166,8 +166,9 @@ Prepared<T>::Prepared(const Given& a) {
   task.x.parts = task.y.parts = parts;
   scale = value_of<T>(a.scale);
   prepare_sides();
-  if (largest_u() > Range<T>::largest_u) shorten();
-  else if (std::fmin(longest_x_, longest_y_) < Range<T>::shortest) lengthen();
+  given_x_ = x, given_y_ = y;
+  if (largest_u() > Range<T>::largest_u || std::fmax(longest_x_, longest_y_) > Range<T>::longest) shorten();
+  if (std::fmin(longest_x_, longest_y_) < Range<T>::shortest) lengthen();
   if (a.guide_x) set_guides(a);
   set_units(a);
   if (task.guide) find_beyond(guide_.x, guide_.d), find_beyond(guide_.y, guide_.d);
@@ -229,16 +230,21 @@ double Prepared<T>::largest_u() const {
   return task.operand == Operand::sqdist ? sum * sum : longest_x_ * longest_y_;
 }
 
-// Divides the rows by powers of two so that u does not overflow. The scale takes them back, as far as it can: beyond, z overflows.
+// Divides long rows by powers of two, so that neither u nor their products with weights overflow. The scale takes them back, as far as
+// it can: beyond, z overflows.
 template <class T>
 void Prepared<T>::shorten() {
+  using R = Range<T>;
   set_lengths();
-  const double excess = std::ceil(std::log2(largest_u() / Range<T>::largest_u));
-  const double room = std::floor(std::log2(Range<T>::largest_z / std::abs(scale)));
-  if (const double power = std::fmin(excess, room); std::isfinite(excess) && power > 0) {
-    const bool alike = task.self || task.operand == Operand::sqdist;
-    x_unit = std::exp2(std::ceil(power / 2)), y_unit = alike ? x_unit : std::exp2(std::floor(power / 2));
+  const double excess = std::ceil(std::log2(largest_u() / R::largest_u)), room = std::floor(std::log2(R::largest_z / std::abs(scale)));
+  auto down = [](double longest) { return longest > R::shortened ? std::ceil(std::log2(longest / R::shortened)) : 0.0; };
+  double of_x = down(longest_x_), of_y = down(longest_y_);
+  if (alike()) of_x = of_y = std::fmax(of_x, of_y);
+  if (of_x + of_y > room) {  // u alone
+    const double power = std::fmax(0, std::fmin(excess, room));
+    of_x = std::ceil(power / 2), of_y = alike() ? of_x : std::floor(power / 2);
   }
+  if (std::isfinite(excess)) x_unit = std::exp2(of_x), y_unit = std::exp2(of_y);
   divide();
 }
 
@@ -248,14 +254,15 @@ template <class T>
 void Prepared<T>::lengthen() {
   using R = Range<T>;
   set_lengths();
-  const double most = std::log2(R::largest_u), room = std::fmin(most, std::floor(std::log2(std::abs(scale) / R::least_scale) / 2));
+  const double whole = std::abs(scale) * x_unit * y_unit;
+  const double most = std::log2(R::largest_u), room = std::fmin(most, std::floor(std::log2(whole / R::least_scale) / 2));
   auto power = [&](double longest, double other) {
     if (!(longest > 0 && longest < R::shortest)) return 0.0;
     return std::fmax(0, std::fmin(room, std::floor(std::fmin(0, most - std::log2(other)) - std::log2(longest))));
   };
   double of_x = power(longest_x_, longest_y_), of_y = power(longest_y_, longest_x_);
-  if (task.self || task.operand == Operand::sqdist) of_x = of_y = power(std::fmax(longest_x_, longest_y_), 0);
-  x_unit = std::exp2(-of_x), y_unit = std::exp2(-of_y);
+  if (alike()) of_x = of_y = power(std::fmax(longest_x_, longest_y_), 0);
+  x_unit *= std::exp2(-of_x), y_unit *= std::exp2(-of_y);
   divide();
 }
 
@@ -272,7 +279,7 @@ void Prepared<T>::set_lengths() {
   longest_x_ = length(x), longest_y_ = task.self ? longest_x_ : length(y);
 }
 
-// The rows over their units.
+// The rows as they were given over their units.
 template <class T>
 void Prepared<T>::divide() {
   auto divided = [&](const Rows<T>& rows, double unit) {
@@ -281,7 +288,7 @@ void Prepared<T>::divide() {
       for (int64_t k = 0; k < rows.d; k++) row[k] = rows[i][k] * by;
     });
   };
-  x = divided(x, x_unit), y = task.self ? x : divided(y, y_unit);
+  x = divided(given_x_, x_unit), y = task.self ? x : divided(given_y_, y_unit);
   prepare_sides();
 }
 

@@ -133,6 +133,7 @@ class Prepared {
   void shorten();
   void lengthen();
   void set_lengths();
+  bool alike() const { return task.self || task.operand == Operand::sqdist; }  // whether both sides have one unit
   void divide();
   double largest_u() const;
   double set_terms(Side<T>& side, const OptionalTensor& bias, const OptionalTensor& limit, double shift, double unit);
@@ -143,6 +144,7 @@ class Prepared {
   Task<T> guide_;  // of limits on another product: its rows
   double bound_ = 0;
   bool marks_nan_ = false;  // whether the weight of a z of NaN is NaN
+  Rows<T> given_x_, given_y_;  // before they were divided
   double longest_x_ = 0, longest_y_ = 0;  // the largest norms
 };
 

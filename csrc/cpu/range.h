@@ -17,6 +17,9 @@ struct Range<float> {
   // u = <x, y> in rows as they are, while the largest |x| |y| is below; else both sides are scaled down by powers of two, which the
   // scale takes back. Sums of u, and 4 |x| |y| for sqdist, have the rest of the range.
   static constexpr double largest_u = 0x1p120;
+  // A side whose longest row is beyond `longest` is scaled down too, as far as the scale allows: its products with weights have the
+  // rest of the range, 2^48 of the weights' sum. Scaled down are rows to 2^58, whose 4 |x| |y| are 2^118: u and weights have room.
+  static constexpr double longest = 0x1p80, shortened = 0x1p58;
   // A side whose longest row is below is scaled up to 1, or as far as leaves the scale, which takes it back, above 2^-120: a weight of
   // 2^-40 of a row of 2^-60 is 2^-100, whose digits are there; of one of 2^-125 it would be nothing, where the scale may be 2^127.
   static constexpr double shortest = 0x1p-60, least_scale = 0x1p-120;
@@ -48,6 +51,7 @@ template <>
 struct Range<double> {
   static constexpr double epsilon = 0x1p-52;
   static constexpr double largest_u = 0x1p1000;
+  static constexpr double longest = 0x1p600, shortened = 0x1p490;
   static constexpr double shortest = 0x1p-500, least_scale = 0x1p-1000;
   static constexpr double largest_z = 0x1p1020;
   static constexpr double shared_bound = 1 << 20, headroom = 900, smallest = 0x1p-960;

@@ -189,6 +189,17 @@ def test_gradients_of_short_rows_under_a_large_scale(which: str, norm: float, dt
                 assert_right(*sides, form, scale * u, operand=operand, scale=scale, mask="off_diagonal", **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("norm", [2.0**79, 2.0**81, 1e30, 1e37])
+@pytest.mark.parametrize("other", [1e-30, 1e-10, 1.0, 1e10])
+@pytest.mark.parametrize("which", ["x", "y"])
+def test_gradients_of_weights_and_long_rows(which: str, norm: float, other: float) -> None:
+    """Products of weights and rows are beyond float32, and times the scale numbers again."""
+    x, y = rows(40, 12, 0, norm if which == "x" else other), rows(60, 12, 1, norm if which == "y" else other)
+    scale = min(max(5.0 / (norm * other), 1e-38), 1e37)
+    for form, more in (("both", {}), ("rows", {"reduce": "sum", "pair": "softplus"})):
+        assert_right(x, y, form, scale * norm * other, scale=scale, upstream=1e5, **more)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("norm", [1e15, 2.0**59, 2.0**61, 1e19, 1e20])
 @pytest.mark.parametrize("operand", ["dot", "sqdist"])
 def test_products_beyond_the_range_of_z(norm: float, operand: str) -> None:

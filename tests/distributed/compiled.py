@@ -86,7 +86,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         x, y, false_negative_margin=0.1, margin_strategy="relative", guide=[x.detach()[:, :4], y.detach()[:, :4]], group=here()
     ),
     "guides first": lambda x, y: functional.info_nce(
-        guide=[x.detach().double(), y.detach().double()], y=y, x=x, false_negative_margin=0.1, margin_strategy="relative", group=here()
+        guide=[t.detach().double() for t in (x, y)], y=y, x=x, false_negative_margin=0.1, margin_strategy="relative", group=here()
     ),
     "groups": lambda x, y: functional.dcl(u=x, v=y, groups=torch.arange(len(x)) // 2, sigma=0.5, group=here()),
     "minc": lambda x, y: functional.minc(x, y, torch.eye(D), group=here()),
