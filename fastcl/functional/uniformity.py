@@ -83,9 +83,11 @@ def power_of_distance(x: Tensor, y: Tensor, exponent: float | Tensor) -> Tensor:
     inside = (largest > 2.0**12 * limits.tiny**0.5) & (largest < 0.5 * (limits.max / x.shape[1]) ** 0.5)
     plain = inside | (largest == 0) | ~(largest < math.inf)
     scale = torch.where(plain, 1.0, largest)
-    squared = (difference / scale).square().sum(1)
+    squared, scale = (difference / scale).square().sum(1), scale.squeeze(1)
     same = squared == 0
-    return torch.where(same, 0.0, torch.where(same, 1.0, squared) ** (0.5 * exponent) * scale.squeeze(1) ** exponent)
+    # The power of a scale below 1 may be 0 where that of a distance in it, 1 or more, is infinite: the two go together.
+    distance = torch.where(same, 1.0, squared).sqrt() * scale.clamp(max=1.0)
+    return torch.where(same, 0.0, distance**exponent * scale.clamp(min=1.0) ** exponent)
 
 
 @over_ranks

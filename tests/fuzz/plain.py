@@ -171,6 +171,11 @@ class Plain:
     def _reduced(self, p: Problem, f: Tensor, keep: Tensor | None, dim: int) -> Tensor:
         if p.reduce == "sum":
             r = (f if keep is None else torch.where(keep, f, 0.0)).sum(dim)
+            if self.units and p.pair.name == "square" and p.operand == "dot" and p.mask.kind in ("all", "off_diagonal"):
+                # Gram matrices have every row whole, as pair_reduce says.
+                x, y = p.x.to(p.dtype), (p.x if p.y is None else p.y).to(p.dtype)
+                rows_, others = (x, y) if dim else (y, x)
+                r = r + self._noise(p, r) * (p.scale * torch.linalg.vector_norm(rows_, dim=1)).square() * others.square().sum()
             # Of products it is their own error, which rows that are moved make.
             return r * (1.0 + self._noise(p, r)) if self.dot or not isinstance(p.pair, Identity) else r
         masked = torch.isneginf(f) if keep is None else ~keep | torch.isneginf(f)

@@ -2,6 +2,7 @@
 
     16 eps |T|                                         a few roundings of the result itself (1 eps in a half dtype's result)
   + 2 eps |L| / |leaf|                                 of a gradient: the size of its terms (of a row: over n |x_i|)
+  + 64 eps of float64         of an objective's value: its constants, 1 or its numbers, may cancel
   + 4 eps of float64 |r| |T|                           what T itself is off by, whose weights are exp(z - r) of a log-sum-exp r
   + SAFETY min(|P - T|, EXCUSED |C - T|)               what plain PyTorch makes, unless the formula is to blame
                                                        (of gradients: where |z| < 0.1 / eps, so that terms are told apart)
@@ -197,6 +198,13 @@ class Truth:
         drawn = [zip(self.found.values, c.values, strict=True) for _, c in self.draws(count)]
         return any(bool(((c - v).abs() > 0.1 * v.abs().clamp(min=10.0)).any()) for values in drawn for v, c in values)
 
+    def _constants(self) -> float:
+        """What float64 makes of an objective's own constants, which may cancel: 1, or a number that it was given."""
+        given = self.case.function not in ("pair_reduce", "pair_total")
+        numbers = [abs(float(t)) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.numel() == 1 and t.dim() < 2]
+        numbers += [float(text) for text in self.case.keywords.values() if text.replace(".", "", 1).isdigit()]
+        return 64.0 * torch.finfo(torch.float64).eps * max(1.0, *numbers, 1.0) if given else 0.0
+
     def _faults(self, found: Found, count: int) -> Iterator[Fault]:
         end = torch.finfo(self.dtype).max
         infinite = any(bool(((v.abs() > end) & ~v.isneginf()).any()) for v in self.found.values)
@@ -216,7 +224,10 @@ class Truth:
             # Beyond 1 / eps a log-sum-exp no longer tells its terms apart, and their weights are any.
             told_apart = where.startswith("value") or self.largest * self.eps < 0.1
             excusing = self.eps if told_apart else float("inf")
-            end_of_got = torch.finfo(got.dtype).max / (1.0 if where.startswith("value") else self.times * self.first)
+            of_value = where.startswith("value")
+            end_of_got = torch.finfo(got.dtype).max / (1.0 if of_value else self.times)
+            # Between the two it may be infinite, and need not.
+            first = torch.finfo(self.dtype).max / (1.0 if of_value else self.first)
             fault = compare(
                 where,
                 got,
@@ -229,6 +240,8 @@ class Truth:
                 self._natural(where),
                 4.0 * torch.finfo(torch.float64).eps * self.largest_exponent,
                 end_of_got,
+                min(first, end_of_got),
+                self._constants() if of_value else 0.0,
                 signed=len(self.case.sizes) < 2,
             )
             if fault is not None:
@@ -255,6 +268,8 @@ def compare(
     natural: Tensor | float,
     own: float,
     end: float,
+    first: float,
+    constants: float,
     signed: bool = True,
 ) -> Fault | None:
     """The rule, of one result; not `signed`: a sum over ranks, each of whose parts is infinite with a sign of its own."""
@@ -262,10 +277,13 @@ def compare(
         return None
     asked = ~t.isnan()
     limits = torch.finfo(got.dtype)
-    beyond = t.abs() >= end * (1.0 - limits.eps)
-    if bool((got.isnan() & asked & ~beyond).any()):
+    certain, beyond = (t.abs() >= e * (1.0 - limits.eps) for e in (end, first))
+    # Sums whose terms are infinite with both signs are NaN in plain PyTorch: of MINC's, which are no pairs.
+    lost = torch.zeros_like(asked)
+    for p in plain:
+        lost |= p.isnan()
+    if bool((got.isnan() & asked & ~beyond & ~lost).any()):
         return Fault("NaN", where)
-    certain = beyond
     for c in moved:  # the truth itself may be no more than what float64 left of terms that cancel
         certain = certain & (c.abs() >= end * (1.0 - limits.eps)) & (c.sign() == t.sign())
     wrong_end = (
@@ -283,7 +301,7 @@ def compare(
     eps, coarser = precision(dtype), limits.eps > torch.finfo(dtype).eps
     least = max(limits.smallest_normal * (limits.eps if coarser else 1.0), torch.finfo(dtype).smallest_normal)
     allowed = (ROUNDINGS * eps + own + limits.eps * coarser) * size + least
-    allowed = allowed + 2.0 * eps * natural
+    allowed = allowed + 2.0 * eps * natural + constants
     if plain:
         order = size.argsort()
         of_plain, of_moved = (

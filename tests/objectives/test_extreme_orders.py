@@ -147,6 +147,17 @@ def test_alignment_of_rows_that_differ_in_one_column(alpha: float, apart: float)
     assert gradient[torch.eye(3, 4) == 0].eq(0.0).all()
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-19, 1e30])
+@pytest.mark.parametrize("d", [2, 64])
+def test_a_high_power_of_a_distance_beyond_the_range_is_its_limit(size: float, d: int) -> None:
+    x = size * torch.ones(3, d)
+    x.requires_grad_()
+    value = F.alignment(x, torch.zeros(3, d), alpha=501.0, normalize=False)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert value == (0.0 if size < 1.0 else float("inf"))
+    assert not gradient.isnan().any()
+
+
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
 @pytest.mark.parametrize("size", [1e-30, 1e-19, 1e18, 1e30])
 def test_an_alignment_whose_squares_leave_float32(alpha: float, size: float) -> None:
