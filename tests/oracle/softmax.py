@@ -303,7 +303,8 @@ def hard_negative(
         s = [dot(z[i], z[k]) / temperature for k in others]
         shift = max(float(t.detach()) for t in [p, *s])
         if s:
-            w = [torch.exp(beta * (t - shift)) for t in s]
+            most = max(float(t.detach()) for t in s)  # of the weights' own, which a common factor leaves
+            w = [torch.exp(beta * (t - most)) for t in s]
             hard = len(s) * add([wk * torch.exp(t - shift) for wk, t in zip(w, s, strict=True)], z) / add(w, z)
             corrected = (hard - tau_plus * len(s) * torch.exp(p - shift)) / (1 - tau_plus)
             floor = len(s) * torch.exp(torch.as_tensor(-1 / temperature - shift, dtype=z.dtype))
