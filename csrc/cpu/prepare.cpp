@@ -236,7 +236,8 @@ template <class T>
 void Prepared<T>::shorten() {
   using R = Range<T>;
   set_lengths();
-  const double excess = std::ceil(std::log2(largest_u() / R::largest_u)), room = std::floor(std::log2(R::largest_z / std::abs(scale)));
+  const double excess = std::ceil(std::log2(largest_u() / R::largest_u));
+  const double room = std::floor(std::log2(R::largest_z / std::abs(scale)));
   auto down = [](double longest) { return longest > R::shortened ? std::ceil(std::log2(longest / R::shortened)) : 0.0; };
   double of_x = down(longest_x_), of_y = down(longest_y_);
   if (alike()) of_x = of_y = std::fmax(of_x, of_y);
@@ -244,7 +245,7 @@ void Prepared<T>::shorten() {
     const double power = std::fmax(0, std::fmin(excess, room));
     of_x = std::ceil(power / 2), of_y = alike() ? of_x : std::floor(power / 2);
   }
-  if (std::isfinite(excess)) x_unit = std::exp2(of_x), y_unit = std::exp2(of_y);
+  if (std::isfinite(longest_x_ + longest_y_)) x_unit = std::exp2(of_x), y_unit = std::exp2(of_y);
   divide();
 }
 
