@@ -188,7 +188,8 @@ test-wheel-oldest: wheel $(OLDEST_VENV)/ready
 	@$(MAKE) test-wheel PYTHON=$(OLDEST_VENV)/bin/python TORCH_SITE=$$(echo $(OLDEST_VENV)/lib/python*/site-packages)
 
 # The CPU kernels with the address and undefined-behaviour sanitizers, in a copy of the tree; but for the tests that look at the
-# symbols of an ordinary build, and those of peak memory, which sanitizers fill with their own.
+# symbols of an ordinary build, those of peak memory, which sanitizers fill with their own, and those that ask a pair function of
+# a user's own, which is compiled as ever, for the bits of one that is built in.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: setup
 	mkdir -p build/sanitize
@@ -197,7 +198,8 @@ sanitize: setup
 	    ../../$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q tests/cpu tests/objectives/test_at_once.py \
-	    --ignore tests/cpu/test_other_processors.py --deselect tests/cpu/test_process.py::test_memory_of_forward_and_backward $(ARGS)
+	    --ignore tests/cpu/test_other_processors.py --deselect tests/cpu/test_process.py::test_memory_of_forward_and_backward \
+	    --deselect tests/cpu/test_own_pairs.py::test_it_is_the_one_that_is_built_in $(ARGS)
 
 # AVX-512's and AMX's kernels on a processor without them: over plain loops, by tests/cpu/model.h, in a copy of the tree.
 test-models: setup
