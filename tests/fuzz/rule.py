@@ -201,7 +201,8 @@ class Truth:
     def _constants(self) -> float:
         """What float64 makes of an objective's own constants, which may cancel: 1, or a number that it was given."""
         given = self.case.function not in ("pair_reduce", "pair_total")
-        numbers = [abs(float(t)) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.numel() == 1 and t.dim() < 2]
+        tensors = [t.detach() for t in self.case.tensors().values() if isinstance(t, Tensor)]
+        numbers = [abs(float(t)) for t in tensors if t.numel() == 1 and t.dim() < 2]
         numbers += [float(text) for text in self.case.keywords.values() if text.replace(".", "", 1).isdigit()]
         return 64.0 * torch.finfo(torch.float64).eps * max(1.0, *numbers, 1.0) if given else 0.0
 
