@@ -130,7 +130,10 @@ class Plain:
             u = (size - 2.0 * (x @ y.T)).clamp(min=0.0)
         error = u.new_zeros(())
         if self.units and (self.dot or p.operand == "sqdist"):
-            noise = rows(p.n, p.m, self.seed).to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
+            noise = rows(p.n, p.m, self.seed).to(p.dtype)
+            if self.seed % 4 == 3:  # rows that are alike may err alike
+                noise = torch.ones_like(noise)
+            noise = noise * (self.units * (self.eps or precision(p.dtype)))
             if p.y is None:  # a row's distance from itself may also come out as the 0 that it is
                 noise = torch.triu(noise, self.seed % 2) + torch.triu(noise, 1).T
             error = noise * size
