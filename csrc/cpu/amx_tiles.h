@@ -172,8 +172,11 @@ struct Largest {
     bits = _mm512_mask_max_epu32(bits, __mmask16(every), bits, magnitude);
   }
   FASTCL_INLINE float value() const {
+    // Stored first: of a pointer into the register's own type g++ 12 read zeros, so that every tile seemed to be one that AMX can hold.
+    alignas(64) uint32_t lanes[16];
+    _mm512_store_si512(lanes, bits);
     uint32_t largest = 0;
-    for (int l = 0; l < 16; l++) largest = largest < ((const uint32_t*)&bits)[l] ? ((const uint32_t*)&bits)[l] : largest;
+    for (int l = 0; l < 16; l++) largest = largest < lanes[l] ? lanes[l] : largest;
     return __builtin_bit_cast(float, largest >> 1);
   }
   FASTCL_INLINE bool is_zero_or_within(float least, float most) const {
