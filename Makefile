@@ -207,7 +207,7 @@ test-models: setup
 	cp -r fastcl csrc triton_kernels tests tools setup.py pyproject.toml LICENSE README.md build/models/
 	cd build/models && FASTCL_BUILD_MODELS=1 FASTCL_BUILD_CUDA=0 ../../$(BIN)/python setup.py -q build_ext --inplace
 	cd build/models && for isa in avx512_model amx_model; do FASTCL_CPU_ISA=$$isa OMP_NUM_THREADS=1 ../../$(BIN)/python -m pytest -q \
-	    -n $(JOBS) tests/cpu/test_range.py tests/cpu/test_amx.py tests/cpu/test_extremes.py -k "not every_instruction_set" $(ARGS); done
+	    -n $(JOBS) tests/cpu/test_range.py tests/cpu/test_amx.py tests/cpu/test_extremes.py -k "not every_instruction_set" $(ARGS) || exit 1; done
 
 clean:
 	rm -rf $(STAMPS)/package build dist *.egg-info fastcl/libfastcl_*.so fastcl/build_facts.json .pytest_cache .mypy_cache .ruff_cache
