@@ -61,8 +61,7 @@ class LabelledPairs:
 
     def negatives(self, scale: float | Tensor, shift: float = 0.0) -> Tensor:
         """The log-sum-exp of scale u + shift over the rows of other classes, (n,); -inf over none."""
-        r = pair_reduce(self.x, self.y, operand=self.operand, scale=scale, shift=shift, mask=self.mask(across_groups))
-        return r
+        return pair_reduce(self.x, self.y, operand=self.operand, scale=scale, shift=shift, mask=self.mask(across_groups))
 
     def others_of_class(self, scale: float | Tensor, shift: float = 0.0) -> Tensor:
         """The same over the rows of its own class, without the row itself where that is a reference.

@@ -215,8 +215,7 @@ class MultipleNegativesRankingLoss(nn.Module):
         if alpha != 0.0:
             share = self.scale / scale
             x, y = _attenuated(x, share), _attenuated(y, share)
-        r = pair_reduce(x, None if y is x else y, scale=scale, mask=mask)
-        return r
+        return pair_reduce(x, None if y is x else y, scale=scale, mask=mask)
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments, for model cards."""

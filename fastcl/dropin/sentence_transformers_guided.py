@@ -102,8 +102,7 @@ class _Guided:
 
         def negatives(x: Tensor, y: Tensor, s: Tensor, t: Tensor, mask: str | Mask = "all") -> Tensor:
             within = at_most(limit, guide=(s, t), mask=mask)
-            r = pair_reduce(x, y, scale=1.0 / self.temperature, mask=within)
-            return r
+            return pair_reduce(x, y, scale=1.0 / self.temperature, mask=within)
 
         # The positive is one column of all that are stacked, and never left out.
         r = negatives(anchors, stacked(*others), s, stacked(*t), off_diagonal(row_offset=start))

@@ -19,7 +19,7 @@ from ..equation.masks import Mask
 from ..equation.names import Backend, Operand, Reduction
 from ..equation.pairs import PairFunction
 from ..equation.problem import accumulation_dtype
-from .reduction import PairTerm, reduced
+from .reduction import PairTerm
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Pairs:
         if psi.linear != 0.0:
             terms.append(psi.linear * self._sum("identity", self.scale, self.shift))
         if psi.constant != 0.0:
-            terms.append(psi.constant * reduced(visited, self._each, "an energy"))
+            terms.append(psi.constant * (visited if self.reduction == "none" else total))
         share = 1.0 if self.reduction == "mean" else float(n)
         return sum(terms[1:], terms[0]) * (share / total.clamp(min=1.0))
 
@@ -86,11 +86,8 @@ class Pairs:
             "operand": self.operand, "pair": pair, "reduce": "sum", "mask": self.mask, "scale": scale, "shift": shift,
             "backend": self.backend,
         }  # fmt: skip
-        return reduced(PairTerm(self.x, self.y, sweep=sweep), self._each, "an energy")
-
-    @property
-    def _each(self) -> Reduction:
-        return "none" if self.reduction == "none" else "sum"
+        term = PairTerm(self.x, self.y, sweep=sweep)
+        return term.rows() if self.reduction == "none" else term.total()
 
 
 def visits(x: Tensor, y: Tensor | None, mask: Mask) -> Tensor:

@@ -68,7 +68,7 @@ def moco(
     # A copy either way, as in the authors' code: the queue may be overwritten before backward.
     queue = normalize_rows(queue.detach()) if normalize else queue.detach().clone()
     p = times(a, s)
-    term = PairTerm(q, queue, "contrast", p, sweep={"scale": a, "backend": backend}, shared=sharded_queue)
+    term = PairTerm(q, queue, p, sweep={"scale": a, "backend": backend}, shared=sharded_queue)
     return reduced(term, reduction, "moco")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -19,12 +19,11 @@ REDUCTIONS = get_args(Reduction)
 class PairTerm:
     """A term of each row over its pairs, formed when `reduced` asks for it: row by row, or its total in one sweep.
 
-        r_i + beside_i, or log(1 + e^(r_i - p_i)) + beside_i where the outer form is "contrast"
+        r_i + beside_i, or log(1 + e^(r_i - p_i)) + beside_i with a positive
 
     Args:
         x, y: as pair_reduce takes them.
-        outer: "sum" or "contrast".
-        positive: (n,) p, of "contrast".
+        positive: (n,) p, the logit of each row's positive; None for the reductions themselves.
         beside: (n,) what each row has besides; None for nothing.
         sweep: the other arguments of pair_reduce.
         shared: whether y is every process's own rows of one batch; otherwise each has all of its columns itself.
@@ -32,7 +31,6 @@ class PairTerm:
 
     x: Tensor
     y: Tensor | None
-    outer: Literal["sum", "contrast"] = "sum"
     positive: Tensor | None = None
     beside: Tensor | None = None
     sweep: dict[str, Any] = field(default_factory=dict)
@@ -47,8 +45,9 @@ class PairTerm:
 
     def total(self) -> Tensor:
         """Over all rows of the batch."""
+        outer = "sum" if self.positive is None else "contrast"
         found = (batch if self.shared else ops).pair_total(
-            self.x, self.y, outer=self.outer, positive=self.positive, **self.sweep
+            self.x, self.y, outer=outer, positive=self.positive, **self.sweep
         )
         if not self.shared:
             found = batch.total(found)

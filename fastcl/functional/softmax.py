@@ -108,7 +108,7 @@ def info_nce(
     )
     p = times(a, s)
     spread = eps * (p - mean_logit(x, y, p, a, mask, backend)) if eps else None
-    term = PairTerm(x, y, "contrast", p, beside=spread, sweep={"scale": a, "mask": mask, "backend": backend})
+    term = PairTerm(x, y, p, beside=spread, sweep={"scale": a, "mask": mask, "backend": backend})
     return reduced(term, reduction, "info_nce")
 
 
@@ -330,7 +330,7 @@ def nt_xent(
         own_pairs_left_out(groups, z, views=2), false_negative_margin, margin_strategy, s, (z.shape[0], None), a,
         guides=guides and guides.stacked(),
     )  # fmt: skip
-    term = PairTerm(z, None, "contrast", p, sweep={"scale": a, "mask": mask, "backend": backend})
+    term = PairTerm(z, None, p, sweep={"scale": a, "mask": mask, "backend": backend})
     return reduced(term, reduction, "nt_xent")
 
 
