@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastcl import ops
-from fastcl.backends import extension
+from fastcl.backends import closed_form, extension
 from fastcl.backends.reference import centre, within
 from fastcl.equation import checks
 from fastcl.equation.pairs import Identity
@@ -174,7 +174,7 @@ class Plain:
     def _reduced(self, p: Problem, f: Tensor, keep: Tensor | None, dim: int) -> Tensor:
         if p.reduce == "sum":
             r = (f if keep is None else torch.where(keep, f, 0.0)).sum(dim)
-            if self.units and p.pair.name == "square" and p.operand == "dot" and p.mask.kind in ("all", "off_diagonal"):
+            if self.units and p.pair.name == "square" and closed_form.applies(p):
                 # Gram matrices have every row whole, as pair_reduce says.
                 x, y = p.x.to(p.dtype), (p.x if p.y is None else p.y).to(p.dtype)
                 rows_, others = (x, y) if dim else (y, x)
