@@ -9,6 +9,7 @@ is cheaper, forward + backward, n = m > 4d/3, and, where no device is waited for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
@@ -51,8 +52,12 @@ def keeps_digits(p: Problem, squares: Sequence[tuple[Tensor, Tensor]]) -> bool:
     """Whether d x d matrices serve rows of these squared norms, those of `squares_of` of each side.
 
     They, and products with them, are to stay far from the ends of float32, and no row may be all that there is in them: neither
-    could its pair with itself be taken out then, nor would rows that stand at a right angle to it keep a digit.
+    could its pair with itself be taken out then, nor would rows that stand at a right angle to it keep a digit. Nor out of an
+    infinite sum.
     """
+    z = abs(float(p.scale.detach())) * math.prod(float(largest) for largest, _ in squares) ** (1.0 / len(squares))
+    if not (z + abs(float(p.shift.detach()))) ** 2 * max(p.n, p.m) < 0.1 * torch.finfo(p.dtype).max:
+        return False
     if p.dtype != torch.float64 and not all(bool((largest > 2.0**-60) & (largest < 2.0**60)) for largest, _ in squares):
         return False
     return all(balanced(*square, p.x.shape[1]) for square in squares)
@@ -63,7 +68,8 @@ def _as_right(p: Problem) -> bool:
     if not is_known(p.x):
         return True
     sides = (p.x,) if p.y is None else (p.x, p.y)
-    return keeps_digits(p, [squares_of(torch.linalg.vector_norm(rows, dim=1, dtype=p.dtype)) for rows in sides])
+    norms = (torch.linalg.vector_norm(rows.detach(), dim=1, dtype=p.dtype) for rows in sides)
+    return keeps_digits(p, list(map(squares_of, norms)))
 
 
 def applies(p: Problem) -> bool:
@@ -281,8 +287,9 @@ class Gram(Sides):
         # float16 ends before a product of two leaves float32; bfloat16 does not, and keeps its digits in any unit.
         super().__init__(p, in_unit=not self.narrow or p.x.dtype == torch.bfloat16)
         self.given = [p.x, p.x if p.y is None else p.y]
-        if self.narrow and self.unit is not None:
-            self.given = [rows * self.unit.to(rows.dtype) for rows in self.given]
+        if self.narrow and self.units is not None:
+            units = (torch.as_tensor(unit, dtype=p.x.dtype) for unit in self.units)
+            self.given = [rows * unit for rows, unit in zip(self.given, units, strict=True)]
         self.offset = p.mask.row_offset - p.mask.col_offset
         self.diagonal = p.mask.kind == "off_diagonal"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import transforms
 from ..equation.masks import Mask
 from ..equation.problem import Gradients, Problem, Wanted
+from . import units
 from .reference import centre
 
 
@@ -24,7 +25,7 @@ class Sides:
     """
 
     def __init__(self, p: Problem, dtype: torch.dtype | None = None, in_unit: bool = False) -> None:
-        """dtype: that of the rows, the accumulation dtype unless told; in_unit: whether rows are brought to the scale's unit."""
+        """dtype: that of the rows, the accumulation dtype unless told; in_unit: whether rows are brought to units."""
         self.p, self.symmetric = p, p.y is None
         self.n, self.m, self.d = p.n, p.m, p.x.shape[1]
         dtype = dtype or p.dtype
@@ -33,22 +34,37 @@ class Sides:
         if p.operand == "sqdist" and self.m:
             middle = centre(x, y) if dtype == p.dtype else _exact_centre(x, y)
             x, y = x - middle, y if p.y is None else y - middle
+        self.units: units.Units | None = None
+        self.scale = p.scale
         # u may leave the range where z does not: rows of 1e20 with a scale of 1e-37.
-        self.unit, self.scale = None, p.scale
-        if in_unit and _may_be_small(p):
-            self.unit = unit_of_scale(p.scale)
-            self.scale = p.scale / self.unit / self.unit
-            x, y = x * self.unit, y if p.y is None else y * self.unit
-        self.x = _multipliable(x)
-        self.y = self.x if p.y is None else _multipliable(y)
-        self.norm_x = self.norm_y = None
-        if p.operand == "sqdist":
-            self.norm_x = _squared_norms(self.x, p.dtype)
-            self.norm_y = self.norm_x if p.y is None else _squared_norms(self.y, p.dtype)
+        known = in_unit and all(map(is_known, (p.scale, x, y)))
+        if in_unit:
+            self.units = units.of_rows(p, x, y) if known else units.of_scale(p.scale)
+        self._place(x, y)
+        if known and self.units is None and not self._fits():
+            self.units = units.of_rows(p, x, y, usual=False)
+            self._place(x, y)
         self.guides: tuple[Tensor, Tensor] | None = None
         self.marks_limited = False  # whether, where there are limits, the backend itself makes the weight of a z of NaN NaN
         if p.mask.limited:
             self._mark_limits()
+
+    def _place(self, x: Tensor, y: Tensor) -> None:
+        """The rows in their units, with what follows from them."""
+        if self.units is not None:
+            self.scale = units.without(self.p.scale, self.units)
+            x, y = x * self.units[0], y if self.symmetric else y * self.units[1]
+        self.x = _multipliable(x)
+        self.y = self.x if self.symmetric else _multipliable(y)
+        self.norm_x = self.norm_y = None
+        if self.p.operand == "sqdist":
+            self.norm_x = _squared_norms(self.x, self.p.dtype)
+            self.norm_y = self.norm_x if self.symmetric else _squared_norms(self.y, self.p.dtype)
+
+    def _fits(self) -> bool:
+        """Whether |x - y|^2 is within the dtype wherever the squared norms are."""
+        norms = [norm for norm in (self.norm_x, self.norm_y) if norm is not None]
+        return all(bool((norm < torch.finfo(norm.dtype).max / 8.0).all()) for norm in norms)
 
     def _mark_limits(self) -> None:
         """Rows are NaN where their limit is: of what it has a say in, nothing is known."""
@@ -124,8 +140,8 @@ class Sums:
         da = half * self._scale_gradient() if wanted.scale else None  # before the sums are overwritten
         db = half * self.w_rows.sum() if wanted.shift and self.w_rows is not None else None
         return Gradients(
-            x=self._finish(self.wy, self.w_rows, s.weighed[0], dtype) if wanted.x else None,
-            y=self._finish(self.wtx, self.w_cols, s.weighed[1], dtype) if wanted.y else None,
+            x=self._finish(self.wy, self.w_rows, 0, dtype) if wanted.x else None,
+            y=self._finish(self.wtx, self.w_cols, 1, dtype) if wanted.y else None,
             scale=da,
             shift=db,
             bias_x=self.w_rows if wanted.bias_x else None,
@@ -140,29 +156,26 @@ class Sums:
         assert sums is not None
         found = (rows * sums).sum()
         if is_known(found) and not bool(found.isfinite()):  # of terms beyond the dtype, whose sum may not be
-            found = _weighed(sums.double(), rows.double()).to(found.dtype)
+            found = _weighed(sums.double(), rows.double())
         if s.norm_x is not None and s.norm_y is not None:
             assert self.w_rows is not None and self.w_cols is not None
             norms = sum(_weighed(w, n) for w, n in ((self.w_rows, s.norm_x), (self.w_cols, s.norm_y)))
             found = norms - 2.0 * found
-        return found if s.unit is None else found / s.unit / s.unit
+        return (found if s.units is None else units.without(found, s.units)).to(sums.dtype)
 
-    def _finish(self, sums: Tensor | None, weights: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """a W Y, or 2a (diag(W 1) X - W Y)."""
+    def _finish(self, sums: Tensor | None, weights: Tensor | None, side: int, dtype: torch.dtype) -> Tensor:
+        """a W Y, or 2a (diag(W 1) X - W Y); of the other side a W^T X, ..."""
         assert sums is not None
-        if self.sides.p.operand == "sqdist":
-            assert weights is not None
-            sums.addcmul_(weights[:, None], rows, value=-1.0).mul_(-2.0)
         s = self.sides
-        return sums.mul_(s.p.scale if s.unit is None else s.p.scale / s.unit).to(dtype)
+        if s.p.operand == "sqdist":
+            assert weights is not None
+            sums.addcmul_(weights[:, None], s.weighed[side], value=-1.0).mul_(-2.0)
+        return sums.mul_(s.p.scale if s.units is None else s.p.scale / s.units[1 - side]).to(dtype)
 
 
 def _weighed(weights: Tensor, values: Tensor) -> Tensor:
     """<w, v>, of which nothing that no pair visits is part: a row or a squared norm may be infinite or NaN there."""
     return torch.where(weights == 0.0, 0.0, weights * values).sum()
-
-
-SMALL = 2.0**-20  # with larger scales z is beyond 1e32 before u leaves float32
 
 
 def _apart(rows: Tensor) -> Tensor:
@@ -177,21 +190,9 @@ def may_hold_nan(rows: Tensor) -> bool:
     return bool(rows.sum().isnan())
 
 
-def _may_be_small(p: Problem) -> bool:
-    """Whether rows take the pass that brings them to the scale's unit: asked of the number itself where no device is waited for."""
-    return not is_known(p.scale) or 0.0 < abs(float(p.scale)) < SMALL
-
-
 def is_known(values: Tensor) -> bool:
     """Whether they may be looked at: no device is waited for."""
     return values.device.type == "cpu" and transforms.values_are_stored(values)
-
-
-def unit_of_scale(scale: Tensor) -> Tensor:
-    """A power of two near the square root of a small scale, by which rows lose no digit; at least 2^-32, and 1 for other scales."""
-    size = scale.abs()
-    exponent = torch.round(0.5 * torch.log2(size)).clamp(min=-32.0)
-    return torch.exp2(torch.where((size > 0) & (size < SMALL), exponent, 0.0))
 
 
 def _exact_centre(x: Tensor, y: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class Tiles:
 
     align = 16  # elements of which the rows of a tile are a multiple in memory: 16 bytes of any dtype
     most_rows = most_cols = 1 << 62  # of a tile, by the grids of the kernels
-    rows_in_unit = False  # whether rows are brought to the scale's unit; of a product where no copy is made for nothing
+    rows_in_unit = False  # whether rows are brought to units; of a product where no copy is made for nothing
     one_sweep_rows = 2048  # with fewer a tile as wide as the matrix makes products that cost more than a second sweep
 
     def __init__(self, p: Problem, dtype: torch.dtype | None = None) -> None:

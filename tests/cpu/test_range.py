@@ -174,7 +174,8 @@ def test_norms_of_any_size(norm: float, which: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("norm", [2.0**-59, 2.0**-61, 1e-30, 4e-38, 1e-39])
 @pytest.mark.parametrize("which", ["x", "y", "both", "itself"])
-def test_gradients_of_short_rows_under_a_large_scale(which: str, norm: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+def test_gradients_of_short_rows_under_a_large_scale(backend: str, which: str, norm: float, dtype: torch.dtype) -> None:
     """Products of weights and rows are below float32's subnormals, and times the scale numbers again."""
     x = rows(40, 12, 0, 1.0 if which == "y" else norm).to(dtype)
     y = rows(60, 12, 1, 1.0 if which == "x" else norm).to(dtype)
@@ -186,18 +187,20 @@ def test_gradients_of_short_rows_under_a_large_scale(which: str, norm: float, dt
             for form, more in both if which != "itself" else (("rows", {}), ("sum", {})):
                 if operand == "sqdist" and which in ("x", "y") and form == "both":
                     continue  # of 2 a (x - y) the long rows are what counts
-                assert_right(*sides, form, scale * u, operand=operand, scale=scale, mask="off_diagonal", **more)  # type: ignore[arg-type]
+                more = more | {"operand": operand, "scale": scale, "mask": "off_diagonal"}
+                assert_right(*sides, form, scale * u, backend, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("norm", [2.0**79, 2.0**81, 1e30, 1e37])
 @pytest.mark.parametrize("other", [1e-30, 1e-10, 1.0, 1e10])
 @pytest.mark.parametrize("which", ["x", "y"])
-def test_gradients_of_weights_and_long_rows(which: str, norm: float, other: float) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+def test_gradients_of_weights_and_long_rows(backend: str, which: str, norm: float, other: float) -> None:
     """Products of weights and rows are beyond float32, and times the scale numbers again."""
     x, y = rows(40, 12, 0, norm if which == "x" else other), rows(60, 12, 1, norm if which == "y" else other)
     scale = min(max(5.0 / (norm * other), 1e-38), 1e37)
     for form, more in (("both", {}), ("rows", {"reduce": "sum", "pair": "softplus"})):
-        assert_right(x, y, form, scale * norm * other, scale=scale, upstream=1e5, **more)  # type: ignore[arg-type]
+        assert_right(x, y, form, scale * norm * other, backend, scale=scale, upstream=1e5, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("norm", [1e15, 2.0**59, 2.0**61, 1e19, 1e20])

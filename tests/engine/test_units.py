@@ -1,0 +1,66 @@
+"""Rows far from 1 under a scale that brings their products back: blocked and the closed forms, which share units.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastcl
+from fastcl.backends import units
+
+FAR = [
+    # Lengths of x and of y, and a scale: z is a number of float32, and so are gradients.
+    (1e30, 1e30, 1e-38), (1e36, 1e36, 1e-38), (1e36, 1e10, 1e-38), (1e19, 1e19, 0.07), (1e-36, 1e-36, 1e38), (1e-20, 1e-20, 3e38),
+    (1e-30, 1.0, 3e30), (1.0, 1e-38, 1e37), (1e37, 1e-30, 5e-7), (1e-37, 1e37, 0.1), (1e15, 1e15, 1e-20), (1e-30, 1e-30, 1e38),
+]  # fmt: skip
+
+
+def answers(x: Tensor, y: Tensor | None, backend: str, scale: float, **how: object) -> list[Tensor]:
+    dtype = torch.float64 if backend == "reference" else x.dtype
+    leaves = [t.to(dtype, copy=True).requires_grad_() for t in (x, y) if t is not None]
+    a = torch.tensor(scale, dtype=dtype, requires_grad=True)
+    r = fastcl.pair_reduce(*leaves, scale=a, backend=backend, **how)  # type: ignore[call-overload]
+    return [r.detach(), *torch.autograd.grad(r.sum(), [*leaves, a])]
+
+
+@pytest.mark.parametrize("operand", ["dot", "sqdist"])
+@pytest.mark.parametrize("pair", ["logsumexp", "softplus", "identity", "square"])
+@pytest.mark.parametrize("itself", [False, True])
+@pytest.mark.parametrize(("long", "short", "scale"), FAR)
+def test_rows_far_from_one(long: float, short: float, scale: float, itself: bool, pair: str, operand: str) -> None:
+    """Each result right to a few roundings of its largest, infinite beyond float32 and never NaN; of sums z^2 may be infinite and
+    its gradient a number."""
+    g = torch.Generator().manual_seed(0)
+    x, y = long * torch.randn(9, 3, generator=g), short * torch.randn(12, 3, generator=g)
+    how = {"reduce": "logsumexp"} if pair == "logsumexp" else {"reduce": "sum", "pair": pair}
+    how |= {"operand": operand, "mask": "off_diagonal"}
+    sides = (x, None) if itself else (x, y)
+    got, exact = (answers(*sides, backend, scale, **how) for backend in ("blocked", "reference"))
+    most, least = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
+    z = scale * (4.0 * max(long, short) ** 2 if operand == "sqdist" or itself else long * short)
+    if z > most or (pair == "logsumexp" and z > 1e4):
+        return
+    for mine, right in zip(got, exact, strict=True):
+        assert not mine.isnan().any()
+        inside = right.abs() < 0.9 * most
+        assert mine[inside].isfinite().all() or right.dim() == 0  # a sum of numbers beyond float32
+        error = torch.where(inside & mine.isfinite(), mine - right, 0.0).abs().max()
+        of_z = 3e-6 * z if pair in ("logsumexp", "softplus") and z < 1e4 else 0.0
+        assert error <= (1e-5 + of_z) * right.abs().max() + least
+
+
+def test_usual_rows_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a length nor a copy of rows under a scale between 1/16 and 1024."""
+
+    def asked(rows: Tensor) -> float:
+        raise AssertionError("a length was asked for")
+
+    monkeypatch.setattr(units, "_length", asked)
+    x = torch.randn(9, 3, requires_grad=True)
+    for scale in (0.07, 1.0, -100.0, 1000.0):
+        for operand in ("dot", "sqdist"):
+            fastcl.pair_reduce(x, operand=operand, scale=scale, backend="blocked").sum().backward()
+            fastcl.pair_reduce(x, operand=operand, scale=scale, reduce="sum", backend="blocked").sum().backward()
+    with pytest.raises(AssertionError, match="a length"):
+        fastcl.pair_reduce(x, scale=1e6, backend="blocked")
