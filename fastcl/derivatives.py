@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from . import transforms
 from .backends import choice, native, reference, tangents
-from .equation.problem import DIFFERENTIABLE, LENGTH, TENSORS, Problem, unpack
+from .equation.problem import DIFFERENTIABLE, LENGTH, REDUCE, TENSORS, Problem, unpack
 from .precision import full_precision
 
 CREATE_GRAPH = (
@@ -129,6 +129,11 @@ def _kernel(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
     return run(kernel, *native.by_kernel_name(arguments))
 
 
+def _infinite(arguments: tuple[Any, ...], *results: Tensor) -> bool:
+    """Whether these are results of a sum that are beyond their dtype: its gradients are then the op's (backends/beyond.py)."""
+    return arguments[REDUCE] == "sum" and any(bool(t.isinf().any()) for t in results)
+
+
 def run(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """A compiled kernel, called where nothing watches."""
     answer: tuple[Tensor, ...] = native.finished(_below_autograd, kernel, *arguments)
@@ -174,7 +179,7 @@ class _Rows(_Rule):
             return _differentiable(needed, arguments, lambda p: present(reference.rows(p), p.scale), (g, h))
         wanted = list(needed[:DIFFERENTIABLE])
         given = (*arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted, False)
-        if ctx.straight and nothing_watches():
+        if ctx.straight and nothing_watches() and not _infinite(arguments, r, c):
             answer = _kernel(torch.ops.fastcl.kernel_gradients, *given)
         else:
             with full_precision(g.device):  # batched gradients are stacked, which autocast refuses of the other half precision
@@ -236,6 +241,8 @@ class _Total(_Rule):
         positive, outer, wanted, backend = arguments[LENGTH:]
         if keyset is None:
             output = _kernel(torch.ops.fastcl.kernel_total, *arguments[:-1])
+            if _infinite(arguments, output[0]):
+                output = _below_autograd(torch.ops.fastcl.pair_total, *arguments)
         else:
             output = _within(_ops["pair_total"], keyset, arguments)
         ctx.wanted, ctx.positive, ctx.dtype, ctx.backend = wanted, positive is not None, arguments[0].dtype, backend

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from . import derivatives, flops
-from .backends import choice, closed_form, native
+from .backends import beyond, choice, closed_form, native
 from .derivatives import present
 from .equation import checks
 from .equation.arguments import not_traced
@@ -88,8 +88,8 @@ def _pair_reduce(*arguments: Any) -> tuple[Tensor, ...]:
 def _pair_reduce_backward(*arguments: Any) -> tuple[Tensor, ...]:
     p = unpack(arguments)
     r, c, g, h, wanted, wide, backend = arguments[LENGTH:]
-    module = _serve(p, backend)
-    answer = module.gradients(p, r, _absent(c, p.columns), g, _absent(h, p.columns), Wanted(*wanted), p.dtype if wide else None)
+    given = (p, r, _absent(c, p.columns), g, _absent(h, p.columns), Wanted(*wanted))
+    answer = beyond.gradients(*given, _serve(p, backend).gradients(*given, p.dtype if wide else None))
     return present(tuple(answer), r)
 
 
@@ -97,6 +97,7 @@ def _pair_total(*arguments: Any) -> tuple[Tensor, ...]:
     p = unpack(arguments)
     positive, outer, wanted, backend = arguments[LENGTH:]
     value, answer, dpositive = _serve(p, backend).total(p, positive, outer, Wanted(*wanted))
+    answer = beyond.of_total(p, value, outer, Wanted(*wanted), answer)
     return (value, *present((*answer, dpositive), value))
 
 

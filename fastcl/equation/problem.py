@@ -42,6 +42,7 @@ SIGNATURES = f"{PROBLEM}; {ALIGNED}; {CUDA_ALIGNED}"  # what a library was built
 LENGTH = 21  # of PROBLEM
 TENSORS = 12  # lead it
 PAIR = 17  # the place of the pair function's key
+REDUCE = 19  # and of the reduction's name
 DIFFERENTIABLE = 6  # x, y, scale, shift, bias_x, bias_y lead it, in the order of Wanted and Gradients
 
 

@@ -116,3 +116,41 @@ def test_of_no_rows_the_scale_has_no_gradient() -> None:
         backend="blocked",
     )  # fmt: skip
     assert torch.autograd.grad(total, scale)[0] == 0.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", ["rows", "both", "itself", "total"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("call", [{"pair": "exp"}, {"pair": "exp", "operand": "sqdist"}, {"pair": "square"}], ids=str)
+@pytest.mark.parametrize("scale", [100.0, 1e4])
+def test_infinite_weights_are_no_nan(
+    backend: str, form: str, dtype: torch.dtype, call: dict[str, str], scale: float
+) -> None:
+    """Infinite weights of rows of both signs: what is left of them is infinite with its sign; of no row that no other meets."""
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, D, generator=g).to(dtype) for n in (N, M))
+    scale *= 1e17 if call["pair"] == "square" and dtype == torch.float32 else 1.0
+    y[:, 0], x[:, 0] = 0.0, 0.0
+    leaves = [t.requires_grad_() for t in ((x,) if form == "itself" else (x, y))]
+    number = torch.tensor(scale, requires_grad=True)
+    how = {**call, "reduce": "sum", "scale": number, "mask": "off_diagonal", "backend": backend}
+    if form == "total":
+        value = fastcl.pair_total(*leaves, outer="sum", **how)
+    else:
+        value = fastcl.pair_reduce(*leaves, columns=form == "both", **how)
+        value = torch.cat(value) if isinstance(value, tuple) else value
+    gradients = torch.autograd.grad(value.sum(), [*leaves, number])
+    assert not value.isnan().any()
+    assert value.isinf().any() or call["pair"] == "square" or (dtype == torch.float64 and scale == 100.0)
+    for gradient in gradients:
+        assert not gradient.isnan().any()
+    assert all((gradient[:, 0] == 0.0).all() for gradient in gradients[:-1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_infinite_weights_have_the_sign_of_their_sum(backend: str) -> None:
+    """e^1000 (1, 0) and 1 (0, 1): the second is a number beside the first."""
+    x = torch.eye(2, requires_grad=True)
+    r = fastcl.pair_reduce(x, -torch.eye(2), pair="exp", reduce="sum", scale=-1e3, backend=backend)
+    (gradient,) = torch.autograd.grad(r.sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([[math.inf, 1e3], [1e3, math.inf]]))
