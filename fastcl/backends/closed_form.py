@@ -334,9 +334,26 @@ class Gram(Sides):
         return self.sum_y if self.p.y is None else self.x.sum(0)
 
     @cached_property
+    def own_u(self) -> Tensor:
+        """<x_i, y_i>"""
+        return row_dot(self.x, self.y)
+
+    @cached_property
     def own(self) -> Tensor:
         """z_ii"""
-        return self.scale * row_dot(self.x, self.y) + self.p.shift
+        return self.scale * self.own_u + self.p.shift
+
+    def _moments(self) -> Tensor:
+        """<G_x, G_y>, in float64.
+
+        Of x with itself less what uniform directions have, t^2 / d of the trace t: the matrix product rounds each entry of the
+        diagonal by eps of itself, and of near-uniform rows these are all that there is. The rows' own products say t.
+        """
+        gram_x, gram_y = self.gram_x.double(), self.gram_y.double()
+        if self.p.y is not None or not self.d:
+            return (gram_x * gram_y).sum()
+        rest = gram_x - torch.diag(gram_x.diagonal().mean().expand(self.d))
+        return self.own_u.sum(dtype=torch.float64).square() / self.d + rest.square().sum()
 
     def _left_out(self, x: Tensor, y: Tensor, offset: int) -> tuple[Tensor, Tensor]:
         """The partner y of each row on the left-out diagonal (0 where there is none), and its z (0 likewise)."""
@@ -361,7 +378,7 @@ class Gram(Sides):
     def total(self, wanted: Wanted) -> tuple[Tensor, Sums]:
         """a^2 <G_x, G_y> + 2ab <s_x, s_y> + b^2 nm, less the diagonal's squares; and the four sums of its gradients."""
         a, b = self.scale.double(), self.p.shift.double()
-        value = a * a * (self.gram_x.double() * self.gram_y.double()).sum()
+        value = a * a * self._moments()
         value += 2.0 * a * b * (self.sum_x.double() * self.sum_y.double()).sum() + b * b * self.p.n * self.p.m
         if self.diagonal:
             value -= self._left_out(self.x, self.y, self.offset)[1].double().square().sum()

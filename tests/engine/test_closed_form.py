@@ -302,3 +302,15 @@ def test_a_long_row_leaves_digits_to_rows_at_a_right_angle_to_it(length: float, 
     exact = pair_reduce(x.double(), y.double(), pair="square", reduce="sum", backend="reference")
     eager = (x @ y.T).square().sum(1)
     assert (got - exact).abs().max() <= 4 * (eager - exact).abs().max()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+@pytest.mark.parametrize("d", [2, 3, 4])
+def test_the_second_moment_of_uniform_directions(d: int, backend: Backend) -> None:
+    """Near 1 / d, which spread_out takes off: right to the rounding of the result, where d x d matrices rounded each their own."""
+    for n in range(100, 140):
+        x = torch.randn(n // 2, d, generator=torch.Generator().manual_seed(n))
+        x = torch.nn.functional.normalize(torch.cat([x, -x]))
+        given: dict[str, Any] = {"pair": "square", "reduce": "sum", "mask": "off_diagonal", "outer": "sum"}
+        got, exact = (pair_total(rows, backend=way, **given) for rows, way in ((x, backend), (x.double(), "reference")))
+        assert abs(float(got) / float(exact) - 1.0) <= 1.2e-7
