@@ -27,6 +27,18 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def swept(x: Tensor) -> Tensor:
+    """Rows as the op takes them: where autocast rounds them there, rounded, in float32.
+
+    What is taken out of a sweep again, or compared with what is in it, is of these rows too: of others the difference is a rounding.
+    """
+    kind = x.device.type
+    if kind not in ("cpu", "cuda") or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    dtype = torch.get_autocast_dtype(kind)
+    return x if x.dtype == dtype else x.to(dtype).float()
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b of two matrices, and its gradients likewise: a backward may run under autocast too."""
     if transforms.active():

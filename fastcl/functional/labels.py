@@ -14,6 +14,7 @@ from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups, within_groups
 from ..equation.names import Backend, Reduction
+from ..precision import swept
 from .energy import visits
 from .reduction import check_reduction, reduced
 from .rows import inverse, normalize_rows, row_dot, times, widest
@@ -67,8 +68,7 @@ def sup_con(
     a = inverse("temperature", temperature)
     checks.groups("labels", labels, checks.matrix("z", z).shape[0], "z", z)
     factor = checks.number("temperature / base_temperature", temperature / base_temperature, z)
-    if normalize:
-        z = normalize_rows(z)
+    z = swept(normalize_rows(z) if normalize else z)
     same = within_groups(labels)
     positives = visits(z, None, same) - 1.0  # the mask visits the row itself too
     single = positives == 1

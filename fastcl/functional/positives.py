@@ -22,6 +22,7 @@ from ..equation.arguments import as_tensor, kind_of
 from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups
 from ..equation.problem import accumulation_dtype
+from ..precision import swept
 from .rows import times
 
 Positives: TypeAlias = Sequence[Tensor]
@@ -31,7 +32,7 @@ Positives: TypeAlias = Sequence[Tensor]
 class Pairs:
     """The pairs of a call, checked; `weight` in the accumulation dtype or a wider one of its own, without gradient.
 
-    x, y: the rows, normalised. i, j: (k,) int64, of x and of y. weight: (k,).
+    x, y: the rows, normalised, as sweeps take them. i, j: (k,) int64, of x and of y. weight: (k,).
     """
 
     x: Tensor
@@ -67,6 +68,7 @@ class Pairs:
         j = _index("positives[1]", positives[1], i.shape[0], x)
         _within("positives[0]", i, x)
         _within("positives[1]", j, y)
+        x, y = (swept(x),) * 2 if x is y else (swept(x), swept(y))
         dtype = accumulation_dtype(x.dtype)
         if len(positives) == 2 or positives[2] is None:
             return cls(x, y, i, j, torch.ones(i.shape[0], dtype=dtype, device=x.device))

@@ -13,6 +13,7 @@ from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups, within_groups
 from ..equation.names import Backend, Reduction
+from ..precision import swept
 from .energy import visits
 from .reduction import check_reduction, reduced
 from .rows import inverse, normalize_rows, row_dot, times, widest
@@ -63,8 +64,7 @@ def sincere(
     check_reduction(reduction)
     a = inverse("temperature", temperature)
     checks.groups("labels", labels, checks.matrix("z", z).shape[0], "z", z)
-    if normalize:
-        z = normalize_rows(z)
+    z = swept(normalize_rows(z) if normalize else z)
     positives = visits(z, None, within_groups(labels)) - 1.0  # the mask visits the row itself too
     r = pair_reduce(z, scale=a, mask=across_groups(labels), backend=backend)
     # Of no negatives it is a number that no logit is below, finite so that gradients are.

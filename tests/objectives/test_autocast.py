@@ -216,3 +216,32 @@ def test_the_library_s_product_ignores_autocast() -> None:
         got = [value, *torch.autograd.grad(value.square().sum(), (a, b))]
     for g, w in zip(got, want, strict=True):
         close(g, w, rtol=1e-6)
+
+
+LISTED = (torch.tensor([0, 0, 1, 3, 5]), torch.tensor([0, 4, 1, 3, 0]))
+OF_LABELS = torch.arange(N) // 3
+COMPARED: dict[str, Callable[..., Tensor]] = {
+    "info_nce": lambda x, y, **k: functional.info_nce(x, y, temperature=0.05, positives=LISTED, **k),
+    "clip": lambda x, y, **k: functional.clip(x, y, logit_scale=20.0, positives=LISTED, **k),
+    "nt_xent": lambda x, y, **k: functional.nt_xent(
+        x, y, temperature=0.05, positives=(LISTED[0], LISTED[1] + 6, torch.ones(5)), **k
+    ),
+    "siglip": lambda x, y, **k: functional.siglip(x, y, logit_scale=20.0, logit_bias=-5.0, positives=LISTED, **k),
+    "sup_con": lambda x, y, **k: functional.sup_con(x, OF_LABELS, temperature=0.05, **k),
+    "sincere": lambda x, y, **k: functional.sincere(x, OF_LABELS, temperature=0.05, **k),
+}
+
+
+@LOWER
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_is_compared_with_a_sweep_is_of_its_rows(name: str, normalize: bool, dtype: torch.dtype) -> None:
+    """Autocast rounds a sweep's rows; a positive that is in it, or an own term that is taken out again, is of these."""
+    x, y = torch.randn(N, D), torch.randn(N, D)
+    if not normalize:
+        x, y = x.to(dtype).float() + 2.0**-13 * x, y.to(dtype).float() + 2.0**-13 * y
+    rounded = [(torch.nn.functional.normalize(rows) if normalize else rows).to(dtype).float() for rows in (x, y)]
+    want = COMPARED[name](*rounded, normalize=False)
+    with torch.autocast("cpu", dtype):
+        got = COMPARED[name](x, y, normalize=normalize)
+    close(got, want, rtol=2e-5)
