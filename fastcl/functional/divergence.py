@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypedDict, get_args, overload
 
 import torch
@@ -21,6 +22,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
 from ..equation.divergence import LEAST, Divergence
+from ..equation.intrinsics import softplus
 from ..equation.names import Backend, DivergenceName, Negatives, Operand, Reduction, Similarity
 from ..equation.pairs import LOG_2, CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
 from ..equation.problem import accumulation_dtype
@@ -37,6 +39,27 @@ EPS = 1e-6  # how near to the edge of a conjugate's domain a cosine may come
 DIVERGENCES = get_args(DivergenceName)
 # The critic grows as e^{-rate l}; that of Tsallis at 1 - q.
 RATES = {"sh": 0.5, "rkl": 1.0, "neyman": 2.0, "jeffrey": 1.0}
+
+
+@dataclass(frozen=True)
+class Critic(Potential):
+    """A potential that is 0 at 0, where its constant leaves no digit of it; `exact` is the same function, which keeps them."""
+
+    exact: Callable[[Tensor], Tensor] = torch.Tensor.clone
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.exact(v)
+
+
+def _of_js(l: Tensor) -> Tensor:
+    """log 2 - log(1 + e^-l) = -log(1 + (e^-l - 1) / 2)"""
+    near = -torch.log1p(0.5 * torch.expm1(-l.clamp(-1.0, 1.0)))
+    return torch.where(l.abs() < 1.0, near, LOG_2 - softplus(-l))
+
+
+def _of_vlc(l: Tensor) -> Tensor:
+    """1 - 4 sigmoid(-l)^2 = (1 - 2 sigmoid(-l)) (1 + 2 sigmoid(-l))"""
+    return torch.tanh(0.5 * l) * (1.0 + 2.0 * torch.sigmoid(-l))
 
 
 class Composition(NamedTuple):
@@ -65,12 +88,13 @@ def gaussian_divergence(name: str | Divergence, q: float | None) -> Composition:
     table = {
         "kl": Composition(Potential(linear=1.0, constant=1.0), Potential(Exp())),
         "js": Composition(
-            Potential(Softplus(), -1.0, slope=-1.0, constant=LOG_2), Potential(Softplus(), constant=-LOG_2)
+            Critic(Softplus(), -1.0, slope=-1.0, constant=LOG_2, exact=_of_js), Potential(Softplus(), constant=-LOG_2)
         ),
         "pearson": Composition(lambda l: 2.0 * torch.expm1(l), Potential(Exp(), slope=2.0, constant=-1.0)),
         "sh": Composition(lambda l: -torch.expm1(-0.5 * l), Potential(Exp(), slope=0.5, constant=-1.0)),
         "vlc": Composition(
-            Potential(SigmoidSquared(), -4.0, slope=-1.0, constant=1.0), Potential(SigmoidSquared(), 4.0, constant=-1.0)
+            Critic(SigmoidSquared(), -4.0, slope=-1.0, constant=1.0, exact=_of_vlc),
+            Potential(SigmoidSquared(), 4.0, constant=-1.0),
         ),
         "rkl": Composition(Potential(Exp(), -1.0, slope=-1.0), Potential(linear=1.0, constant=-1.0)),
         "neyman": Composition(lambda l: -torch.expm1(-2.0 * l), Potential(Exp(), -2.0, slope=-1.0, constant=2.0)),

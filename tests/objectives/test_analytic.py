@@ -179,7 +179,9 @@ def test_a_drowning_weight_leaves_terms_and_gradients_exact(name: str, backend: 
         close(a, b, rtol=80 * 2.0**-23)
 
 
-@pytest.mark.parametrize(("name", "slope"), [("pearson", 2.0), ("sh", 0.5), ("neyman", 2.0)])
+@pytest.mark.parametrize(
+    ("name", "slope"), [("pearson", 2.0), ("sh", 0.5), ("neyman", 2.0), ("jeffrey", 2.0), ("js", 0.5), ("vlc", 1.0)]
+)
 def test_the_critic_of_close_positives_keeps_its_digits(name: str, slope: float) -> None:
     """f'(u) ~ -slope * beta d^2 near u = 1: at d^2 ~ 1e-6 the difference u - 1 itself has lost its digits in float32."""
     x = two_views(9, 4)[0]
