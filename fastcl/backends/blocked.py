@@ -56,6 +56,7 @@ class Blocks(Tiles):
         # Added to z, never to what was reduced: of a large r - b weights would be off by the rounding of (r + b) - b.
         self.shifted = not is_known(p.shift) or float(p.shift) != 0.0
         self.above: Tensor | None = None
+        self.is_nan = False
         # x a leaves the range where z does not: rows of 10 and of 1e-38 with a scale of 1e38. Such a scale comes after the product.
         scale = self.sides.scale
         self.before: Tensor = scale
@@ -141,7 +142,7 @@ class Blocks(Tiles):
         """g_i e^(z_ij - r_i) + h_j e^(z_ij - c_j), over z."""
         z, columns = tile.dot, None
         assert by.r is not None and by.g is not None
-        left_out = z.isneginf() if self._is_nan(by.r[tile.rows], by.c if by.c is None else by.c[tile.cols]) else None
+        left_out = z.isneginf() if self.is_nan else None
         square = not self.has_own_columns(tile)
         if by.h is not None and by.c is not None and not square:
             columns = self.exponentials(z, by.c[None, tile.cols]).mul_(by.h[None, tile.cols])
@@ -152,12 +153,13 @@ class Blocks(Tiles):
         w = w if columns is None else w.add_(columns)
         return w if left_out is None else w.masked_fill_(left_out, 0.0)
 
-    def _is_nan(self, *normalisers: Tensor | None) -> bool:
-        """Whether one is, and pairs are left out, whose weights are 0 all the same; asked where no device is waited for."""
+    def prepared(self, by: Weighting) -> Weighting:
+        """The weighting itself; whether a normaliser is NaN, and pairs are left out, whose weights are 0 all the same, is asked once,
+        and where no device is waited for."""
         mask = self.p.mask
-        if not ((mask.kind != "all" or mask.limited) and is_known(self.p.scale)):
-            return False
-        return any(t is not None and bool(t.isnan().any()) for t in normalisers)
+        asked = self.lse and (mask.kind != "all" or mask.limited) and is_known(self.p.scale)
+        self.is_nan = asked and any(t is not None and bool(t.isnan().any()) for t in (by.r, by.c))
+        return by
 
     def mask_(self, tile: Tile, values: Tensor, value: float) -> Tensor:
         """Put `value` in place of what the mask leaves out of the tile's values; off the diagonal only that is touched."""

@@ -330,7 +330,7 @@ class Tiles:
         dpositive = None if positive is None else torch.zeros_like(positive, dtype=p.dtype)
         # Each g is a sigmoid or a softmax over rows: at most 1.
         unit = weight_unit(p, p.scale.new_ones(1), None)
-        normaliser, upstream = p.scale.new_empty(p.n), p.scale.new_empty(p.n)
+        normaliser, upstream = p.scale.new_zeros(p.n), p.scale.new_empty(p.n)
         state = State.of(p, p.n)
         for tile in self.sweep(full_width=True):
             here = tile.rows
