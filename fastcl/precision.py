@@ -30,7 +30,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 def swept(x: Tensor) -> Tensor:
     """Rows as the op takes them: where autocast rounds them there, rounded, in float32.
 
-    What is taken out of a sweep again, or compared with what is in it, is of these rows too: of others the difference is a rounding.
+    What is taken out of a sweep again, or compared with what is in it, is of these rows too: else a rounding is left.
     """
     kind = x.device.type
     if kind not in ("cpu", "cuda") or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
