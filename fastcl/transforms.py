@@ -47,7 +47,7 @@ def values_are_here() -> bool:
 
 def values_are_stored(t: Tensor) -> bool:
     """Whether this tensor has numbers: it is no fake one, and none is made of it."""
-    return type(t) is Tensor and values_are_here() and torch._C._get_dispatch_mode(_FAKE) is None
+    return type(t) in (Tensor, torch.nn.Parameter) and values_are_here() and torch._C._get_dispatch_mode(_FAKE) is None
 
 
 def set_aside() -> AbstractContextManager[Any]:

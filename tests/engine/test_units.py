@@ -64,3 +64,19 @@ def test_usual_rows_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
             fastcl.pair_reduce(x, operand=operand, scale=scale, reduce="sum", backend="blocked").sum().backward()
     with pytest.raises(AssertionError, match="a length"):
         fastcl.pair_reduce(x, scale=1e6, backend="blocked")
+
+
+@pytest.mark.parametrize("reduce", ["sum", "logsumexp"])
+def test_parameters_are_looked_at_as_tensors_are(reduce: str) -> None:
+    """Learned rows, as prototypes are: both their lengths, and whether one is NaN."""
+    x, y = 1e-36 * torch.randn(9, 3), 1e-36 * torch.randn(12, 3)
+    how = {"reduce": reduce, "scale": 1e38, "mask": "off_diagonal", "backend": "blocked"}
+    right = answers(x, y, "reference", 1e38, reduce=reduce, mask="off_diagonal")[0]
+    learned = torch.nn.Parameter(x)
+    found = fastcl.pair_reduce(learned, y, **how)  # type: ignore[call-overload]
+    torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-38)
+    learned.data[3] = float("nan")
+    groups = torch.arange(9) // 3, torch.arange(12) // 3
+    how["mask"] = fastcl.within_groups(*groups)
+    (gradient,) = torch.autograd.grad(fastcl.pair_reduce(learned, y, **how)[:3].sum(), learned)  # type: ignore[call-overload]
+    assert not gradient[:3].isnan().any()
