@@ -20,7 +20,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from . import transforms
-from .backends import choice, native, reference, tangents
+from .backends import beyond, choice, native, reference, tangents
 from .equation.problem import DIFFERENTIABLE, LENGTH, REDUCE, TENSORS, Problem, unpack
 from .precision import full_precision
 
@@ -129,11 +129,6 @@ def _kernel(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
     return run(kernel, *native.by_kernel_name(arguments))
 
 
-def _infinite(arguments: tuple[Any, ...], *results: Tensor) -> bool:
-    """Whether these are results of a sum that are beyond their dtype: its gradients are then the op's (backends/beyond.py)."""
-    return arguments[REDUCE] == "sum" and any(bool(t.isinf().any()) for t in results)
-
-
 def run(kernel: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """A compiled kernel, called where nothing watches."""
     answer: tuple[Tensor, ...] = native.finished(_below_autograd, kernel, *arguments)
@@ -179,9 +174,10 @@ class _Rows(_Rule):
             return _differentiable(needed, arguments, lambda p: present(reference.rows(p), p.scale), (g, h))
         wanted = list(needed[:DIFFERENTIABLE])
         given = (*arguments[:LENGTH], r, c, g.contiguous(), h.contiguous(), wanted, False)
-        if ctx.straight and nothing_watches() and not _infinite(arguments, r, c):
+        answer: Any = None
+        if ctx.straight and nothing_watches():
             answer = _kernel(torch.ops.fastcl.kernel_gradients, *given)
-        else:
+        if answer is None or beyond.is_infinite(arguments[REDUCE], answer[2], r, c):
             with full_precision(g.device):  # batched gradients are stacked, which autocast refuses of the other half precision
                 answer = torch.ops.fastcl.pair_reduce_backward(*given, backend)
         return _fill(answer, wanted, len(needed))
@@ -241,7 +237,7 @@ class _Total(_Rule):
         positive, outer, wanted, backend = arguments[LENGTH:]
         if keyset is None:
             output = _kernel(torch.ops.fastcl.kernel_total, *arguments[:-1])
-            if _infinite(arguments, output[0]):
+            if beyond.is_infinite(arguments[REDUCE], output[3], output[0]):
                 output = _below_autograd(torch.ops.fastcl.pair_total, *arguments)
         else:
             output = _within(_ops["pair_total"], keyset, arguments)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..equation.problem import Gradients, Problem, Wanted
 from .blocked import Blocks
-from .sides import is_known, may_hold_nan
+from .sides import is_known
 from .tiles import Tile, Weighting
 
 EQUAL = 2.0**800  # the weight of those that are beyond: times rows of float32 their sums are numbers
@@ -32,8 +32,8 @@ class _Wide(Blocks):
 def gradients(
     p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, found: Gradients
 ) -> Gradients:
-    """What was found, or what it is in place of NaN."""
-    if not (is_infinite(p, r) or (c is not None and is_infinite(p, c))) or not _holds_nan(found):
+    """What was found, or what it is in place of infinities and NaN."""
+    if not _is_beyond(p, found, r, c):
         return found
     r, c, g, h = (None if t is None else t.double() for t in (r, c, g, h))  # type: ignore[assignment]
     return _as(found, _Wide(_widened(p)).gradients(r, c, g, h, wanted))
@@ -41,18 +41,20 @@ def gradients(
 
 def of_total(p: Problem, value: Tensor, outer: str, wanted: Wanted, found: Gradients) -> Gradients:
     """Likewise, of the total form."""
-    if not is_infinite(p, value) or not _holds_nan(found):
-        return found
-    return _as(found, _Wide(_widened(p)).total(None, outer, wanted)[1])
+    return _as(found, _Wide(_widened(p)).total(None, outer, wanted)[1]) if _is_beyond(p, found, value) else found
 
 
-def is_infinite(p: Problem, values: Tensor) -> bool:
-    """Whether results of sums are beyond their dtype, where they may be looked at."""
-    return p.reduce == "sum" and is_known(values) and bool(values.isinf().any())
+def is_infinite(reduce: str, scale: Tensor | None, *results: Tensor | None) -> bool:
+    """Whether results of a sum may be looked at and are beyond their dtype, or the gradient of its scale is no number."""
+    if reduce != "sum":
+        return False
+    given = [t for t in results if t is not None and is_known(t)]
+    return any(bool(t.isinf().any()) for t in given) or (scale is not None and is_known(scale) and not bool(scale.isfinite().all()))
 
 
-def _holds_nan(found: Gradients) -> bool:
-    return any(t is not None and may_hold_nan(t) for t in found)
+def _is_beyond(p: Problem, found: Gradients, *results: Tensor | None) -> bool:
+    """Whether there are gradients of infinite results, or of the scale, that are no numbers."""
+    return is_infinite(p.reduce, found.scale, *results) and any(t is not None and not bool(t.sum().isfinite()) for t in found)
 
 
 def _widened(p: Problem) -> Problem:

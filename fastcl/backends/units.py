@@ -85,11 +85,12 @@ def _length(rows: Tensor) -> float:
 
 
 def _slope(p: Problem, z: float) -> int:
-    """What weights may be where |z| is as large as that, to base 2, as far as they are numbers: 2 z of the square."""
+    """What weights may be where |z| is as large as that, to base 2: 2 z of the square."""
     if p.reduce == "logsumexp" or not 0.0 < z < 1000.0:
         return 0
-    slopes = p.pair.df(torch.tensor([-(2.0**z), 2.0**z], dtype=torch.float64)).abs()
-    return math.frexp(float(torch.where(slopes < torch.finfo(p.dtype).max, slopes, 0.0).amax()))[1]
+    most = torch.finfo(p.dtype).max
+    slopes = p.pair.df(torch.tensor([-(2.0**z), 2.0**z], dtype=torch.float64)).abs().nan_to_num(0.0, most)
+    return math.frexp(float(slopes.amax().clamp(max=most)))[1]
 
 
 def _powers(of: Range, scale: float, x: float, y: float, u: float, alike: bool, steep: int) -> tuple[int, int]:
@@ -97,13 +98,15 @@ def _powers(of: Range, scale: float, x: float, y: float, u: float, alike: bool, 
     up = down = (0, 0)
     if u > of.largest_u or max(x, y) > of.longest:
         down = _shortening(of, math.floor(of.largest_z - scale), u, x, y, alike, steep)
-    # The mirror image: no further than u allows, nor than leaves the scale its digits.
+    # The mirror image: no further than u allows, nor than leaves the scale its digits. Under a large scale products of rows that are
+    # far shorter than the longest have digits too where these are 1.
+    shortest = 0 if scale > 0.0 else of.shortest
     x, y, scale = x - down[0], y - down[1], scale + sum(down)
-    if min(x, y) < of.shortest:
+    if min(x, y) < shortest:
         room = min(of.largest_u, math.floor((scale - of.least_scale) / 2))
 
         def power(length: float, other: float) -> int:
-            if not -math.inf < length < of.shortest:
+            if not -math.inf < length < shortest:
                 return 0
             return max(0, min(room, math.floor(min(0.0, of.largest_u - other) - length)))
 
@@ -119,5 +122,5 @@ def _shortening(of: Range, room: int, u: float, x: float, y: float, alike: bool,
     if sum(by) > room:  # u alone
         power = max(0, min(math.ceil(u - of.largest_u) if u > -math.inf else 0, room))
         by = [-(-power // 2), -(-power // 2) if alike else power // 2]
-    further = max(0, min(steep, (room - sum(by)) // 2))
+    further = max(0, min(steep, (room - sum(by)) // 2, of.largest_u - max(by)))  # a power that the dtype holds
     return by[0] + further, by[1] + further

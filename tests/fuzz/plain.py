@@ -57,7 +57,7 @@ class Plain:
         unit: float = 0.0,
     ) -> None:
         self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
-        self.largest_exponent = 0.0
+        self.largest_exponent, self.reductions = 0.0, 0
         self.rounds_weights, self.unscaled, self.unit = rounds_weights, unscaled, unit
 
     def rounded(self, bring: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -172,6 +172,7 @@ class Plain:
         return squares
 
     def _reduced(self, p: Problem, f: Tensor, keep: Tensor | None, dim: int) -> Tensor:
+        self.reductions += 1
         if p.reduce == "sum":
             r = (f if keep is None else torch.where(keep, f, 0.0)).sum(dim)
             if self.units and p.pair.name == "square" and closed_form.applies(p):
@@ -195,8 +196,8 @@ class Plain:
         return torch.where(empty.squeeze(dim), float("-inf"), found) if f.shape[dim] else f.sum(dim) - float("inf")
 
     def _noise(self, p: Problem, r: Tensor) -> Tensor:
-        """For each of r a rounding or less."""
-        return rows(len(r), 1, self.seed + 50)[:, 0].to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
+        """For each of r a rounding or less, another one in each reduction: differences of two do not lose it."""
+        return rows(len(r), 1, self.seed + 50 + 100 * self.reductions)[:, 0].to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
 
 
 def unit_of(rows: Tensor) -> Tensor:
