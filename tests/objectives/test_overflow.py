@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -93,3 +94,17 @@ def test_a_learnt_limit_has_its_gradient_in_float64() -> None:
     u, v = (3.0 * torch.randn(6, 4, dtype=torch.float64, generator=g) for _ in range(2))
     mu = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda mu: F.spectral(u, v, mu=mu), mu)
+
+
+@pytest.mark.parametrize("backend", ["auto", "blocked", "reference"])
+@pytest.mark.parametrize("negatives", ["xx", "xy", "xx+yy"])
+def test_infinite_weights_of_negatives_are_no_nan(negatives: Any, backend: Any) -> None:
+    """e^s of long rows, whose products with rows of either sign had been infinity less infinity."""
+    x, y = (rows(torch.float32, 30.0, seed).requires_grad_() for seed in (1, 2))
+    x.data[0] = y.data[0] = 30.0
+    value = F.f_micl(
+        x, y, divergence="kl", similarity="cosine", normalize=False, negatives=negatives, backend=backend
+    )
+    assert value == math.inf
+    for gradient in torch.autograd.grad(value, (x, y)):
+        assert not gradient.isnan().any()
