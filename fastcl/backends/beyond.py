@@ -48,13 +48,14 @@ def is_infinite(reduce: str, scale: Tensor | None, *results: Tensor | None) -> b
     """Whether results of a sum may be looked at and are beyond their dtype, or the gradient of its scale is no number."""
     if reduce != "sum":
         return False
-    given = [t for t in results if t is not None and is_known(t)]
-    return any(bool(t.isinf().any()) for t in given) or (scale is not None and is_known(scale) and not bool(scale.isfinite().all()))
+    of_scale = scale is not None and is_known(scale) and not bool(scale.isfinite().all())
+    return of_scale or any(bool(t.isinf().any()) for t in results if t is not None and is_known(t))
 
 
 def _is_beyond(p: Problem, found: Gradients, *results: Tensor | None) -> bool:
     """Whether there are gradients of infinite results, or of the scale, that are no numbers."""
-    return is_infinite(p.reduce, found.scale, *results) and any(t is not None and not bool(t.sum().isfinite()) for t in found)
+    beyond = is_infinite(p.reduce, found.scale, *results)
+    return beyond and any(t is not None and not bool(t.sum().isfinite()) for t in found)
 
 
 def _widened(p: Problem) -> Problem:

@@ -98,8 +98,8 @@ def _powers(of: Range, scale: float, x: float, y: float, u: float, alike: bool, 
     up = down = (0, 0)
     if u > of.largest_u or max(x, y) > of.longest:
         down = _shortening(of, math.floor(of.largest_z - scale), u, x, y, alike, steep)
-    # The mirror image: no further than u allows, nor than leaves the scale its digits. Under a large scale products of rows that are
-    # far shorter than the longest have digits too where these are 1.
+    # The mirror image: no further than u allows, nor than leaves the scale its digits. Under a large scale products of rows far
+    # shorter than the longest have digits too where these are 1.
     shortest = 0 if scale > 0.0 else of.shortest
     x, y, scale = x - down[0], y - down[1], scale + sum(down)
     if min(x, y) < shortest:

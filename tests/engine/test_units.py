@@ -12,7 +12,8 @@ from fastcl.backends import units
 FAR = [
     # Lengths of x and of y, and a scale: z is a number of float32, and so are gradients.
     (1e30, 1e30, 1e-38), (1e36, 1e36, 1e-38), (1e36, 1e10, 1e-38), (1e19, 1e19, 0.07), (1e-36, 1e-36, 1e38), (1e-20, 1e-20, 3e38),
-    (1e-30, 1.0, 3e30), (0.57, 1.4e35, 1.4e-34), (1.0, 1e-38, 1e37), (1e37, 1e-30, 5e-7), (1e-37, 1e37, 0.1), (1e15, 1e15, 1e-20), (1e-30, 1e-30, 1e38),
+    (0.57, 1.4e35, 1.4e-34), (1e-30, 1.0, 3e30),
+    (1.0, 1e-38, 1e37), (1e37, 1e-30, 5e-7), (1e-37, 1e37, 0.1), (1e15, 1e15, 1e-20), (1e-30, 1e-30, 1e38),
 ]  # fmt: skip
 
 

@@ -197,7 +197,8 @@ class Plain:
 
     def _noise(self, p: Problem, r: Tensor) -> Tensor:
         """For each of r a rounding or less, another one in each reduction: differences of two do not lose it."""
-        return rows(len(r), 1, self.seed + 50 + 100 * self.reductions)[:, 0].to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
+        noise = rows(len(r), 1, self.seed + 50 + 100 * self.reductions)[:, 0]
+        return noise.to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
 
 
 def unit_of(rows: Tensor) -> Tensor:
