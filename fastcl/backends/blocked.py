@@ -154,8 +154,8 @@ class Blocks(Tiles):
         return w if left_out is None else w.masked_fill_(left_out, 0.0)
 
     def prepared(self, by: Weighting) -> Weighting:
-        """The weighting itself. Whether a normaliser is NaN, and pairs are left out, whose weights are 0 all the same, is asked once
-        a sweep, where no device is waited for."""
+        """The weighting itself. Whether a normaliser is NaN, and pairs are left out, whose weights are 0 all the same, is asked
+        once a sweep, where no device is waited for."""
         mask = self.p.mask
         asked = self.lse and (mask.kind != "all" or mask.limited) and is_known(self.p.scale)
         self.is_nan = asked and any(t is not None and bool(t.isnan().any()) for t in (by.r, by.c))
