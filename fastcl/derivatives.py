@@ -177,7 +177,7 @@ class _Rows(_Rule):
         answer: Any = None
         if ctx.straight and nothing_watches():
             answer = _kernel(torch.ops.fastcl.kernel_gradients, *given)
-        if answer is None or beyond.is_infinite(arguments[REDUCE], answer[2], r, c):
+        if answer is None or beyond.may_be_beyond(arguments[REDUCE], answer[2], r, c):
             with full_precision(g.device):  # batched gradients are stacked, which autocast refuses of the other half precision
                 answer = torch.ops.fastcl.pair_reduce_backward(*given, backend)
         return _fill(answer, wanted, len(needed))
@@ -237,7 +237,7 @@ class _Total(_Rule):
         positive, outer, wanted, backend = arguments[LENGTH:]
         if keyset is None:
             output = _kernel(torch.ops.fastcl.kernel_total, *arguments[:-1])
-            if beyond.is_infinite(arguments[REDUCE], output[3], output[0]):
+            if beyond.may_be_beyond(arguments[REDUCE], output[3], output[0]):
                 output = _below_autograd(torch.ops.fastcl.pair_total, *arguments)
         else:
             output = _within(_ops["pair_total"], keyset, arguments)

@@ -1,7 +1,7 @@
 """Gradients of sums that are beyond their dtype: infinite with their sign, where infinity less infinity would be NaN.
 
 They are formed once more in float64, which holds e^z to z = 709; beyond, the weights that count are equals. Asked where no device
-is waited for, and of results that are infinite: of others it costs one look at r.
+is waited for, and of results that are large: of others it costs one look at r.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .tiles import Tile, Weighting
 
 EQUAL = 2.0**800  # the weight of those that are beyond: times rows of float32 their sums are numbers
 HUGE = 2.0**500  # what has such a weight in it
+LARGE = {torch.float32: 2.0**60, torch.float64: 2.0**500}  # weights, of which products with rows of 2^68 are within float32
 
 
 class _Wide(Blocks):
@@ -44,17 +45,17 @@ def of_total(p: Problem, value: Tensor, outer: str, wanted: Wanted, found: Gradi
     return _as(found, _Wide(_widened(p)).total(None, outer, wanted)[1]) if _is_beyond(p, found, value) else found
 
 
-def is_infinite(reduce: str, scale: Tensor | None, *results: Tensor | None) -> bool:
-    """Whether results of a sum may be looked at and are beyond their dtype, or the gradient of its scale is no number."""
+def may_be_beyond(reduce: str, scale: Tensor | None, *results: Tensor | None) -> bool:
+    """Whether results of a sum may be looked at and are so large that gradients may not be numbers, or that of its scale is none."""
     if reduce != "sum":
         return False
     of_scale = scale is not None and is_known(scale) and not bool(scale.isfinite().all())
-    return of_scale or any(bool(t.isinf().any()) for t in results if t is not None and is_known(t))
+    return of_scale or any(bool((t.abs() > LARGE[t.dtype]).any()) for t in results if t is not None and is_known(t))
 
 
 def _is_beyond(p: Problem, found: Gradients, *results: Tensor | None) -> bool:
     """Whether there are gradients of infinite results, or of the scale, that are no numbers."""
-    beyond = is_infinite(p.reduce, found.scale, *results)
+    beyond = may_be_beyond(p.reduce, found.scale, *results)
     return beyond and any(t is not None and not bool(t.sum().isfinite()) for t in found)
 
 

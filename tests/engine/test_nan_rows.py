@@ -154,3 +154,13 @@ def test_infinite_weights_have_the_sign_of_their_sum(backend: str) -> None:
     r = fastcl.pair_reduce(x, -torch.eye(2), pair="exp", reduce="sum", scale=-1e3, backend=backend)
     (gradient,) = torch.autograd.grad(r.sum(), x)
     torch.testing.assert_close(gradient, torch.tensor([[math.inf, 1e3], [1e3, math.inf]]))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+def test_large_weights_of_long_rows_are_no_nan(backend: str) -> None:
+    """e^60 is a number, and its products with rows of 1e25 of either sign are not."""
+    x, y = torch.tensor([[60e-25, 0.0]], requires_grad=True), torch.tensor([[1e25, 1e25], [1e25, -2e25]])
+    r = fastcl.pair_reduce(x, y, pair="exp", reduce="sum", backend=backend)
+    assert isinstance(r, Tensor) and r.isfinite().all()
+    (gradient,) = torch.autograd.grad(r.sum(), x)
+    assert gradient.tolist() == [[math.inf, -math.inf]]
