@@ -139,12 +139,15 @@ class Visits:
         length, offset = self.p.n, self.p.mask.row_offset - self.p.mask.col_offset
         if back:
             length, offset = self.p.m, -offset
-        others = self._others(q if weight is None else weight[:, None] * q, length, offset)
+        if self.kind == "all":
+            sums = [(q[part] if weight is None else weight[part, None] * q[part]).sum(0) for part in parts(q)]
+            others = torch.stack(sums or [q.sum(0)]).sum(0).expand(length, *q.shape[1:])
+        else:
+            others = self._others(q if weight is None else weight[:, None] * q, length, offset)
         return lambda part: others[part]
 
-    def _others(self, q: Tensor, length: int, offset: int) -> Tensor:
-        if self.kind == "all":
-            return q.sum(0).expand(length, *q.shape[1:])
+    @staticmethod
+    def _others(q: Tensor, length: int, offset: int) -> Tensor:
         start, stop = partners(length, q.shape[0], offset)
         others = q.sum(0).repeat(length, *(1 for _ in q.shape[1:]))
         if stop > start:

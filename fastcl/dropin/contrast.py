@@ -14,7 +14,8 @@ from ..equation import checks
 from ..equation.intrinsics import softplus
 from ..equation.masks import off_diagonal
 from ..equation.problem import accumulation_dtype
-from ..functional.rows import row_dot, times
+from ..functional.matching import row_dot
+from ..functional.rows import times
 from ..ops import pair_reduce, pair_total
 from ..precision import full_precision, product
 

@@ -16,7 +16,8 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups, within_groups
 from ..equation.names import Operand
 from ..equation.problem import accumulation_dtype
-from ..functional.rows import normalize_rows, row_dot, times
+from ..functional.matching import row_dot
+from ..functional.rows import normalize_rows, times
 from ..ops import pair_reduce
 from .mined import Pairs, positives_and_negatives
 

@@ -23,7 +23,8 @@ from ..equation import checks
 from ..equation.arguments import absent, kind_of, positive_real
 from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups
-from ..functional.rows import normalize_rows, row_dot
+from ..functional.matching import row_dot
+from ..functional.rows import normalize_rows
 from ..functional.uniformity import align_uniform
 from ..ops import pair_reduce, pair_total
 from ..precision import stacked

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..equation import checks
 from ..equation.masks import off_diagonal
-from ..functional.rows import normalize_rows, row_dot, row_sqdist
+from ..functional.matching import row_dot, row_sqdist
+from ..functional.rows import normalize_rows
 from ..ops import pair_reduce
 from .labelled import DISTANCES, LabelledPairs, LabelLoss, Measure, checked_labels, hinge, mean_of_positive, nothing
 from .mined import Pairs, positives_and_negatives

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import transforms
 from ..equation.problem import accumulation_dtype
-from ..functional.rows import row_dot, times
+from ..functional.matching import row_dot
+from ..functional.rows import times
 from ..precision import product
 
 GATHERED = 2**22  # entries of rows that are held at once, picked out for their pairs

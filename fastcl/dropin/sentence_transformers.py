@@ -25,7 +25,8 @@ from ..equation.arguments import meant
 from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups, off_diagonal
 from ..equation.reductions import merge
-from ..functional.rows import normalize_rows, row_dot
+from ..functional.matching import row_dot
+from ..functional.rows import normalize_rows
 from ..ops import pair_reduce
 from ..precision import stacked
 from . import ranks

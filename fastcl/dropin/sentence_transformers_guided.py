@@ -25,7 +25,8 @@ from ..equation.masks import Mask, at_most, off_diagonal
 from ..equation.problem import accumulation_dtype
 from ..equation.reductions import merge
 from ..functional.false_negatives import rounding
-from ..functional.rows import normalize_rows, row_dot
+from ..functional.matching import row_dot
+from ..functional.rows import normalize_rows
 from ..ops import pair_reduce
 from ..precision import stacked
 from . import ranks

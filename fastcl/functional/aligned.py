@@ -15,6 +15,7 @@ from ..equation import checks
 from ..equation.names import Operand
 from ..precision import stacked
 from . import rows as passes
+from .matching import row_dot, row_sqdist
 
 
 def aligned_views(
@@ -33,7 +34,7 @@ def aligned_views(
     if normalize:
         x, y = passes.normalize_rows(x), passes.normalize_rows(y)
     k = min(x.shape[0], y.shape[0])
-    of_pair = passes.row_dot if operand == "dot" else passes.row_sqdist
+    of_pair = row_dot if operand == "dot" else row_sqdist
     return x, y, of_pair(passes.leading(x, k), passes.leading(y, k))
 
 

@@ -13,9 +13,10 @@ from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.names import Backend, Reduction
 from ..precision import stacked
+from .aligned import aligned_views
 from .energy import visits
 from .reduction import check_reduction, reduced
-from .rows import inverse, log_of_rest, logarithm, normalize_rows, own_pairs_left_out, plain_number, row_dot, times
+from .rows import inverse, log_of_rest, logarithm, own_pairs_left_out, plain_number, times
 
 LOG_HALF = -0.6931471805599453
 
@@ -136,13 +137,10 @@ def _debiased(
     a = inverse("temperature", temperature)
     if not 0.0 <= plain_number("tau_plus", tau_plus) < 1.0:
         raise ValueError(f"tau_plus: expected a probability in [0, 1), got {tau_plus}")
-    checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+    u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     z = stacked(u, v)
-    if normalize:
-        z = normalize_rows(z)
-    n = u.shape[0]
     mask = own_pairs_left_out(groups, z, views=2)
-    p = times(a, row_dot(z[:n], z[n:])).repeat(2)
+    p = times(a, s).repeat(2)
     # Without groups the mask leaves out the row and its partner; how many are left is known without asking.
     count = torch.full_like(p.detach(), 2.0 * batch.count(u) - 2.0) if groups is None else visits(z, None, mask)
     some = count > 0

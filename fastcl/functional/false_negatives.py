@@ -20,7 +20,8 @@ from ..equation.masks import Mask, at_most
 from ..equation.names import MarginStrategy
 from ..equation.problem import accumulation_dtype
 from ..precision import stacked
-from .rows import leading, normalize_rows, row_dot, times
+from .matching import row_dot
+from .rows import leading, normalize_rows, times
 
 Guide = Sequence[Tensor]  # (s, t): rows of the two views
 

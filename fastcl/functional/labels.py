@@ -16,8 +16,9 @@ from ..equation.masks import across_groups, within_groups
 from ..equation.names import Backend, Reduction
 from ..precision import swept
 from .energy import visits
+from .matching import row_dot
 from .reduction import check_reduction, reduced
-from .rows import inverse, normalize_rows, row_dot, times, widest
+from .rows import inverse, normalize_rows, times, wide_enough
 
 
 @over_ranks
@@ -74,7 +75,7 @@ def sup_con(
     single = positives == 1
     r = pair_reduce(z, scale=a, mask=across_groups(_in_pairs(labels, single, z)), backend=backend)
     # A row's own term is taken out again. That of a long row drowns the others of its label: then both are float64.
-    wide = z if normalize else widest(z)
+    wide = z if normalize else wide_enough(z, a)
     s = pair_reduce(wide, scale=a, reduce="sum", mask=same, backend=choice.of_closed_form(backend))
     mean = ((s - times(a, row_dot(wide, wide))) / positives.clamp(min=1.0)).to(r.dtype)
     loss = torch.where(single, softplus(r - mean), r - mean)

@@ -19,8 +19,9 @@ from ..equation.pairs import LOG_2
 from ..equation.reductions import merge
 from ..precision import stacked
 from .decoupled import free_energies
+from .matching import row_dot
 from .reduction import at_least, check_reduction, reduced
-from .rows import inverse, normalize_rows, own_pairs_left_out, row_dot, times
+from .rows import inverse, normalize_rows, own_pairs_left_out, times
 
 MOST = ROWS - 1  # views that ranks agree on, beside groups
 

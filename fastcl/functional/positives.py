@@ -23,6 +23,7 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups
 from ..equation.problem import accumulation_dtype
 from ..precision import swept
+from .matching import pair_dot
 from .rows import times
 
 Positives: TypeAlias = Sequence[Tensor]
@@ -78,9 +79,7 @@ class Pairs:
 
     def products(self, scale: float | Tensor) -> Tensor:
         """(k,) scale <x_i, y_j> of each pair."""
-        dtype = accumulation_dtype(self.x.dtype)
-        u = (self.x.to(dtype).index_select(0, self.i) * self.y.to(dtype).index_select(0, self.j)).sum(1)
-        return times(scale, u)
+        return times(scale, pair_dot(self.x, self.y, self.i, self.j))
 
     def stars(self) -> tuple[Tensor, Tensor]:
         """A group for each row of x and of y: those of one star share theirs, every other row has one of its own."""

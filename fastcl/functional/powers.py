@@ -15,8 +15,9 @@ from ..equation.names import Backend, Reduction
 from ..equation.pairs import Log, Power
 from ..equation.problem import accumulation_dtype
 from .energy import Pairs, Potential
+from .matching import row_dot
 from .reduction import at_least, check_reduction, reduced
-from .rows import own_pairs_left_out, plain_number, row_dot, views
+from .rows import own_pairs_left_out, plain_number, views
 
 LEAST_ORDER = 1e-8  # but 0: (s^a - 1) / a is then as near to log s as its own rounding in float64
 LARGEST_LOG = 960.0  # of a power of eps, to base 2: float64 ends at 1024, and sums over pairs need some of that

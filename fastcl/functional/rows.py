@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import batch, transforms
 from ..backends import choice
 from ..backends.row_dot import in_one_pass
+from ..backends.sides import is_known
 from ..equation import checks
 from ..equation.masks import Mask, across_groups, off_diagonal
 from ..equation.problem import accumulation_dtype
@@ -182,42 +183,6 @@ def inverse(name: str, value: float | Tensor) -> float | Tensor:
     return 1.0 / value
 
 
-class _RowDot(torch.autograd.Function):
-    """<x_i, y_i> in one pass, where x * y would be written and read again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y)
-        product: Tensor = torch.ops.fastcl.cpu_row_dot(x, y)
-        return product
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, y = ctx.saved_tensors
-        g, (of_x, of_y) = upstream[0].unsqueeze(1), ctx.needs_input_grad
-        return (g * y if of_x else None), (g * x if of_y else None)
-
-
-def one_pass_dot(x: Tensor, y: Tensor) -> Tensor:
-    """row_dot for losses that take less time in their products than in passes over rows."""
-    if in_one_pass(x, y) and x.shape == y.shape:
-        product: Tensor = _RowDot.apply(x, y)
-        return product
-    return row_dot(x, y)
-
-
-def row_dot(x: Tensor, y: Tensor) -> Tensor:
-    """<x_i, y_i> in the accumulation dtype."""
-    dtype = accumulation_dtype(x.dtype)
-    return (x.to(dtype) * y.to(dtype)).sum(1)
-
-
-def row_sqdist(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_i|^2 in the accumulation dtype, from differences."""
-    dtype = accumulation_dtype(x.dtype)
-    return (x.to(dtype) - y.to(dtype)).square().sum(1)
-
-
 def logarithm(value: float | Tensor, like: Tensor) -> float | Tensor:
     """log value; compiled as a tensor, since math.log of a number that changes makes a graph for each."""
     if isinstance(value, Tensor):
@@ -243,6 +208,19 @@ def times(factor: float | Tensor, rows: Tensor) -> Tensor:
 def widest(rows: Tensor) -> Tensor:
     """Rows in float64, where their device has it: what is taken out of a sum again may drown the rest of it in float32."""
     return rows if rows.device.type == "mps" else rows.double()
+
+
+def wide_enough(rows: Tensor, a: float | Tensor) -> Tensor:
+    """Rows of which a row's own term, one of a <x_i, x_j>, can be taken out of a sum over rows like it: in float64 where it may be
+    the largest of them by far. Looked at where no device and no rank is waited for: rows of unit length, normalised by the
+    caller, would be copied for nothing.
+    """
+    if rows.dtype == torch.float32 and is_known(rows) and rows.numel() and not batch.beyond_this_process():
+        least, most = (float(norm) for norm in torch.linalg.vector_norm(rows.detach(), dim=1).aminmax())
+        size = abs(float(a)) if not isinstance(a, Tensor) or is_known(a) else math.inf
+        if most <= 2.0 * least and size * (most * most - least * least) <= 1.0:
+            return rows
+    return widest(rows)
 
 
 def every_row_matched(x: Tensor, y: Tensor) -> None:

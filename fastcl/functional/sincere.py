@@ -15,8 +15,9 @@ from ..equation.masks import across_groups, within_groups
 from ..equation.names import Backend, Reduction
 from ..precision import swept
 from .energy import visits
+from .matching import row_dot
 from .reduction import check_reduction, reduced
-from .rows import inverse, normalize_rows, row_dot, times, widest
+from .rows import inverse, normalize_rows, times, wide_enough
 
 
 @over_ranks
@@ -71,7 +72,7 @@ def sincere(
     r = torch.where(torch.isneginf(r), -0.125 * torch.finfo(r.dtype).max, r)
     # A row's own term is taken out again. Of unit rows it is the smallest of all; a row shorter than its positives has one that
     # may drown theirs, so that both are float64.
-    x = z if normalize else widest(z)
+    x = z if normalize else wide_enough(z, a)
     name = choice.requested(backend)
     if name != "auto" and choice.reason(name, x.device, x.dtype) is not None:
         backend = "blocked"  # which has float64 on every device; Triton has not

@@ -233,12 +233,12 @@ def clip(
         negatives_of_each(groups, x, y), false_negative_margin, margin_strategy, leading(s, k), sizes, a,
         guides=Guides.of(guide, x, y, normalize),
     )  # fmt: skip
+    # Before the sweep, so that their gradients are formed after it, whose memory is free again then: 6 n d instead of 8.
+    means = (mean_logit(x, y, p, a, mask, backend), mean_logit(y, x, p, a, exchanged(mask), backend)) if eps else ()
     r, c = rows_and_columns(x, y, scale=a, mask=mask, backend=backend)
     losses = 0.5 * (softplus(leading(r, k) - p) + softplus(leading(c, k) - p))
-    if eps:
-        losses = losses + eps * (
-            p - 0.5 * (mean_logit(x, y, p, a, mask, backend) + mean_logit(y, x, p, a, exchanged(mask), backend))
-        )
+    if means:
+        losses = losses + eps * (p - 0.5 * sum(means))
     return reduced(losses, reduction, "clip")
 
 

@@ -19,16 +19,15 @@ from ..equation.problem import accumulation_dtype
 from ..precision import narrow_product, on_tensor_cores, product, stacked
 from .energy import Pairs, Potential, visits
 from .gram import PlainSpectral, ordinary
+from .matching import one_pass_dot, row_dot
 from .reduction import at_least, check_reduction, reduced
 from .rows import (
     Tangent,
     check_backend,
     normalize_rows,
-    one_pass_dot,
     own_pairs_left_out,
     plain_norms,
     plain_tangent,
-    row_dot,
     tangent,
     unit_rows,
     views,

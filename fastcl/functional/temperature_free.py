@@ -14,8 +14,9 @@ from ..equation.names import Backend, Reduction
 from ..equation.pairs import Power
 from .aligned import aligned_views
 from .energy import visits
+from .matching import row_dot, row_sqdist
 from .reduction import check_reduction, reduced
-from .rows import every_row_matched, leading, negatives_of_each, plain_number, row_dot, row_sqdist
+from .rows import every_row_matched, leading, negatives_of_each, plain_number
 
 
 @over_ranks

@@ -16,8 +16,9 @@ from ..equation.arguments import Positive, PositiveReal
 from ..equation.names import Backend, Reduction
 from ..equation.problem import accumulation_dtype
 from .energy import visits
+from .matching import row_sqdist
 from .reduction import at_least, check_reduction, reduced
-from .rows import as_compiled, check_backend, normalize_rows, own_pairs_left_out, plain_number, row_sqdist, views
+from .rows import as_compiled, check_backend, normalize_rows, own_pairs_left_out, plain_number, views
 
 
 @over_ranks

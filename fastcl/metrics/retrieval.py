@@ -12,7 +12,7 @@ from torch import Tensor
 from ..equation import checks
 from ..equation.arguments import declared, integer, kind_of
 from ..equation.problem import accumulation_dtype
-from ..functional.rows import row_dot
+from ..functional.matching import row_dot
 from ..precision import full_precision
 from ..progress import bar
 from .sweep import all_finite, at_least, tiles, unit_rows

@@ -55,6 +55,17 @@ def step(n, form):
         fastcl.pair_reduce(x, scale=14.0, mask="off_diagonal", backend="cpu").sum().backward()
     elif form == "nt_xent":  # of 2n rows, n of each view
         fastcl.functional.nt_xent(x, y, normalize=False, backend="cpu").backward()
+    elif form == "sup_con":
+        fastcl.functional.sup_con(x, torch.randint(0, n // 4, (n,)), normalize=False, backend="cpu").backward()
+    elif form == "sincere":
+        fastcl.functional.sincere(x, torch.randint(0, n // 4, (n,)), normalize=False, backend="cpu").backward()
+    elif form == "smoothed clip":
+        fastcl.functional.clip(x, y, logit_scale=14.0, label_smoothing=0.1, normalize=False, backend="cpu").backward()
+    elif form == "info_nce of listed positives":
+        listed = torch.arange(n), torch.arange(n)
+        fastcl.functional.info_nce(x, y, positives=listed, normalize=False, backend="cpu").backward()
+    elif form == "kcl":
+        fastcl.functional.kcl(x, y, normalize=False, backend="cpu").backward()
     elif form == "normalized clip":
         fastcl.functional.clip(x, y, logit_scale=14.0, backend="cpu").backward()
     elif form == "normalized nt_xent":
@@ -76,6 +87,11 @@ print((peak() - before) / (4 * n * d))
         ("contrast", 6),
         ("itself", 6),
         ("nt_xent", 6),
+        ("sup_con", 6),
+        ("sincere", 6),
+        ("smoothed clip", 6),
+        ("info_nce of listed positives", 6),
+        ("kcl", 6),
         ("normalized clip", 8),
         ("normalized nt_xent", 8),
         ("normalized f_micl", 8),
@@ -83,7 +99,8 @@ print((peak() - before) / (4 * n * d))
 )
 def test_memory_of_forward_and_backward(form: str, operands: int) -> None:
     """At n = 16384, d = 128: under 6 n d floats (8 where the rows are normalised too) and 0.5 MB a thread, gradients included."""
-    run = python(f"import sys; sys.argv.append({form!r})\n{MEMORY}")
+    # With a fixed threshold what is freed is given back, and the peak is that of what is held: glibc raises it to 32 MB.
+    run = python(f"import sys; sys.argv.append({form!r})\n{MEMORY}", MALLOC_MMAP_THRESHOLD_=str(2**20))
     assert run.returncode == 0, run.stderr
     allowed = operands + 2 * 0.5 * 2**20 / (4 * 16384 * 128)
     assert float(run.stdout) < allowed, f"{run.stdout.strip()} n d floats, where {allowed:.2f} were promised"
