@@ -140,8 +140,8 @@ class Visits:
         if back:
             length, offset = self.p.m, -offset
         if self.kind == "all":
-            sums = [(q[part] if weight is None else weight[part, None] * q[part]).sum(0) for part in parts(q)]
-            others = torch.stack(sums or [q.sum(0)]).sum(0).expand(length, *q.shape[1:])
+            each = [(q[part] if weight is None else weight[part, None] * q[part]).sum(0) for part in parts(q)]
+            others = torch.stack(each or [q.sum(0)]).sum(0).expand(length, *q.shape[1:])
         else:
             others = self._others(q if weight is None else weight[:, None] * q, length, offset)
         return lambda part: others[part]

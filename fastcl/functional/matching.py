@@ -81,10 +81,8 @@ class _OfPairs(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, i: Tensor | None, j: Tensor | None, squared: bool) -> Tensor:
         ctx.save_for_backward(x, y, i, j)
         ctx.squared = squared
-        sides = ((x, i), (y, j))
-        return torch.cat(
-            [_plainly(*(_of(part, *side) for side in sides), None, None, squared) for part in _parts(x, i)]
-        )
+        found = [_plainly(_of(part, x, i), _of(part, y, j), None, None, squared) for part in _parts(x, i)]
+        return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
