@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backends.closed_form import all_but_one, keeps_digits, squares_of
+from ..backends.closed_form import keeps_digits, squares_of
 from ..backends.reference import outer_value
 from ..backends.sides import is_known
+from ..backends.visits import all_but_one
 from ..equation import checks
 from ..equation.intrinsics import softplus
 from ..equation.names import Strategy

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcl import functional, pair_reduce, pair_total, precision
 from fastcl.backends import choice, closed_form, reference
-from fastcl.backends.closed_form import classes
+from fastcl.backends.visits import classes
 from fastcl.equation.masks import KINDS, Mask, across_groups, within_groups
 from fastcl.equation.names import Backend
 from tests.triton.problems import all_wanted, problem, upstream
