@@ -38,6 +38,7 @@ class Strip(Tiles):
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p, p.x.dtype)
+        self.sides.marks_limited = p.mask.limited
         self.arguments = vectors(self.sides) | limits(p) | {"diff": difference(p), "PAIR": pair_value(self.sides)} | STRIP_OPTIONS
         self.slope = pair_slope(self.sides)
         self.reducing, self.weighing = tuning.epilogue(tuning.STRIP_REDUCE), tuning.epilogue(tuning.STRIP_WEIGHTS)

@@ -125,10 +125,13 @@ def strip_weights(
     # Of the weights, whatever z and its row's normaliser are.
     w = at_most(w, decides, lx, ly, 0.0, HAS_LX, HAS_LY)
     stored = w.to(W.dtype.element_ty)
+    if (HAS_LX or HAS_LY) and not LSE:
+        # The weight of a logit of NaN is NaN in W Y, where the row that it came from is 0, whatever the slope is there.
+        stored = tl.where((z != z) & (w != 0.0), z, w).to(W.dtype.element_ty)
     tl.store(W + offsets, stored, mask=(i < n)[:, None] & (j - j0 < pitch)[None, :])
     if SQDIST:
         # diag(W 1) X - W Y cancels: both terms take the same rounded weights.
-        w = stored.to(tl.float32)
+        w = w.to(W.dtype.element_ty).to(tl.float32)
     row = bj.to(tl.int64) * rows_pitch + i - i0
     if ROW_SUMS:
         tl.store(ROWS + row, tl.sum(w, 1), mask=i < n)

@@ -59,6 +59,12 @@ __device__ __forceinline__ double slope_of(double z, const double* k) {
   return Pair::slope(z, k);
 }
 
+// A normaliser as weights take it off: +inf where nothing was reduced, so that z less it is -inf, and the weight exactly 0.
+template <class T>
+__device__ __forceinline__ T normaliser(T log) {
+  return log == -infinity<T>() ? infinity<T>() : log;
+}
+
 // A reference for exponentials: the maximum, or 0 where it is infinite, since inf - inf is NaN.
 template <class T>
 __device__ __forceinline__ T reference_of(T top) {
@@ -262,30 +268,30 @@ struct Columns {
   }
 };
 
-// z_ij and M on one row of four columns.
+// z_ij and M on one row of four columns. z is formed by the same instructions in every kernel: a weight takes off a normaliser that
+// was reduced of it, which is then none that it is above, and a backward decides of limits as its forward did.
 template <class T>
 struct Logits {
   const Equation e;
   T a, b;
-  bool sqdist, terms;
+  bool sqdist;
 
   __device__ __forceinline__ explicit Logits(const Equation& equation)
-      : e(equation), a(*static_cast<const T*>(e.scale)), b(*static_cast<const T*>(e.shift)), sqdist(e.operand == Operand::sqdist),
-        terms(sqdist || e.bias_x != nullptr || e.bias_y != nullptr) {}
+      : e(equation), a(*static_cast<const T*>(e.scale)), b(*static_cast<const T*>(e.shift)), sqdist(e.operand == Operand::sqdist) {}
 
+  // Of dot products; term: b + bx. What is not there is 0 in norms and biases.
+  __device__ __forceinline__ void of_row(T term, T norm, const T (&norms)[lane_cols], const T (&biases)[lane_cols], T (&v)[lane_cols]) const {
+    if (sqdist)
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) v[c] = intrinsics::maximum(::fma(T(-2), v[c], norm + norms[c]), T(0));
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) v[c] = ::fma(a, v[c], term);
+    if (e.bias_y != nullptr)
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) v[c] += biases[c];
+  }
   __device__ __forceinline__ void of_row(int64_t i, const Columns<T>& cols, T (&v)[lane_cols]) const {
-    if (!terms) {
-#pragma unroll
-      for (int c = 0; c < lane_cols; c++) v[c] = a * v[c] + b;
-      return;
-    }
-    const T term = b + at_or<T>(e.bias_x, i, true, T(0));
-    const T norm = at_or<T>(e.norm_x, i, true, T(0));
-#pragma unroll
-    for (int c = 0; c < lane_cols; c++) {
-      const T u = sqdist ? Sqdist::of(v[c], norm, cols.norm[c]) : v[c];
-      v[c] = a * u + term + cols.bias[c];
-    }
+    of_row(b + at_or<T>(e.bias_x, i, true, T(0)), at_or<T>(e.norm_x, i, true, T(0)), cols.norm, cols.bias, v);
   }
 
   // Bit c is set where M visits (i, col + c) and the tile has that column.
@@ -339,7 +345,7 @@ int with_pair(int pair, Body body) {
 }
 
 inline dim3 blocks_of(const Tile& t) {
-  return dim3(unsigned((t.i1 - t.i0 + strip_block_rows - 1) / strip_block_rows), unsigned((t.j1 - t.j0 + strip_block_cols - 1) / strip_block_cols));
+  return dim3(unsigned(ceil_div(t.i1 - t.i0, strip_block_rows)), unsigned(ceil_div(t.j1 - t.j0, strip_block_cols)));
 }
 
 }  // namespace fastcl::cuda

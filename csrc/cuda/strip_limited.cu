@@ -2,7 +2,7 @@
 //
 // Kernels of their own, so that those without limits hold none in registers. There is one for each dtype and reduction: tiles are
 // read and written at the speed of memory, beside which a branch that all threads take to their pair function, and a second
-// exponential, are small. z is formed by the same instructions in all of them: a backward decides as its forward did.
+// exponential, are small.
 #include "strip.cuh"
 
 namespace fastcl::cuda {
@@ -64,13 +64,11 @@ struct Limited {
     load_four<false>(static_cast<const T*>(t.dot) + offset(r), p.inside, z);
     const bool by_guides = at_most.guided != nullptr;
     if (by_guides) load_four<false>(static_cast<const T*>(at_most.guided) + offset(r), p.inside, guided);
-    const T term = logits.b + at_or<T>(e.bias_x, i, true, T(0)), norm = at_or<T>(e.norm_x, i, true, T(0));
+    logits.of_row(i, cols, z);
     const T own = at_or<T>(at_most.limit_x, i, true, infinity<T>());
     unsigned counts = logits.visits(i, p, cols.group);
 #pragma unroll
     for (int c = 0; c < lane_cols; c++) {
-      const T u = logits.sqdist ? intrinsics::maximum(::fma(T(-2), z[c], norm + cols.norm[c]), T(0)) : z[c];
-      z[c] = ::fma(logits.a, u, term) + cols.bias[c];
       const T decides = by_guides ? guided[c] : z[c];
       if (decides > own || decides > limit[c]) counts &= ~(1u << c);
     }
@@ -168,13 +166,6 @@ __global__ __launch_bounds__(threads) void reduce_logsumexp_limited(const StripR
   if (out.has_col) out.col[0] = finite_top(col_top), out.col[out.col_plane()] = col_sum;
 }
 
-// What a row or column brings to its weights: the upstream gradient and, to a log-sum-exp, the normaliser: +inf where nothing was
-// reduced, so that z less it is -inf, and the weight 0.
-template <class T>
-__device__ __forceinline__ T normaliser(T log) {
-  return log == -infinity<T>() ? infinity<T>() : log;
-}
-
 template <class T, bool logsumexp>
 __global__ __launch_bounds__(threads, sizeof(T) == 4 ? 3 : 1) void weigh_limited(const StripWeightsLimited args) {
   __shared__ T shared[warps * strip_block_cols];
@@ -210,10 +201,14 @@ __global__ __launch_bounds__(threads, sizeof(T) == 4 ? 3 : 1) void weigh_limited
 #pragma unroll
       for (int c = 0; c < lane_cols; c++) w[c] *= g + h[c];
     }
+    // The weight of a logit of NaN is NaN in W Y, where the row that it came from is 0, whatever the slope is there.
+    T stored[lane_cols];
 #pragma unroll
-    for (int c = 0; c < lane_cols; c++)
+    for (int c = 0; c < lane_cols; c++) {
       if (!(counts >> c & 1u)) w[c] = T(0);
-    store_four(strip.weights, limited.offset(r), strip.weights_dtype, p.inside, w);
+      stored[c] = z[c] != z[c] && w[c] != T(0) ? z[c] : w[c];
+    }
+    store_four(strip.weights, limited.offset(r), strip.weights_dtype, p.inside, stored);
     // diag(W 1) X - W Y cancels: both terms take the same rounded weights.
     if (limited.logits.sqdist)
 #pragma unroll

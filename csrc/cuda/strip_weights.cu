@@ -4,11 +4,10 @@
 namespace fastcl::cuda {
 namespace {
 
-// What a row or column brings to its weights: a term of z, the factor of the weight, and log, r or c, where two exponentials
-// need both.
+// What a row or column brings to its weights: their factor, and what is taken off z.
 template <class T>
 struct Brought {
-  T term, factor, log;
+  T factor, log;
 };
 
 // What the rows and columns of a block bring, in shared memory, formed once by one thread each.
@@ -19,7 +18,7 @@ struct Staged {
   };
   Row row[strip_block_rows];
   T row_log[strip_block_rows], row_norm[strip_block_rows];
-  alignas(16) T col[4][strip_block_cols];  // term, factor, log, norm
+  alignas(16) T col[4][strip_block_cols];  // bias, factor, log, norm
 
   template <class Weights>
   __device__ __forceinline__ void fill(const StripWeights& args, const Weights& weights) {
@@ -30,13 +29,13 @@ struct Staged {
       const int64_t j = t.j0 + int64_t(blockIdx.y) * strip_block_cols + k;
       const bool inside = j < t.j1;
       const Brought<T> y = weights.column(j, inside);
-      col[0][k] = y.term + at_or<T>(e.bias_y, j, inside, T(0)), col[1][k] = y.factor, col[2][k] = y.log;
+      col[0][k] = at_or<T>(e.bias_y, j, inside, T(0)), col[1][k] = y.factor, col[2][k] = y.log;
       col[3][k] = at_or<T>(e.norm_y, j, inside, T(0));
     } else if (own < strip_block_rows) {
       const int64_t i = t.i0 + int64_t(blockIdx.x) * strip_block_rows + own;
       const bool inside = i < t.i1;
       const Brought<T> x = weights.row(i, inside);
-      row[own] = {*static_cast<const T*>(e.shift) + at_or<T>(e.bias_x, i, inside, T(0)) + x.term, x.factor};
+      row[own] = {*static_cast<const T*>(e.shift) + at_or<T>(e.bias_x, i, inside, T(0)), x.factor};
       row_log[own] = x.log, row_norm[own] = at_or<T>(e.norm_x, i, inside, T(0));
     }
     __syncthreads();
@@ -46,12 +45,11 @@ struct Staged {
 // What a lane's four columns bring.
 template <class T>
 struct ColumnsOf {
-  T term[lane_cols], factor[lane_cols], log[lane_cols], norm[lane_cols];
+  T bias[lane_cols], factor[lane_cols], log[lane_cols], norm[lane_cols];
   int64_t group[lane_cols];
-  bool terms;
 
   __device__ __forceinline__ ColumnsOf(const Staged<T>& staged, int lane) {
-    load_four<true>(staged.col[0] + lane_cols * lane, lane_cols, term);
+    load_four<true>(staged.col[0] + lane_cols * lane, lane_cols, bias);
     load_four<true>(staged.col[1] + lane_cols * lane, lane_cols, factor);
     load_four<true>(staged.col[2] + lane_cols * lane, lane_cols, log);
     load_four<true>(staged.col[3] + lane_cols * lane, lane_cols, norm);
@@ -72,9 +70,8 @@ struct SumWeights {
   __device__ __forceinline__ Brought<T> row(int64_t i, bool inside) const { return side(from.g, i, inside); }
   __device__ __forceinline__ Brought<T> column(int64_t j, bool inside) const { return side(from.h, j, inside); }
   __device__ __forceinline__ Brought<T> side(const void* own, int64_t k, bool inside) const {
-    return {T(0), at_or<T>(own, k, inside, T(0)), T(0)};
+    return {at_or<T>(own, k, inside, T(0)), T(0)};
   }
-  __device__ __forceinline__ bool column_terms() const { return false; }
   __device__ __forceinline__ void of_row(const T (&z)[lane_cols], T factor, T, const ColumnsOf<T>& cols,
                                          T (&w)[lane_cols]) const {
 #pragma unroll
@@ -83,10 +80,10 @@ struct SumWeights {
   __device__ __forceinline__ T value(T z) const { return value_of<Pair>(z, k); }
 };
 
-// w_ij = g_i e^(z_ij - r_i) + h_j e^(z_ij - c_j). One exponential serves g or h alone, r or c being a term of z; and both
-// where all r and c are close to rho: with every |r_i - rho|, |c_j - rho| < 28 no factor g e^(rho - r) passes 2^41, and what
-// e^(z_ij - rho) flushes to 0 is under 2^-85 of its row and of its column. Differences are taken before the change of base:
-// z log2 e - r log2 e would round twice at the size of z.
+// w_ij = g_i e^(z_ij - r_i) + h_j e^(z_ij - c_j). One exponential serves g or h alone, and both where all r and c are close to
+// rho: with every |r_i - rho|, |c_j - rho| < 28 no factor g e^(rho - r) passes 2^41, and what e^(z_ij - rho) flushes to 0 is under
+// 2^-85 of its row and of its column. Differences are taken of z as it was reduced, which a term with -r in it would round
+// elsewhere, and before the change of base: z log2 e - r log2 e would round twice at the size of z.
 template <class T>
 struct SoftmaxWeights {
   static constexpr bool has_values = false;
@@ -101,26 +98,22 @@ struct SoftmaxWeights {
     single = close || from.g == nullptr || from.h == nullptr;
   }
   __device__ __forceinline__ Brought<T> side(const void* own, const void* logs, int64_t k, bool inside) const {
-    T factor = at_or<T>(own, k, inside, T(0)), log = at_or<T>(logs, k, inside, infinity<T>());
-    // Where nothing was reduced +inf: z - log is then -inf, and the weight exactly 0.
-    if (log == -infinity<T>()) log = infinity<T>();
-    if (close) factor *= exponential(rho - log);
-    return {single && !close && own != nullptr ? -log : T(0), factor, log};
+    const T factor = at_or<T>(own, k, inside, T(0)), log = normaliser(at_or<T>(logs, k, inside, infinity<T>()));
+    return close ? Brought<T>{factor * exponential(rho - log), T(0)} : Brought<T>{factor, own != nullptr ? log : T(0)};
   }
   __device__ __forceinline__ Brought<T> row(int64_t i, bool inside) const {
     Brought<T> x = side(from.g, from.r, i, inside);
-    x.term -= rho;
+    if (close) x.log = rho;
     return x;
   }
   __device__ __forceinline__ Brought<T> column(int64_t j, bool inside) const {
     return side(from.h, from.c, j, inside);
   }
-  __device__ __forceinline__ bool column_terms() const { return from.g == nullptr; }
   __device__ __forceinline__ void of_row(const T (&z)[lane_cols], T factor, T log, const ColumnsOf<T>& cols,
                                          T (&w)[lane_cols]) const {
     if (single) {
 #pragma unroll
-      for (int c = 0; c < lane_cols; c++) w[c] = exponential(z[c]) * (factor + cols.factor[c]);
+      for (int c = 0; c < lane_cols; c++) w[c] = exponential(z[c] - log - cols.log[c]) * (factor + cols.factor[c]);
     } else {
 #pragma unroll
       for (int c = 0; c < lane_cols; c++)
@@ -143,14 +136,7 @@ __device__ __forceinline__ void weigh_row(const StripWeights& args, const Place&
                                           T (&z)[lane_cols], WeightSums<T>& sums) {
   const int own = p.warp * warp_rows + r;
   const auto [term, factor] = staged.row[own];
-  if (logits.sqdist)
-#pragma unroll
-    for (int c = 0; c < lane_cols; c++) z[c] = Sqdist::of(z[c], staged.row_norm[own], cols.norm[c]);
-#pragma unroll
-  for (int c = 0; c < lane_cols; c++) z[c] = logits.a * z[c] + term;
-  if (cols.terms)
-#pragma unroll
-    for (int c = 0; c < lane_cols; c++) z[c] += cols.term[c];
+  logits.of_row(term, staged.row_norm[own], cols.norm, cols.bias, z);
   T w[lane_cols], row = T(0);
   weights.of_row(z, factor, staged.row_log[own], cols, w);
   const unsigned visited = all ? (1u << lane_cols) - 1u : logits.visits(p.row + r, p, cols.group);
@@ -184,7 +170,6 @@ __device__ __forceinline__ void weigh_rows(const StripWeights& args, const Place
   const Tile& t = args.tile;
   const Logits<T> logits(args.equation);
   ColumnsOf<T> cols(staged, p.lane);
-  cols.terms = args.equation.bias_y != nullptr || weights.column_terms();
   if (!all) load_columns(args.equation.group_y, p, int64_t(0), cols.group);
   int64_t offset = (p.row - t.i0) * t.pitch + (p.col - t.j0);
   const int rows = all ? warp_rows : int(min(int64_t(warp_rows), t.i1 - p.row));

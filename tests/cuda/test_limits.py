@@ -26,6 +26,7 @@ from tests.triton.problems import (
     check_decisions_at_equality,
     check_limits_that_are_no_numbers,
     check_margin,
+    check_nan_rows_of_guides,
     check_rows_and_gradients,
     problem,
     upstream,
@@ -88,6 +89,12 @@ def test_limits_that_are_no_numbers(m: int | None, pair: str, of: str) -> None:
     p = problem(67, m, 8, pair=pair, mask="all", columns=m is not None, **{of: True})
     with emulated():
         check_limits_that_are_no_numbers(p, cuda)
+
+
+@pytest.mark.parametrize("pair", ["logsumexp", "exp", "of z itself"])
+def test_a_row_of_nan_stays_with_those_it_meets(pair: str) -> None:
+    with emulated():
+        check_nan_rows_of_guides(pair, cuda)
 
 
 @pytest.mark.parametrize("of", ["limits", "guides"])

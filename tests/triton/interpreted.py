@@ -30,6 +30,7 @@ from .problems import (
     check_given_reductions,
     check_limits_that_are_no_numbers,
     check_margin,
+    check_nan_rows_of_guides,
     check_rows_and_gradients,
     check_total,
     error,
@@ -120,6 +121,11 @@ def test_false_negatives(name: str, guided: bool) -> None:
 @pytest.mark.parametrize("m", [53, None])
 def test_limits_that_are_no_numbers(pair: str, m: int | None, of: str) -> None:
     check_limits_that_are_no_numbers(problem(37, m, 20, pair=pair, mask="all", columns=True, **{of: True}), triton_kernels)
+
+
+@pytest.mark.parametrize("pair", ["logsumexp", "exp", "of z itself"])
+def test_a_row_of_nan_stays_with_those_it_meets(pair: str) -> None:
+    check_nan_rows_of_guides(pair, triton_kernels)
 
 
 @pytest.mark.parametrize("pair", ["identity", "exp"])

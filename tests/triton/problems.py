@@ -286,6 +286,29 @@ def check_limits_that_are_no_numbers(p: Problem, backend: object) -> None:
             torch.testing.assert_close(mine, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+def check_nan_rows_of_guides(pair: str, backend: object) -> None:
+    """A row of NaN is in the gradients of those that its guide lets in, whatever the slope is, and of no other."""
+    p = problem(6, 9, 8, pair="identity" if pair == "logsumexp" else "exp", mask="all", guides=True)
+    if pair == "of z itself":
+        p = replace(p, pair=pair_function("identity"))
+    of_rows, _ = p.mask.limit_x, p.x[2].fill_(math.nan)
+    assert of_rows is not None and p.mask.guide_x is not None and p.mask.guide_y is not None
+    of_rows.fill_(0.5), p.mask.limit_y.fill_(math.inf)  # type: ignore[union-attr]
+    met = p.mask.guide_x[2] @ p.mask.guide_y.T <= 0.5
+    assert met.any() and not met.all()
+    r, _ = backend.rows(p)  # type: ignore[attr-defined]
+    assert torch.equal(r.isnan(), torch.arange(6) == 2)
+    for upstream_of_bad in (1.0, 0.0):
+        if upstream_of_bad == 0.0 and pair != "of z itself":
+            continue  # 0 times NaN
+        g = torch.where(torch.isneginf(r), 0.0, 1.0)
+        g[2] = upstream_of_bad
+        found = backend.gradients(p, r, None, g, None, Wanted(True, True, False, True, False, False))  # type: ignore[attr-defined]
+        assert torch.equal(found.y.isnan().any(1), met & (upstream_of_bad > 0.0))
+        assert found.x[torch.arange(6) != 2].isfinite().all()
+        assert found.shift.isfinite() or pair != "of z itself"
+
+
 def check_decisions_at_equality(m: int | None, pair: str, backend: str, dtype: torch.dtype) -> None:
     """Hundreds of logits, or products of guides, are their limits but for rounding, and the forward and its backward decide alike.
 

@@ -49,6 +49,7 @@ class Strip(Tiles):
 
     def __init__(self, p: Problem) -> None:
         super().__init__(p, p.x.dtype)
+        self.sides.marks_limited = p.mask.limited
         self.limits = tuple(None if t is None else t.contiguous() for t in p.limits)
         self.everywhere = None if p.mask.period else equation(self.sides)
 
