@@ -28,9 +28,15 @@ def logits(dot, a, b, nx, ny, bx, by, SQDIST: tl.constexpr, HAS_BX: tl.constexpr
     if SQDIST:
         # The norms and the product round apart: a distance below 0 is 0.
         u = maximum(nx[:, None] + ny[None, :] - 2.0 * dot, 0.0)
-    z = u * a + ((b + bx)[:, None] if HAS_BX else b)
-    if HAS_BY:
-        z += by[None, :]
+    # Biases first: z of a pair is then one number, whichever of its rows is x, and no normaliser is off by what it rounds to.
+    if HAS_BX and HAS_BY:
+        z = u * a + ((0.5 * b + bx)[:, None] + (0.5 * b + by)[None, :])
+    elif HAS_BX:
+        z = u * a + (b + bx)[:, None]
+    elif HAS_BY:
+        z = u * a + (b + by)[None, :]
+    else:
+        z = u * a + b
     return z
 
 

@@ -21,6 +21,7 @@ from fastcl.triton_kernels import fused, strip, tuning
 
 import fastcl
 from fastcl import triton_kernels
+from fastcl.backends import reference
 from fastcl.backends.tiles import State
 from fastcl.equation.pairs import PairFunction
 from fastcl.equation.problem import Problem
@@ -168,6 +169,24 @@ def answers(p: Problem, arch: int, seed: int) -> list[torch.Tensor]:
         r, c = triton_kernels.rows(p)
         grads = triton_kernels.gradients(p, r, c, up.g, up.h, all_wanted(p))
     return [t for t in (r, c, *grads) if t is not None]
+
+
+def test_biases_of_both_sides_make_one_logit_in_both_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At biases of 1e6 y's gradient was off by a tenth of it, since z of y against x rounded apart from z of x against y."""
+    monkeypatch.setenv("FASTCL_TRITON", "fused")
+    p = problem(66, 70, 64, bias=True, columns=True, dtype=BF16, scale=1e6)
+    assert p.bias_x is not None and p.bias_y is not None
+    p.bias_x.mul_(1e7), p.bias_y.mul_(1e7), p.shift.fill_(3e5)
+    up, truths = upstream(p), []
+    exact = {name: t.double() for name, t in vars(p).items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+    for of, backend, wide in ((p, triton_kernels, False), (replace(p, **exact), reference, True)):
+        with emulated(80):
+            r, c = backend.rows(of)  # type: ignore[attr-defined]
+            g, h = (None if t is None else t.double() if wide else t for t in (up.g, up.h))
+            truths.append(backend.gradients(of, r, c, g, h, all_wanted(p)))  # type: ignore[attr-defined]
+    got, truth = truths
+    assert error(got.x, truth.x) < 8e-3
+    assert error(got.y, truth.y) < 8e-3
 
 
 @pytest.mark.parametrize("arch", [80, 90] if EVERYTHING else [80])
