@@ -103,7 +103,7 @@ inline constexpr int64_t aligned_rows_of_block = aligned_threads / 32;
 inline constexpr int64_t aligned_finish_threads = 1024;
 
 inline int64_t aligned_gradient_blocks(int64_t x_rows, int64_t y_rows) {
-  return (x_rows + y_rows + aligned_rows_of_block - 1) / aligned_rows_of_block;
+  return ceil_div(x_rows + y_rows, aligned_rows_of_block);
 }
 
 }  // namespace fastcl::cuda

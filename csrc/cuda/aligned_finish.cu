@@ -39,8 +39,10 @@ struct Spread {
     all.low = fminf(low, other.low), all.high = fmaxf(high, other.high);
     return all;
   }
-  // One exponential serves both terms of a weight where every r and c lies within 28 of `middle`.
-  __device__ __forceinline__ bool close() const { return high - low < 56.f; }
+  // One exponential serves both terms of a weight where every r and c lies within 28 of `middle`, unless they are large.
+  __device__ __forceinline__ bool close() const { return high - low < 56.f && fabsf(middle()) < fused_large; }
+  __device__ __forceinline__ bool large() const { return high >= low && larger(fabsf(high), fabsf(low)) >= fused_large; }
+  __device__ __forceinline__ bool single(bool both) const { return both ? close() : !large(); }
   __device__ __forceinline__ float middle() const { return high >= low ? 0.5f * (high + low) : 0.f; }
 };
 
@@ -138,10 +140,12 @@ __global__ void __launch_bounds__(aligned_finish_threads, 1) aligned_finish_kern
   }
   const Spread all = rows.with(others), &of_rows = p.columns ? all : rows, &of_others = p.columns ? all : others;
   const bool both = logsumexp && (p.columns || p.symmetric);
-  const bool rows_close = both && of_rows.close(), others_close = both && of_others.close();
-  if (threadIdx.x == 0) p.numbers->unit = unit, p.numbers->single[0] = rows_close || !both, p.numbers->single[1] = others_close || !both;
-  write_factors<logsumexp>(p.rows, rows_close, of_rows.middle(), 1.f / unit);
-  write_factors<logsumexp>(p.others, others_close, of_others.middle(), 1.f / unit);
+  if (threadIdx.x == 0) {
+    p.numbers->unit = unit;
+    p.numbers->single[0] = !logsumexp || of_rows.single(both), p.numbers->single[1] = !logsumexp || of_others.single(both);
+  }
+  write_factors<logsumexp>(p.rows, both && of_rows.close(), of_rows.middle(), 1.f / unit);
+  write_factors<logsumexp>(p.others, both && of_others.close(), of_others.middle(), 1.f / unit);
   for (int64_t k = threadIdx.x; k < p.empty_others; k += blockDim.x) reinterpret_cast<float2*>(p.others.factors)[k] = make_float2(0.f, 0.f);
 }
 

@@ -45,12 +45,13 @@ struct FusedMerge {
 // Pairs (factor, reference), one for each row of either side, padded to a multiple of 128. A log-sum-exp has
 //     w_ij = (factor_i + factor_j) 2^(z - reference_i - reference_j)                        one exponential, or
 //     w_ij = factor_i 2^(z - reference_i) + factor_j 2^(z - reference_j)                     two
-// with z in units of log 2; which, says `single`, one int32 on the device, as the weighting's reference has it.
+// with z in units of log 2; which, says `single`, one int32 on the device: one for g or h alone, and for both as the weighting's
+// reference has it; two where a normaliser is large (fused_large).
 struct FusedFactors {
   Weighting weighting;
   int64_t n, m;
   int32_t logsumexp;
-  void *x_factors, *y_factors, *single;
+  void *x_factors, *y_factors, *single;  // single: 1 before
 };
 
 struct FusedGradient {
@@ -79,12 +80,16 @@ struct FusedPack {
   X(fused_pack, FusedPack)
 
 inline constexpr int64_t fused_tile = 128;   // rows of a block, columns of a tile
+inline int64_t padded(int64_t rows) { return ceil_div(rows, fused_tile) * fused_tile; }
 inline constexpr int64_t fused_least_period = 2 * fused_tile;  // of a mask's diagonals, of which a block then meets one at most
+// From here on a normaliser, or a shift in units of log 2, is so large that the roundings of z - r show in a weight: it is then held
+// at g or h, which no weight passes (fused_weights.cuh).
+inline constexpr float fused_large = 2048.f;
 inline constexpr int64_t fused_chunk = 128;  // bytes of a row that are loaded at a time
 inline constexpr int64_t fused_line = 16;    // bytes of what a row brings to its elements besides the dot product
 
 inline int64_t fused_chunks(Dtype dtype, int64_t d) {
-  return (d * (dtype == Dtype::float32 ? 4 : 2) + fused_chunk - 1) / fused_chunk;
+  return ceil_div(d * (dtype == Dtype::float32 ? 4 : 2), fused_chunk);
 }
 
 // Shared memory of fused_rows: the stages, x's rows where they stay, lines, and where warps join their partial results.

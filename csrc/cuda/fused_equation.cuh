@@ -52,13 +52,14 @@ struct Pairs {
     terms = sqdist || bias_x != nullptr || bias_y != nullptr;
   }
 
-  // Bring the lines of a row block to shared memory; to be read after a barrier. Read where they are needed, from global
-  // memory, they cost so many registers that some architectures spill.
+  // Bring the lines of a row block to shared memory, to be read after a barrier; each with half of the shift, so that z of a pair is one
+  // number whichever of its rows is x. Read where they are needed, from global memory, they cost so many registers that some
+  // architectures spill.
   __device__ __forceinline__ void stage_rows(int row0) const {
     if (!terms && !grouped) return;
     for (int r = threadIdx.x; r < C::BM; r += C::threads) {
       const int row = min(row0 + r, n - 1);
-      put(rows + r, term(norm_x, row), term(bias_x, row) * unit, grouped ? group_x[row] : 0);
+      put(rows + r, term(norm_x, row), term(bias_x, row) * unit + 0.5f * shift, grouped ? group_x[row] : 0);
     }
   }
   // The same for the columns of a tile, and the barrier.
@@ -66,7 +67,7 @@ struct Pairs {
     if (!terms && !grouped) return;
     for (int c = threadIdx.x; c < C::BN; c += C::threads) {
       const int col = min(col0 + c, m - 1);
-      put(cols + c, term(norm_y, col), term(bias_y, col) * unit + shift, grouped ? group_y[col] : 0);
+      put(cols + c, term(norm_y, col), term(bias_y, col) * unit + 0.5f * shift, grouped ? group_y[col] : 0);
     }
     __syncthreads();
   }

@@ -147,6 +147,13 @@ __global__ void __launch_bounds__(C::threads, 1) fused_gradient_kernel(const Fus
   }
 }
 
+// r in units of log 2; a large one brought under what four roundings may have made of it: its own, two before it where there is a
+// shift or an edge of the matrix, and that of z - r.
+__device__ __forceinline__ float held(float log) {
+  const float r = __fmul_rd(log, log2_e);
+  return fabsf(log) < fused_large ? log * log2_e : __fmul_rd(r, r < 0.f ? 1.f + 0x1p-22f : 1.f - 0x1p-22f);
+}
+
 // Factors of one side: see fused.h. `own` and `log` are its g and r, or its h and c; either may be absent.
 __device__ __forceinline__ float2 factor(const float* own, const float* log, const float* reference, bool shared_reference,
                                          int64_t k, int64_t count) {
@@ -154,7 +161,7 @@ __device__ __forceinline__ float2 factor(const float* own, const float* log, con
   if (log == nullptr) return make_float2(own[k], 0.f);
   if (log[k] == -INFINITY) return make_float2(0.f, 0.f);  // nothing was visited: no weight
   if (shared_reference) return make_float2(own[k] * ex2((reference[0] - log[k]) * log2_e), reference[0] * (0.5f * log2_e));
-  return make_float2(own[k], log[k] * log2_e);
+  return make_float2(own[k], held(log[k]));
 }
 
 template <class Pair>
@@ -164,12 +171,13 @@ __global__ void fused_factors_kernel(const FusedFactors p) {
   const float *r = static_cast<const float*>(p.weighting.r), *c = static_cast<const float*>(p.weighting.c);
   const float* reference = static_cast<const float*>(p.weighting.reference);
   const bool both = p.logsumexp && g != nullptr && h != nullptr;
-  const bool close = both && reference != nullptr && reference[1] != 0.f;
+  const bool close = both && reference != nullptr && reference[1] != 0.f && fabsf(reference[0]) < fused_large;
   if (!p.logsumexp) r = c = nullptr;
   const int64_t rows = (p.n + fused_tile - 1) / fused_tile * fused_tile, cols = (p.m + fused_tile - 1) / fused_tile * fused_tile;
   if (k < rows) static_cast<Pair*>(p.x_factors)[k] = factor(g, r, reference, close, k, p.n);
   if (k < cols) static_cast<Pair*>(p.y_factors)[k] = factor(h, c, reference, close, k, p.m);
-  if (k == 0) *static_cast<int*>(p.single) = close || !both;
+  const auto large = [k](const float* log, int64_t count) { return log != nullptr && k < count && isfinite(log[k]) && fabsf(log[k]) >= fused_large; };
+  if ((both && !close) || (!close && (large(r, p.n) || large(c, p.m)))) *static_cast<int*>(p.single) = 0;
 }
 
 // Rows padded with zeros; float32 rounded to what tf32 holds.

@@ -52,7 +52,7 @@ int launch_rows(void (*kernel)(FusedRows), const FusedRows& p, bool logsumexp, v
 template <class C>
 int launch_gradient(void (*kernel)(FusedGradient), const FusedGradient& p, void* stream) {
   if (fused_gradient_shared(p.sides.dtype, p.sides.d) != C::shared) return cudaErrorInvalidValue;  // the two disagree
-  return start(kernel, dim3(static_cast<unsigned>((p.sides.n + C::BM - 1) / C::BM)), C::threads, C::shared, p, stream);
+  return start(kernel, dim3(static_cast<unsigned>(ceil_div(p.sides.n, C::BM))), C::threads, C::shared, p, stream);
 }
 
 }  // namespace fastcl::cuda

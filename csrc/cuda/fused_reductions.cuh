@@ -97,7 +97,8 @@ struct LogSumExp {
       const float other = __shfl_xor_sync(~0u, top, o);
       top = rising ? fmaxf(top, other) : fminf(top, other);
     }
-    const float next = fmaxf(reference, fmaf(top, scale, shift)), offset = shift - next;
+    // The difference is rounded, and what it says of the maximum is kept: beside a large shift it would be another number.
+    const float offset = shift - fmaxf(reference, fmaf(top, scale, shift)), next = shift - offset;
     float row[MI][2] = {}, col[NI * 2] = {}, least = INFINITY;
 #pragma unroll
     for (int i = 0; i < MI; i++)

@@ -119,7 +119,8 @@ __device__ __forceinline__ float fused_merged(const FusedMerge& p, int64_t k) {
     const int64_t ctas = p.triangle ? min(p.ctas, k / fused_tile) : p.ctas;
     for (int64_t c = 0; c < ctas; c++) all = join(all, static_cast<const Part*>(p.col_parts)[c * p.size + k]);
   }
-  if constexpr (sizeof(Part) == 8) return (all.x + log2f(all.y)) / log2_e;
+  // In float64, so that r is rounded once: what its weights are off by where it is large.
+  if constexpr (sizeof(Part) == 8) return static_cast<float>((double{all.x} + double{log2f(all.y)}) * (1.0 / double{log2_e}));
   else return all;
 }
 template <class Part>

@@ -20,9 +20,8 @@ int launch_rows_logsumexp(const FusedRows& p, void* stream) {
 }
 
 extern "C" int fastcl_cuda_fused_rows(const FusedRows* p, void* stream) {
-  const auto tiles = [](int64_t size) { return (size + fused_tile - 1) / fused_tile; };
   if (!plausible(p->equation, p->sides) || p->ctas < 1 || p->splits < 1 || p->stages < 2 || p->stages > 4 ||
-      p->ctas > tiles(p->sides.n) || p->splits > tiles(p->sides.m) || p->splits > 65535)
+      p->ctas > ceil_div(p->sides.n, fused_tile) || p->splits > ceil_div(p->sides.m, fused_tile) || p->splits > 65535)
     return cudaErrorInvalidValue;  // a CTA without a block would leave its line of the workspace unwritten
   return p->equation.reduce == Reduction::logsumexp ? launch_rows_logsumexp(*p, stream) : launch_rows_sum(*p, stream);
 }

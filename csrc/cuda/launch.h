@@ -89,6 +89,8 @@ struct MergeParts {
   Dtype dtype;
 };
 
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Rows and columns of a block of the strip kernels: the partial results of a tile are its ceilings by these.
 inline constexpr int64_t strip_block_rows = 64, strip_block_cols = 128;
 

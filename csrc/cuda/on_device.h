@@ -38,7 +38,4 @@ inline Dtype dtype_of(const Tensor& t) {
   }
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t padded(int64_t rows) { return ceil_div(rows, fused_tile) * fused_tile; }
-
 }  // namespace fastcl::cuda

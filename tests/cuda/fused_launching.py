@@ -252,9 +252,9 @@ def gradient(
     n, m, d = both["n"], both["m"], both["d"]
     weights = weights.swapped() if swapped else weights
     x_factors, y_factors = torch.empty(-(-n // 128) * 128, 2), torch.empty(-(-m // 128) * 128, 2)
-    single = torch.empty(1, dtype=torch.int32)
+    single = torch.ones(1, dtype=torch.int32)
     launch(
-        "fused_factors", Factors, fresh=[x_factors, y_factors, single], weighting=weights._asdict(), n=n, m=m,
+        "fused_factors", Factors, fresh=[x_factors, y_factors], inout=[single], weighting=weights._asdict(), n=n, m=m,
         logsumexp=p.reduce == "logsumexp", x_factors=x_factors, y_factors=y_factors, single=single,
     )  # fmt: skip
     wy, w_rows = torch.empty(n, d), torch.empty(n)

@@ -25,8 +25,8 @@ class Tiles(Struct):
     _fields_: ClassVar = [
         ("equation", fused.Equation), ("sides", fused.Sides), ("x0", I64), ("y0", I64), ("ctas", I64), ("splits", I64),
         ("triangle", I32), ("both", I32), ("reference", P), ("row_parts", P), ("col_parts", P),
-        ("value_parts", P), ("x_factors", P), ("y_factors", P), ("unit", P), ("peaks", P), ("weights", P), ("pitch", I64),
-        ("wy", P), ("wy_columns", I64),
+        ("value_parts", P), ("x_factors", P), ("y_factors", P), ("single", P), ("unit", P), ("peaks", P), ("weights", P),
+        ("pitch", I64), ("wy", P), ("wy_columns", I64),
     ]  # fmt: skip
 
 
@@ -146,9 +146,9 @@ def weigh(
     x, y = p.x, p.x if p.y is None else p.y
     i0, i1, j0, j1 = corner or (0, p.n, 0, p.m)
     x_factors, y_factors = torch.empty(-(-p.n // 128) * 128, 2), torch.empty(-(-p.m // 128) * 128, 2)
-    single = torch.empty(1, dtype=torch.int32)
+    single = torch.ones(1, dtype=torch.int32)
     launch(
-        "fused_factors", fused.Factors, fresh=[x_factors, y_factors, single], weighting=w._asdict(), n=p.n, m=p.m,
+        "fused_factors", fused.Factors, fresh=[x_factors, y_factors], inout=[single], weighting=w._asdict(), n=p.n, m=p.m,
         logsumexp=p.reduce == "logsumexp", x_factors=x_factors, y_factors=y_factors, single=single,
     )  # fmt: skip
     xs, ys, lse = x[i0:i1], y[j0:j1], p.reduce == "logsumexp"
@@ -164,8 +164,8 @@ def weigh(
         "hopper_weights" if wy is None else "hopper_sweep", Tiles, inout=[] if wy is None else [wy],
         fresh=[t for t in (strip, w_rows, w_cols, values, top) if t is not None], equation=equation(p), sides=where,
         x0=i0, y0=j0, ctas=ctas, splits=shape.splits, both=w.g is not None and w.h is not None, reference=w.reference,
-        row_parts=w_rows, col_parts=w_cols, value_parts=values, x_factors=x_factors, y_factors=y_factors, unit=unit, peaks=top,
-        weights=None if peaks else strip, pitch=pitch, wy=wy, wy_columns=None if wy is None else wy.shape[1],
+        row_parts=w_rows, col_parts=w_cols, value_parts=values, x_factors=x_factors, y_factors=y_factors, single=single, unit=unit,
+        peaks=top, weights=None if peaks else strip, pitch=pitch, wy=wy, wy_columns=None if wy is None else wy.shape[1],
     )[0]  # fmt: skip
     summed = [None if t is None else t.sum(0) for t in (w_rows, w_cols, values)]
     return Strip(strip[:, :n], *summed, None if top is None else top.max(), stats)

@@ -27,7 +27,7 @@ struct HopperTiles {
   const void* reference;   // float: rows of a log-sum-exp (one element, base 2); its weights: Weighting::reference, or null
   void *row_parts, *col_parts;          // float [splits][n] and [ctas][m]: reductions, or W 1 and W^T 1; null: not wanted
   void* value_parts;                    // float [ctas][m]: column sums of f beside the weights of a sum; null: not wanted
-  const void *x_factors, *y_factors;    // pairs (factor, reference) of FusedFactors
+  const void *x_factors, *y_factors, *single;  // of FusedFactors
   const void* unit;        // float, one element: weights are divided by it; null: 1
   void* peaks;             // float [8 * splits][ctas]: the largest |w|, and nothing is stored; float16 sums
   void* weights;           // (m, pitch) of the rows' dtype

@@ -26,10 +26,11 @@ __global__ void merge(const HopperMerge p) {
   float v = joined(p, k);
   if (p.logsumexp) {
     if (!sound(v)) *static_cast<int*>(p.doubtful) = 1;
-    // The exponent and the reference are integers: their sum is exact, and the logarithm that of a number between 1/2 and 1.
+    // As in fused_merged. The logarithm is that of a number between 1/2 and 1.
     int exponent = 0;
     const float fraction = frexpf(v, &exponent);
-    v = fmaf(log2f(fraction) + (static_cast<float>(exponent) + *static_cast<const float*>(p.reference)), log_2, *static_cast<const float*>(p.shift));
+    const double z = double{log2f(fraction)} + exponent + double{*static_cast<const float*>(p.reference)};
+    v = static_cast<float>(z * (1.0 / double{log2_e}) + double{*static_cast<const float*>(p.shift)});
   }
   static_cast<float*>(p.out)[k] = v;
 }

@@ -87,13 +87,11 @@ product(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUten
   meet_cluster();
 }
 
-// Whether the copy engine can read both, and every index fits.
 inline bool plausible(const HopperProduct& p) {
-  const int64_t most = int64_t{1} << 29, rows = p.transposed ? p.n : p.m;
-  const auto readable = [](const void* t, int64_t stride) { return reinterpret_cast<uintptr_t>(t) % 16 == 0 && stride % 8 == 0; };
-  return p.m >= 1 && p.n >= 1 && p.m <= most && p.n <= most && p.d >= 1 && p.d <= 1 << 20 && p.columns >= 1 && p.columns <= p.d && p.pitch >= p.n &&
-         p.z_stride >= p.d && readable(p.weights, p.pitch) && readable(p.z, p.z_stride) && p.splits >= 1 && p.splits <= 65535 &&
-         (p.dtype == Dtype::bfloat16 || p.dtype == Dtype::float16) && rows * p.splits <= int64_t{1} << 40;
+  const int64_t rows = p.transposed ? p.n : p.m;
+  return p.m >= 1 && p.n >= 1 && p.m <= most_rows && p.n <= most_rows && p.d >= 1 && p.d <= 1 << 20 && p.columns >= 1 && p.columns <= p.d &&
+         readable(p.weights, p.pitch, p.n) && readable(p.z, p.z_stride, p.d) && two_bytes(p.dtype) && p.splits >= 1 && p.splits <= 65535 &&
+         rows * p.splits <= int64_t{1} << 40;
 }
 
 template <class T, int N, bool TRANSPOSED>
@@ -102,7 +100,7 @@ int start_product(const HopperProduct& p, void* stream) {
   CUtensorMap w, z;
   if (!plausible(p) || !make_map(&w, p.dtype, p.weights, p.m, p.n, p.pitch, 64) || !make_map(&z, p.dtype, p.z, TRANSPOSED ? p.m : p.n, p.d, p.z_stride, 64))
     return cudaErrorInvalidValue;
-  const auto over = [](int64_t a, int64_t b) { return static_cast<unsigned>((a + b - 1) / b); };
+  const auto over = [](int64_t a, int64_t b) { return static_cast<unsigned>(ceil_div(a, b)); };
   const unsigned blocks = over(TRANSPOSED ? p.n : p.m, 128), peers = blocks > 1 ? 2 : 1;
   const dim3 grid(over(blocks, peers) * peers, over(p.columns, N), static_cast<unsigned>(p.splits));
   return start(product<T, N, TRANSPOSED>, grid, dim3(peers), L::shared, stream, w, z, p);

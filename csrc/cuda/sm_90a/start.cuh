@@ -26,14 +26,18 @@ inline bool make_map(CUtensorMap* map, Dtype dtype, const void* data, int64_t ro
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-// Whether the copy engine can read the rows and every index of a row fits.
+inline constexpr int64_t most_rows = int64_t{1} << 29;  // every index of a row fits
+// Whether the copy engine can read rows of d values.
+inline bool readable(const void* rows, int64_t stride, int64_t d) {
+  return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 8 == 0 && stride >= d;
+}
+inline bool two_bytes(Dtype dtype) { return dtype == Dtype::bfloat16 || dtype == Dtype::float16; }
+
 inline bool plausible(const HopperTiles& p) {
   const FusedSides& s = p.sides;
-  const int64_t most = int64_t{1} << 29;
-  const auto readable = [](const void* rows, int64_t stride) { return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 8 == 0; };
-  return s.n >= 1 && s.m >= 1 && s.d >= 1 && s.n <= most && s.m <= most && s.d <= 1 << 20 && readable(s.x, s.x_stride) && readable(s.y, s.y_stride) &&
-         s.x_stride >= s.d && s.y_stride >= s.d && (s.dtype == Dtype::bfloat16 || s.dtype == Dtype::float16) && p.equation.pair >= 0 &&
-         p.equation.pair < pair_count && p.ctas >= 1 && p.splits >= 1 && p.splits <= 65535;
+  return s.n >= 1 && s.m >= 1 && s.d >= 1 && s.n <= most_rows && s.m <= most_rows && s.d <= 1 << 20 && readable(s.x, s.x_stride, s.d) &&
+         readable(s.y, s.y_stride, s.d) && two_bytes(s.dtype) && p.equation.pair >= 0 && p.equation.pair < pair_count &&
+         p.ctas >= 1 && p.splits >= 1 && p.splits <= 65535;
 }
 
 // 384 threads a CTA, and so many CTAs that run together.
@@ -56,14 +60,14 @@ int start(Kernel kernel, dim3 grid, dim3 cluster, int bytes, void* stream, const
 // x and of splits that run together.
 template <class Kernel>
 int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t rest, int64_t stage, bool weights, void* stream, int64_t x_box, int64_t y_box, dim3 cluster = {1, 1, 1}) {
-  if (!plausible(p) || p.ctas > (p.sides.n + block - 1) / block) return cudaErrorInvalidValue;
+  if (!plausible(p) || p.ctas > ceil_div(p.sides.n, block)) return cudaErrorInvalidValue;
   CUtensorMap x, y, w{};
   const FusedSides& s = p.sides;
   if (!make_map(&x, s.dtype, s.x, s.n, s.d, s.x_stride, static_cast<unsigned>(x_box)) ||
       !make_map(&y, s.dtype, s.y, s.m, s.d, s.y_stride, static_cast<unsigned>(y_box)) ||
-      (p.weights != nullptr && (p.pitch < s.n || p.pitch % 8 || !make_map(&w, s.dtype, p.weights, s.m, s.n, p.pitch, 64))))
+      (p.weights != nullptr && (!readable(p.weights, p.pitch, s.n) || !make_map(&w, s.dtype, p.weights, s.m, s.n, p.pitch, 64))))
     return cudaErrorInvalidValue;
-  const auto over = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
+  const auto over = [](int64_t a, int64_t b) { return static_cast<int>(ceil_div(a, b)); };
   Task task{p};
   task.n = static_cast<int>(s.n), task.m = static_cast<int>(s.m), task.chunks = over(s.d, 64);
   task.blocks = over(s.n, block), task.tiles = over(s.m, 64 * unit) * unit, task.each = over(task.tiles / unit, p.splits) * unit;
@@ -78,7 +82,7 @@ int start(Kernel kernel, const HopperTiles& p, int64_t block, int unit, int64_t 
 
 template <class T, int NX, class Work>
 int start_tiles(const HopperTiles& p, void* stream) {
-  const int64_t kept = (p.sides.d + 63) / 64 * NX * 128 + staging_bytes<Work>;
+  const int64_t kept = ceil_div(p.sides.d, 64) * NX * 128 + staging_bytes<Work>;
   const unsigned peers = hopper_shares_y(NX, p.sides.d) && p.ctas % 2 == 0 ? 2 : 1;
   return start(tiles<T, NX, Work>, p, NX, 1, kept, box_bytes, Work::boxes > 0, stream, NX, 64 / peers, dim3(peers));
 }

@@ -48,7 +48,7 @@ struct Weights {
       return factor * ex2(pairs.form(p, dot, x, q, y, h));
     } else {
       const float z = pairs.form(p, dot, x, q, y, h);
-      return x.factor[q] * ex2(z - x.reference[q]) + y.factor[h] * ex2(z - y.reference[h]);
+      return x.factor[q] * ex2(smaller(z - x.reference[q], 0.f)) + y.factor[h] * ex2(smaller(z - y.reference[h], 0.f));
     }
   }
 
@@ -63,6 +63,8 @@ struct Weights {
     if constexpr (logsumexp && HOW == one_exponential)
 #pragma unroll
       for (int h = 0; h < 2; h++) of_y.bias[h] -= of_y.reference[h];
+    if constexpr (logsumexp && HOW == two_exponentials)  // as in fused_weights.cuh
+      if (fabsf(pairs.shift) >= fused_large) of_y.bias[0] += fabsf(pairs.shift) * 0x1p-22f, of_y.bias[1] += fabsf(pairs.shift) * 0x1p-22f;
     const uint32_t row = staging + (at.warp * 16 + (at.lane & 15)) * 128;
     float down[2] = {0.f, 0.f}, values[2] = {0.f, 0.f};
 #pragma unroll
@@ -120,18 +122,16 @@ struct Weights {
       if (whole && !p.terms) weigh<false, one_reference>(p, acc, x0, y0, first, staging, w_map);
       else weigh<true, one_exponential>(p, acc, x0, y0, first, staging, w_map);
     } else {
-      // (rho, close) of Weighting. Where they are close all references are half of rho.
-      const float* reference = static_cast<const float*>(p.reference);
-      const bool close = p.both && reference != nullptr && reference[1] != 0.f;
+      const bool single = *static_cast<const int*>(p.single) != 0 && fabsf(pairs.shift) < fused_large;
       if constexpr (!GENERAL) {
-        if (whole && close) {
+        if (whole && single && p.both) {  // all references are half of rho, the first of Weighting::reference
           Weights all = *this;
-          all.pairs.shift -= reference[0] * log2_e;
+          all.pairs.shift -= *static_cast<const float*>(p.reference) * log2_e;
           return all.template weigh<false, one_reference>(p, acc, x0, y0, first, staging, w_map);
         }
-        if (whole && !p.both) return weigh<false, one_exponential>(p, acc, x0, y0, first, staging, w_map);
+        if (whole && single) return weigh<false, one_exponential>(p, acc, x0, y0, first, staging, w_map);
       }
-      if (close || !p.both) weigh<true, one_exponential>(p, acc, x0, y0, first, staging, w_map);
+      if (single) weigh<true, one_exponential>(p, acc, x0, y0, first, staging, w_map);
       else weigh<true, two_exponentials>(p, acc, x0, y0, first, staging, w_map);
     }
   }

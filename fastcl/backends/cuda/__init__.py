@@ -21,7 +21,7 @@ from torch import Tensor
 from ...equation.problem import Gradients, Problem, Wanted
 from .. import extension
 from ..tiles import plain
-from . import aligned, fused, hopper, strip
+from . import aligned, fused, hopper, launches, strip
 from .form import OLDEST_CAPABILITY, form
 
 __all__ = ["aligned", "gradients", "rows", "total", "unavailable"]
@@ -34,6 +34,8 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"there are no kernels for {device.type}; use backend='blocked'"
     if extension.cuda_reason is not None:
         return extension.cuda_reason
+    if (why := launches.stale()) is not None:
+        return why
     if not (torch.cuda.is_initialized() or torch.cuda.is_available()):
         return "no GPU is visible to torch; check the driver and `nvidia-smi`, or use backend='blocked'"
     found = torch.cuda.get_device_capability(device)

@@ -129,7 +129,7 @@ class Operands:
         reference, doubtful = self.bound() if lse else None, p.scale.new_zeros(1, dtype=torch.int32)
         launches.ops.hopper_rows(
             *self.equation, self.x, self.y, 0, 0, ctas, splits, s.symmetric, False, reference, row_parts, col_parts,
-            *(None,) * 7,
+            *(None,) * 8,
         )  # fmt: skip
         sizes = (splits, ctas, block if s.symmetric else 0, lse, reference, p.shift)
         r, c = empty(s.n), empty(s.m) if p.columns else None
@@ -187,7 +187,7 @@ class Strips:
         by = launches.prepared(by)
         self.both = p.reduce == "logsumexp" and by.g is not None and by.h is not None
         self.reference = by.reference
-        self.x_factors, self.y_factors, _ = launches.factors(p, s.n, s.m, by)
+        self.factors = launches.factors(p, s.n, s.m, by)
         # What a strip takes is its weights alone, in the rows' dtype.
         elements = workspace(default_workspace(p)) // p.x.itemsize
         if d <= CACHED_D:
@@ -232,7 +232,7 @@ class Strips:
         w = self.weights.as_strided((m, n), (_pitch(n), 1))  # transposed
         before = (
             *o.equation, x, y, rows.start, cols.start, ctas, splits, False, self.both, self.reference, row_parts, col_parts,
-            values, self.x_factors, self.y_factors,
+            values, *self.factors,
         )  # fmt: skip
         unit = None
         if p.x.dtype == torch.float16 and p.reduce == "sum":
