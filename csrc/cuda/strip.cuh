@@ -274,10 +274,11 @@ template <class T>
 struct Logits {
   const Equation e;
   T a, b;
-  bool sqdist;
+  bool sqdist, terms;
 
   __device__ __forceinline__ explicit Logits(const Equation& equation)
-      : e(equation), a(*static_cast<const T*>(e.scale)), b(*static_cast<const T*>(e.shift)), sqdist(e.operand == Operand::sqdist) {}
+      : e(equation), a(*static_cast<const T*>(e.scale)), b(*static_cast<const T*>(e.shift)), sqdist(e.operand == Operand::sqdist),
+        terms(sqdist || e.bias_x != nullptr || e.bias_y != nullptr) {}
 
   // Of dot products; term: b + bx. What is not there is 0 in norms and biases.
   __device__ __forceinline__ void of_row(T term, T norm, const T (&norms)[lane_cols], const T (&biases)[lane_cols], T (&v)[lane_cols]) const {
@@ -290,8 +291,19 @@ struct Logits {
 #pragma unroll
       for (int c = 0; c < lane_cols; c++) v[c] += biases[c];
   }
+  // The same in one loop, for kernels that form little else: in float64 it takes fewer registers there.
   __device__ __forceinline__ void of_row(int64_t i, const Columns<T>& cols, T (&v)[lane_cols]) const {
-    of_row(b + at_or<T>(e.bias_x, i, true, T(0)), at_or<T>(e.norm_x, i, true, T(0)), cols.norm, cols.bias, v);
+    if (!terms) {
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) v[c] = ::fma(a, v[c], b);
+      return;
+    }
+    const T term = b + at_or<T>(e.bias_x, i, true, T(0)), norm = at_or<T>(e.norm_x, i, true, T(0));
+#pragma unroll
+    for (int c = 0; c < lane_cols; c++) {
+      const T u = sqdist ? intrinsics::maximum(::fma(T(-2), v[c], norm + cols.norm[c]), T(0)) : v[c];
+      v[c] = ::fma(a, u, term) + cols.bias[c];
+    }
   }
 
   // Bit c is set where M visits (i, col + c) and the tile has that column.

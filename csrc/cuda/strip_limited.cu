@@ -201,23 +201,17 @@ __global__ __launch_bounds__(threads, sizeof(T) == 4 ? 3 : 1) void weigh_limited
 #pragma unroll
       for (int c = 0; c < lane_cols; c++) w[c] *= g + h[c];
     }
-    // The weight of a logit of NaN is NaN in W Y, where the row that it came from is 0, whatever the slope is there.
-    T stored[lane_cols];
 #pragma unroll
     for (int c = 0; c < lane_cols; c++) {
       if (!(counts >> c & 1u)) w[c] = T(0);
-      stored[c] = z[c] != z[c] && w[c] != T(0) ? z[c] : w[c];
+      // diag(W 1) X - W Y cancels: both terms take the same rounded weights.
+      const T counted = limited.logits.sqdist ? rounded_to(strip.weights_dtype, w[c]) : w[c];
+      row += counted;
+      col[c] += counted;
+      // The weight of a logit of NaN is NaN in W Y, where the row that it came from is 0, whatever the slope is there.
+      if (z[c] != z[c] && w[c] != T(0)) w[c] = z[c];
     }
-    store_four(strip.weights, limited.offset(r), strip.weights_dtype, p.inside, stored);
-    // diag(W 1) X - W Y cancels: both terms take the same rounded weights.
-    if (limited.logits.sqdist)
-#pragma unroll
-      for (int c = 0; c < lane_cols; c++) w[c] = rounded_to(strip.weights_dtype, w[c]);
-#pragma unroll
-    for (int c = 0; c < lane_cols; c++) {
-      row += w[c];
-      col[c] += w[c];
-    }
+    store_four(strip.weights, limited.offset(r), strip.weights_dtype, p.inside, w);
     rows.set(r, row, p.lane);
     if (!logsumexp && strip.values != nullptr) {
       T value = T(0);
