@@ -111,9 +111,12 @@ struct SoftmaxWeights {
   }
   __device__ __forceinline__ void of_row(const T (&z)[lane_cols], T factor, T log, const ColumnsOf<T>& cols,
                                          T (&w)[lane_cols]) const {
-    if (single) {
+    if (single && from.g != nullptr) {
 #pragma unroll
-      for (int c = 0; c < lane_cols; c++) w[c] = exponential(z[c] - log - cols.log[c]) * (factor + cols.factor[c]);
+      for (int c = 0; c < lane_cols; c++) w[c] = exponential(z[c] - log) * (factor + cols.factor[c]);
+    } else if (single) {
+#pragma unroll
+      for (int c = 0; c < lane_cols; c++) w[c] = exponential(z[c] - cols.log[c]) * cols.factor[c];
     } else {
 #pragma unroll
       for (int c = 0; c < lane_cols; c++)
