@@ -102,9 +102,7 @@ inline constexpr int64_t aligned_threads = 256;  // of aligned_rows and aligned_
 inline constexpr int64_t aligned_rows_of_block = aligned_threads / 32;
 inline constexpr int64_t aligned_finish_threads = 1024;
 
-inline int64_t aligned_gradient_blocks(int64_t x_rows, int64_t y_rows) {
-  return ceil_div(x_rows + y_rows, aligned_rows_of_block);
-}
+inline int64_t aligned_gradient_blocks(int64_t x_rows, int64_t y_rows) { return ceil_div(x_rows + y_rows, aligned_rows_of_block); }
 
 }  // namespace fastcl::cuda
 

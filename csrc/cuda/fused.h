@@ -82,15 +82,13 @@ struct FusedPack {
 inline constexpr int64_t fused_tile = 128;   // rows of a block, columns of a tile
 inline int64_t padded(int64_t rows) { return ceil_div(rows, fused_tile) * fused_tile; }
 inline constexpr int64_t fused_least_period = 2 * fused_tile;  // of a mask's diagonals, of which a block then meets one at most
-// From here on a normaliser, or a shift in units of log 2, is so large that the roundings of z - r show in a weight: it is then held
-// at g or h, which no weight passes (fused_weights.cuh).
+// From here on a normaliser, or a shift in units of log 2, is so large that the roundings of z - r show in a weight: it is then
+// held at g or h, which no weight passes (fused_weights.cuh).
 inline constexpr float fused_large = 2048.f;
 inline constexpr int64_t fused_chunk = 128;  // bytes of a row that are loaded at a time
 inline constexpr int64_t fused_line = 16;    // bytes of what a row brings to its elements besides the dot product
 
-inline int64_t fused_chunks(Dtype dtype, int64_t d) {
-  return ceil_div(d * (dtype == Dtype::float32 ? 4 : 2), fused_chunk);
-}
+inline int64_t fused_chunks(Dtype dtype, int64_t d) { return ceil_div(d * (dtype == Dtype::float32 ? 4 : 2), fused_chunk); }
 
 // Shared memory of fused_rows: the stages, x's rows where they stay, lines, and where warps join their partial results.
 inline int64_t fused_rows_shared(Dtype dtype, int64_t d, bool resident, int64_t stages, bool logsumexp) {

@@ -52,8 +52,8 @@ struct Pairs {
     terms = sqdist || bias_x != nullptr || bias_y != nullptr;
   }
 
-  // Bring the lines of a row block to shared memory, to be read after a barrier; each with half of the shift, so that z of a pair is one
-  // number whichever of its rows is x. Read where they are needed, from global memory, they cost so many registers that some
+  // Bring the lines of a row block to shared memory, to be read after a barrier; each with half of the shift, so that z of a pair
+  // is one number whichever of its rows is x. Read where they are needed, from global memory, they cost so many registers that some
   // architectures spill.
   __device__ __forceinline__ void stage_rows(int row0) const {
     if (!terms && !grouped) return;

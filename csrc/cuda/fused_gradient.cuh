@@ -176,7 +176,9 @@ __global__ void fused_factors_kernel(const FusedFactors p) {
   const int64_t rows = (p.n + fused_tile - 1) / fused_tile * fused_tile, cols = (p.m + fused_tile - 1) / fused_tile * fused_tile;
   if (k < rows) static_cast<Pair*>(p.x_factors)[k] = factor(g, r, reference, close, k, p.n);
   if (k < cols) static_cast<Pair*>(p.y_factors)[k] = factor(h, c, reference, close, k, p.m);
-  const auto large = [k](const float* log, int64_t count) { return log != nullptr && k < count && isfinite(log[k]) && fabsf(log[k]) >= fused_large; };
+  const auto large = [k](const float* log, int64_t count) {
+    return log != nullptr && k < count && isfinite(log[k]) && fabsf(log[k]) >= fused_large;
+  };
   if ((both && !close) || (!close && (large(r, p.n) || large(c, p.m)))) *static_cast<int*>(p.single) = 0;
 }
 

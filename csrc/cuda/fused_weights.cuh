@@ -25,15 +25,16 @@ struct GradientLayout : Layout<T, 128, sizeof(T) == 2 ? 64 : 32, sizeof(T) == 2 
 
 // Weights of a log-sum-exp; factors are described in fused.h.
 //
-// z and r are rounded where they are large, apart from each other: z - r, which is at most 0, would be off by all their units in the
-// last place, and 2^ that be of any size. Where they are, each term has an exponential of its own, held at 1: r is brought under its
-// roundings (`held`), and shift above its own, so that what is 1 comes out as 1.
+// z and r are rounded where they are large, apart from each other: z - r, which is at most 0, would be off by all their units in
+// the last place, and 2^ that be of any size. Where they are, each term has an exponential of its own, held at 1: r is brought
+// under its roundings (`held`), and shift above its own, so that what is 1 comes out as 1.
 template <class C>
 struct SoftmaxWeights {
   static constexpr bool logsumexp = true, valued = false;
   bool single;
 
-  __device__ __forceinline__ SoftmaxWeights(const Pairs<C, true>& p, const int* single_) : single(*single_ != 0 && fabsf(p.shift) < fused_large) {}
+  __device__ __forceinline__ SoftmaxWeights(const Pairs<C, true>& p, const int* single_)
+      : single(*single_ != 0 && fabsf(p.shift) < fused_large) {}
 
   __device__ __forceinline__ void weigh(float (&s)[C::MI][C::NI][4], float scale, float shift,
                                         const float2 (&row)[C::MI][2], const float2* cols, const C& at) const {
@@ -48,7 +49,9 @@ struct SoftmaxWeights {
           const float2 a = row[i][e >> 1], b = e & 1 ? make_float2(col.z, col.w) : make_float2(col.x, col.y);
           const float z = s[i][j][e];
           if (single) s[i][j][e] = (a.x + b.x) * ex2(fmaf(z, scale, shift - a.y) - b.y);
-          else s[i][j][e] = a.x * ex2(smaller(fmaf(z, scale, above - a.y), 0.f)) + b.x * ex2(smaller(fmaf(z, scale, above - b.y), 0.f));
+          else
+            s[i][j][e] =
+                a.x * ex2(smaller(fmaf(z, scale, above - a.y), 0.f)) + b.x * ex2(smaller(fmaf(z, scale, above - b.y), 0.f));
         }
     }
   }

@@ -103,7 +103,9 @@ void fused_rows(Call& a) {
 // Parts of rows and columns, `width` numbers of float32 for each of m.size.
 template <class Merge>
 void take_parts(Merge& m, const Tensor* rows, const Tensor* cols, int64_t width) {
-  const auto data = [&](const char* name, const Tensor* t, int64_t parts) { return Call::check_vector(name, t, ScalarKind::float32, parts * m.size * width) ? t->data() : nullptr; };
+  const auto data = [&](const char* name, const Tensor* t, int64_t parts) {
+    return Call::check_vector(name, t, ScalarKind::float32, parts * m.size * width) ? t->data() : nullptr;
+  };
   m.row_parts = data("rows", rows, m.splits), m.col_parts = data("cols", cols, m.ctas);
 }
 

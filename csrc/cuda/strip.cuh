@@ -281,7 +281,8 @@ struct Logits {
         terms(sqdist || e.bias_x != nullptr || e.bias_y != nullptr) {}
 
   // Of dot products; term: b + bx. What is not there is 0 in norms and biases.
-  __device__ __forceinline__ void of_row(T term, T norm, const T (&norms)[lane_cols], const T (&biases)[lane_cols], T (&v)[lane_cols]) const {
+  __device__ __forceinline__ void of_row(T term, T norm, const T (&norms)[lane_cols], const T (&biases)[lane_cols],
+                                         T (&v)[lane_cols]) const {
     if (sqdist)
 #pragma unroll
       for (int c = 0; c < lane_cols; c++) v[c] = intrinsics::maximum(::fma(T(-2), v[c], norm + norms[c]), T(0));

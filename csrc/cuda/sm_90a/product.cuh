@@ -89,9 +89,9 @@ product(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUten
 
 inline bool plausible(const HopperProduct& p) {
   const int64_t rows = p.transposed ? p.n : p.m;
-  return p.m >= 1 && p.n >= 1 && p.m <= most_rows && p.n <= most_rows && p.d >= 1 && p.d <= 1 << 20 && p.columns >= 1 && p.columns <= p.d &&
-         readable(p.weights, p.pitch, p.n) && readable(p.z, p.z_stride, p.d) && two_bytes(p.dtype) && p.splits >= 1 && p.splits <= 65535 &&
-         rows * p.splits <= int64_t{1} << 40;
+  return p.m >= 1 && p.n >= 1 && p.m <= most_rows && p.n <= most_rows && p.d >= 1 && p.d <= 1 << 20 && p.columns >= 1 &&
+         p.columns <= p.d && readable(p.weights, p.pitch, p.n) && readable(p.z, p.z_stride, p.d) && two_bytes(p.dtype) &&
+         p.splits >= 1 && p.splits <= 65535 && rows * p.splits <= int64_t{1} << 40;
 }
 
 template <class T, int N, bool TRANSPOSED>

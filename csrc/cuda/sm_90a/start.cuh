@@ -35,9 +35,9 @@ inline bool two_bytes(Dtype dtype) { return dtype == Dtype::bfloat16 || dtype ==
 
 inline bool plausible(const HopperTiles& p) {
   const FusedSides& s = p.sides;
-  return s.n >= 1 && s.m >= 1 && s.d >= 1 && s.n <= most_rows && s.m <= most_rows && s.d <= 1 << 20 && readable(s.x, s.x_stride, s.d) &&
-         readable(s.y, s.y_stride, s.d) && two_bytes(s.dtype) && p.equation.pair >= 0 && p.equation.pair < pair_count &&
-         p.ctas >= 1 && p.splits >= 1 && p.splits <= 65535;
+  return s.n >= 1 && s.m >= 1 && s.d >= 1 && s.n <= most_rows && s.m <= most_rows && s.d <= 1 << 20 &&
+         readable(s.x, s.x_stride, s.d) && readable(s.y, s.y_stride, s.d) && two_bytes(s.dtype) && p.equation.pair >= 0 &&
+         p.equation.pair < pair_count && p.ctas >= 1 && p.splits >= 1 && p.splits <= 65535;
 }
 
 // 384 threads a CTA, and so many CTAs that run together.

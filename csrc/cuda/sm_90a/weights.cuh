@@ -64,7 +64,8 @@ struct Weights {
 #pragma unroll
       for (int h = 0; h < 2; h++) of_y.bias[h] -= of_y.reference[h];
     if constexpr (logsumexp && HOW == two_exponentials)  // as in fused_weights.cuh
-      if (fabsf(pairs.shift) >= fused_large) of_y.bias[0] += fabsf(pairs.shift) * 0x1p-22f, of_y.bias[1] += fabsf(pairs.shift) * 0x1p-22f;
+      if (fabsf(pairs.shift) >= fused_large)
+        of_y.bias[0] += fabsf(pairs.shift) * 0x1p-22f, of_y.bias[1] += fabsf(pairs.shift) * 0x1p-22f;
     const uint32_t row = staging + (at.warp * 16 + (at.lane & 15)) * 128;
     float down[2] = {0.f, 0.f}, values[2] = {0.f, 0.f};
 #pragma unroll
