@@ -58,7 +58,7 @@ def pair_dot(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
 
 
 def _of_pairs(x: Tensor, y: Tensor, i: Tensor | None, j: Tensor | None, squared: bool) -> Tensor:
-    many = len(_parts(x, i)) > 1 and transforms.values_are_here()
+    many = transforms.values_are_here() and len(_parts(x, i)) > 1  # sizes of an exported program are symbols
     found: Tensor = _OfPairs.apply(x, y, i, j, squared) if many else _plainly(x, y, i, j, squared)
     return found
 
