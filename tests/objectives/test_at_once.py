@@ -41,6 +41,15 @@ LOSSES: dict[str, Loss] = {
     "f_micl tsallis": loss_of("f_micl", divergence="tsallis", q=1.5),
     "f_micl cosine": loss_of("f_micl", divergence="pearson", similarity="cosine"),
 }
+NUMBERS: dict[str, dict[str, float]] = {  # that may be learned
+    "clip": {"logit_scale": 9.0},
+    "nt_xent": {"temperature": 0.4},
+    "info_nce": {"temperature": 0.2},
+    "siglip": {"logit_scale": 8.0, "logit_bias": -3.0},
+    "dcl": {"temperature": 0.3},
+    "dhel": {"temperature": 0.3},
+    "f_micl": {"beta": 0.8, "mu": 1.3},
+}
 MORE_COLUMNS = ("info_nce", "siglip")
 SIDES = ("clip", "nt_xent", "f_micl", "f_micl js")
 
@@ -163,17 +172,11 @@ def test_rows_that_round_to_no_loss(name: str) -> None:
 
 def test_learned_numbers() -> None:
     x, y = (t.requires_grad_() for t in rows(11, 5))
-    for loss, numbers in (
-        (F.clip, {"logit_scale": 9.0}),
-        (F.nt_xent, {"temperature": 0.4}),
-        (F.info_nce, {"temperature": 0.2}),
-        (F.siglip, {"logit_scale": 8.0, "logit_bias": -3.0}),
-        (F.dcl, {"temperature": 0.3}),
-        (F.f_micl, {"beta": 0.8, "mu": 1.3}),
-    ):
+    for name, numbers in NUMBERS.items():
+        loss = loss_of(name)
         for normalize in (True, False):
-            mine = {name: torch.tensor(v, requires_grad=True) for name, v in numbers.items()}
-            exact = {name: torch.tensor(v, dtype=torch.float64, requires_grad=True) for name, v in numbers.items()}
+            mine = {key: torch.tensor(v, requires_grad=True) for key, v in numbers.items()}
+            exact = {key: torch.tensor(v, dtype=torch.float64, requires_grad=True) for key, v in numbers.items()}
             value = loss(x, y, normalize=normalize, **mine)
             definition = loss(x.double(), y.double(), normalize=normalize, backend="reference", **exact)
             found = torch.autograd.grad(value, [x, *mine.values()])
