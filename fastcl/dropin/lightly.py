@@ -89,10 +89,15 @@ class MemoryBank(nn.Module):
         """Overwrite the oldest rows with these."""
         if self.gather_distributed and ranks.world_size() > 1:
             rows = ranks.gathered(rows)
-        start, length = int(self.bank_ptr), self.size[0]
-        stop = min(length, start + rows.shape[0])
-        self.bank[start:stop] = rows[: stop - start]
-        self.bank_ptr[0] = 0 if stop == length else stop
+        length = self.size[0]
+        rows = rows[:length]
+        end = self.bank_ptr + rows.shape[0]
+        places = self.bank_ptr + torch.arange(rows.shape[0], device=rows.device)
+        within, places = (places < length).unsqueeze(1), places % length
+        # What is cut off stands where it would go round to, as it was: nothing is read on the host, where a graph would break.
+        rows = torch.where(within, rows.to(self.bank.dtype), self.bank.index_select(0, places))
+        self.bank.index_copy_(0, places, rows)
+        self.bank_ptr.copy_(torch.where(end < length, end, 0))
 
 
 class NTXentLoss(nn.Module):

@@ -1,5 +1,6 @@
 """NTXentLoss, DCLLoss and DCLWLoss beside lightly's, in one process."""
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable
@@ -144,6 +145,22 @@ class TestMemoryBank:
             assert_agree(mine, theirs, batch)
             assert torch.allclose(mine.memory_bank.bank, theirs.memory_bank.bank, rtol=0.0, atol=1e-14)
             assert torch.equal(mine.memory_bank.bank_ptr, theirs.memory_bank.bank_ptr)
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+    def test_the_bank_is_written_within_a_graph(self) -> None:
+        """Batches that reach the end of the bank and begin at its start again, by one graph."""
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        loss = ours.NTXentLoss(memory_bank_size=(11, 5))
+        twin = copy.deepcopy(loss)
+        compiled = torch.compile(twin, backend="eager", fullgraph=True)
+        for step in range(4):
+            rows = [x.float().requires_grad_() for x in two_views(4, 5, seed=step)]
+            with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
+                value = compiled(*rows)
+            torch.testing.assert_close(value, loss(*rows))
+            torch.testing.assert_close(twin.memory_bank.bank, loss.memory_bank.bank)
+            assert torch.equal(twin.memory_bank.bank_ptr, loss.memory_bank.bank_ptr)
 
     def test_without_gradient_the_bank_stays(self) -> None:
         loss = ours.NTXentLoss(0.1, (10, 6)).double()
