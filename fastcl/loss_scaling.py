@@ -13,14 +13,17 @@ rounded where they leave it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
-from typing import Any
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import transforms
 from .precision import full_precision
+
+if TYPE_CHECKING:
+    from .distributed.spelling import Spelt
 
 # Numbers by which (1), or by whose inverse (-1), the gradients of unit rows grow; up to STEEP float16 holds each part of them.
 SLOPES = {"logit_scale": 1, "temperature": -1, "beta": 1, "t": 1, "sigma": -1}
@@ -29,17 +32,17 @@ STATE = ("log_u", "statistic")  # matrices that are no rows of the batch: in a d
 
 
 def scaled(
-    function: Callable[..., Any],
+    spelt: Spelt,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     rows: int | None = None,
     agreed: Callable[[Tensor], Tensor] | None = None,
     wide: dict[int, Tensor] | None = None,
 ) -> Any:
-    """function(*args, **kwargs), scaled where some tensor wants a gradient and rows are float16; for a transform in float32.
+    """The objective of these arguments, scaled where some tensor wants a gradient and rows are float16; for a transform in float32.
 
     Args:
-        function: an objective.
+        spelt: an objective.
         args: of it.
         kwargs: of it.
         rows: how many the batch has; None where they are all here.
@@ -47,11 +50,13 @@ def scaled(
         wide: for the id of a float16 tensor the same in float32, whose gradient is not rounded to float16 where it leaves the loss.
     """
     values = [*args, *kwargs.values()]
-    if transforms.active() and any(map(overflows, values)):
-        return _in_float32(function, args, kwargs)
-    recording = torch.is_grad_enabled() and not transforms.active()
-    if not (recording and any(_wants(v) for v in values) and any(overflows(v) for v in values)):
-        return function(*args, **kwargs)
+    if not any(map(overflows, values)):
+        return spelt.function(*args, **kwargs)
+    rows_here = rows_of(spelt, args, kwargs)
+    if transforms.active():
+        return _in_float32(spelt.function, rows_here, args, kwargs)
+    if not (torch.is_grad_enabled() and any(_wants(v) for v in values)):
+        return spelt.function(*args, **kwargs)
     wires: list[Tensor] = []
 
     def entered(value: Any) -> Any:
@@ -61,28 +66,36 @@ def scaled(
         wires.append(wire)
         return inside
 
-    answer = function(*map(entered, args), **{name: entered(value) for name, value in kwargs.items()})
+    answer = spelt.function(*map(entered, args), **{name: entered(value) for name, value in kwargs.items()})
     losses = tuple(answer) if isinstance(answer, tuple) else (answer,)
-    most = largest_upstream(values, kwargs, rows)
+    most = largest_upstream(rows_here, kwargs, rows)
     differentiable = [loss for loss in losses if loss.requires_grad]  # what a Function returns wants gradients, all of it
     if not differentiable:
         return answer
-    left = iter(_Leave.apply((most, agreed), len(differentiable), _steepness(values, kwargs), *differentiable, *wires))
+    left = iter(
+        _Leave.apply((most, agreed), len(differentiable), _steepness(rows_here, kwargs), *differentiable, *wires)
+    )
     found = [next(left) if loss.requires_grad else loss for loss in losses]
     return type(answer)(*found) if isinstance(answer, tuple) else found[0]
 
 
-def largest_upstream(values: list[Any], kwargs: dict[str, Any], rows: int | None) -> float:
+def rows_of(spelt: Spelt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The floating matrices of a call that are rows: all but state, by its name."""
+    named = (*zip(chain(spelt.parameters, repeat("")), args, strict=False), *kwargs.items())
+    return [
+        v for name, v in named if name not in STATE and isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()
+    ]
+
+
+def largest_upstream(rows_here: list[Tensor], kwargs: dict[str, Any], rows: int | None) -> float:
     """The largest upstream gradient that a loss of float16 rows takes as it is."""
     if kwargs.get("reduction", "mean") != "mean":
         return 1.0
-    return float(rows or max(1, *(v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() == 2)))
+    return float(rows or max(1, *(v.shape[0] for v in rows_here)))
 
 
-def _steepness(values: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
+def _steepness(rows: list[Tensor], kwargs: dict[str, Any]) -> Tensor | None:
     """By what a gradient of 1 may grow within the loss, in units of STEEP; None where the numbers are known and are not steep."""
-    matrices = [v.detach() for v in values if isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()]
-    rows = [x for x in matrices if x.shape[1] == matrices[0].shape[1]]  # no logarithms of normalisers, which begin at -inf
     numbers = [(kwargs[name], power) for name, power in SLOPES.items() if kwargs.get(name) is not None]
     long = kwargs.get("normalize") is False and any(x.numel() for x in rows)
     known = 1.0
@@ -99,17 +112,13 @@ def _steepness(values: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
             number = number.detach().reshape(()).to(steep)
             steep = steep * (number if power > 0 else 1.0 / number).clamp(min=1.0, max=2.0**100)
     if long:
-        entries = torch.stack([torch.linalg.vector_norm(x, float("inf")).float() for x in rows if x.numel()])
+        entries = torch.stack([torch.linalg.vector_norm(x.detach(), float("inf")).float() for x in rows if x.numel()])
         steep = steep * entries.amax().nan_to_num(1.0, posinf=1.0).clamp(min=1.0, max=2.0**100)
     return torch.where(steep > 1.0, steep.clamp(max=2.0**100), 0.0)
 
 
-def _in_float32(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _in_float32(function: Callable[..., Any], rows: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """function(*args, **kwargs) of wider rows, without autocast to float16; rows of several dtypes stay, for its error."""
-    given = signature(function).bind(*args, **kwargs).arguments
-    state = [given[name] for name in STATE if name in given]
-    rows = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()]
-    rows = [v for v in rows if not any(v is other for other in state)]
     if len({v.dtype for v in rows}) > 1:
         return function(*args, **kwargs)
 

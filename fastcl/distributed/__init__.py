@@ -29,13 +29,15 @@ columns home. A square on dot goes through all-reduced d x d matrices, and ident
 Sums over pairs, and gathered contrasts, form each logit once, with gradients in the forward (totals.py); the others form it
 again in the backward. Before anything large, one small all-gather compares the calls (agreement.py): what differs, or is wrong on
 one rank, raises the same error on all of them. It is read on the host, the one synchronisation that a loss makes on a GPU. Under
-torch.compile a call whose answer is one number is one op of the graph (in_graph.py), with its gradients (at_once.py).
+torch.compile a call is one op of the graph (in_graph.py): one number with its gradients (at_once.py), anything else with a backward
+that makes the call again. What modules keep of all ranks' rows is gathered by one op and written by another (kept.py).
 """
 
 from .agreement import MismatchError, agreed
 from .call import evened, over_ranks
+from .kept import gathered_rows, write_gathered, writer
 from .ranks import CONVENTIONS, STRATEGIES, Group, Ranks, SavedGroup
-from .shards import GATHER_LIMIT, Shards, gathered_rows
+from .shards import GATHER_LIMIT, Shards
 
 __all__ = [
     "CONVENTIONS",
@@ -50,4 +52,6 @@ __all__ = [
     "evened",
     "gathered_rows",
     "over_ranks",
+    "write_gathered",
+    "writer",
 ]

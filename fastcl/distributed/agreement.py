@@ -11,8 +11,8 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from functools import wraps
-from types import MethodType
-from typing import Any
+from types import MethodType, SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import distributed as dist
 from .. import batch, transforms
 from ..backends import choice
 from ..equation.problem import accumulation_dtype
+from . import in_graph
 from .ranks import check_settings
 from .shards import checked
 from .wire import Wire
@@ -305,33 +306,61 @@ def agreed(
     """Decorate a method that talks to all ranks, so that they agree on its call first, as objectives with group= do.
 
     Args:
-        check: takes what the method takes, and makes all checks of it; the method makes them again.
+        check: takes what the method takes, and makes all checks of it; the method makes them again. Of the module it asks what
+            `across` says, and nothing else.
         across: of the module; the settings that all ranks must share, or None where the call stays within this process.
         even: arguments of which every rank must have as many rows.
     """
 
     def decorated(method: Callable[..., Any]) -> Callable[..., Any]:
-        @torch._disable_dynamo
-        def agree_on(module: Any, settings: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = Call(MethodType(check, module), args, kwargs, settings, method.__qualname__)
-            layouts, _ = agree(Wire(dist.group.WORLD), call)
-            for name, layout in zip(call.rows, layouts, strict=False):
-                if name.split("[")[0] not in even:
-                    continue
-                odd = next((k for k, n in enumerate(layout) if n != layout[0]), None)
-                if odd is not None:
-                    raise ValueError(
-                        f"{name}: expected as many rows on every rank, got {layout[0]} on rank 0 and {layout[odd]} on rank {odd}; "
-                        "drop the last, smaller batch"
-                    )
+        checked = Checked(check, method, even)
+        name, agree_on = checked.name, checked.agree
 
         @wraps(method)
         def call(module: Any, *args: Any, **kwargs: Any) -> Any:
             settings = across(module) if dist.is_available() and dist.is_initialized() else None
             if settings is not None and dist.get_world_size() > 1:
-                agree_on(module, settings, args, kwargs)
+                if not (in_graph.traced() and in_graph.agreed(name, args, kwargs, settings)):
+                    agree_on(args, kwargs, settings)
+                elif not _passes(check, module, args, kwargs):
+                    return torch.zeros(())  # the op in the graph raises, on all ranks, before this is anything
             return method(module, *args, **kwargs)
 
         return call
 
     return decorated
+
+
+def _passes(check: Callable[..., None], module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call passes its checks."""
+    try:
+        check(module, *args, **kwargs)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+class Checked:
+    """The checks of a method that talks to all ranks; a graph finds them by the method's name."""
+
+    known: ClassVar[dict[str, Checked]] = {}
+
+    def __init__(self, check: Callable[..., None], method: Callable[..., Any], even: tuple[str, ...]) -> None:
+        self.check, self.method, self.even = check, method.__qualname__, even
+        self.name = f"{method.__module__}:{method.__qualname__}"
+        self.known[self.name] = self
+
+    @torch._disable_dynamo
+    def agree(self, args: tuple[Any, ...], kwargs: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Raise on all ranks what is wrong with the call of one."""
+        call = Call(MethodType(self.check, SimpleNamespace(**settings)), args, kwargs, settings, self.method)
+        layouts, _ = agree(Wire(dist.group.WORLD), call)
+        for name, layout in zip(call.rows, layouts, strict=False):
+            if name.split("[")[0] not in self.even:
+                continue
+            odd = next((k for k, n in enumerate(layout) if n != layout[0]), None)
+            if odd is not None:
+                raise ValueError(
+                    f"{name}: expected as many rows on every rank, got {layout[0]} on rank 0 and {layout[odd]} on rank {odd}; "
+                    "drop the last, smaller batch"
+                )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 from .. import batch, loss_scaling, transforms
 from ..equation.arguments import declared
 from ..equation.checks import is_dtensor
-from . import at_once, dtensors, in_graph
+from . import at_once, dtensors, in_graph, spelling
 from .agreement import Call, agree, bound, named
 from .derivatives import first_derivatives
 from .ranks import Ranks, check_settings, process_group
 from .shards import Shards
+from .spelling import Spelt
 from .wire import Wire
 
 P = ParamSpec("P")
@@ -29,7 +31,7 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
     Its arguments are checked by their annotations first. Without a group the body then runs as it is.
     """
     checked = named(declared(function))
-    name = in_graph.named(checked)
+    spelt = spelling.named(checked)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -41,66 +43,126 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
                 # A part of an objective over ranks, which is scaled as a whole, by what all ranks agree on: shards of different
                 # sizes would divide by different powers what their sums then mix.
                 return checked(*args, **kwargs)
-            return loss_scaling.scaled(checked, args, kwargs)
-        if name is not None and in_graph.traced() and in_graph.one_number(kwargs):
-            answer: Any = in_graph.called(name, args, kwargs, ranks, rounding((*args, *kwargs.values())))
+            return loss_scaling.scaled(spelt, args, kwargs)
+        if in_graph.traced():
+            answer: Any = in_graph.called(spelt, args, kwargs, ranks, rounding((*args, *kwargs.values())))
             if answer is not None:
                 return answer
-        return _over_ranks(checked, args, kwargs, ranks)
+        return _over_ranks(spelt, args, kwargs, ranks)
 
     return call
 
 
 @torch._disable_dynamo  # torch.compiler.disable imports torch._dynamo at once, which takes longer than torch itself
-def _over_ranks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], ranks: Ranks) -> Any:
-    answer, gradients = of_union(function, args, kwargs, ranks)
-    return at_once.attached(Wire(process_group(ranks.group)), answer, gradients) if gradients else answer
+def _over_ranks(spelt: Spelt, args: tuple[Any, ...], kwargs: dict[str, Any], ranks: Ranks) -> Any:
+    union = Union(spelt, args, kwargs, ranks)
+    if not union.asked:
+        return union.answer(*union.given)
+    if not union.one_number:
+        found = at_once.made_again(union.parts, partial(_again, spelt, ranks, union.rounding), args, kwargs)
+        return spelt.form(*found) if union.several else found[0]
+    value, gradients = union.with_gradients()
+    return at_once.attached(union.wire, value, gradients) if gradients else value
 
 
-def of_union(
-    function: Callable[..., Any],
+def _again(
+    spelt: Spelt,
+    ranks: Ranks,
+    rounding: tuple[str, str],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    ranks: Ranks,
-    in_one_call: bool = False,
-) -> tuple[Any, at_once.Gradients]:
-    """The answer of a call for the union of the ranks' rows; with its gradients where one of the ranks asks for them `in_one_call`.
+    leaves: list[Tensor],
+    upstream: Sequence[Tensor],
+) -> list[Tensor]:
+    """The gradients of a call that is made anew, in a backward."""
+    with rounded(*rounding):
+        return Union(spelt, args, kwargs, ranks, asking=True).gradients(leaves, upstream)
 
-    Then all send the same messages in the same order, whichever of them run a graph of torch.compile. Otherwise the answer has its
-    gradients by autograd, and there are none beside it.
+
+class Union:
+    """A call for the union of the ranks' rows, on which they have agreed.
+
+    Where one of the ranks runs a graph of torch.compile, all send what its op sends, in the same order: the gradients of one
+    number come with it (at_once.py), of anything else the backward makes the call again. Otherwise the answer has its gradients by
+    autograd.
+
+    Args:
+        spelt: the objective.
+        args, kwargs: of it.
+        ranks: over which.
+        asking: whether this rank runs a graph.
     """
-    wire = Wire(process_group(ranks.group))
-    shards, rows, given = None, None, (args, kwargs)
-    if wire.world == 1:
-        check_settings(ranks.settings)
-    else:
-        call = Call(function, args, kwargs, ranks.settings | {"autocast": rounding((*args, *kwargs.values()))})
-        with transforms.set_aside():
-            layouts, in_one_call = agree(wire, call, in_one_call)
-        shards, given = Shards(wire, layouts, ranks.strategy), ((), call.arguments)
-        rows = max((sum(layout) for layout in layouts), default=0)
 
-    def answer(args: tuple[Any, ...], kwargs: dict[str, Any], wide: dict[int, Tensor] | None = None) -> Any:
-        if shards is None:
-            return loss_scaling.scaled(function, args, kwargs, wide=wide)
-        with batch.over(shards):
-            found = loss_scaling.scaled(function, args, kwargs, rows, shards.largest, wide)
-        return found if ranks.gradient == "ddp" else shared(found, wire.world)
+    def __init__(
+        self, spelt: Spelt, args: tuple[Any, ...], kwargs: dict[str, Any], ranks: Ranks, asking: bool = False
+    ) -> None:
+        self.spelt, self.ranks, self.wire = spelt, ranks, Wire(process_group(ranks.group))
+        self.given, self.asked = (args, kwargs), asking
+        self.shards: Shards | None = None
+        self.rows: int | None = None
+        self.rounding = rounding((*args, *kwargs.values()))
+        if self.wire.world == 1:
+            check_settings(ranks.settings)
+        else:
+            call = Call(spelt.function, args, kwargs, ranks.settings | {"autocast": self.rounding[1]})
+            with transforms.set_aside():
+                layouts, self.asked = agree(self.wire, call, asking)
+            self.shards, self.given = Shards(self.wire, layouts, ranks.strategy), ((), call.arguments)
+            self.rows = max((sum(layout) for layout in layouts), default=0)
+        self.one_number, self.several = spelt.one_number(self.given[1]), spelt.several(self.given[1])
 
-    if not in_one_call:
-        return answer(*given), {}
-    return at_once.with_gradients(answer, *given, rows, None if shards is None else shards.largest)
+    def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any], wide: dict[int, Tensor] | None = None) -> Any:
+        """That of these arguments, in place of those given."""
+        if self.shards is None:
+            return loss_scaling.scaled(self.spelt, args, kwargs, wide=wide)
+        with batch.over(self.shards):
+            found = loss_scaling.scaled(self.spelt, args, kwargs, self.rows, self.shards.largest, wide)
+        return found if self.ranks.gradient == "ddp" else shared(found, self.wire.world)
+
+    def with_gradients(self) -> tuple[Tensor, at_once.Gradients]:
+        """One number, and the gradient of each tensor that wants one."""
+        rows = loss_scaling.rows_of(self.spelt, *self.given)
+        most = (
+            loss_scaling.largest_upstream(rows, self.given[1], self.rows)
+            if any(map(loss_scaling.overflows, rows))
+            else 1.0
+        )
+        return at_once.with_gradients(
+            self.answer, *self.given, most, None if self.shards is None else self.shards.largest
+        )
+
+    def parts(self, leaves: dict[int, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """What the answer consists of, with tensors in the place of those of these ids."""
+        answer = self.answer(*at_once.replaced(self.given, leaves or {}))
+        if isinstance(answer, tuple) != self.several:
+            expected = "a NamedTuple" if self.several else "a tensor"
+            raise TypeError(
+                f"{self.spelt.function.__name__}: expected {expected}, as its annotation says, got {type(answer).__name__}; "
+                "annotate what it returns"
+            )
+        return tuple(answer) if self.several else (answer,)
+
+    def gradients(self, leaves: list[Tensor], upstream: Sequence[Tensor]) -> list[Tensor]:
+        """Of leaves that stand among the arguments."""
+        return at_once.gradients_of(self.parts(), leaves, upstream)
 
 
-def rounding(values: tuple[Any, ...]) -> str:
-    """The dtype that autocast makes of these rows here, or off: rows travel in it as bytes, which do not say what they are."""
+def rounding(values: tuple[Any, ...]) -> tuple[str, str]:
+    """The device of these rows, and the dtype that autocast makes of them there, or off: rows travel in it as bytes, which do not
+    say what they are.
+    """
     rows = next((v for v in values if isinstance(v, Tensor)), None)
     device = "cpu" if rows is None else rows.device.type
     # What is asked last torch.compile of 2.10 cannot ask.
     served = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
     if not (served and torch.is_autocast_enabled(device)):
-        return "off"
-    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+        return device, "off"
+    return device, str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+
+
+def rounded(device: str, dtype: str) -> AbstractContextManager[Any]:
+    """Autocast as it was asked for."""
+    return nullcontext() if dtype == "off" else torch.autocast(device, getattr(torch, dtype))
 
 
 def shared(answer: Any, world: int) -> Any:

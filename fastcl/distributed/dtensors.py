@@ -99,14 +99,20 @@ class Placement:
         if answer.dim() != 1 or self.sharded is None:
             return DTensor.from_local(answer, self.mesh, everywhere, run_check=False)
         placements = [Shard(0) if i == self.sharded else Replicate() for i in range(self.mesh.ndim)]
-        wire = Wire(self.group)
-        total = int(wire.everywhere(torch.tensor([answer.shape[0]], device=wire.device)).sum())
+        total = _on_all(answer.shape[0], self.group)
         views = answer.chunk(total // rows) if answer.shape[0] else [answer] * (total // rows)
         placed: list[Tensor] = [
             DTensor.from_local(v, self.mesh, placements, run_check=False, shape=torch.Size([rows]), stride=(1,))
             for v in views
         ]
         return placed[0] if len(placed) == 1 else stacked(*placed)  # the views of all ranks, one after the other
+
+
+@torch._disable_dynamo
+def _on_all(rows: int, group: Any) -> int:
+    """How many rows all ranks have."""
+    wire = Wire(group)
+    return int(wire.everywhere(torch.tensor([rows], device=wire.device)).sum())
 
 
 class _Whole(torch.autograd.Function):

@@ -1,25 +1,20 @@
 """An objective over ranks as one op of torch.compile's graph: the call as it is made without, in one node that nothing looks into.
 
     over_ranks(tensors, reals, integers, call, group, wanted) -> [value, the gradient of each tensor that wants one]
+    parts_over_ranks(the same) -> what a call returns that is not one number: rows, terms, a loss and its state
 
-Value and gradients come from one call, whose messages are sent in the forward (at_once.py); the backward sends one number.
+Value and gradients of one number come from one call, whose messages are sent in the forward (at_once.py); the backward sends one
+number. Of anything else the gradients are no multiples of what could be kept: the backward is an op that makes the call again.
 
-The call is spelt in a string that says all of it but the numbers and tensors: a graph that is kept, in this process or on a disk,
-means the same wherever it is run. What it was spelt of, dynamo guards. Numbers are arguments of the op, reals in a tensor: one that
-changes makes no graph for each value.
-
-Both ops that send are effects in one order (torch.library): no compiler leaves one out, makes it twice or exchanges two.
+All ops that send are effects in one order (torch.library): no compiler leaves one out, makes it twice or exchanges two.
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import cache
-from importlib import import_module
-from inspect import signature
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,45 +22,19 @@ from torch import distributed as dist
 from torch.fx import traceback
 from torch.utils import checkpoint
 
-from .. import transforms
-from ..equation.divergence import Divergence
+from .. import batch, transforms
 from ..equation.problem import accumulation_dtype
+from ..loss_scaling import STATE
 from .derivatives import refuse
 from .ranks import Ranks, process_group
+from .spelling import Spelling, Spelt, found, given, objective, read, restored
 from .wire import Wire
 
-LARGEST = 2**62  # of an integer that an op takes
-OBJECTIVES: dict[str, Callable[..., Any]] = {}  # those that a spelt call may name
-PARAMETERS: dict[str, tuple[str, ...]] = {}  # of each, in their order
+STAND_IN = 0.5  # for a real number whose value a trace does not know: every objective takes it
 _ordered = hasattr(torch.library, "_register_effectful_op") and hasattr(torch._library, "effects")  # from torch 2.10 on
 
 
-class Place(NamedTuple):
-    """How and where a call is made: what is around it, and what its group says."""
-
-    grad_mode: bool
-    device: str
-    autocast: str  # a dtype, or off
-    gradient: Any
-    strategy: Any
-
-
 # ---- while a graph is traced ----------------------------------------------------------------------------------------------
-
-
-def named(function: Callable[..., Any]) -> str | None:
-    """The name under which a spelt call finds an objective; None for one that has no reduction, or stands within a function."""
-    name, reduction = f"{function.__module__}:{function.__qualname__}", signature(function).parameters.get("reduction")
-    if (
-        "<locals>" in name
-        or reduction is None
-        or (reduction.kind, reduction.default) != (reduction.KEYWORD_ONLY, "mean")
-    ):
-        return None
-    while name in OBJECTIVES:  # one that is defined anew: a graph of the other may be kept
-        name += "'"
-    OBJECTIVES[name], PARAMETERS[name] = function, tuple(signature(function).parameters)
-    return name
 
 
 def traced() -> bool:
@@ -73,66 +42,45 @@ def traced() -> bool:
     return _ordered and torch.compiler.is_compiling() and not transforms.active()
 
 
-def one_number(kwargs: dict[str, Any]) -> bool:
-    """Whether a call of a named objective with these settings has one number as its answer."""
-    several = kwargs.get("return_terms", False) or kwargs.get("return_log_u", False)
-    return not several and kwargs.get("reduction", "mean") != "none"
-
-
-class Spelling:
-    """A call in a string, and beside it its tensors and numbers."""
-
-    def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
-        self.reals: list[float] = []
-        self.integers: list[int] = []
-        self.unknown = False
-
-    def of(self, value: Any) -> str:
-        """An argument as Python would write it, with its kind before it."""
-        if isinstance(value, Tensor):
-            self.unknown |= value.is_meta or value.is_nested or value.layout != torch.strided  # what no call takes
-            self.tensors.append(value)
-            return f"('tensor', {len(self.tensors) - 1})"
-        if value is None or type(value) is bool or type(value) is str:
-            return f"('constant', {value!r})"
-        if type(value) is float:
-            self.reals.append(value)
-            return f"('real', {len(self.reals) - 1})"
-        if type(value) is int:
-            if not -LARGEST < value < LARGEST:
-                return f"('constant', {value!r})"
-            self.integers.append(value)
-            return f"('integer', {len(self.integers) - 1})"
-        if type(value) is list or type(value) is tuple:
-            return f"('{type(value).__name__}', [{', '.join([self.of(v) for v in value])}])"
-        if type(value) is Divergence:
-            return f"('divergence', {value.key!r})"
-        self.unknown = True
-        return ""
-
-
-def called(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], ranks: Ranks, autocast: str) -> Tensor | None:
-    """The value of a call, by one op in the graph; None where it has something that is not spelt."""
+def called(spelt: Spelt, args: tuple[Any, ...], kwargs: dict[str, Any], ranks: Ranks, rounding: tuple[str, str]) -> Any:
+    """The answer of a call, by one op in the graph; None where it has something that is not spelt."""
+    several, one_number = spelt.several(kwargs), spelt.one_number(kwargs)
+    if not spelt.known or (several and spelt.form is None):
+        return None
     spelling = Spelling()
     positional = [spelling.of(value) for value in args]
     # As they are declared, rows first: the first matrix says of what dtype the value is.
-    names = [key for key in PARAMETERS[name] if key in kwargs] + [key for key in kwargs if key not in PARAMETERS[name]]
-    by_name = [f"{key!r}: {spelling.of(kwargs[key])}" for key in names if key != "group"]
+    names = [key for key in spelt.parameters if key in kwargs] + [key for key in kwargs if key not in spelt.parameters]
+    by_name = spelling.of_all({key: kwargs[key] for key in names if key != "group"})
     if spelling.unknown:
         return None
     rows = next((t for t in spelling.tensors if t.dim() == 2), None)
     device = torch.device("cpu") if rows is None else rows.device
-    place = (torch.is_grad_enabled(), device.type, autocast, ranks.gradient, ranks.strategy)
-    call = f"({name!r}, [{', '.join(positional)}], {{{', '.join(by_name)}}}, {place!r})"
-    # torch.full makes a graph for each number; a product of one that changes, one for them all. On the rows' device: the value is
-    # waited for where the agreement waits anyway, and no graph for a GPU has an operation on the CPU.
-    one = torch.ones((), dtype=torch.float64, device=device)
-    reals = torch.stack([one * value for value in spelling.reals]) if spelling.reals else one.new_empty(0)
-    wanted = [torch.is_grad_enabled() and t.requires_grad for t in spelling.tensors]
-    group = group_name(ranks)
-    answer: Tensor = torch.ops.fastcl.over_ranks(spelling.tensors, reals, spelling.integers, call, group, wanted)[0]
-    return answer
+    place = (torch.is_grad_enabled(), *rounding, ranks.gradient, ranks.strategy)
+    call = f"({spelt.name!r}, [{', '.join(positional)}], {by_name}, {place!r})"
+    # On the rows' device: they are waited for where the agreement waits anyway, and no graph for a GPU has an operation on the CPU.
+    reals, tensors = spelling.numbers(device), spelling.tensors
+    wanted = [torch.is_grad_enabled() and t.requires_grad for t in tensors]
+    rest = (reals, spelling.integers, call, group_name(ranks), wanted)
+    if one_number:
+        return torch.ops.fastcl.over_ranks(tensors, *rest)[0]
+    parts = torch.ops.fastcl.parts_over_ranks(tensors, *rest)[: len(spelt.form._fields) if several else 1]
+    return spelt.form(*parts) if several else parts[0]
+
+
+def agreed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Let all ranks agree on the call of a method, by one op in the graph; False where it has something that is not spelt."""
+    spelling = Spelling()
+    positional = spelling.of(list(args))
+    by_name, across = spelling.of_all(kwargs), spelling.of_all(settings)
+    if spelling.unknown:
+        return False
+    wanted = [t.requires_grad for t in spelling.tensors]
+    call = f"({name!r}, {positional}, {by_name}, {across}, {torch.is_grad_enabled()}, {wanted!r})"
+    rows = next((t for t in spelling.tensors if t.dim() == 2), None)
+    reals = spelling.numbers(torch.device("cpu") if rows is None else rows.device)
+    torch.ops.fastcl.agree_over_ranks(spelling.tensors, reals, spelling.integers, call)
+    return True
 
 
 def group_name(group: Any) -> str:
@@ -144,30 +92,9 @@ def group_name(group: Any) -> str:
 # ---- while it is run ------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _read(call: str) -> tuple[str, list[Any], dict[str, Any], Place]:
-    name, args, kwargs, place = ast.literal_eval(call)
-    return name, args, kwargs, Place(*place)
-
-
-def _objective(name: str) -> Callable[..., Any]:
-    if name not in OBJECTIVES:  # in a process that was given the graph
-        import_module(name.partition(":")[0])
-    return OBJECTIVES[name]
-
-
-def _group(name: Any) -> Any:
+def group_of(name: Any) -> Any:
+    """The group of that name."""
     return dist.distributed_c10d._resolve_process_group(name)
-
-
-def _restored(spelt: tuple[str, Any], parts: dict[str, Any]) -> Any:
-    kind, said = spelt
-    if kind in parts:
-        return parts[kind][said]
-    if kind in ("list", "tuple"):
-        values = [_restored(each, parts) for each in said]
-        return values if kind == "list" else tuple(values)
-    return Divergence.known[said] if kind == "divergence" else said
 
 
 @contextmanager
@@ -191,41 +118,131 @@ def _kept(t: Tensor) -> torch.dtype:
     return torch.float32 if t.dtype == torch.float16 else t.dtype
 
 
+@contextmanager
+def _united(tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str) -> Iterator[Any]:
+    """The call of these leaves, agreed on, with what was around it."""
+    from .call import Union, rounded  # which traces these ops
+
+    spelt, args, kwargs, place = given(call, tensors, reals.tolist(), integers)
+    ranks = Ranks(group_of(group), place.gradient, place.strategy)
+    with _recording(), torch.set_grad_enabled(place.grad_mode), rounded(place.device, place.autocast):
+        yield Union(spelt, args, kwargs, ranks, asking=True)
+
+
+class _Apart:
+    """Tensors that share no memory with each other, nor with those given: a compiler writes over what an op returned."""
+
+    def __init__(self, given: list[Tensor]) -> None:
+        self.held = {t.untyped_storage()._cdata for t in given}
+
+    def __call__(self, t: Tensor) -> Tensor:
+        t = t.detach().contiguous()
+        t = t.clone() if t.untyped_storage()._cdata in self.held else t
+        self.held.add(t.untyped_storage()._cdata)
+        return t
+
+
+def _leaves(tensors: list[Tensor], wanted: list[bool]) -> list[Tensor]:
+    return [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
+
+
 def _over_ranks(
     tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str, wanted: list[bool]
 ) -> list[Tensor]:
-    from .call import of_union  # which traces these ops
+    inside, apart = _leaves(tensors, wanted), _Apart(tensors)
+    with _united(inside, reals, integers, call, group) as union:
+        value, gradients = union.with_gradients()
+    assert value.dim() == 0, f"{call}: expected one number, got shape {tuple(value.shape)}"
+    asked = [t for t, w in zip(inside, wanted, strict=True) if w]
+    return [
+        value.detach().to(_promised(tensors), copy=True),
+        *(apart(gradients[id(t)][1].to(_kept(t))) for t in asked),
+    ]
 
-    name, args, kwargs, place = _read(call)
-    ranks = Ranks(_group(group), place.gradient, place.strategy)
-    inside = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
-    parts = {"tensor": inside, "real": reals.tolist(), "integer": integers}
-    given = [_restored(each, parts) for each in args]
-    named = {key: _restored(each, parts) for key, each in kwargs.items()}
-    off = place.autocast == "off"
-    rounding: Any = nullcontext() if off else torch.autocast(place.device, getattr(torch, place.autocast))
-    with _recording(), torch.set_grad_enabled(place.grad_mode), rounding:
-        value, gradients = of_union(_objective(name), tuple(given), named, ranks, in_one_call=True)
-    assert value.dim() == 0, f"{name}: expected one number, got shape {tuple(value.shape)}"
-    found = [value.detach().to(_promised(tensors), copy=True)]
-    held = {t.untyped_storage()._cdata for t in tensors}
-    for t, w in zip(inside, wanted, strict=True):
-        if w:
-            gradient = gradients[id(t)][1].to(_kept(t)).contiguous()
-            # A compiler writes over what an op returned: two names of one gradient would be one too many.
-            found.append(gradient.clone() if gradient.untyped_storage()._cdata in held else gradient)
-            held.add(gradient.untyped_storage()._cdata)
-    return found
+
+def _parts_over_ranks(
+    tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str, wanted: list[bool]
+) -> list[Tensor]:
+    apart = _Apart(tensors)
+    with _united(_leaves(tensors, wanted), reals, integers, call, group) as union:
+        parts = [apart(part) for part in union.parts()]
+    return [*parts, *(t.clone(memory_format=torch.contiguous_format) for t in _held_over(tensors, wanted))]
+
+
+def _held_over(tensors: list[Tensor], wanted: list[bool]) -> list[Tensor]:
+    """What the backward takes again, though it wants no gradient (a queue, say): it may be written over before.
+
+    A clone in the graph would not do: the compiler makes it again in the backward, of what has been written over.
+    """
+    return [t for t, w in zip(tensors, wanted, strict=True) if not w] if any(wanted) else []
+
+
+def _gradients_of_parts(
+    tensors: list[Tensor],
+    reals: Tensor,
+    integers: list[int],
+    call: str,
+    group: str,
+    wanted: list[bool],
+    upstream: list[Tensor],
+) -> list[Tensor]:
+    inside, apart = _leaves(tensors, wanted), _Apart([*tensors, *upstream])
+    with _united(inside, reals, integers, call, group) as union:
+        gradients = union.gradients([t for t in inside if t.requires_grad], upstream)
+    return [apart(g) for g in gradients]
+
+
+def _once(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Within a checkpoint, whose compiler knows no effect that is made again, what is traced is kept."""
+
+    @wraps(fake)
+    def traced_once(*given: Any) -> Any:
+        if "recompute" in traceback.current_meta:
+            traceback.current_meta["recompute"] = checkpoint.CheckpointPolicy.MUST_SAVE
+        return fake(*given)
+
+    return traced_once
 
 
 def _fake_over_ranks(
     tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str, wanted: list[bool]
 ) -> list[Tensor]:
-    meta = traceback.current_meta
-    if "recompute" in meta:  # within a checkpoint, whose compiler knows no effect that is made again
-        meta["recompute"] = checkpoint.CheckpointPolicy.MUST_SAVE
     value = reals.new_empty((), dtype=_promised(tensors))
     return [value, *(t.new_empty(t.shape, dtype=_kept(t)) for t, w in zip(tensors, wanted, strict=True) if w)]
+
+
+def _fake_parts(
+    tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str, wanted: list[bool]
+) -> list[Tensor]:
+    """As the rehearsal of the call has them; of a call that is wrong, which raises when it is made, what most is made of."""
+    from .agreement import Rehearsal
+
+    spelt, args, kwargs, _ = given(call, tensors, [STAND_IN] * reals.shape[0], integers)
+    rows = next((t for t in tensors if t.dim() == 2), reals)
+    copies = [t.new_empty(t.shape) for t in _held_over(tensors, wanted)]
+    try:
+        with torch.no_grad(), batch.over(Rehearsal(rows.device)):
+            answer = spelt.function(*args, **kwargs)
+    except Exception:
+        if not spelt.several(kwargs):
+            return [rows.new_empty(rows.shape[0], dtype=_promised(tensors)), *copies]
+        return [*(rows.new_empty((), dtype=_promised(tensors)) for _ in spelt.form._fields), *copies]
+    parts = answer if isinstance(answer, tuple) else (answer,)
+    return [*(rows.new_empty(part.shape, dtype=part.dtype) for part in parts), *copies]
+
+
+def _fake_gradients(
+    tensors: list[Tensor],
+    reals: Tensor,
+    integers: list[int],
+    call: str,
+    group: str,
+    wanted: list[bool],
+    upstream: list[Tensor],
+) -> list[Tensor]:
+    return [
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t, w in zip(tensors, wanted, strict=True) if w
+    ]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -247,8 +264,42 @@ def _gradients(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
     return found, *ctx.rest
 
 
+def _save_call(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    tensors, reals, ctx.integers, ctx.call, ctx.group, ctx.wanted = inputs
+    ctx.rest = (None, None if ctx.integers else [], None, None, None)
+    count = len(output) - len(_held_over(tensors, ctx.wanted))
+    fields = objective(ctx.call).form._fields if count > 1 else ()
+    fixed = [part for part, name in zip(output, fields, strict=False) if name in STATE]
+    ctx.mark_non_differentiable(*fixed, *output[count:])
+    copies = iter(output[count:])
+    again = (next(copies, t) if not w else t for t, w in zip(tensors, ctx.wanted, strict=True))
+    ctx.save_for_backward(reals, *again)
+    ctx.count = count
+
+
+def _gradients_again(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
+    refuse(upstream)
+    reals, *tensors = ctx.saved_tensors
+    made = torch.ops.fastcl.gradients_over_ranks(
+        tensors, reals, ctx.integers, ctx.call, ctx.group, ctx.wanted, [g.contiguous() for g in upstream[: ctx.count]]
+    )
+    left = iter(made)
+    return [next(left) if w else None for w in ctx.wanted], *ctx.rest
+
+
+def _agree_over_ranks(tensors: list[Tensor], reals: Tensor, integers: list[int], call: str) -> Tensor:
+    from .agreement import Checked
+
+    name, args, *named, grad_mode, wanted = read(call)
+    parts = {"tensor": _leaves(tensors, wanted), "real": reals.tolist(), "integer": integers}
+    kwargs, settings = ({key: restored(each, parts) for key, each in values.items()} for values in named)
+    with torch.set_grad_enabled(grad_mode):
+        found(name, Checked.known).agree(tuple(restored(args, parts)), kwargs, settings)
+    return reals.new_empty(0)
+
+
 def _mean_over_ranks(number: Tensor, group: str) -> Tensor:
-    return Wire(_group(group)).mean(number)
+    return Wire(group_of(group)).mean(number)
 
 
 def _keep_group(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -260,31 +311,44 @@ def _evened(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
     return torch.ops.fastcl.mean_over_ranks(upstream, ctx.group), None
 
 
-def _register() -> torch.library.Library:
+Op = tuple[str, str, Callable[..., Any], Callable[..., Any]]  # name, schema, what it does, and with fake tensors
+
+
+def register(ops: list[Op], sending: tuple[str, ...]) -> torch.library.Library:
+    """Define ops, of which some send messages."""
     library = torch.library.Library("fastcl", "FRAGMENT")
     tags = [getattr(torch.Tag, name) for name in ("pt2_compliant_tag", "cudagraph_unsafe") if hasattr(torch.Tag, name)]
-    forms: list[tuple[str, str, Any, Any]] = [
-        (
-            "over_ranks",
-            "(Tensor[] tensors, Tensor reals, SymInt[] integers, str call, str group, bool[] wanted) -> Tensor[]",
-            _over_ranks,
-            _fake_over_ranks,
-        ),
-        ("mean_over_ranks", "(Tensor number, str group) -> Tensor", _mean_over_ranks, lambda t, _: torch.empty_like(t)),
-        ("evened", "(Tensor number, str group) -> Tensor", lambda t, _: t.clone(), lambda t, _: torch.empty_like(t)),
-    ]
-    for name, schema, real, fake in forms:
+    for name, schema, real, fake in ops:
         library.define(name + schema, tags=tags)
         library.impl(name, real, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastcl::{name}", fake, lib=library)
-    for name, backward, setup in (("over_ranks", _gradients, _save), ("evened", _evened, _keep_group)):
-        torch.library.register_autograd(f"fastcl::{name}", backward, setup_context=setup, lib=library)
-    if _ordered:
-        for name in ("over_ranks", "mean_over_ranks"):
-            op = getattr(torch.ops.fastcl, name).default
-            torch.library._register_effectful_op(op, torch._library.effects.EffectType.ORDERED, lib=library)
-            checkpoint.SAC_IGNORED_OPS.add(op)
+        torch.library.register_fake(f"fastcl::{name}", _once(fake) if name in sending else fake, lib=library)
+    for name in sending if _ordered else ():
+        op = getattr(torch.ops.fastcl, name).default
+        torch.library._register_effectful_op(op, torch._library.effects.EffectType.ORDERED, lib=library)
+        checkpoint.SAC_IGNORED_OPS.add(op)
     return library
 
 
-library = _register()
+_CALL = "Tensor[] tensors, Tensor reals, SymInt[] integers, str call, str group, bool[] wanted"
+library = register(
+    [
+        ("over_ranks", f"({_CALL}) -> Tensor[]", _over_ranks, _fake_over_ranks),
+        ("parts_over_ranks", f"({_CALL}) -> Tensor[]", _parts_over_ranks, _fake_parts),
+        ("gradients_over_ranks", f"({_CALL}, Tensor[] upstream) -> Tensor[]", _gradients_of_parts, _fake_gradients),
+        (
+            "agree_over_ranks",
+            "(Tensor[] tensors, Tensor reals, SymInt[] integers, str call) -> Tensor",
+            _agree_over_ranks,
+            lambda tensors, reals, integers, call: reals.new_empty(0),
+        ),
+        ("mean_over_ranks", "(Tensor number, str group) -> Tensor", _mean_over_ranks, lambda t, _: torch.empty_like(t)),
+        ("evened", "(Tensor number, str group) -> Tensor", lambda t, _: t.clone(), lambda t, _: torch.empty_like(t)),
+    ],
+    ("over_ranks", "parts_over_ranks", "gradients_over_ranks", "agree_over_ranks", "mean_over_ranks"),
+)
+for _name, _backward, _setup in (
+    ("over_ranks", _gradients, _save),
+    ("parts_over_ranks", _gradients_again, _save_call),
+    ("evened", _evened, _keep_group),
+):
+    torch.library.register_autograd(f"fastcl::{_name}", _backward, setup_context=_setup, lib=library)

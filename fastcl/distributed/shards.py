@@ -178,13 +178,6 @@ class Shards:
         return r - _diagonal(p, x, y).square()
 
 
-def gathered_rows(x: Tensor, group: Any = None) -> Tensor:
-    """The rows of all ranks, in rank order and without gradient; their numbers may differ, their widths and dtypes must not."""
-    wire = Wire(group or torch.distributed.group.WORLD)
-    sizes = wire.everywhere(torch.tensor([x.shape[0]], device=x.device)).view(-1).tolist()
-    return wire.gathered((x.detach().contiguous(),), sizes)[0]
-
-
 def _needs_no_pairs(p: Problem) -> bool:
     """Whether it is made of sums of rows, or of a d x d matrix: nothing is left out but the pair of a row with its own partner."""
     plain = p.mask.kind == "all" or (p.mask.kind == "off_diagonal" and p.mask.row_offset == p.mask.col_offset)
@@ -237,4 +230,4 @@ class Summed(torch.autograd.Function):
         return None, ctx.wire.summed(upstream[0])
 
 
-__all__ = ["GATHER_LIMIT", "Shards", "checked", "gathered_rows"]
+__all__ = ["GATHER_LIMIT", "Shards", "checked"]

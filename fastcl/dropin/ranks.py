@@ -6,16 +6,12 @@ Shards are of equal size: row i of rank k is row k n + i of the gathered rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ..distributed.derivatives import first_derivatives
-from ..distributed.shards import Summed
-from ..distributed.wire import Wire
-from ..precision import full_precision, stacked
+from ..distributed import equal
+from ..precision import stacked
 
 
 def initialised() -> bool:
@@ -48,64 +44,26 @@ def require(own: int, world: int) -> None:
 
 def gathered(rows: Tensor) -> Tensor:
     """The rows of all ranks, without gradient."""
-    return stacked(*_all_gather(rows.detach()))
+    return equal.gathered(rows.detach()).flatten(0, 1)
 
 
 def gathered_with_own(rows: Tensor) -> Tensor:
     """The rows of all ranks; only this rank's own carry gradient, and it stays here."""
-    shards = _all_gather(rows.detach())
+    shards = [*equal.gathered(rows.detach())]
     shards[rank()] = rows
     return stacked(*shards)
 
 
 def gathered_own_first(rows: Tensor) -> Tensor:
     """This rank's rows, with gradient, then those of the other ranks in their order, without."""
-    shards = _all_gather(rows.detach())
+    shards = [*equal.gathered(rows.detach())]
     del shards[rank()]
     return stacked(rows, *shards)
 
 
 def gathered_with_gradient(rows: Tensor) -> Tensor:
     """The rows of all ranks; the gradients of all ranks flow back to where the rows came from, and add up there."""
-    return stacked(*_Gather.apply(rows))
-
-
-def _all_gather(rows: Tensor) -> list[Tensor]:
-    wire = Wire(None)
-    return list(wire.gathered((rows,), [rows.shape[0]] * wire.world)[0].chunk(wire.world))
-
-
-class _Gather(torch.autograd.Function):
-    """torch.distributed.nn.all_gather, which is deprecated; the sum by all_reduce, which every backend has."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_all_gather(rows))
-
-    @staticmethod
-    @first_derivatives
-    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        with full_precision(upstream[0].device):
-            together = torch.stack(upstream)
-        return Wire(None).summed(together)[rank()]
-
-
-class _Shift(torch.autograd.Function):
-    """Send rows `step` ranks on, and receive those from `step` ranks back; gradients take the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, step: int) -> Tensor:
-        ctx.step = step
-        return _shift(rows, step)
-
-    @staticmethod
-    @first_derivatives
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return _shift(upstream[0], -ctx.step), None
-
-
-def _shift(rows: Tensor, step: int) -> Tensor:
-    return Wire(None).shift((rows,), step, rows.shape[0])()[0]
+    return equal.gathered(rows).flatten(0, 1)
 
 
 def others(rows: Tensor, route: str) -> Iterator[Tensor]:
@@ -117,14 +75,14 @@ def others(rows: Tensor, route: str) -> Iterator[Tensor]:
     """
     world = world_size()
     if route == "gather":
-        shards = _Gather.apply(rows)
+        shards = equal.gathered(rows)
         yield from (shards[k] for k in range(world) if k != rank())
         return
     steps = (1, -1) if route == "bidir" else (1,)
     passing = [rows for _ in steps]
     for hop in range(world - 1):
         way = hop % len(steps)
-        passing[way] = _Shift.apply(passing[way], steps[way])
+        passing[way] = equal.shifted(passing[way], steps[way])
         yield passing[way]
 
 
@@ -134,4 +92,4 @@ def summed(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
     This rank's own shard must be used as it comes from here: the sum's backward is a collective that all ranks take part in.
     """
     for k in range(world_size()):
-        yield k, Summed.apply(Wire(None), rows * float(rank() == k))
+        yield k, equal.summed(rows * float(rank() == k))

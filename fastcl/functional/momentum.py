@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .. import transforms
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
@@ -14,6 +16,12 @@ from .aligned import aligned_views
 from .reduction import PairTerm, at_least, check_reduction, reduced
 from .rows import inverse, normalize_rows, times
 from .softmax import info_nce
+
+# A copy that no compiler makes again in the backward, of what has been written over.
+library = torch.library.Library("fastcl", "FRAGMENT")
+library.define("held(Tensor t) -> Tensor")
+library.impl("held", lambda t: t.clone(memory_format=torch.contiguous_format), "CompositeExplicitAutograd")
+torch.library.register_fake("fastcl::held", lambda t: t.new_empty(t.shape), lib=library)
 
 
 @over_ranks
@@ -66,7 +74,9 @@ def moco(
     checks.pair_of_matrices("q", q, "queue", queue)
     q, k, s = aligned_views(q, k.detach(), normalize, ("q", "k"))
     # A copy either way, as in the authors' code: the queue may be overwritten before backward.
-    queue = normalize_rows(queue.detach()) if normalize else queue.detach().clone()
+    traced = torch.compiler.is_compiling() and not transforms.active()
+    queue = torch.ops.fastcl.held(queue.detach()) if traced else queue.detach() if normalize else queue.detach().clone()
+    queue = normalize_rows(queue) if normalize else queue
     p = times(a, s)
     term = PairTerm(q, queue, p, sweep={"scale": a, "backend": backend}, shared=sharded_queue)
     return reduced(term, reduction, "moco")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import functional
-from ..distributed import agreed, gathered_rows
+from ..distributed import agreed, write_gathered, writer
 from ..equation import checks
 from ..equation.arguments import declared, integer
 from ..functional.rows import normalize_rows
@@ -45,6 +45,16 @@ class MoCoV3Loss(Objective, function=functional.moco_v3):
     """
 
     temperature: float | Tensor = 0.2
+
+
+@writer
+def in_a_circle(rows: Tensor, position: Tensor, k: Tensor) -> None:
+    """Write keys from a position on, which goes round; of more than there are places, the last."""
+    length, n = rows.shape[0], k.shape[0]
+    kept = min(n, length)
+    places = (position + n - kept + torch.arange(kept, device=k.device)) % length
+    rows.index_copy_(0, places, k[n - kept :].to(rows.dtype))
+    position.add_(n).remainder_(length)
 
 
 class MoCoQueue(nn.Module):
@@ -99,16 +109,19 @@ class MoCoQueue(nn.Module):
         with self._as_buffers():  # and from here on in their place
             pass
 
+    @property
+    def d(self) -> int:
+        """The width of a key."""
+        return self.rows.shape[1]
+
     def _check(self, k: Tensor) -> None:
-        d = self.rows.shape[1]
-        if checks.matrix("k", k).shape[1] != d:
-            raise ValueError(f"k: expected rows of the queue's width, d = {d}, got d = {k.shape[1]}")
+        if checks.matrix("k", k).shape[1] != self.d:
+            raise ValueError(f"k: expected rows of the queue's width, d = {self.d}, got d = {k.shape[1]}")
 
     def _across(self) -> dict[str, Any] | None:
         """What all ranks must share, where keys of all are kept."""
-        length, d = self.rows.shape
-        shared = {"length": length, "d": d, "normalize": self.normalize, "queue": f"on {self.rows.device.type}"}
-        return None if self.sharded else shared
+        length, queue = self.rows.shape[0], f"on {self.rows.device.type}"
+        return None if self.sharded else {"length": length, "d": self.d, "normalize": self.normalize, "queue": queue}
 
     @torch.no_grad()
     @agreed(_check, _across)
@@ -129,13 +142,8 @@ class MoCoQueue(nn.Module):
                 f"k: expected the device of the queue, {self.rows.device}, got {k.device}; move one of them"
             )
         k = normalize_rows(k) if self.normalize else k
-        if not self.sharded and dist.is_available() and dist.is_initialized():
-            k = gathered_rows(k)
-        length, n = self.rows.shape[0], k.shape[0]
-        kept = min(n, length)
-        places = (self.position + n - kept + torch.arange(kept, device=k.device)) % length
-        self.rows.index_copy_(0, places, k[n - kept :].to(self.rows.dtype))
-        self.position.add_(n).remainder_(length)
+        everybody = not self.sharded and dist.is_available() and dist.is_initialized()
+        write_gathered(in_a_circle, [self.rows, self.position], (k,), dist.group.WORLD if everybody else None)
 
     @contextmanager
     def _as_buffers(self) -> Iterator[None]:

@@ -12,9 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .. import batch, functional, transforms
-from ..distributed import over_ranks
-from ..distributed.ranks import Ranks, process_group
-from ..distributed.wire import Wire
+from ..distributed import Ranks, in_graph, over_ranks, write_gathered, writer
 from ..equation import checks
 from ..equation.arguments import integer
 from ..functional.normalizers import NormalizedLoss
@@ -39,7 +37,7 @@ def of_samples(function: Callable[..., Any]) -> Callable[..., NormalizedLoss]:
     index = Parameter("index", Parameter.POSITIONAL_OR_KEYWORD, annotation="Tensor")
     kept = [Parameter(name, Parameter.KEYWORD_ONLY) for name in ("log_u", "size", "training")]
     settings = [p for p in rest if p.name not in ("log_u", "return_log_u")]
-    form = Signature([*x_and_y, index, *kept, *settings])
+    form = Signature([*x_and_y, index, *kept, *settings], return_annotation=NormalizedLoss)
     first = x_and_y[0].name
 
     def named(*args: Any, **kwargs: Any) -> NormalizedLoss:
@@ -48,6 +46,7 @@ def of_samples(function: Callable[..., Any]) -> Callable[..., NormalizedLoss]:
         return step(x, y, **given)
 
     named.__signature__, named.__name__ = form, function.__name__  # type: ignore[attr-defined]
+    named.__qualname__ = f"of_samples.{function.__name__}"  # one for each of our functions, wherever this module is imported
     return over_ranks(named)
 
 
@@ -95,8 +94,7 @@ class _OfSamples(Objective):
             )
         kept = {"log_u": self._known(index), "size": self.size, "training": self.training}
         loss, log_u = self.step(*rows, **kept, **data, **self.arguments())
-        if self.training:
-            assert isinstance(index, Tensor)
+        if self.training and isinstance(index, Tensor):  # else the step has raised, or raises where a graph is run
             self._keep(index, log_u.detach())
         return loss
 
@@ -106,32 +104,31 @@ class _OfSamples(Objective):
             return None
         if index.device != self.log_u.device:
             return self.log_u.new_empty(index.shape[0], self.columns)
-        return self.log_u.index_select(0, index.clamp(0, self.size - 1) if readable(index) else index)
+        # What stands outside the step refuses, on every rank, also where it is an op of a graph.
+        refused = readable(index) or (in_graph.traced() and Ranks.of(self.group) is not None and index.device.type == "cpu")
+        return self.log_u.index_select(0, index.clamp(0, self.size - 1) if refused else index)
 
     @torch.no_grad()
     def _keep(self, index: Tensor, log_u: Tensor) -> None:
-        """Write them, those of all ranks; of a sample that is there several times, the largest."""
+        """Write them, those of all ranks."""
         group: Any = Ranks.of(self.group)
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
-        if group is not None:
-            index, log_u = gathered(process_group(group), index, log_u)
-        # What a batch beyond the numbers has found (too large a loss scale, say) is not kept: an average would stay there.
-        log_u = torch.where(log_u < torch.inf, log_u, self.log_u.index_select(0, index).to(log_u.dtype))
-        index = index.unsqueeze(1).expand_as(log_u)
-        self.log_u.scatter_reduce_(0, index, log_u.to(self.log_u.dtype), "amax", include_self=False)
+        write_gathered(of_their_samples, [self.log_u], (index, log_u), group)
 
     def extra_repr(self) -> str:
         return f"{self.size}, {super().extra_repr()}"
 
 
-@torch._disable_dynamo
-def gathered(group: Any, index: Tensor, log_u: Tensor) -> tuple[Tensor, Tensor]:
-    """The samples of all ranks and what each has found."""
-    wire = Wire(group)
-    sizes = wire.everywhere(torch.tensor([len(index)], device=index.device)).view(-1).tolist()
-    found = wire.gathered((index, log_u.contiguous()), sizes)
-    return found[0], found[1]
+@writer
+def of_their_samples(kept: Tensor, index: Tensor, log_u: Tensor) -> None:
+    """Write what was found of samples; of one that is there several times, the largest.
+
+    What a batch beyond the numbers has found (too large a loss scale, say) is not kept: an average would stay there.
+    """
+    log_u = torch.where(log_u < torch.inf, log_u, kept.index_select(0, index).to(log_u.dtype))
+    index = index.unsqueeze(1).expand_as(log_u)
+    kept.scatter_reduce_(0, index, log_u.to(kept.dtype), "amax", include_self=False)
 
 
 class SogCLRLoss(_OfSamples, function=functional.sogclr):

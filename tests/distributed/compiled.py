@@ -15,7 +15,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.device_mesh import init_device_mesh
 
 import fastcl
-from fastcl import Ranks, functional, losses
+from fastcl import Ranks, batch, functional, losses
+from fastcl.distributed import over_ranks
+from fastcl.dropin import open_clip
 from tests.objectives.cases import CASES, Case
 
 from . import losses as of_objectives
@@ -44,8 +46,10 @@ def whole(step: Step, backend: Any = "aot_eager", **options: Any) -> Step:
     return torch.compile(step, backend=backend, fullgraph=True, **options)
 
 
-def same(step: Step, leaves: list[Tensor], compiled: Step | None = None, upstream: float = 1.0) -> float:
-    """Whether value and gradients are the same bits as without."""
+def same(
+    step: Step, leaves: list[Tensor], compiled: Step | None = None, upstream: float = 1.0, tolerance: float = 0.0
+) -> float:
+    """Whether value and gradients are the same bits as without, or as near."""
     found = []
     for call in (step, whole(step) if compiled is None else compiled):
         value = call(*leaves)
@@ -53,7 +57,7 @@ def same(step: Step, leaves: list[Tensor], compiled: Step | None = None, upstrea
         filled = (torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True))
         found.append([value.detach(), *filled])
     for plain, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=0.0, atol=0.0)
+        torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
     assert any(g.any() for g in found[0][1:]) or not len(leaves[0])
     return 0.0
 
@@ -64,6 +68,25 @@ def triangular(u: Any) -> Any:
 
 def twice(u: Any) -> Any:
     return 2.0 * (u - 1.0) * (u - 1.0) / (u + 1.0)
+
+
+def weighed(values: Tensor) -> Tensor:
+    """A number whose gradient is another for each of these."""
+    return (values * torch.arange(1.0, values.shape[0] + 1.0)).sum()
+
+
+def of_rows_within() -> Callable[..., Tensor]:
+    """An objective that is defined within a function, twice under one name."""
+
+    def made(sign: float) -> Callable[..., Tensor]:
+        @over_ranks
+        def within(x: Tensor, y: Tensor, *, group: Any = None) -> Tensor:
+            return sign * (batch.pair_reduce(x, y) - (x * y).sum(1))
+
+        return within
+
+    first, second = made(1.0), made(-2.0)
+    return lambda x, y: first(x, y, group=here()).square().sum() + second(x.detach(), y.detach(), group=here("ring")).sum()
 
 
 OWN = fastcl.Divergence("triangular", triangular)
@@ -90,6 +113,23 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ),
     "groups": lambda x, y: functional.dcl(u=x, v=y, groups=torch.arange(len(x)) // 2, sigma=0.5, group=here()),
     "minc": lambda x, y: functional.minc(x, y, torch.eye(D), group=here()),
+    "rows": lambda x, y: weighed(functional.info_nce(x + 1.0, y, reduction="none", group=here())),
+    "rows of both views": lambda x, y: weighed(functional.nt_xent(x, y, reduction="none", group=here("ring"))),
+    "rows of views": lambda x, y: weighed(functional.mv_info_nce(x, y, x + y, reduction="none", group=here("ring"))),
+    "rows of a queue": lambda x, y: weighed(
+        functional.moco(x, y, y.detach(), reduction="none", sharded_queue=True, group=here())
+    ),
+    "rows, positives": lambda x, y: weighed(
+        functional.clip(x, y, logit_scale=x.square().mean(), positives=INDEX, reduction="none", group=here())
+    ),
+    "terms": lambda x, y: weighed(torch.stack(functional.f_micl(x, y, return_terms=True, group=here(gradient="exact")))),
+    "one of the terms": lambda x, y: functional.f_micl(x, y, return_terms=True, group=here()).positive,
+    "terms of rows": lambda x, y: weighed(
+        functional.f_micl(x, y, return_terms=True, reduction="none", group=here("ring")).negative
+    ),
+    "normalisers": lambda x, y: functional.sogclr(x, y, return_log_u=True, group=here()).loss
+    * functional.fast_clip(x, y, return_log_u=True, group=here()).log_u.sum(),
+    "within a function": of_rows_within(),
     "views of others": lambda x, y: functional.align_uniform(x.T.contiguous().T, torch.cat([y, y], 1)[:, 2:8], group=here()),
 }  # fmt: skip
 
@@ -176,6 +216,9 @@ def mistakes(rank: int, world: int) -> float:
     odd = rank == 1
     x, y = (t.detach() for t in rows(rank))
     labels, module = torch.arange(2 if odd else len(x)), losses.InfoNCELoss(group=here())
+    queue, sogclr = losses.MoCoQueue(D, 8), losses.SogCLRLoss(9, group=here())
+    minc, unlike = losses.MINCLoss(4, group=here()), losses.MINCLoss(D, group=here()).train(odd)
+    clip = open_clip.ClipLoss(rank=rank, world_size=2)
     wrong: dict[str, Callable[[], Any]] = {
         "temperature: expected the same on every rank, got 0.1 on rank 0 and 0.2 on rank 1": lambda: functional.info_nce(
             x, y, temperature=0.2 if odd else 0.1, group=here()
@@ -197,6 +240,19 @@ def mistakes(rank: int, world: int) -> float:
         "clip(): missing a required argument: 'logit_scale'": lambda: functional.clip(
             x, y, group=here(), **({} if odd else {"logit_scale": 3.0})
         ),
+        "labels: expected shape (3,), one group for each row of z": lambda: functional.sup_con(
+            x, labels, reduction="none", group=here()
+        ),
+        "y: expected the same on every rank, got float32 (rows, 6) on cpu on rank 0 and float32 (rows, 4)": lambda: (
+            functional.f_micl(x, y[:, :4] if odd else y, return_terms=True, group=here()).positive
+        ),
+        "k: expected rows of the queue's width, d = 6, got d = 4 (on rank": lambda: queue.enqueue(x[:, :4]),
+        "k: expected the same on every rank, got float32 (rows, 6)": lambda: queue.enqueue(x.double() if odd else x),
+        "index: expected samples of the data set, 0 to 8, got 1 outside": lambda: sogclr(x, y, torch.arange(len(x)) + 7 * odd),
+        "index: expected shape (3,), one group for each row of u, got (2,) (on rank 1": lambda: sogclr(x, y, labels),
+        "u: expected rows of the statistic's width, d = 4": lambda: minc(x, y),
+        "training: expected the same on every rank": lambda: unlike(x, y),
+        "image_features: expected as many rows on every rank, got 5 on rank 0 and 3": lambda: clip(x, y, 9.0),
     }  # fmt: skip
     for part, call in wrong.items():
         plain = says(part, call)
@@ -204,6 +260,7 @@ def mistakes(rank: int, world: int) -> float:
         said = says(part, step)
         assert said == plain, (said, plain)
         assert functional.info_nce(x, y, group=here()).isfinite()
+    assert not queue.position and not sogclr.log_u.isfinite().any(), "a call that failed moved the state"
     torch._dynamo.reset()  # what no op takes breaks the graph, and is told to the other rank
     meta = torch.compile(lambda: CALLS["clip"](*((x.to("meta"), y.to("meta")) if odd else (x, y))), backend="aot_eager")
     says("got float32 (rows, 6) on cpu on rank 0 and float32 (rows, 6) on meta on rank 1", meta)
@@ -233,7 +290,7 @@ def settings(rank: int, world: int) -> float:
     return 0.0
 
 
-def objective(case: Case, how: str, rank: int, world: int) -> float:
+def objective(case: Case, how: str, reduction: str, rank: int, world: int) -> float:
     """Every objective over ranks against one process with the whole batch, as losses.py compares them without a graph."""
     plain = getattr(functional, case.name)
 
@@ -241,14 +298,18 @@ def objective(case: Case, how: str, rank: int, world: int) -> float:
         return plain(*args, **given) if group is None else whole(partial(plain, group=group))(*args, **given)
 
     with mock.patch.object(functional, case.name, call):
-        return of_objectives.check(case, 0, torch.float64, "uneven", {"strategy": how}, rank, world)
+        return of_objectives.check(case, 0, torch.float64, "uneven", {"strategy": how, "reduction": reduction}, rank, world)
 
 
 CHECKS: dict[str, Callable[[int, int], float]] = {
     **{f"call, {name}": partial(calls, name) for name in CALLS},
     **{
-        f"objective, {case.id}": partial(objective, case, how)
+        f"objective, {case.id}": partial(objective, case, how, "mean")
         for case, how in zip(CASES, cycle(("gather", "ring")), strict=False)
+    },
+    **{
+        f"rows of an objective, {case.id}": partial(objective, case, how, "none")
+        for case, how in zip({c.name: c for c in CASES if c.rows}.values(), cycle(("gather", "ring")), strict=False)
     },
     **{f"module, {name}": partial(modules, name, "aot_eager") for name in MODULES},
     "module, clip, inductor": partial(modules, "clip", "inductor"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 import fastcl.functional as F
+from fastcl import loss_scaling
 
 from .cases import CASES, Case, two_views
 from .witnesses import HALF, gradients, library, name_of, served
@@ -244,3 +246,18 @@ def test_what_has_no_gradient_wants_none(autocast: bool) -> None:
         }
     for name, (parts, differentiable) in answers.items():
         assert tuple(part.requires_grad for part in parts) == differentiable, name
+
+
+def test_state_is_no_rows_wherever_it_stands() -> None:
+    """As wide as the rows, or not: neither its entries nor its rows say how steep a loss is."""
+    u, v = (x.half().requires_grad_() for x in two_views(6, 4))
+    statistic, log_u = torch.eye(4), torch.zeros(6, 1)
+    for call in (
+        lambda: F.minc(u, v, statistic),
+        lambda: F.minc(u, v, statistic=statistic),
+        lambda: F.sogclr(u, v, log_u),
+        lambda: F.mv_info_nce(*[u, v] * 5),
+    ):
+        with mock.patch.object(loss_scaling, "_steepness", wraps=loss_scaling._steepness) as asked:
+            call()
+        assert all(any(x is t for t in (u, v)) for x in asked.call_args.args[0]) and len(asked.call_args.args[0]) >= 2

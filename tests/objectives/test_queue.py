@@ -63,6 +63,25 @@ def test_the_loss_takes_the_queue_as_it_was() -> None:
     assert not q.rows.requires_grad
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+def test_a_graph_takes_the_queue_as_it_was() -> None:
+    """The compiler makes a clone again in the backward, of what has been written over since."""
+    torch._dynamo.reset()
+    loss, q, x = MoCoLoss(normalize=False, reduction="none"), queue(), keys(5, 1).requires_grad_()
+
+    def step(q: MoCoQueue) -> Tensor:
+        value = loss(x, keys(5, 2), q.rows).sum()
+        q.enqueue(x.detach())
+        return value
+
+    twin = copy.deepcopy(q)
+    (got,) = torch.autograd.grad(torch.compile(step)(twin), x)
+    (want,) = torch.autograd.grad(step(q), x)
+    close(got, want, rtol=1e-12)
+    close(twin.rows, q.rows, rtol=1e-12)
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_it_saves_copies_and_moves(sharded: bool) -> None:
     """Also where its rows are no buffers, which DistributedDataParallel would overwrite."""
