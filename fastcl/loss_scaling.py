@@ -7,7 +7,7 @@ take: an upstream of n or less is left as it is, bit for bit. So is what a steep
 gradient of a positive and that of the other pairs beyond float16 with opposite signs, their sum NaN.
 
 A transform (torch.func.grad, vjp) takes no such Function: for it the loss is worked out on float32 rows, whose gradients are
-rounded where they leave it.
+rounded where they leave it. So is a loss whose slope has no bound: log(1 - tau e^-r) near its clamp.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Numbers by which (1), or by whose inverse (-1), the gradients of unit rows grow; up to STEEP float16 holds each part of them.
 SLOPES = {"logit_scale": 1, "temperature": -1, "beta": 1, "t": 1, "sigma": -1}
 STEEP = 2.0**12
+UNBOUNDED = ("debiased", "hard_negative")
 STATE = ("log_u", "statistic")  # matrices that are no rows of the batch: in a dtype of their own
 
 
@@ -53,8 +54,8 @@ def scaled(
     if not any(map(overflows, values)):
         return spelt.function(*args, **kwargs)
     rows_here = rows_of(spelt, args, kwargs)
-    if transforms.active():
-        return _in_float32(spelt.function, rows_here, args, kwargs)
+    if transforms.active() or spelt.function.__name__ in UNBOUNDED:
+        return _in_float32(spelt.function, rows_here, args, kwargs, wide or {})
     if not (torch.is_grad_enabled() and any(_wants(v) for v in values)):
         return spelt.function(*args, **kwargs)
     wires: list[Tensor] = []
@@ -117,13 +118,15 @@ def _steepness(rows: list[Tensor], kwargs: dict[str, Any]) -> Tensor | None:
     return torch.where(steep > 1.0, steep.clamp(max=2.0**100), 0.0)
 
 
-def _in_float32(function: Callable[..., Any], rows: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _in_float32(
+    function: Callable[..., Any], rows: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], wide: dict[int, Tensor]
+) -> Any:
     """function(*args, **kwargs) of wider rows, without autocast to float16; rows of several dtypes stay, for its error."""
     if len({v.dtype for v in rows}) > 1:
         return function(*args, **kwargs)
 
     def widened(value: Any) -> Any:
-        return value.float() if any(value is v for v in rows) else value
+        return wide.get(id(value), value).float() if any(value is v for v in rows) else value
 
     with full_precision(rows[0].device):
         return function(*map(widened, args), **{name: widened(value) for name, value in kwargs.items()})

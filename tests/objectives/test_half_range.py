@@ -12,6 +12,7 @@ from torch import Tensor
 import fastcl.functional as F
 from fastcl import loss_scaling
 
+from ..fuzz.formula import rows
 from .cases import CASES, Case, two_views
 from .witnesses import HALF, gradients, library, name_of, served
 
@@ -114,6 +115,15 @@ def test_what_a_loss_keeps_is_no_row_of_two_dtypes(name: str) -> None:
     inside = want.abs() < torch.finfo(torch.float16).max
     assert inside.any() and not got.isnan().any()
     assert (got.double() - want)[inside].abs().max() <= 2e-3 * want.abs().max()
+
+
+def test_a_slope_without_bound() -> None:
+    """Near its clamp log(1 - tau e^-r) multiplies two sweeps' gradients, which nearly cancel, until either leaves float16."""
+    x = 1.22 * rows(15, 2)
+    u, v = (t.half().requires_grad_() for t in (x, x / x.norm(dim=1, keepdim=True)))
+    value = F.hard_negative(u, v, tau_plus=0.9, beta=266.0, normalize=False, reduction="sum")
+    (found,) = torch.autograd.grad(value, [u], torch.tensor(float(rows(1, 1, 9))))
+    assert not found.isnan().any()
 
 
 def test_a_transform_refuses_rows_of_two_dtypes() -> None:
