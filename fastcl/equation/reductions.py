@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .intrinsics import softplus
+
 
 def merge(r1: Tensor, r2: Tensor) -> Tensor:
     """The log-sum-exp of a union of pairs, from the log-sum-exps of its two disjoint parts.
@@ -36,5 +38,16 @@ def merge(r1: Tensor, r2: Tensor) -> Tensor:
                 f"merge: expected {name} to be a floating-point tensor, got {getattr(r, 'dtype', type(r).__name__)}"
             )
     empty = torch.isneginf(r1) & torch.isneginf(r2)
-    merged = torch.logaddexp(torch.where(empty, 0.0, r1), torch.where(empty, 0.0, r2))
+    merged = logaddexp(torch.where(empty, 0.0, r1), torch.where(empty, 0.0, r2))
     return torch.where(empty, float("-inf"), merged)
+
+
+def logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b), of which one may be -inf.
+
+    torch's second derivative is NaN where they are more than 88 apart, by way of e^88. Of equals the first is the larger one, so
+    that their derivatives are those of a sum: torch.maximum's would halve both, and take the second one away.
+    """
+    first = a >= b
+    larger, smaller = torch.where(first, a, b), torch.where(first, b, a)
+    return larger + softplus(smaller - torch.where(torch.isposinf(larger), torch.finfo(larger.dtype).max, larger))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .. import batch
@@ -62,12 +65,19 @@ def spread_out(
         x = normalize_rows(x)
     mask = own_pairs_left_out(groups, x)
     pairs = batch.total(visits(x, None, mask)).clamp(min=1.0)
-    first, second = (
-        pair_total(x, outer="sum", pair=pair, reduce="sum", mask=mask, backend=backend) / pairs
-        for pair in ("identity", "square")
-    )
+    # Sums in units of a power of two, in which those of squares are no larger than their mean.
+    unit = torch.exp2(-torch.ceil(0.5 * pairs.log2()))
+    sweep: dict[str, Any] = {"outer": "sum", "reduce": "sum", "mask": mask, "scale": unit, "backend": backend}
+    first = pair_total(x, pair="identity", **sweep) / (pairs * unit)
+    second = pair_total(x, pair="square", **sweep) / (pairs * unit.square())
     w_1, w_2 = (
         checks.scalar(name, w, first)
         for name, w in (("mean_weight", mean_weight), ("second_moment_weight", second_moment_weight))
     )
-    return w_1 * first.square() + w_2 * (second - 1.0 / max(x.shape[1], 1)).relu()
+    # Of a moment that is beyond the dtype a weight of 0 takes nothing.
+    moments = (first.square(), (second - 1.0 / max(x.shape[1], 1)).relu())
+    w_1, w_2 = (
+        w * torch.where(w == 0.0, m.clamp(max=torch.finfo(m.dtype).max), m)
+        for w, m in zip((w_1, w_2), moments, strict=True)
+    )
+    return w_1 + w_2

@@ -52,6 +52,25 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(fastcl.merge, parts)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_derivatives_of_parts_far_apart_and_of_equal_ones(dtype: torch.dtype) -> None:
+    """p (1 - p) of a part, where torch.logaddexp forms e^(b - a) / (1 + e^(b - a))^2, and torch.maximum halves both."""
+    a = torch.tensor([0.0, 1000.0, -1000.0, 3.0, 0.0], dtype=dtype, requires_grad=True)
+    b = torch.tensor([1000.0, 0.0, 3.0, 3.0, 1.0], dtype=dtype)
+    (first,) = torch.autograd.grad(fastcl.merge(a, b).sum(), a, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), a)
+    share = torch.sigmoid(a.detach().double() - b.double())
+    torch.testing.assert_close(first.detach().double(), share, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        second.double(), share * torch.sigmoid(b.double() - a.detach().double()), rtol=1e-6, atol=0
+    )
+
+
+def test_infinite_parts() -> None:
+    a, b = torch.tensor([INFINITY, INFINITY, 1.0]), torch.tensor([INFINITY, -INFINITY, INFINITY])
+    assert fastcl.merge(a, b).tolist() == [INFINITY] * 3
+
+
 def test_integers_are_refused() -> None:
     with pytest.raises(TypeError, match=r"^merge: expected r2 to be a floating-point tensor, got torch.int64$"):
         fastcl.merge(torch.zeros(2), torch.zeros(2, dtype=torch.int64))

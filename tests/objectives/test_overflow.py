@@ -102,9 +102,18 @@ def test_infinite_weights_of_negatives_are_no_nan(negatives: Any, backend: Any) 
     """e^s of long rows, whose products with rows of either sign had been infinity less infinity."""
     x, y = (rows(torch.float32, 30.0, seed).requires_grad_() for seed in (1, 2))
     x.data[0] = y.data[0] = 30.0
-    value = F.f_micl(
-        x, y, divergence="kl", similarity="cosine", normalize=False, negatives=negatives, backend=backend
-    )
+    value = F.f_micl(x, y, divergence="kl", similarity="cosine", normalize=False, negatives=negatives, backend=backend)
     assert value == math.inf
     for gradient in torch.autograd.grad(value, (x, y)):
         assert not gradient.isnan().any()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (torch.tensor(0.5), torch.tensor(0.0))])
+def test_moments_near_the_end_of_float32(weights: Any) -> None:
+    """Sums of squares that are beyond it where their mean is not, and a weight of 0 of one that is."""
+    x = torch.tensor([[1.0, 0.5, 0.2], [0.9, 0.4, 0.6], [1.0, 0.7, 0.3]]) * 3.6e9
+    found, right = (
+        F.spread_out(t, mean_weight=weights[0], second_moment_weight=weights[1], normalize=False)
+        for t in (x, x.double())
+    )
+    assert float(found) == pytest.approx(float(right), rel=1e-6)
