@@ -137,7 +137,12 @@ class Plain:
             if p.y is None:  # a row's distance from itself may also come out as the 0 that it is
                 noise = torch.triu(noise, self.seed % 2) + torch.triu(noise, 1).T
             error = noise * size
-            u = (u + error).clamp(min=0.0 if p.operand == "sqdist" else float("-inf"))
+            u = u + error
+            if (
+                p.operand == "sqdist"
+            ):  # below 0 it is 0, of a slope that some evaluations take from there and others do not
+                held = u.clamp(min=0.0)
+                u = u + (held - u).detach() if self.seed % 2 else held
         # The gradient of the scale comes from the same terms as u, and is as far off, also where u is clamped.
         z = scale * u + p.shift + (scale - scale.detach()) * error.detach()
         for bias, dim in ((p.bias_x, 1), (p.bias_y, 0)):
@@ -179,7 +184,10 @@ class Plain:
                 # Gram matrices have every row whole, as pair_reduce says.
                 x, y = p.x.to(p.dtype), (p.x if p.y is None else p.y).to(p.dtype)
                 rows_, others = (x, y) if dim else (y, x)
-                r = r + self._noise(p, r) * (p.scale * torch.linalg.vector_norm(rows_, dim=1)).square() * others.square().sum()
+                # They are the same for all rows, which may err alike.
+                noise = self._noise(p, r)
+                noise = noise.abs().amax() if self.seed % 4 == 3 and noise.numel() else noise
+                r = r + noise * (p.scale * torch.linalg.vector_norm(rows_, dim=1)).square() * others.square().sum()
             # Of products it is their own error, which rows that are moved make.
             return r * (1.0 + self._noise(p, r)) if self.dot or not isinstance(p.pair, Identity) else r
         masked = torch.isneginf(f) if keep is None else ~keep | torch.isneginf(f)
@@ -189,7 +197,9 @@ class Plain:
         # that are formed of it, e^(z - r), as long as that is small.
         held, noise = found.detach(), self._noise(p, found)
         size = held.abs().nan_to_num(0.0, 0.0, 0.0)
-        if self.rounds_weights:  # GPU kernels take all exponentials from one reference, as far as it is from what rows may reach
+        if (
+            self.rounds_weights
+        ):  # GPU kernels take all exponentials from one reference, as far as it is from what rows may reach
             size = size + min(self.largest, 4.0 * SHARED)
         of_weights = torch.where(held.isfinite(), found - held, 0.0) * (1.0 + 0.5 * size.clamp(max=EXACT))
         found = found + noise * (1.0 + 0.5 * size + of_weights)
