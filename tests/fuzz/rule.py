@@ -260,7 +260,7 @@ class Truth:
 
 
 def at_the_least_length(case: Case, eps: float) -> bool:
-    """Whether a row is as long as those that are brought to length 1 at least are, 1e-12: of which side is for a rounding to say."""
+    """Whether a row is as long as one must be to be brought to length 1, 1e-12: on which side it is, a rounding says."""
     matrices = [t for t in case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.is_floating_point()]
     lengths = (t.detach().double().norm(dim=1) / 1e-12 for t in matrices)
     return any(bool(((length - 1.0).abs() < 8.0 * eps).any()) for length in lengths)
