@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import batch, loss_scaling, transforms
 from ..equation.arguments import declared
 from ..equation.checks import is_dtensor
+from ..precision import full_precision
 from . import at_once, dtensors, in_graph, spelling
 from .agreement import Call, agree, bound, named
 from .derivatives import first_derivatives
@@ -161,8 +162,8 @@ def rounding(values: tuple[Any, ...]) -> tuple[str, str]:
 
 
 def rounded(device: str, dtype: str) -> AbstractContextManager[Any]:
-    """Autocast as it was asked for."""
-    return nullcontext() if dtype == "off" else torch.autocast(device, getattr(torch, dtype))
+    """Autocast as it was asked for: none where there was none, though a backward may stand within one."""
+    return full_precision(torch.device(device)) if dtype == "off" else torch.autocast(device, getattr(torch, dtype))
 
 
 def shared(answer: Any, world: int) -> Any:

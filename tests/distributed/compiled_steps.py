@@ -211,6 +211,18 @@ def scaled(rank: int, world: int) -> float:
     return same(CALLS["clip"], halves)
 
 
+def backward_under_autocast(rank: int, world: int) -> float:
+    """A backward that makes the call again makes the call that was made: autocast around it rounds no rows."""
+    found = []
+    for call in (CALLS["rows"], whole(CALLS["rows"])):
+        leaves = rows(rank)
+        value = call(*leaves)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(torch.autograd.grad(value, leaves))
+    torch.testing.assert_close(found[1], found[0], rtol=0.0, atol=0.0)
+    return 0.0
+
+
 def still_broken(rank: int, world: int) -> float:
     """An objective that does not say what it returns runs as it would without, outside the graph: one break, no more."""
     x, y = rows(rank, dtype=torch.float64)
@@ -254,6 +266,7 @@ CHECKS: dict[str, Callable[[int, int], float]] = {
     "once": once,
     "refused": refused,
     "loss scale": scaled,
+    "backward under autocast": backward_under_autocast,
     "still a break": still_broken,
     "bytes": sent,
 }  # fmt: skip
