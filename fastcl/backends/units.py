@@ -47,8 +47,9 @@ def of_rows(p: Problem, x: Tensor, y: Tensor, usual: bool = True) -> Units | Non
     usual: whether a usual scale says so without a look at them.
     """
     scale = abs(float(p.scale))
-    if not 0.0 < scale < math.inf or (usual and USUAL[0] <= scale <= USUAL[1]):
+    if not 0.0 <= scale < math.inf or (usual and USUAL[0] <= scale <= USUAL[1]):
         return None
+    scale = scale or 2.0 ** RANGES[p.dtype].least_scale  # 0 times a u beyond the dtype is NaN; any power of two leaves it 0
     alike, length = x is y or p.operand == "sqdist", _length(x)
     lengths = length, length if x is y else _length(y)
     of = RANGES[p.dtype]

@@ -81,3 +81,15 @@ def test_parameters_are_looked_at_as_tensors_are(reduce: str) -> None:
     how["mask"] = fastcl.within_groups(*groups)
     (gradient,) = torch.autograd.grad(fastcl.pair_reduce(learned, y, **how)[:3].sum(), learned)  # type: ignore[call-overload]
     assert not gradient[:3].isnan().any()
+
+
+@pytest.mark.parametrize("pair", ["logsumexp", "softplus", "identity", "square", "sigmoid_squared"])
+@pytest.mark.parametrize("operand", ["dot", "sqdist"])
+def test_under_a_scale_of_zero_every_z_is_the_shift(operand: str, pair: str) -> None:
+    """Whatever the rows: 0 times a product beyond float32 would be NaN."""
+    x, y = torch.tensor([[6e29, -5e29], [1.0, 2.0]]), torch.tensor([[1e30, 1.3e30], [1e30, -2e30], [0.5, 0.5]])
+    how = {"reduce": "logsumexp"} if pair == "logsumexp" else {"reduce": "sum", "pair": pair}
+    for sides in ((x, y), (x, None)):
+        got, exact = (answers(*sides, backend, 0.0, operand=operand, **how) for backend in ("blocked", "reference"))
+        for mine, right in zip(got, exact, strict=True):
+            torch.testing.assert_close(mine, right.float())
