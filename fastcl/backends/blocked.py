@@ -6,6 +6,8 @@ matmuls.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ class Blocks(Tiles):
         # Added to z, never to what was reduced: of a large r - b weights would be off by the rounding of (r + b) - b.
         self.shifted = not is_known(p.shift) or float(p.shift) != 0.0
         self.above: Tensor | None = None
-        self.is_nan = False
+        self.is_nan = self.is_infinite = False
         # x a leaves the range where z does not: rows of 10 and of 1e-38 with a scale of 1e38. Such a scale comes after the product.
         scale = self.sides.scale
         self.before: Tensor = scale
@@ -143,6 +145,8 @@ class Blocks(Tiles):
         z, columns = tile.dot, None
         assert by.r is not None and by.g is not None
         left_out = z.isneginf() if self.is_nan else None
+        if self.is_infinite:
+            z.clamp_(max=torch.finfo(z.dtype).max)
         square = not self.has_own_columns(tile)
         if by.h is not None and by.c is not None and not square:
             columns = self.exponentials(z, by.c[None, tile.cols]).mul_(by.h[None, tile.cols])
@@ -154,12 +158,19 @@ class Blocks(Tiles):
         return w if left_out is None else w.masked_fill_(left_out, 0.0)
 
     def prepared(self, by: Weighting) -> Weighting:
-        """The weighting itself. Whether a normaliser is NaN, and pairs are left out, whose weights are 0 all the same, is asked
-        once a sweep, where no device is waited for."""
+        """The weighting itself, with no normaliser beyond the dtype: an infinite one takes off what an infinite z is then. Whether
+        there is one, or one that is NaN, and pairs are left out, whose weights are 0 all the same, is asked once a sweep, where no
+        device is waited for."""
+        normalisers = [t for t in (by.r, by.c) if t is not None] if self.lse and is_known(self.p.scale) else []
+        beyond = any(not bool(t.amax() < math.inf) for t in normalisers if t.numel())  # NaN too
         mask = self.p.mask
-        asked = self.lse and (mask.kind != "all" or mask.limited) and is_known(self.p.scale)
-        self.is_nan = asked and any(t is not None and bool(t.isnan().any()) for t in (by.r, by.c))
-        return by
+        asked = beyond and (mask.kind != "all" or mask.limited)
+        self.is_nan = asked and any(bool(t.isnan().any()) for t in normalisers)
+        self.is_infinite = beyond and any(bool(t.isposinf().any()) for t in normalisers)
+        if not self.is_infinite:
+            return by
+        most = torch.finfo(self.p.dtype).max
+        return by._replace(**{name: t.clamp(max=most) for name in ("r", "c") if (t := getattr(by, name)) is not None})
 
     def mask_(self, tile: Tile, values: Tensor, value: float) -> Tensor:
         """Put `value` in place of what the mask leaves out of the tile's values; off the diagonal only that is touched."""

@@ -93,3 +93,19 @@ def test_under_a_scale_of_zero_every_z_is_the_shift(operand: str, pair: str) -> 
         got, exact = (answers(*sides, backend, 0.0, operand=operand, **how) for backend in ("blocked", "reference"))
         for mine, right in zip(got, exact, strict=True):
             torch.testing.assert_close(mine, right.float())
+
+
+@pytest.mark.parametrize(("itself", "columns"), [(False, False), (False, True), (True, False)])
+def test_of_a_logsumexp_that_is_infinite_the_infinite_logits_have_the_weights(itself: bool, columns: bool) -> None:
+    """One that is infinite has a weight of 1, the others of 0: infinity less infinity would be NaN."""
+    x, y = torch.tensor([[6e29, 0.0], [1.0, 2.0]]), torch.tensor([[1e30, 1.3e30], [-1e30, -2e30], [0.5, 0.5]])
+    found = []
+    for backend in ("blocked", "reference"):
+        leaves = [t.to(torch.float64 if backend == "reference" else t.dtype).requires_grad_() for t in (x, y)]
+        r = fastcl.pair_reduce(*leaves[: 1 if itself else 2], columns=columns, backend=backend)  # type: ignore[call-overload]
+        r = r if columns else (r,)
+        assert r[0][0] == float("inf") or r[0][0] > 1e40
+        found.append(torch.autograd.grad([t.sum() for t in r], leaves, allow_unused=True))
+    for mine, right in zip(*found, strict=True):
+        if right is not None:
+            torch.testing.assert_close(mine, right.float())
