@@ -5,6 +5,7 @@ W Y (n, d)   W^T X (m, d)   W 1 (n,)   W^T 1 (m,)
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
@@ -62,7 +63,13 @@ class Sides:
             self.norm_y = self.norm_x if self.symmetric else _squared_norms(self.y, self.p.dtype)
 
     def _fits(self) -> bool:
-        """Whether |x - y|^2 is within the dtype wherever the squared norms are."""
+        """Whether u is within the dtype: |x - y|^2 wherever the squared norms are, a dot product by the largest elements. Sums of
+        dot products are of rows alone, which are summed in float64 where that tells."""
+        if self.p.operand == "dot":
+            if self.p.reduce == "sum" and self.p.pair.name == "identity":
+                return True
+            bound = self.d * math.prod(map(_largest, (self.x, self.y)))
+            return bound < torch.finfo(self.p.dtype).max / 8.0
         norms = [norm for norm in (self.norm_x, self.norm_y) if norm is not None]
         return all(bool((norm < torch.finfo(norm.dtype).max / 8.0).all()) for norm in norms)
 
@@ -188,6 +195,14 @@ def _apart(rows: Tensor) -> Tensor:
 def may_hold_nan(rows: Tensor) -> bool:
     """Whether one may, from one sum: also where there are infinities of both signs, or rows whose sums are."""
     return bool(rows.sum().isnan())
+
+
+def _largest(rows: Tensor) -> float:
+    """The largest size of an element; on a CPU these two take less than the infinity norm."""
+    if not rows.numel():
+        return 0.0
+    least, most = rows.aminmax()
+    return max(float(most), -float(least))
 
 
 def is_known(values: Tensor) -> bool:

@@ -109,3 +109,14 @@ def test_of_a_logsumexp_that_is_infinite_the_infinite_logits_have_the_weights(it
     for mine, right in zip(*found, strict=True):
         if right is not None:
             torch.testing.assert_close(mine, right.float())
+
+
+@pytest.mark.parametrize("pair", ["logsumexp", "softplus", "sigmoid_squared", "exp"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 500.0])
+def test_products_beyond_the_dtype_under_a_usual_scale_keep_their_sign(scale: float, pair: str) -> None:
+    """Terms of one product that are beyond float32 on either side: infinity less infinity would be NaN."""
+    x, y = torch.tensor([[6e29, -5e29], [1.0, 2.0]]), torch.tensor([[1e30, 1.3e30], [1e30, -2e30], [0.5, 0.5]])
+    how = {"reduce": "logsumexp"} if pair == "logsumexp" else {"reduce": "sum", "pair": pair}
+    got, exact = (answers(x, y, backend, scale, **how) for backend in ("blocked", "reference"))
+    for mine, right in zip(got, exact, strict=True):
+        torch.testing.assert_close(mine, right.float(), rtol=1e-5, atol=1e-5)
