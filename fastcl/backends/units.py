@@ -18,8 +18,9 @@ from ..equation.problem import Problem
 Units: TypeAlias = tuple[float | Tensor, float | Tensor]
 
 SMALL = 2.0**-20  # with larger scales z is beyond 1e32 before u leaves float32
-# With scales between these no length is asked for, where u stays within its dtype (sides.py). What weights times rows lose below float32's smallest number is, times the
-# larger, below that number still; a product that is beyond the largest is, times the smaller, within 16 of it.
+# With scales between these no length is asked for where u stays within its dtype (sides.py). What weights times rows lose below
+# float32's smallest number is, times the larger, below that number still; a product that is beyond the largest is, times the
+# smaller, within 16 of it.
 USUAL = 2.0**-4, 2.0**10
 
 
