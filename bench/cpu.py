@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastcl import functional
 from fastcl.backends import extension
 
 from .baselines import methods
@@ -166,6 +167,29 @@ def ratios(n: int, d: int, rounds: int, full_width: bool) -> list[tuple[str, str
     return result
 
 
+OPTION_GOAL = 1.15  # of a plain step, from 8,192 rows on
+
+
+def options(n: int, d: int, rounds: int) -> list[tuple[str, float]]:
+    """How many times as long as CLIP's plain step it takes with each option, normalisation included."""
+    x, y = Case("clip", "clip", n, d, 0).inputs()
+    index = torch.arange(n)
+    given: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "groups": {"groups": index // 2},
+        "false_negative_margin": {"false_negative_margin": 0.1},
+        "positives, one a row": {"positives": (index, index)},
+        "positives, two a row": {"positives": (torch.cat([index, index]), torch.cat([index, index ^ 1]))},
+        "label_smoothing": {"label_smoothing": 0.1},
+    }
+    calls = {name: partial(functional.clip, logit_scale=14.0, **arguments) for name, arguments in given.items()}
+    seconds = time_interleaved({name: partial(step, call, x, y) for name, call in calls.items()}, rounds)
+    plain = seconds.pop("plain")
+    return [
+        (name, statistics.median(a / b for a, b in zip(taken, plain, strict=True))) for name, taken in seconds.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.cpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -199,6 +223,9 @@ def main() -> None:
         if not chosen.kernels:
             for loss, name, ratio, wanted in ratios(n, d, chosen.rounds, of_blas > FULL_WIDTH):
                 lines.append(f"  {loss:10} {name:36} takes {ratio:5.1f}x fastcl's time  {wanted}")
+        for name, ratio in options(n, d, chosen.rounds):
+            wanted = f"goal {OPTION_GOAL}x" if n >= 8192 else ""
+            lines.append(f"  clip       {name:36} takes {ratio:5.2f}x the plain step's  {wanted}")
         tqdm.write("\n".join(lines))
 
 
