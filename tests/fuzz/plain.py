@@ -43,7 +43,8 @@ class Plain:
     was met, `largest_exponent` the largest term of a z of log-sum-exps. With `rounds_weights` those of half-precision rows are in
     the rows' dtype, as GPUs multiply them. With `unscaled` <x, y> is formed before it is scaled, as GPUs do, and objectives for
     their positives; elsewhere it may be beyond the dtype where z is not.
-    With `unit` rows that are brought to a length are rounded to it.
+    With `unit` rows that are brought to a length are rounded to it. With `uncentred` the squared norms of |x - y|^2 may be those of
+    rows as they are: GPUs centre 16-bit rows only where that rounds none.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Plain:
         rounds_weights: bool = False,
         unscaled: bool = False,
         unit: float = 0.0,
+        uncentred: bool = False,
     ) -> None:
         self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
         self.largest_exponent, self.reductions = 0.0, 0
-        self.rounds_weights, self.unscaled, self.unit = rounds_weights, unscaled, unit
+        self.rounds_weights, self.unscaled, self.unit, self.uncentred = rounds_weights, unscaled, unit, uncentred
 
     def rounded(self, bring: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The same with each entry of a row that is brought to a length moved by up to `unit` of itself, alike for the same rows.
@@ -125,6 +127,9 @@ class Plain:
             u, size = x @ y.T, torch.linalg.vector_norm(x, dim=1)[:, None] * torch.linalg.vector_norm(y, dim=1)
         else:
             middle = centre(x, y)
+            if self.uncentred and p.n and p.m:
+                norms = (t.detach().square().sum(1).max() * p.scale.detach().abs().clamp(min=1.0) for t in (x, y))
+                self.largest = max(self.largest, float(sum(norms)))
             x, y = x - middle, y - middle
             size = self._squares(x, 60)[:, None] + self._squares(y, 70)
             u = (size - 2.0 * (x @ y.T)).clamp(min=0.0)

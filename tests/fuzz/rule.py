@@ -91,6 +91,7 @@ class Truth:
         halves = (
             [getattr(torch, plain_autocast)] if plain_autocast else [t for t in dtypes if torch.finfo(t).bits == 16]
         )
+        self.halves = bool(halves)
         # A gradient has the dtype of its leaf, and so have the weights of the sum that is differentiated again.
         leaves = [case.tensors()[name].dtype for name in case.wants if case.derive == "twice"]
         self.eps = max(torch.finfo(t).eps for t in (self.dtype, *halves, *leaves))
@@ -112,7 +113,7 @@ class Truth:
         eps = torch.finfo(self.dtype).eps
 
         def change(name: str, t: Tensor) -> Tensor:
-            if t.dim() < 2 and torch.finfo(t.dtype).bits == 16:
+            if t.dim() < 2 and torch.finfo(t.dtype).bits == 16 and self.case.derive != "twice":
                 t = like(t, t.float())  # numbers keep their precision
             # Rows keep it in every other draw: what half-precision gradients of equal terms leave is 0, or their float32 rounding.
             # Numbers keep it in all, but where their own gradient, in their dtype, is differentiated again.
@@ -157,7 +158,7 @@ class Truth:
             rows_ = [t for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.numel()]
             if any(float(t.detach().abs().max()) > end for t in rows_):
                 return True
-        engine = Plain(unscaled=self.unscaled)
+        engine = Plain(unscaled=self.unscaled, uncentred=self.on_gpu and self.halves)
         with plainly(engine):
             run(replace(self.case, autocast=""), double)
         return not engine.largest < torch.finfo(self.dtype).max
