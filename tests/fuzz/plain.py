@@ -169,7 +169,7 @@ class Plain:
             elif p.pair.name == "square" and p.operand == "dot":  # its closed form goes through sum_j y_j y_j^T
                 self.largest = max(self.largest, *(float(t.detach().square().sum()) for t in (x, y)))
         if self.rounds_weights and z.requires_grad:
-            z.register_hook(lambda w: in_dtype(w, p.x.dtype))
+            z.register_hook(lambda w: in_dtype(w, p.x.dtype, 1.0 + 0.37 * self.seed % 1.0))
         return p.pair.f(z if keep is None else torch.where(keep, z, 1.0)), keep
 
     def _squares(self, rows_: Tensor, k: int) -> Tensor:
@@ -227,10 +227,10 @@ def shortened(rows: Tensor) -> Tensor:
     return rows / unit_of(rows)
 
 
-def in_dtype(w: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights rounded to a dtype; float16's largest is near 2^12, so that few of them are subnormals."""
+def in_dtype(w: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
+    """Weights rounded to a dtype in a unit that is a kernel's own; float16's largest is near 2^12, so that few are subnormals."""
     largest = w.abs().amax() if w.numel() and dtype == torch.float16 else w.new_zeros(())
-    unit = torch.where(largest > 0.0, largest * 2.0**-12, 1.0)
+    unit = torch.where(largest > 0.0, largest * 2.0**-12, 1.0) * factor
     return (w / unit).to(dtype).to(w.dtype) * unit
 
 
