@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from fastcl.backends import extension
 from fastcl.backends.row_dot import in_one_pass
-from fastcl.functional.rows import normalize_rows, one_pass_dot, plain_norms
+from fastcl.functional.matching import one_pass_dot
+from fastcl.functional.rows import normalize_rows, plain_norms
 from fastcl.functional.spectral import clip_norms
 
 pytestmark = pytest.mark.skipif(extension.library is None, reason="the compiled kernels are not built")
