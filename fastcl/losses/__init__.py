@@ -8,6 +8,7 @@ from .decoupled import DCLLoss, DHELLoss
 from .divergence import FMICLDVLoss, FMICLLoss
 from .kernel import KCLLoss
 from .labels import SINCERELoss, SupConLoss
+from .matryoshka import MatryoshkaLoss
 from .momentum import MoCoLoss, MoCoQueue, MoCoV3Loss
 from .multiview import MVDHELLoss, MVInfoNCELoss
 from .normalizers import FastCLIPLoss, SogCLRLoss
@@ -36,6 +37,7 @@ __all__ = [
     "MINCLoss",
     "MVDHELLoss",
     "MVInfoNCELoss",
+    "MatryoshkaLoss",
     "MoCoLoss",
     "MoCoQueue",
     "MoCoV3Loss",

@@ -1,0 +1,114 @@
+"""Matryoshka representation learning: one loss of several prefixes of the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..equation import checks
+
+Loss = Callable[..., Tensor]
+
+
+class MatryoshkaLoss(nn.Module):
+    """A loss of prefixes of its rows, added up: rows that are cut to any of the widths are trained as embeddings of their own.
+
+        L = sum_k w_k L_k(x_{1..d_k}, y_{1..d_k}, ...)
+
+    Each prefix is normalised by its loss. A prefix is no copy of its rows, and one call of the kernels: a step costs what losses of
+    d_k columns cost.
+
+    Source: Kusupati et al. 2022 (arXiv 2205.13147), eq. 1.
+
+    Args:
+        loss: L, a module of fastcl.losses or any function of rows; or one for each width, as a loss with a state of its own
+            (SogCLRLoss, FastCLIPLoss, MINCLoss) must be.
+        dims: d_k, increasing integers > 0; the last is at most the rows' width.
+        weights: w_k, numbers, as many as widths; None for 1 each.
+
+    Returns:
+        Of a call, loss(*rows, **data): the sum. Floating matrices among `rows` are cut; labels and what is passed by name are not.
+
+    Raises:
+        ValueError: for widths that are not increasing or beyond the rows', or another number of losses or weights than of widths.
+        TypeError: for widths that are no integers, or a loss that cannot be called.
+
+    Examples:
+        >>> loss = fastcl.losses.MatryoshkaLoss(fastcl.losses.InfoNCELoss(temperature=0.5), dims=(2, 4), weights=(0.5, 1.0))
+        >>> x = torch.eye(4)
+        >>> value = loss(x, x)
+        >>> parts = [fastcl.functional.info_nce(x[:, :d], x[:, :d], temperature=0.5) for d in (2, 4)]
+        >>> torch.allclose(value, 0.5 * parts[0] + parts[1])
+        True
+    """
+
+    def __init__(
+        self, loss: Loss | Sequence[Loss], dims: Sequence[int], weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.dims = _increasing(dims)
+        losses = list(loss) if isinstance(loss, (Sequence, nn.ModuleList)) else [loss] * len(self.dims)
+        given = [1.0] * len(self.dims) if weights is None else list(weights)
+        for name, each in (("loss", losses), ("weights", given)):
+            if len(each) != len(self.dims):
+                raise ValueError(f"{name}: expected one for each of the {len(self.dims)} dims, got {len(each)}")
+        self.weights = tuple(checks.real("weights", w) for w in given)
+        distinct = list(dict.fromkeys(losses))
+        self.losses = nn.ModuleList(_as_module(each) for each in distinct)
+        self.order = [distinct.index(each) for each in losses]
+
+    def forward(self, *rows: Any, **data: Any) -> Tensor:
+        cut = [_prefixes(f"rows[{i}]", x, self.dims) for i, x in enumerate(rows)]
+        calls = zip(self.weights, self.order, zip(*cut, strict=True), strict=True)
+        return torch.stack([w * self.losses[k](*prefixes, **data) for w, k, prefixes in calls]).sum(0)
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}, weights={self.weights}"
+
+
+class _Function(nn.Module):
+    """A function of rows as a module."""
+
+    def __init__(self, function: Loss) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *rows: Any, **data: Any) -> Tensor:
+        return self.function(*rows, **data)
+
+
+def _as_module(loss: Any) -> nn.Module:
+    if not callable(loss):
+        raise TypeError(
+            f"loss: expected a module or a function of rows, got {type(loss).__name__}; pass a module of fastcl.losses"
+        )
+    return loss if isinstance(loss, nn.Module) else _Function(loss)
+
+
+def _increasing(dims: Sequence[int]) -> tuple[int, ...]:
+    found = tuple(dims)
+    for d in found:
+        if isinstance(d, bool) or not isinstance(d, int):
+            raise TypeError(f"dims: expected integers, got {type(d).__name__}; pass int(d)")
+    if not found or found[0] < 1 or any(a >= b for a, b in pairwise(found)):
+        raise ValueError(f"dims: expected increasing widths > 0, got {found}; sort them, each once")
+    return found
+
+
+def _prefixes(name: str, x: Any, dims: tuple[int, ...]) -> list[Any]:
+    """The prefixes of rows, each a part of the next, whose gradients are then added from the narrowest on; else x itself."""
+    if not (isinstance(x, Tensor) and x.dim() == 2 and x.is_floating_point()):
+        return [x for _ in dims]
+    if x.shape[1] < dims[-1]:
+        raise ValueError(
+            f"{name}: expected at least {dims[-1]} columns, the largest of dims, got {x.shape[1]}; pass smaller dims"
+        )
+    found = []
+    for d in reversed(dims):
+        x = x if x.shape[1] == d else x[:, :d]
+        found.append(x)
+    return found[::-1]
