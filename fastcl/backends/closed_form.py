@@ -126,6 +126,9 @@ class Linear(Sides):
         u = torch.cat([(x[part] * visited(part)).sum(1) for part in parts(x)] or [x.new_empty(0)])
         if norm_x is not None and norm_y is not None:
             u = count * norm_x + visit(norm_y.to(dtype)) - 2.0 * u
+        if not is_known(u):  # which is in range where it may be looked at
+            most = torch.finfo(dtype).max
+            u = torch.where(self.scale == 0.0, u.clamp(-most, most), u)
         result = self.scale * u + p.shift * count
         if own is not None:
             result = result + own * count

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastcl
 from fastcl import functional, pair_reduce, pair_total, precision
 from fastcl.backends import choice, closed_form, reference
 from fastcl.backends.visits import classes
@@ -314,3 +315,12 @@ def test_the_second_moment_of_uniform_directions(d: int, backend: Backend) -> No
         given: dict[str, Any] = {"pair": "square", "reduce": "sum", "mask": "off_diagonal", "outer": "sum"}
         got, exact = (pair_total(rows, backend=way, **given) for rows, way in ((x, backend), (x.double(), "reference")))
         assert abs(float(got) / float(exact) - 1.0) <= 1.2e-7
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_scale_of_0_takes_nothing_of_sums_beyond_the_dtype_that_may_not_be_looked_at() -> None:
+    x, y = torch.full((5, 3), 1e19), torch.full((4, 3), 1e20)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(y, y)
+        found = fastcl.pair_reduce(x, dual, pair="identity", reduce="sum", scale=0.0, shift=0.5)
+        assert torch.autograd.forward_ad.unpack_dual(found).primal.tolist() == [2.0] * 5
