@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SLOPES = {"logit_scale": 1, "temperature": -1, "beta": 1, "t": 1, "sigma": -1}
 STEEP = 2.0**12
 UNBOUNDED = ("debiased", "hard_negative")
+QUARTIC = ("spread_out",)  # of rows as they are, in parts of either sign
 STATE = ("log_u", "statistic")  # matrices that are no rows of the batch: in a dtype of their own
 
 
@@ -54,7 +55,8 @@ def scaled(
     if not any(map(overflows, values)):
         return spelt.function(*args, **kwargs)
     rows_here = rows_of(spelt, args, kwargs)
-    if transforms.active() or spelt.function.__name__ in UNBOUNDED:
+    name = spelt.function.__name__
+    if transforms.active() or name in UNBOUNDED or (name in QUARTIC and kwargs.get("normalize") is False):
         return _in_float32(spelt.function, rows_here, args, kwargs, wide or {})
     if not (torch.is_grad_enabled() and any(_wants(v) for v in values)):
         return spelt.function(*args, **kwargs)

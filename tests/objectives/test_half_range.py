@@ -126,6 +126,13 @@ def test_a_slope_without_bound() -> None:
     assert not found.isnan().any()
 
 
+def test_moments_of_long_rows() -> None:
+    """Two sums' gradients beyond float16 with opposite signs, whose sum has one."""
+    x = (775.0 * rows(65, 5)).half().requires_grad_()
+    (found,) = torch.autograd.grad(F.spread_out(x, normalize=False, mean_weight=59.6, second_moment_weight=0.15), [x])
+    assert not found.isnan().any()
+
+
 def test_a_transform_refuses_rows_of_two_dtypes() -> None:
     x, y = (v.half() for v in two_views(N, D))
     with pytest.raises(TypeError, match="dtype"):
