@@ -57,9 +57,13 @@ class MatryoshkaLoss(nn.Module):
             if len(each) != len(self.dims):
                 raise ValueError(f"{name}: expected one for each of the {len(self.dims)} dims, got {len(each)}")
         self.weights = tuple(checks.real("weights", w) for w in given)
-        distinct = list(dict.fromkeys(losses))
-        self.losses = nn.ModuleList(_as_module(each) for each in distinct)
-        self.order = [distinct.index(each) for each in losses]
+        distinct = {id(each): each for each in losses}
+        for shared in distinct.values() if len(distinct) < len(losses) else ():
+            if getattr(shared, "wide", ()):  # rows of one width would be weighed by what was kept of another
+                kind = type(shared).__name__
+                raise ValueError(f"loss: expected a {kind} for each of dims, since it has a state, got one; pass a list")
+        self.losses = nn.ModuleList(_as_module(each) for each in distinct.values())
+        self.order = [list(distinct).index(id(each)) for each in losses]
 
     def forward(self, *rows: Any, **data: Any) -> Tensor:
         cut = [_prefixes(f"rows[{i}]", x, self.dims) for i, x in enumerate(rows)]

@@ -77,6 +77,7 @@ def test_compiled_whole():
         ({"dims": (2.0, 3)}, TypeError, "dims: expected integers, got float"),
         ({"weights": (1.0,)}, ValueError, "weights: expected one for each of the 3 dims, got 1"),
         ({"loss": [losses.CLIPLoss(logit_scale=1.0)]}, ValueError, "loss: expected one for each of the 3 dims, got 1"),
+        ({"loss": losses.SogCLRLoss(7)}, ValueError, "loss: expected a SogCLRLoss for each of dims, since it has a state, got one"),
         ({"loss": None}, TypeError, "loss: expected a module or a function of rows, got NoneType"),
     ],
 )
