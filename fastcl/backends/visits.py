@@ -66,10 +66,10 @@ class Visits:
         return others
 
 
-def parts(rows: Tensor) -> Iterator[slice]:
-    """Parts of the rows that have PART numbers, so that what is made of one on its way is small."""
-    count = max(1, PART // max(1, rows[:1].numel()))
-    return (slice(begin, begin + count) for begin in range(0, len(rows), count))
+def parts(rows: Tensor, count: int | None = None, most: int = PART) -> Iterator[slice]:
+    """Parts of the rows, or of `count` of their width, of `most` numbers, so that what is made of one on its way is small."""
+    step = max(1, most // max(1, rows[:1].numel()))
+    return (slice(begin, begin + step) for begin in range(0, len(rows) if count is None else count, step))
 
 
 def all_but_one(q: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .. import transforms
 from ..backends.row_dot import in_one_pass
+from ..backends.visits import PART, parts
 from ..equation.problem import accumulation_dtype
 
-PART = 2**19  # numbers of a part on a CPU; elsewhere each part costs launches
-PART_ELSEWHERE = 2**25
+PART_ELSEWHERE = 2**25  # numbers of a part; on a GPU each costs launches
 
 
 class _RowDot(torch.autograd.Function):
@@ -70,8 +70,7 @@ def _plainly(x: Tensor, y: Tensor, i: Tensor | None, j: Tensor | None, squared: 
 
 
 def _parts(x: Tensor, i: Tensor | None) -> list[slice]:
-    count = max(1, (PART if x.device.type == "cpu" else PART_ELSEWHERE) // max(1, x.shape[-1]))
-    return [slice(start, start + count) for start in range(0, x.shape[0] if i is None else i.shape[0], count)]
+    return list(parts(x, None if i is None else len(i), PART if x.device.type == "cpu" else PART_ELSEWHERE))
 
 
 class _OfPairs(torch.autograd.Function):
