@@ -68,7 +68,7 @@ class Sides:
         if self.p.operand == "dot":
             if self.p.reduce == "sum" and self.p.pair.name == "identity":
                 return True
-            bound = self.d * math.prod(map(_largest, (self.x, self.y)))
+            bound = self.d * math.prod(map(units.largest, (self.x, self.y)))
             return bound < torch.finfo(self.p.dtype).max / 8.0
         norms = [norm for norm in (self.norm_x, self.norm_y) if norm is not None]
         return all(bool((norm < torch.finfo(norm.dtype).max / 8.0).all()) for norm in norms)
@@ -195,14 +195,6 @@ def _apart(rows: Tensor) -> Tensor:
 def may_hold_nan(rows: Tensor) -> bool:
     """Whether one may, from one sum: also where there are infinities of both signs, or rows whose sums are."""
     return bool(rows.sum().isnan())
-
-
-def _largest(rows: Tensor) -> float:
-    """The largest size of an element; on a CPU these two take less than the infinity norm."""
-    if not rows.numel():
-        return 0.0
-    least, most = rows.aminmax()
-    return max(float(most), -float(least))
 
 
 def is_known(values: Tensor) -> bool:
