@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import batch, transforms
+from ..backends.sides import is_known
 from ..distributed import Group, over_ranks
 from ..equation.arguments import PositiveReal
 from ..equation.names import Backend, Reduction
@@ -114,9 +115,10 @@ def _wide(a: float, eps: float) -> bool:
 def _within_range(u: Tensor, v: Tensor, a: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows such that a sum of s^a over all pairs stays within their dtype, 1 / sigma and sigma^a where s becomes s / sigma.
 
-    Where it stays by itself sigma is 1 and the rows are as they were. Otherwise sigma is the least power of 2 that does (for the
-    longest rows at an angle of 0), and the clamp of negatives stands at sigma eps: nothing that the sum, near the largest number
-    of its dtype, could tell from eps.
+    Where it stays by itself sigma is 1 and the rows are as they were. Otherwise they are float64, where their lengths may be
+    looked at, and where they may not, or float64 does not hold the sum, sigma is the least power of 2 that does (for the longest
+    rows at an angle of 0), and the clamp of negatives stands at sigma eps: nothing that a sum near the largest number of its
+    dtype could tell from eps. (Of long rows at right angles or opposed, whose sum is small, it tells.)
     """
     dtype = accumulation_dtype(u.dtype)
     one = torch.ones((), dtype=dtype, device=u.device)
@@ -127,6 +129,8 @@ def _within_range(u: Tensor, v: Tensor, a: float) -> tuple[Tensor, Tensor, Tenso
     lengths = [batch.largest(torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)).log2() for x in (u, v)]
     excess = lengths[0] + lengths[1] - largest
     beyond = (excess > 0) & excess.isfinite()
+    if dtype == torch.float32 and is_known(beyond) and bool(beyond):
+        return _within_range(u.to(torch.float64), v.to(torch.float64), a)
     by = [torch.where(beyond, (length - 0.5 * largest).ceil(), 0.0) for length in lengths]
     most = torch.finfo(dtype).max
     factor = torch.exp2(a * (by[0] + by[1])).clamp(max=most).to(dtype)

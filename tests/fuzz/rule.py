@@ -3,6 +3,7 @@
     16 eps |T|                                         a few roundings of the result itself (1 eps in a half dtype's result)
   + 2 eps |L| / |leaf|                                 of a gradient: the size of its terms (of a row: over n |x_i|)
   + 64 eps of float64         of an objective's value: its constants, 1 or its numbers, may cancel
+  + n a tiny                  of a gradient by a GPU's kernels, whose products of weights and rows meet the scale a last
   + 4 eps of float64 |r| |T|                           what T itself is off by, whose weights are exp(z - r) of a log-sum-exp r
   + SAFETY min(|P - T|, EXCUSED |C - T|)               what plain PyTorch makes, unless the formula is to blame
                                                        (of gradients: where |z| < 0.1 / eps, so that terms are told apart)
@@ -22,14 +23,16 @@ C: the float64 definition where rows, unit or clipped rows and numbers are moved
 
 Entries of like size lend each other their errors, since one draw can be right by luck; all do where terms are not told apart, and
 a row's weights are those of whichever of two came out larger. A result beyond its dtype is infinite.
-Nothing is asked where some |z| is beyond float32 (which pair_reduce excludes), of the gradient of a value beyond it, or of one
-(above 10) of which one rounding of the arguments takes a tenth, and where T is NaN.
+Nothing is asked where some |z|, or a sum of those of all rows, is beyond float32 (which pair_reduce excludes), of the gradient of
+a value beyond it, of a second derivative whose terms are, or of one (above 10) of which one rounding of the arguments takes a
+tenth, and where T is NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy
@@ -161,7 +164,10 @@ class Truth:
         engine = Plain(unscaled=self.unscaled, uncentred=self.on_gpu and self.halves)
         with plainly(engine):
             run(replace(self.case, autocast=""), double)
-        return not engine.largest < torch.finfo(self.dtype).max
+        # Objectives add up such terms of all rows, with either sign.
+        matrices = [t for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2]
+        terms = max((len(t) for t in matrices), default=1) if self.unscaled and not self.on_gpu else 1
+        return not max(engine.largest * terms, matching(self.case)) < torch.finfo(self.dtype).max
 
     def fault(self, found: Found) -> Fault | None:
         """The worst of what is wrong with it, or None."""
@@ -216,6 +222,14 @@ class Truth:
         # Beyond a thousand a number is none that a constant of an objective has.
         return 64.0 * torch.finfo(torch.float64).eps * max([1.0, *(n for n in numbers if n <= 1e3)]) if given else 0.0
 
+    def _underflow(self) -> float:
+        """What a GPU's products of weights and rows lose below the smallest number, times the scale, which comes after them."""
+        scale = self.case.tensors().get("scale")
+        if not self.on_gpu or scale is None:
+            return 0.0
+        rows_ = max(len(t) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2)
+        return torch.finfo(self.dtype).smallest_normal * abs(float(scale)) * rows_
+
     def _faults(self, found: Found, count: int) -> Iterator[Fault]:
         end = torch.finfo(self.dtype).max
         infinite = any(bool(((v.abs() > end) & ~v.isneginf()).any()) for v in self.found.values)
@@ -237,6 +251,8 @@ class Truth:
             excusing = self.eps if told_apart else float("inf")
             of_value = where.startswith("value")
             end_of_got = torch.finfo(got.dtype).max / (1.0 if of_value else self.times)
+            if self.case.derive == "twice" and torch.as_tensor(self._natural(where) >= torch.finfo(self.dtype).max).any():
+                continue  # terms beyond the dtype, which may have either sign
             # Between the two it may be infinite, and need not.
             first = torch.finfo(self.dtype).max / (1.0 if of_value else self.first)
             fault = compare(
@@ -252,12 +268,21 @@ class Truth:
                 4.0 * torch.finfo(torch.float64).eps * self.largest_exponent,
                 end_of_got,
                 min(first, end_of_got),
-                self._constants() if of_value else 0.0,
+                self._constants() if of_value else self._underflow(),
                 of_pairs="minc" not in self.case.function.lower(),
                 signed=len(self.case.sizes) < 2,
             )
             if fault is not None:
                 yield fault
+
+
+def matching(case: Case) -> float:
+    """The largest sum of sizes of the terms of some <x_i, y_i>, which may be an objective's positives of rows as they are."""
+    if (case.settings or case.keywords).get("normalize") != "False":
+        return 0.0
+    matrices = [t.detach().double() for t in case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2]
+    alike = [(a, b) for a, b in combinations(matrices, 2) if a.shape == b.shape and a.numel()]
+    return max((float((a * b).abs().sum(1).max()) for a, b in alike), default=0.0)
 
 
 def at_the_least_length(case: Case, eps: float) -> bool:

@@ -169,3 +169,13 @@ def test_an_alignment_whose_squares_leave_float32(alpha: float, size: float) -> 
     loss.backward(), right.backward()
     for a, b in ((loss, right), (got.grad, want.grad)):
         torch.testing.assert_close(a.double(), b.float().double(), rtol=2e-5, atol=1e-6 * b.abs().max().item())
+
+
+def test_long_rows_opposed_keep_their_clamp() -> None:
+    """Every product is below eps: 1 / eps^0 - ... = (1 - eps) + (eps^2 - 1) / 2, though the lengths allow sums beyond float32."""
+    row = torch.tensor([[1.22e11, -7.5e10]])
+    u, v = row.expand(3, 2).clone().requires_grad_(), -row.expand(3, 2)
+    value = F.f_mi_alpha(u, v, alpha=2.0)
+    close(value, torch.tensor(1.0 - 1e-3 + 0.5 * (1e-6 - 1.0)), rtol=1e-6)
+    (gradient,) = torch.autograd.grad(value, u)
+    assert not gradient.any()
