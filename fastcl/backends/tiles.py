@@ -328,8 +328,6 @@ class Tiles:
         p, sums = self.p, Sums(self.sides, wanted)
         value = p.scale.new_full((), -math.inf if outer == "pooled" else 0.0, dtype=torch.float64)
         dpositive = None if positive is None else torch.zeros_like(positive, dtype=p.dtype)
-        # Each g is a sigmoid or a softmax over rows: at most 1.
-        unit = weight_unit(p, p.scale.new_ones(1), None)
         normaliser, upstream = p.scale.new_zeros(p.n), p.scale.new_empty(p.n)
         state = State.of(p, p.n)
         for tile in self.sweep(full_width=True):
@@ -347,8 +345,10 @@ class Tiles:
                 g = torch.exp(own - finite)
                 sums.scale_(torch.exp(before - finite).to(p.dtype))
             upstream[here] = g
-            self.add_weights(tile, self.prepared(weighting(p, normaliser, None, upstream, None, unit)), sums)
-        return value.to(p.dtype), sums.gradients(p.dtype, unit), dpositive
+            # Of the tile's own g: rows far below their positives have sigmoids that a unit for all would end.
+            unit = weight_unit(p, upstream[here], None)
+            self.add_weights(tile, self.prepared(weighting(p, normaliser, None, upstream, None, unit)), sums, unit=unit)
+        return value.to(p.dtype), sums.gradients(p.dtype), dpositive
 
     # ---- a tile's part of what runs
 
@@ -359,8 +359,13 @@ class Tiles:
         if c is not None and col_parts is not None:
             self.join(col_parts, c.at(tile.j0, tile.j1 - tile.j0))
 
-    def add_weights(self, tile: Tile, by: Weighting | None, sums: Sums, value: State | None = None) -> None:
-        """Turn the tile into weights and add its part to the four sums, and the row sums of f to `value`."""
+    def add_weights(
+        self, tile: Tile, by: Weighting | None, sums: Sums, value: State | None = None, unit: Tensor | None = None
+    ) -> None:
+        """Turn the tile into weights and add its part to the four sums, and the row sums of f to `value`.
+
+        unit: that of the weights, where the sums are in another: in 1.
+        """
         own = self.has_own_columns(tile)
         w_rows, w_cols, wtx = sums.w_rows, sums.w_cols if own else None, sums.wtx if own else None
         # diag(W 1) X - W Y cancels: both terms take the same rounded weights.
@@ -369,11 +374,10 @@ class Tiles:
         w, row_parts, col_parts, values = self.weigh(tile, by, rows, cols, value is not None)
         for into, parts, start in ((w_rows, row_parts, tile.i0), (w_cols, col_parts, tile.j0)):
             if into is not None and parts is not None:
-                self.join(parts, State(into).at(start, parts.shape[2]))
+                self.join(parts if unit is None else parts * unit, State(into).at(start, parts.shape[2]))
         if value is not None and values is not None:
             mirrored = self.sides.symmetric and own
             self.join(values, value.at(tile.i0, values.shape[2]), factor=2.0 if mirrored else 1.0)
-        unit = None
         if self.in_units:
             w, unit = self.rounded(tile, w)
             for into, dim, there in ((w_rows, 1, tile.rows), (w_cols, 0, tile.cols)):

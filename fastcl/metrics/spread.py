@@ -51,9 +51,9 @@ def alignment(x: Tensor, y: Tensor, *, alpha: Positive = 2.0, normalize: bool = 
     checks.pair_of_matrices("x", x, "y", y, same_rows=True)
     alpha = positive("alpha", alpha)
     at_least(1, x)
-    x, y = detached(x, normalize), detached(y, normalize)
+    x, y = (detached(widest(rows), normalize) for rows in (x, y))  # unit rows in a half dtype would end what is near 0
     with torch.no_grad():
-        return float(power_of_distance(widest(x), widest(y), alpha).mean())
+        return float(power_of_distance(x, y, alpha).mean())
 
 
 @declared

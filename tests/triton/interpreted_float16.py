@@ -113,3 +113,18 @@ def test_the_steepest_divergence(form: str, monkeypatch: pytest.MonkeyPatch) -> 
         grads.append(torch.autograd.grad(24 * loss, leaves))
     for mine, truth in zip(*grads, strict=True):
         assert error(mine, truth) < 3e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("above", [0.0, 27.0, 50.0])
+def test_totals_of_rows_far_below_their_positives(form: str, above: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their weights are sigmoids of 1e-12 and 1e-22, in one sweep and in two."""
+    monkeypatch.setenv("FASTCL_TRITON", form)
+    p = problem(24, 33, 8, bias=True, dtype=torch.float16)
+    positive = reference.rows(p)[0] + above
+    _, truth, _ = reference.total(p, positive, "contrast", all_wanted(p))
+    _, got, _ = triton_kernels.total(p, positive, "contrast", all_wanted(p))
+    for name, mine, theirs in zip(truth._fields, got, truth, strict=True):
+        if theirs is not None and theirs.ndim:
+            assert mine is not None
+            assert error(mine, theirs) <= STORED, f"d{name}"
