@@ -267,6 +267,16 @@ def test_an_alignment_beyond_float32() -> None:
         assert metrics.alignment(x, y, alpha=alpha, normalize=False) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_alignment_of_rows_that_nearly_agree(dtype: torch.dtype) -> None:
+    """Unit rows in a half dtype are further from one another than these rows are."""
+    x = views(6, 3)[0].to(dtype)
+    y = x.clone()
+    y[:, 0] *= 1.0 + 4.0 * torch.finfo(dtype).eps
+    expected = metrics.alignment(x.double(), y.double(), alpha=1.0)
+    assert metrics.alignment(x, y, alpha=1.0) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("size", [1e-307, 1e300, 3e307])
 def test_an_effective_rank_at_the_ends_of_the_range(size: float) -> None:
     x = views(20, 4)[0]
