@@ -160,6 +160,8 @@ class Plain:
                 self.unscaled or (p.reduce == "sum" and isinstance(p.pair, Identity))
             )
             formed = scale.abs() if by_logits else torch.maximum(scale.abs(), unit)
+            if p.operand == "sqdist" and self.unscaled:  # |x|^2 + |y|^2 - 2 <x, y> of opposed rows, before it is scaled
+                formed = 2.0 * formed
             reach = (formed * size + p.shift.abs()).detach()
             largest = float(z.detach().abs().max())
             self.largest = max(self.largest, float(reach.max()), largest)
