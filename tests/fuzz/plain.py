@@ -139,8 +139,8 @@ class Plain:
             if self.seed % 4 == 3:  # rows that are alike may err alike
                 noise = torch.ones_like(noise)
             # Of equal terms each addition rounds alike.
-            equal = bool(torch.isclose(p.x, p.x[:, :1], rtol=1e-5, atol=0.0).all())
-            steps = max(1.0, x.shape[1] / 8) if equal else 1.0
+            equal = torch.isclose(p.x, p.x[:, :1], rtol=1e-5, atol=0.0).all(1, keepdim=True)
+            steps = torch.where(equal, max(1.0, x.shape[1] / 8), 1.0).to(p.dtype)
             noise = noise * (steps * self.units * (self.eps or precision(p.dtype)))
             if p.y is None:  # a row's distance from itself may also come out as the 0 that it is
                 noise = torch.triu(noise, self.seed % 2) + torch.triu(noise, 1).T
