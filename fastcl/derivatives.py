@@ -262,7 +262,7 @@ class _Total(_Rule):
             positive = saved[-1] if ctx.positive else None
 
             def value(p: Problem, positive: Tensor | None = None) -> tuple[Tensor, ...]:
-                return (reference.outer_value(arguments[-1], reference.rows(p)[0], positive),)
+                return (reference.total_value(p, positive, arguments[-1]),)
 
             return _differentiable(needed, arguments, value, (upstream,), positive)
         saved = _restore(ctx)[1] if ctx.twice else ctx.saved_tensors

@@ -60,6 +60,13 @@ def rows(p: Problem) -> tuple[Tensor, Tensor | None]:
     return r, _reduce(p, z, keep, dim=0).to(p.dtype) if p.columns else None
 
 
+def total_value(p: Problem, positive: Tensor | None, outer: str) -> Tensor:
+    """The value of the total form, of unrounded rows: differentiable as often as one likes."""
+    _, z, keep = _matrix(p)
+    r = _reduce(p, z, keep, dim=1)
+    return outer_value(outer, r, None if positive is None else positive.double()).to(p.dtype)
+
+
 def gradients(
     p: Problem, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
 ) -> Gradients:  # fmt: skip

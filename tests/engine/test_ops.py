@@ -309,3 +309,16 @@ def test_a_number_that_changes_compiles_twice(name: str) -> None:
     for t in (0.05, 0.06, 0.075, 0.09):
         torch.testing.assert_close(compiled(t), NUMBERS[name](x, y, t), rtol=1e-5, atol=1e-5)
     assert counter.frame_count <= 2
+
+
+def test_second_derivatives_of_a_pooled_total_at_large_logits() -> None:
+    """Two pairs of 4e4 share all weight: what a rounded normaliser makes of their weights, times their slopes squared, was 155 off."""
+    rows = torch.tensor([[122.0, -60.5], [-118.0, 77.25], [3.0, 40.0], [-21.0, -9.5]])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x = rows.to(dtype).requires_grad_()
+        value = fastcl.pair_total(x, operand="sqdist", reduce="logsumexp", outer="pooled", scale=1.003, backend="reference")
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        found.append((gradient.detach(), torch.autograd.grad(gradient[:, 0].sum() + 2.0 * gradient[0, 1], x)[0]))
+    for mine, truth in zip(*found, strict=True):
+        torch.testing.assert_close(mine.double(), truth, rtol=1e-5, atol=1e-5)
