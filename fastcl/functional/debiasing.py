@@ -6,17 +6,15 @@ import torch
 from torch import Tensor
 
 from .. import batch
-from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.names import Backend, Reduction
-from ..precision import stacked
 from .aligned import aligned_views
-from .energy import visits
+from .both_views import both_views
 from .reduction import check_reduction, reduced
-from .rows import inverse, log_of_rest, logarithm, own_pairs_left_out, plain_number, times
+from .rows import inverse, log_of_rest, logarithm, plain_number, times
 
 LOG_HALF = -0.6931471805599453
 
@@ -131,29 +129,26 @@ def _debiased(
     normalize: bool,
     reduction: str,
     objective: str,
-    backend: str | None,
+    backend: Backend | None,
 ) -> Tensor:
     check_reduction(reduction)
     a = inverse("temperature", temperature)
     if not 0.0 <= plain_number("tau_plus", tau_plus) < 1.0:
         raise ValueError(f"tau_plus: expected a probability in [0, 1), got {tau_plus}")
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
-    z = stacked(u, v)
-    mask = own_pairs_left_out(groups, z, views=2)
+    views = both_views(u, v, groups, backend)
     p = times(a, s).repeat(2)
     # Without groups the mask leaves out the row and its partner; how many are left is known without asking.
-    count = torch.full_like(p.detach(), 2.0 * batch.count(u) - 2.0) if groups is None else visits(z, None, mask)
+    count = torch.full_like(p.detach(), 2.0 * batch.count(u) - 2.0) if groups is None else views.visits()
     some = count > 0
-
-    def lse(scale: float | Tensor) -> Tensor:
-        r = pair_reduce(z, scale=scale, mask=mask, backend=backend)
-        return torch.where(some, r, 0.0)
-
     # All relative to K e^p, so that what is rounded is a difference and not a logit: the mean of the negatives, and its floor.
     log_count = count.clamp(min=1.0).log()
     weighted = isinstance(beta, Tensor) or beta != 0.0
-    log_mean = (lse(a + beta * a) - lse(beta * a) if weighted else lse(a) - log_count) - p
-    log_ratio = _log_corrected(log_mean, -checks.scalar("temperature", a, z) - p, tau_plus)
+    r, *of_weights = (
+        torch.where(some, r, 0.0) for r in views.log_sum_exps(*((a + beta * a, beta * a) if weighted else (a,)))
+    )
+    log_mean = r - (of_weights[0] if weighted else log_count) - p
+    log_ratio = _log_corrected(log_mean, -checks.scalar("temperature", a, u) - p, tau_plus)
     return reduced(softplus(torch.where(some, log_count + log_ratio, float("-inf"))), reduction, objective)
 
 

@@ -21,11 +21,11 @@ from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
 from ..equation.names import Backend, Reduction
 from ..equation.problem import accumulation_dtype
-from ..precision import stacked
 from .aligned import aligned_views
+from .both_views import both_views
 from .energy import visits
 from .reduction import at_least, check_reduction, reduced
-from .rows import inverse, log_of_rest, logarithm, negatives_of_each, own_pairs_left_out, times
+from .rows import inverse, log_of_rest, logarithm, negatives_of_each, times
 
 LOG_2 = math.log(2.0)
 
@@ -96,10 +96,8 @@ def sogclr(
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "sogclr")
     old = earlier(log_u, u, "u", 1)[:, 0].repeat(2)
-    z = stacked(u, v)
-    mask = own_pairs_left_out(groups, z, views=2)
-    r = pair_reduce(z, scale=a, mask=mask, backend=backend)
-    visited = visits(z, None, mask)
+    views = both_views(u, v, groups, backend)
+    (r,), visited = views.log_sum_exps(a), views.visits()
     log_g = torch.where(visited > 0.0, r - visited.clamp(min=1.0).log(), 0.0)
     new = averaged(log_g, visited, old, gamma)
     tau = checks.scalar("temperature", temperature, s)

@@ -129,7 +129,9 @@ def _within_range(u: Tensor, v: Tensor, a: float) -> tuple[Tensor, Tensor, Tenso
     lengths = [batch.largest(torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)).log2() for x in (u, v)]
     excess = lengths[0] + lengths[1] - largest
     beyond = (excess > 0) & excess.isfinite()
-    if dtype == torch.float32 and is_known(beyond) and bool(beyond):
+    if is_known(beyond) and not beyond:  # a copy of either view would be kept to the backward
+        return u, v, one, one
+    if dtype == torch.float32 and is_known(beyond):
         return _within_range(u.to(torch.float64), v.to(torch.float64), a)
     by = [torch.where(beyond, (length - 0.5 * largest).ceil(), 0.0) for length in lengths]
     most = torch.finfo(dtype).max

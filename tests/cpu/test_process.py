@@ -64,6 +64,8 @@ def step(n, form):
     elif form == "info_nce of listed positives":
         listed = torch.arange(n), torch.arange(n)
         fastcl.functional.info_nce(x, y, positives=listed, normalize=False, backend="cpu").backward()
+    elif form in ("hard_negative", "debiased", "sogclr", "f_mi_alpha"):  # the first three of 2n rows
+        getattr(fastcl.functional, form)(x, y, normalize=False, backend="cpu").backward()
     elif form == "kcl":
         fastcl.functional.kcl(x, y, normalize=False, backend="cpu").backward()
     elif form == "normalized clip":
@@ -92,6 +94,10 @@ print((peak() - before) / (4 * n * d))
         ("smoothed clip", 6),
         ("info_nce of listed positives", 6),
         ("kcl", 6),
+        ("hard_negative", 6),
+        ("debiased", 6),
+        ("sogclr", 6),
+        ("f_mi_alpha", 6),
         ("normalized clip", 8),
         ("normalized nt_xent", 8),
         ("normalized f_micl", 8),
