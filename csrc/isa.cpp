@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 
 #if defined(__x86_64__)
@@ -43,11 +44,21 @@ bool processor_has(const std::string& isa) {
   return false;
 }
 
+bool is_usable(const std::string& isa) {
+  const auto& usable = usable_isas();
+  return std::find(usable.begin(), usable.end(), isa) != usable.end();
+}
+
+std::mutex mutex;
+std::string preferred;  // empty: none
+bool made = false;      // the choice
+
 std::string choose() {
+  const std::lock_guard lock(mutex);
   const auto& usable = usable_isas();
   const char* named = std::getenv("FASTCL_CPU_ISA");
-  if (named == nullptr || *named == '\0') return usable.back();
-  if (std::find(usable.begin(), usable.end(), named) != usable.end()) return named;
+  if (named == nullptr || *named == '\0') return made = true, preferred.empty() ? usable.back() : preferred;
+  if (is_usable(named)) return made = true, named;
   std::string expected;
   for (const auto& isa : usable) expected += (expected.empty() ? "" : ", ") + isa;
   throw std::invalid_argument("FASTCL_CPU_ISA: expected one of " + expected +
@@ -66,6 +77,13 @@ const std::vector<std::string>& usable_isas() {
     return isas;
   }();
   return usable;
+}
+
+bool prefer_isa(const std::string& isa) {
+  const std::lock_guard lock(mutex);
+  if (made || !is_usable(isa)) return false;
+  preferred = isa;
+  return true;
 }
 
 const std::string& chosen_isa() {

@@ -16,6 +16,10 @@ COMMANDS = {
         "fastcl.doctor",
         "what fastcl runs on here: versions, what was built, which backend serves what",
     ),
+    "tune": (
+        "fastcl.tune",
+        "measure which of the processor's instructions are the quickest here, and keep the choice",
+    ),
     "bench": (
         "fastcl.bench.command",
         "measure losses, yours too: time, memory and errors beside eager PyTorch",

@@ -151,7 +151,11 @@ def chosen_isa(library: extension.Library) -> str:
         chosen: str = library.chosen_isa()
     except ValueError as error:
         return str(error)
-    return f"{chosen} ({f'FASTCL_CPU_ISA={asked}' if asked else 'the widest; FASTCL_CPU_ISA takes another'})"
+    if asked:
+        return f"{chosen} (FASTCL_CPU_ISA={asked})"
+    if extension.preferred:
+        return f"{chosen} ({extension.preferred.why()}; fastcl tune --forget takes the widest, FASTCL_CPU_ISA another)"
+    return f"{chosen} (the widest; fastcl tune measures which is the quickest, FASTCL_CPU_ISA takes another)"
 
 
 def own_pair_functions() -> Iterator[tuple[str, str]]:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import re
 import sys
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..equation.problem import SIGNATURES
+from . import cache_folder
 from .fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from . import tuned
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FACTS = Path(__file__).parent.with_name("build_facts.json")
@@ -45,6 +50,15 @@ class Library:
         """The one that the kernels run with; ValueError where FASTCL_CPU_ISA names none of them."""
         name: str = torch.ops.fastcl.cpu_chosen_isa()
         return name
+
+    def told_what_was_measured(self) -> tuned.Measured | None:
+        """Has the kernels take the set that `fastcl tune` kept, before they choose; None where none is kept or one is asked for."""
+        if os.environ.get("FASTCL_CPU_ISA") or not cache_folder.holds(cache_folder.MEASURED):
+            return None
+        from . import tuned  # where there is something to read: an import is to take no longer than it must
+
+        found = tuned.kept(self.usable_isas)
+        return found if found and torch.ops.fastcl.cpu_prefer_isa(found.isa) else None
 
 
 def facts() -> dict[str, Any] | None:
@@ -150,7 +164,8 @@ if other := shadowed():
     warnings.warn(f"{message}; for the installed one, run Python from another folder", RuntimeWarning, stacklevel=2)
 
 # At import, once, under the import lock: `library` is the CPU kernels or None, `reason` says why it is None, and `cuda_reason` why
-# there are no CUDA kernels.
+# there are no CUDA kernels. `preferred` is what `fastcl tune` measured, where that has a say.
 _path, reason = open_library(CPU, "cpu")
 library = None if _path is None else Library(_path)
+preferred = None if library is None else library.told_what_was_measured()
 _, cuda_reason = open_library(CUDA, "cuda")

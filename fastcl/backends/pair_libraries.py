@@ -26,9 +26,10 @@ from functools import cache
 from pathlib import Path
 
 from ..version import __version__
-from . import extension
+from . import cache_folder, extension
+from .cache_folder import CACHE_VARIABLE, folder, unkept
 
-CACHE_VARIABLE, COMPILE_VARIABLE = "FASTCL_CACHE", "FASTCL_COMPILE_PAIRS"
+COMPILE_VARIABLE = "FASTCL_COMPILE_PAIRS"
 PATIENCE = 120.0  # seconds that a compiler, or another process that compiles the same, is waited for
 DIGEST = 32  # bytes
 _running: set[subprocess.Popen[str]] = set()
@@ -98,35 +99,6 @@ def version_of(command: tuple[str, ...]) -> str:
     return done.stdout.partition("\n")[0].strip()
 
 
-def folder() -> Path:
-    """Where libraries are kept: FASTCL_CACHE, else the platform's folder for caches.
-
-    Raises:
-        OSError: there is no such place.
-    """
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).absolute()
-    if sys.platform != "darwin" and (named := os.environ.get("XDG_CACHE_HOME")):
-        return Path(named, "fastcl")
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        raise OSError(str(error)) from None
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "fastcl"
-
-
-def unkept() -> str | None:
-    """Why compiled libraries are not kept from one process to the next; None where they are."""
-    try:
-        place = folder()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(place):
-            return f"{place} belongs to another user, or all may write to it; set {CACHE_VARIABLE} to a folder of yours"
-        return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written; set {CACHE_VARIABLE}"
-    except OSError as error:
-        return f"{error}; set {CACHE_VARIABLE} to a folder that can be written"
-
-
 def opened(source: str) -> ctypes.CDLL:
     """The library of this source: the one kept, else compiled now, and kept where that is possible.
 
@@ -153,17 +125,11 @@ def _flags() -> list[str]:
     return [*flags, "-w", *shared]
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether nobody else but the system's administrator can have put there what we would run."""
-    found = path.stat()
-    return found.st_uid in (os.getuid(), 0) and not found.st_mode & 0o002
-
-
 def _kept(path: Path) -> ctypes.CDLL | None:
     """The library at that place, where it is whole and ours."""
     try:
         content = path.read_bytes()
-        if _is_ours(path) and hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]:
+        if cache_folder.is_ours(path) and hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]:
             return ctypes.CDLL(str(path))
     except OSError:
         pass
@@ -171,15 +137,7 @@ def _kept(path: Path) -> ctypes.CDLL | None:
 
 
 def _keep(content: bytes, path: Path) -> None:
-    """Puts it there whole, or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix="writing-")
-    try:
-        with open(handle, "wb") as opened_file:
-            opened_file.write(content + hashlib.sha256(content).digest())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    cache_folder.write(path, content + hashlib.sha256(content).digest())
 
 
 def _compiled(source: str, command: list[str], flags: list[str], path: Path | None) -> ctypes.CDLL:
@@ -287,4 +245,4 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-__all__ = ["CompilerError", "compiler", "folder", "headers", "opened", "unavailable", "unkept", "version_of"]
+__all__ = ["CACHE_VARIABLE", "CompilerError", "compiler", "folder", "headers", "opened", "unavailable", "unkept", "version_of"]
