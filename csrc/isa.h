@@ -13,8 +13,8 @@ namespace fastcl {
 // Of the instruction sets that were built, those that this processor has; narrowest first, never empty.
 const std::vector<std::string>& usable_isas();
 
-// Takes this one in place of the widest. False, and nothing is changed, where it is not usable or chosen_isa() has chosen: a process
-// runs with one set, so that the same call gives the same bits.
+// Takes this one in place of the widest. False, and nothing is changed, where it is not usable or chosen_isa() has chosen: a
+// process runs with one set, so that the same call gives the same bits.
 bool prefer_isa(const std::string& isa);
 
 // The one that the environment variable FASTCL_CPU_ISA named when this was first called, else the one preferred, else the widest.

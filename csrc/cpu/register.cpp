@@ -49,10 +49,11 @@ void boxed_prefer_isa(StableIValue* stack, uint64_t, uint64_t) {
 
 const Registration kernel_ops("fastcl", "CPU", {{"kernel_rows", boxed<kernel_rows>}, {"kernel_gradients", boxed<kernel_gradients>}, {"kernel_total", boxed<kernel_total>}});
 // Without a tensor there is no device to dispatch on.
-const Registration facts("fastcl", "CompositeExplicitAutograd", {{"cpu_fma_peak", boxed_fma_peak, "cpu_fma_peak(float seconds) -> float"},
-                                                       {"cpu_usable_isas", boxed_usable_isas, "cpu_usable_isas() -> str"},
-                                                       {"cpu_prefer_isa", boxed_prefer_isa, "cpu_prefer_isa(str isa) -> bool"},
-                                                       {"cpu_chosen_isa", boxed_chosen_isa, "cpu_chosen_isa() -> str"}});
+const Registration facts("fastcl", "CompositeExplicitAutograd",
+                         {{"cpu_fma_peak", boxed_fma_peak, "cpu_fma_peak(float seconds) -> float"},
+                          {"cpu_usable_isas", boxed_usable_isas, "cpu_usable_isas() -> str"},
+                          {"cpu_prefer_isa", boxed_prefer_isa, "cpu_prefer_isa(str isa) -> bool"},
+                          {"cpu_chosen_isa", boxed_chosen_isa, "cpu_chosen_isa() -> str"}});
 
 }  // namespace
 }  // namespace fastcl::cpu

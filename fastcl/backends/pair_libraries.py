@@ -245,4 +245,14 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-__all__ = ["CACHE_VARIABLE", "CompilerError", "compiler", "folder", "headers", "opened", "unavailable", "unkept", "version_of"]
+__all__ = [
+    "CACHE_VARIABLE",
+    "CompilerError",
+    "compiler",
+    "folder",
+    "headers",
+    "opened",
+    "unavailable",
+    "unkept",
+    "version_of",
+]
