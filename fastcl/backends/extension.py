@@ -58,7 +58,8 @@ class Library:
         from . import tuned  # where there is something to read: an import is to take no longer than it must
 
         found = tuned.kept(self.usable_isas)
-        return found if found and torch.ops.fastcl.cpu_prefer_isa(found.isa) else None
+        takes = getattr(torch.ops.fastcl, "cpu_prefer_isa", None)  # a library that was built before there was a choice has none
+        return found if found and takes and takes(found.isa) else None
 
 
 def facts() -> dict[str, Any] | None:
