@@ -55,12 +55,7 @@ def siglip(
         logit_bias: a number or a tensor with one element (may want gradients).
         positives: (i, j) or (i, j, weights), as in info_nce: x_i matches y_j. Then m and n are any. In place of `groups`.
         groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
-        false_negative_margin: by how much the similarity of another pair may exceed the positive's (before the scale:
-            0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
-            row is no negative of both. Constant for the gradient; None keeps all.
-        margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
-        guide: (s, t), rows of another model for the rows of either view, (n, k) and (m, k) floating, of any width: false negatives
-            are told by their similarity in place of the loss's own (GISTEmbed). None for the loss's own.
+        false_negative_margin, margin_strategy, guide: see info_nce. A pair above the limit of either row is no negative of both.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.

@@ -175,12 +175,7 @@ def clip(
         pairs: k, how many rows match, 0 to min(n, m); None for min(n, m). Smaller where both sides have further negatives.
         positives: (i, j) or (i, j, weights), as in info_nce: x_i matches y_j; in place of `pairs` and `groups`.
         groups: (max(n, m),) int64, one group for row i of x and row i of y: rows of equal groups are no negatives of each other.
-        false_negative_margin: by how much the similarity of another pair may exceed the positive's (before the scale:
-            0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
-            row is no negative of both. Constant for the gradient; None keeps all.
-        margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
-        guide: (s, t), rows of another model for the rows of either view, (n, k) and (m, k) floating, of any width: false negatives
-            are told by their similarity in place of the loss's own (GISTEmbed). None for the loss's own.
+        false_negative_margin, margin_strategy, guide: see info_nce. A pair above the limit of either row is no negative of both.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (k values; with `positives` n + m halves, those of x first).
         backend: see fastcl.pair_reduce.
@@ -287,12 +282,7 @@ def nt_xent(
         positives: (i, k) or (i, k, weights), as in info_nce, of the 2n rows of z: z_k is a positive of z_i, k != i. Both (i, k) and
             (k, i) where each is one of the other; None for the other view. In place of `groups`.
         groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
-        false_negative_margin: by how much the similarity of another pair may exceed the positive's (before the scale:
-            0.1 in Qwen3 Embedding, -0.05 where NV-Retriever keeps 0.05 below). A pair above that of either
-            row is no negative of both. Constant for the gradient; None keeps all.
-        margin_strategy: "absolute", s_ij <= s_ii + margin, or "relative", s_ij <= s_ii + margin |s_ii| (-0.05 for 95%).
-        guide: (s, t), rows of another model for the rows of either view, (n, k) and (m, k) floating, of any width: false negatives
-            are told by their similarity in place of the loss's own (GISTEmbed). None for the loss's own.
+        false_negative_margin, margin_strategy, guide: see info_nce. A pair above the limit of either row is no negative of both.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (2n values, those of u first).
         backend: see fastcl.pair_reduce.
