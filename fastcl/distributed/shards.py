@@ -30,17 +30,13 @@ from .visits import Tour
 from .wire import Wire
 
 GATHER_LIMIT = 2**28  # bytes of gathered rows a rank, above which strategy "auto" takes the ring
-DEFAULTS: dict[str, Any] = {
-    "operand": "dot", "pair": "identity", "reduce": "logsumexp", "mask": "all", "scale": 1.0, "shift": 0.0,
-    "bias_x": None, "bias_y": None, "columns": False,
-}  # fmt: skip
 
 
 def checked(x: Tensor, y: Tensor | None, arguments: dict[str, Any]) -> tuple[Problem, str]:
     """The problem and the backend of a call of pair_reduce, checked as there."""
     arguments = dict(arguments)
     backend = arguments.pop("backend", None)
-    return problem(x, y, **(DEFAULTS | arguments)), "auto" if backend is None else backend
+    return problem(x, y, **arguments), "auto" if backend is None else backend
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class Shards:
         p, backend = checked(x, y, arguments)
         if self._through_sums(p):
             return self._of_sums(p).to(p.dtype)
-        r, c = pairs.pair_reduce(self._plan(p, backend), p)
+        r, c = pairs.pair_reduce(self._tour(p), p, backend)
         return (r, c) if p.columns else r
 
     def pair_total(
@@ -117,23 +113,22 @@ class Shards:
         assert not p.columns
         if self._through_sums(p):
             return self.total(self._of_sums(p)).to(p.dtype)
-        plan = self._plan(p, backend)
-        if totals.applies(plan, p, outer):
-            share = totals.pair_total(plan, p, outer, positive)
+        tour = self._tour(p)
+        if totals.applies(tour, p, outer):
+            share = totals.pair_total(tour, p, backend, outer, positive)
             return _Everywhere.apply(self.wire, share).sum().to(p.dtype)
-        r, _ = pairs.pair_reduce(plan, p)
+        r, _ = pairs.pair_reduce(tour, p, backend)
         if positive is not None:
             r = softplus(r - positive.to(r.dtype))
         return self.log_total(r) if outer == "pooled" else self.total(r)
 
-    def _plan(self, p: Problem, backend: str) -> pairs.Plan:
+    def _tour(self, p: Problem) -> Tour:
         rows = self.sizes(p.n, p.x.device)
         columns = None if p.y is None else self.sizes(p.m, p.x.device)
         of_columns = (p.x,) if p.mask.guide_x is None else (p.x, p.mask.guide_x)  # as wide as they are
         bytes_gathered = sum(columns or rows) * sum(t.shape[1] * t.element_size() for t in of_columns)
         ring = self.strategy == "ring" or (self.strategy == "auto" and bytes_gathered > GATHER_LIMIT)
-        tour = Tour(self.wire, rows, columns, ring)
-        return pairs.Plan(tour, p.mask, p.operand, p.pair.key, tuple(p.pair.constants), p.reduce, p.columns, backend)
+        return Tour(self.wire, rows, columns, ring)
 
     def _through_sums(self, p: Problem) -> bool:
         """Whether it needs no pairs, and is as right without: where no device is waited for, all ranks look at all rows' norms."""

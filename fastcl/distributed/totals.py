@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..equation.problem import Problem
+from ..equation.problem import DIFFERENTIABLE, TENSORS, Problem
 from .derivatives import first_derivatives
-from .pairs import MASKING, Plan, Sweep, cast
-from .visits import Visit
+from .pairs import Plan, Sweep, parted
+from .visits import Tour, Visit
 from .wire import Columns
 
 
-def applies(plan: Plan, p: Problem, outer: str) -> bool:
+def applies(tour: Tour, p: Problem, outer: str) -> bool:
     """Whether one sweep gives this total."""
     if p.bias_x is not None or p.bias_y is not None or outer == "pooled":
         return False
-    return p.reduce == "sum" or not (plan.same or plan.tour.ring)
+    return p.reduce == "sum" or not (p.y is None or tour.ring)
 
 
 class PairTotal(torch.autograd.Function):
@@ -41,15 +41,12 @@ class PairTotal(torch.autograd.Function):
         plan: Plan,
         outer: str,
         wanted: tuple[bool, ...],
-        x: Tensor,
-        y: Tensor | None,
-        scale: Tensor,
-        shift: Tensor,
         positive: Tensor | None,
-        *masking: Tensor | None,
+        *tensors: Tensor | None,
     ) -> Tensor:
-        share, gradients = _visit(Sweep(plan, (x, y, scale, shift, None, None, *masking)), outer, positive, wanted)
-        ctx.dtype, ctx.present = x.dtype, [t is not None for t in gradients]
+        sweep = Sweep(plan, tensors)
+        share, gradients = _visit(sweep, outer, positive, wanted)
+        ctx.dtype, ctx.present = sweep.p.x.dtype, [t is not None for t in gradients]
         ctx.save_for_backward(*(t for t in gradients if t is not None))
         return share
 
@@ -58,21 +55,21 @@ class PairTotal(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         scaled = [upstream[0] * next(saved) if present else None for present in ctx.present]
-        rows = [None if t is None else t.to(ctx.dtype) for t in scaled[:2]]
-        return (None, None, None, *rows, *scaled[2:], *(None for _ in MASKING))
+        rows = [None if t is None else t.to(ctx.dtype) for t in scaled[1:3]]
+        return (None, None, None, scaled[0], *rows, *scaled[3:], *(None for _ in range(TENSORS - DIFFERENTIABLE + 2)))
 
 
 def _visit(
     sweep: Sweep, outer: str, positive: Tensor | None, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The share, and the gradients of the sum of all shares: of own x, y, positive, and shares of those of scale and shift."""
-    plan, x = sweep.plan, sweep.x
+    """The share, and the gradients of the sum of all shares: of own positive, x, y, and shares of those of scale and shift."""
+    plan, x, dtype = sweep.plan, sweep.p.x, sweep.p.dtype
     share = x.new_zeros((), dtype=torch.float64)
-    if plan.same:  # the columns' gradient is x's too
+    if sweep.same:  # the columns' gradient is x's too
         wanted = (wanted[0], wanted[0], *wanted[2:])
     shapes = {"x": x.shape, "scale": (), "shift": ()}
     here = {
-        name: x.new_zeros(shapes[name], dtype=sweep.dtype)
+        name: x.new_zeros(shapes[name], dtype=dtype)
         for name, w in zip(("x", "scale", "shift"), (wanted[0], *wanted[2:]), strict=True)
         if w
     }
@@ -85,7 +82,7 @@ def _visit(
         value, *found = torch.ops.fastcl.pair_total(
             *arguments[:-1], False, None if positive is None else positive[rows], outer, asked, plan.backend
         )
-        times = 2.0 if plan.same and not alone else 1.0  # a visit of two shards with each other stands for both orders
+        times = 2.0 if sweep.same and not alone else 1.0  # a visit of two shards with each other stands for both orders
         share.add_(value, alpha=times)
         for name, total in here.items():
             (total[rows] if total.dim() else total).add_(found[{"x": 0, "scale": 2, "shift": 3}[name]], alpha=times)
@@ -94,21 +91,21 @@ def _visit(
         return (times * found[1],) if asked[1] else ()
 
     def blank(rows: int) -> Columns:
-        return (x.new_zeros((rows, x.shape[1]), dtype=sweep.dtype),) if wanted[1] else ()
+        return (x.new_zeros((rows, x.shape[1]), dtype=dtype),) if wanted[1] else ()
 
     results = plan.tour.make(sweep.columns(), work, blank, lambda a, b: (a[0] + b[0],))
     dy = results[0] if results else None
-    if plan.same and dy is not None:
+    if sweep.same and dy is not None:
         here["x"], dy = here["x"] + dy, None
-    return share, [here.get("x"), dy, here.get("scale"), here.get("shift"), dpositive]
+    return share, [dpositive, here.get("x"), dy, here.get("scale"), here.get("shift")]
 
 
-def pair_total(plan: Plan, p: Problem, outer: str, positive: Tensor | None) -> Tensor:
+def pair_total(tour: Tour, p: Problem, backend: str, outer: str, positive: Tensor | None) -> Tensor:
     """This rank's share of outer(r) of a checked problem; x and y cast as autocast would."""
-    x, y, masking = cast(p)
+    plan, tensors = parted(tour, p, backend)
     recording = torch.is_grad_enabled()
-    wanted = tuple(recording and t is not None and t.requires_grad for t in (x, y, p.scale, p.shift))
+    wanted = tuple(recording and t is not None and t.requires_grad for t in tensors[:4])
     positive = None if positive is None else positive.to(p.dtype)
     with torch.autocast(p.x.device.type, enabled=False):
-        share: Tensor = PairTotal.apply(plan, outer, wanted, x, y, p.scale, p.shift, positive, *masking)
+        share: Tensor = PairTotal.apply(plan, outer, wanted, positive, *tensors)
     return share

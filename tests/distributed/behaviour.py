@@ -421,7 +421,7 @@ def wide_guides(rank: int, world: int) -> float:
     x, guide = (torch.empty(n, width, device="meta") for width in (4, 2**15))
     shards = Shards(Wire(dist.group.WORLD), ((n,) * world,))
     masks = [fastcl.at_most(x[:, 0], guide=s) for s in (None, guide)]
-    ring = [shards._plan(*checked(x, None, {"mask": mask})).tour.ring for mask in masks]
+    ring = [shards._tour(checked(x, None, {"mask": mask})[0]).ring for mask in masks]
     return 0.0 if ring == [False, True] else 1e3
 
 
