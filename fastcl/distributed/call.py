@@ -16,7 +16,7 @@ from ..equation.checks import is_dtensor
 from ..precision import full_precision
 from . import at_once, dtensors, in_graph, spelling
 from .agreement import Call, agree, bound, named
-from .derivatives import first_derivatives
+from .derivatives import Passed
 from .ranks import Ranks, check_settings, process_group
 from .shards import Shards
 from .spelling import Spelt
@@ -191,22 +191,8 @@ def _evened(number: Tensor, group: Any) -> Tensor:
     ranks = Ranks.of(group)
     assert ranks is not None
     wire = Wire(process_group(ranks.group))
-    same: Tensor = number if wire.world == 1 else _Even.apply(wire, number)
+    same: Tensor = number if wire.world == 1 else Passed.apply(number, wire.mean)
     return same
-
-
-class _Even(torch.autograd.Function):
-    """The number as it is, the mean of the ranks' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, wire: Wire, number: Tensor) -> Tensor:
-        ctx.wire = wire
-        return number.view_as(number)
-
-    @staticmethod
-    @first_derivatives
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.wire.mean(upstream[0])
 
 
 class _Share(torch.autograd.Function):

@@ -37,6 +37,20 @@ def first_derivatives(backward: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+class Passed(torch.autograd.Function):
+    """The value as it is; its gradient is what `change` makes of the upstream one."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.change = change
+        return value.view_as(value)
+
+    @staticmethod
+    @first_derivatives
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.change(upstream[0]), None
+
+
 def refuse(upstream: Iterable[Any]) -> None:
     """Raise in a backward of these upstream gradients, unless it is one of first derivatives."""
     if torch.is_grad_enabled():

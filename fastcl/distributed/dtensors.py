@@ -18,7 +18,7 @@ from ..equation.checks import is_dtensor
 from ..equation.masks import Mask, by_groups
 from ..precision import stacked
 from .agreement import COUNTS
-from .derivatives import first_derivatives
+from .derivatives import Passed
 from .pairs import MASKING
 from .ranks import Ranks, check_settings, process_group
 from .shards import Shards
@@ -89,7 +89,7 @@ class Placement:
     def number(self, t: Tensor) -> Tensor:
         """A tensor of one element, whose gradient is the sum of all ranks' shares of it."""
         t = local_number(t)
-        return t if self.group is None or not t.requires_grad else _Whole.apply(Wire(self.group), t)
+        return t if self.group is None or not t.requires_grad else Passed.apply(t, Wire(self.group).summed)
 
     def wrapped(self, answer: Tensor, rows: int) -> Tensor:
         """The answer as a DTensor: what all ranks hold alike, or one value for each own row, of `rows` rows in all."""
@@ -113,20 +113,6 @@ def _on_all(rows: int, group: Any) -> int:
     """How many rows all ranks have."""
     wire = Wire(group)
     return int(wire.everywhere(torch.tensor([rows], device=wire.device)).sum())
-
-
-class _Whole(torch.autograd.Function):
-    """A number as it is; its gradient is the sum of all ranks'."""
-
-    @staticmethod
-    def forward(ctx: Any, wire: Wire, value: Tensor) -> Tensor:
-        ctx.wire = wire
-        return value.view_as(value)
-
-    @staticmethod
-    @first_derivatives
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.wire.summed(upstream[0])
 
 
 def replicated(t: Tensor) -> Tensor:
