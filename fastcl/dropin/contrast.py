@@ -36,8 +36,7 @@ def cross_entropy(x: Tensor, y: Tensor, offset: int, scale: float | Tensor) -> T
         offset: index within y of the positive of x_0.
         scale: a number or a tensor with one element.
     """
-    if x.shape[0] == 0:
-        raise ValueError("expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+    checks.some_rows("x", x)
     p = positives(x, y, offset, scale)
     mask = off_diagonal(row_offset=offset)
     return pair_total(x, y, outer="contrast", positive=p, scale=scale, mask=mask) / x.shape[0]

@@ -45,8 +45,7 @@ if not TYPE_CHECKING:  # to type checkers it would say that any name is there
 
 def _check_views(module: nn.Module, out0: Tensor, out1: Tensor) -> None:
     checks.pair_of_matrices("out0", out0, "out1", out1, same_rows=True)
-    if out0.shape[0] == 0:
-        raise ValueError("out0: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+    checks.some_rows("out0", out0)
 
 
 def _gathers(module: nn.Module) -> dict[str, object] | None:
@@ -259,8 +258,7 @@ class MACLLoss(nn.Module):
             TypeError: for unsupported or mixed dtypes.
         """
         checks.pair_of_matrices("z0", z0, "z1", z1, same_rows=True)
-        if z0.shape[0] == 0:
-            raise ValueError("z0: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+        checks.some_rows("z0", z0)
         views = _Views.of(normalize_rows(z0), normalize_rows(z1), gather=False)
         aligned = row_dot(views.rows, views.partners)
         scale = 1.0 / (self.temperature * (1.0 + self.alpha * (aligned.detach().mean() - self.A_0)))
@@ -339,19 +337,7 @@ class DCLLoss(nn.Module):
 
     @agreed(_check_views, _gathers, even=("out0",))
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            out0: (n, d) floating, the first views.
-            out1: (n, d), dtype of out0, the second views.
-
-        Returns:
-            A scalar; -inf for one row, which has no negatives.
-
-        Raises:
-            ValueError: for shapes that do not fit, or no rows.
-            TypeError: for unsupported or mixed dtypes.
-        """
+        """The loss of one batch, of what NTXentLoss takes; -inf for one row, which has no negatives."""
         _check_views(self, out0, out1)
         unit0, unit1 = normalize_rows(out0), normalize_rows(out1)
         views = _Views.of(unit0, unit1, self.gather_distributed)

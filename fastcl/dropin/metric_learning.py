@@ -86,9 +86,7 @@ class MultiSimilarityLoss(_TwoSums):
         base: the similarity at which pairs begin to count.
         distance: None or CosineSimilarity(), DotProductSimilarity(...), or LpDistance(power=2) for the squared distance.
         reducer: None or MeanReducer(), or AvgNonZeroReducer().
-        embedding_regularizer: called with the embeddings, its value is added.
-        embedding_reg_weight: its weight.
-        collect_stats: None or False.
+        embedding_regularizer, embedding_reg_weight, collect_stats: as the library has them; no statistics are kept.
 
     Raises:
         NotImplementedError: for distances, reducers and statistics that are not supported.
@@ -122,9 +120,7 @@ class GeneralizedLiftedStructureLoss(_TwoSums):
         pos_margin: the margin of the positives.
         distance: LpDistance(power=2) for the squared distance, CosineSimilarity() or DotProductSimilarity(...).
         reducer: None or MeanReducer(), or AvgNonZeroReducer().
-        embedding_regularizer: called with the embeddings, its value is added.
-        embedding_reg_weight: its weight.
-        collect_stats: None or False.
+        embedding_regularizer, embedding_reg_weight, collect_stats: as the library has them; no statistics are kept.
 
     Raises:
         NotImplementedError: without a distance, or for distances, reducers and statistics that are not supported.
@@ -164,9 +160,7 @@ class NCALoss(_RowLoss):
         softmax_scale: a > 0.
         distance: None or LpDistance(power=2), CosineSimilarity() or DotProductSimilarity(...), for e^{a s}.
         reducer: None or MeanReducer(), or AvgNonZeroReducer().
-        embedding_regularizer: called with the embeddings, its value is added.
-        embedding_reg_weight: its weight.
-        collect_stats: None or False.
+        embedding_regularizer, embedding_reg_weight, collect_stats: as the library has them; no statistics are kept.
 
     Raises:
         NotImplementedError: for distances, reducers and statistics that are not supported.
@@ -233,9 +227,7 @@ class NPairsLoss(_RowLoss):
         distance: None or DotProductSimilarity(...), which scales rows to unit length by default, CosineSimilarity(), or
             LpDistance(power=2), for -d.
         reducer: None or MeanReducer(), or AvgNonZeroReducer().
-        embedding_regularizer: called with the embeddings, its value is added.
-        embedding_reg_weight: its weight.
-        collect_stats: None or False.
+        embedding_regularizer, embedding_reg_weight, collect_stats: as the library has them; no statistics are kept.
 
     Raises:
         NotImplementedError: for distances, reducers and statistics that are not supported.

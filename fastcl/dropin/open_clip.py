@@ -118,8 +118,7 @@ class ClipLoss(nn.Module):
             ValueError: for shapes or values that do not fit, or another world than the one that runs.
             TypeError: for unsupported or mixed dtypes.
         """
-        checks.pair_of_matrices("image_features", image_features, "text_features", text_features)
-        checks.positive_number("logit_scale", logit_scale)
+        self._check(image_features, text_features, logit_scale, logit_bias)
         loss = self._loss(image_features, text_features, logit_scale)
         if isinstance(logit_bias, Tensor):
             loss = loss + 0.0 * checks.scalar("logit_bias", logit_bias, image_features)
@@ -345,8 +344,7 @@ class SigLipLoss(nn.Module):
         output_dict: bool = False,
     ) -> None:
         checks.pair_of_matrices("image_features", image_features, "text_features", text_features, same_rows=True)
-        if image_features.shape[0] == 0:
-            raise ValueError("image_features: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+        checks.some_rows("image_features", image_features)
         checks.positive_number("logit_scale", logit_scale)
         if logit_bias is not None:
             checks.number("logit_bias", logit_bias)

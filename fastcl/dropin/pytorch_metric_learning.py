@@ -54,9 +54,7 @@ class NTXentLoss(LabelLoss):
         temperature: tau > 0.
         distance: None or CosineSimilarity() for unit rows, DotProductSimilarity(normalize_embeddings=...).
         reducer: None or MeanReducer().
-        embedding_regularizer: called with the embeddings, its value is added.
-        embedding_reg_weight: its weight.
-        collect_stats: None or False.
+        embedding_regularizer, embedding_reg_weight, collect_stats: as the library has them; no statistics are kept.
 
     Raises:
         NotImplementedError: for distances, reducers and statistics that are not supported.
@@ -98,9 +96,7 @@ class SupConLoss(LabelLoss):
         temperature: tau > 0.
         distance: None or CosineSimilarity() for unit rows, DotProductSimilarity(normalize_embeddings=...).
         reducer: None or AvgNonZeroReducer(), or MeanReducer() for the mean over all anchors.
-        embedding_regularizer: called with the embeddings, its value is added.
-        embedding_reg_weight: its weight.
-        collect_stats: None or False.
+        embedding_regularizer, embedding_reg_weight, collect_stats: as the library has them; no statistics are kept.
 
     Raises:
         NotImplementedError: for distances, reducers and statistics that are not supported.

@@ -144,8 +144,7 @@ class MultipleNegativesRankingLoss(nn.Module):
             )
         for i, column in enumerate(embeddings[1:], 1):
             checks.pair_of_matrices("embeddings[0]", embeddings[0], f"embeddings[{i}]", column, same_rows=True)
-        if embeddings[0].shape[0] == 0:
-            raise ValueError("embeddings: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+        checks.some_rows("embeddings", embeddings[0])
 
     def _across(self) -> dict[str, Any] | None:
         """What all ranks must share, where rows of all are taken in."""

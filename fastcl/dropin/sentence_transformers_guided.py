@@ -64,8 +64,7 @@ class _Guided:
             raise ValueError(
                 f"guides: expected {embeddings[0].shape[0]} rows, as embeddings have, got {guides[0].shape[0]}"
             )
-        if embeddings[0].shape[0] == 0:
-            raise ValueError("embeddings: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+        checks.some_rows("embeddings", embeddings[0])
 
     def _across(self) -> dict[str, Any] | None:
         """What all ranks must share, where rows of all are taken in."""

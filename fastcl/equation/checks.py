@@ -70,6 +70,12 @@ def pair_of_matrices(name_x: str, x: Any, name_y: str, y: Any, same_rows: bool =
         )
 
 
+def some_rows(name: str, x: Tensor) -> None:
+    """A mean over rows has some."""
+    if not x.shape[0]:
+        raise ValueError(f"{name}: expected at least 1 row, got 0: a mean over no rows; skip empty batches")
+
+
 def vector(name: str, v: Any, length: int, of: str, x: Tensor) -> Tensor:
     """A floating vector of the given length on the device of x."""
     if not isinstance(v, Tensor):
@@ -217,5 +223,5 @@ def outer(name: Any, reduce: str, positive: Any, x: Tensor) -> None:
 
 __all__ = [
     "DTYPES", "boolean", "groups", "integer", "like", "mask", "matrix", "number", "one_of", "outer", "pair_of_matrices",
-    "positive_number", "real", "reduction_of_pairs", "scalar", "vector",
+    "positive_number", "real", "reduction_of_pairs", "scalar", "some_rows", "vector",
 ]  # fmt: skip

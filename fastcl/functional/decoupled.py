@@ -60,8 +60,8 @@ def dcl(
         detach_weight: whether the weights carry no gradient (public codes differ).
         symmetric: whether to take the mean of both directions: one sweep over half the tiles serves both.
         groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
-        false_negative_margin, margin_strategy, guide: see info_nce. A pair above the limit of either row is no negative of both, and
-            a row without any left has no energy, 0.
+        false_negative_margin, margin_strategy, guide: see info_nce. A pair above the limit of either row is no negative of both,
+            and a row without any left has no energy, 0.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
@@ -140,8 +140,8 @@ def dhel(
         temperature: tau > 0, a number or a tensor with one element (may want gradients).
         form: "joint", "anchor" or "symmetric".
         groups: (n,) int64, one group per row: pairs of equal groups are left out of the energies.
-        false_negative_margin, margin_strategy, guide: see info_nce. A pair above the limit of either row is no negative of both, and
-            a row without any left has no energy, 0.
+        false_negative_margin, margin_strategy, guide: see info_nce. A pair above the limit of either row is no negative of both,
+            and a row without any left has no energy, 0.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
         backend: see fastcl.pair_reduce.
