@@ -208,7 +208,7 @@ def minc(
         target_v: (n, d) or None, the same for the second views.
         normalize: whether to scale rows, targets too, to unit length first.
         reduction: "mean" only.
-        backend: as everywhere; minc has no pairs to reduce and is the same on each.
+        backend: see fastcl.pair_reduce; minc has no pairs to reduce and is the same on each.
         group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:

@@ -44,7 +44,7 @@ def alignment(
         alpha: the exponent, > 0. Below 2 the gradient at x_i = y_i is taken as 0.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values).
-        backend: as everywhere; alignment has no pairs to reduce and is the same on each.
+        backend: see fastcl.pair_reduce; alignment has no pairs to reduce and is the same on each.
         group: the ranks over which rows are spread, a process group, a dimension of a DeviceMesh or fastcl.Ranks; None for none.
 
     Returns:

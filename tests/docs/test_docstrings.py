@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastcl
+from tests.fuzz.public import documented
 
 MODULES = (fastcl, fastcl.functional, fastcl.losses, fastcl.metrics)
 WITHOUT = {
@@ -20,6 +21,7 @@ WITHOUT = {
     "Patch": "returned by patch",
     "RetrievalAccuracy": "returned by retrieval_accuracy",
 }
+ALIKE = ("backend", "group", "normalize", "temperature")  # arguments that are the same thing in every loss
 NOT_RUN = {"patch": "its libraries are no requirement"}
 
 
@@ -43,3 +45,15 @@ def test_the_example_runs(name: str, thing: Any) -> None:
         warnings.simplefilter("error")
         doctest.DocTestRunner().run(test, out=output.append)
     assert not output, "".join(output)
+
+
+def test_every_argument_has_its_line_and_the_shared_ones_read_alike() -> None:
+    said: dict[str, set[str]] = {name: set() for name in ALIKE}
+    for name in fastcl.functional.__all__:
+        function = getattr(fastcl.functional, name)
+        if inspect.isfunction(function):
+            lines = documented(function)
+            assert lines.keys() >= inspect.signature(function).parameters.keys(), name
+            for shared in said.keys() & lines.keys():
+                said[shared].add(lines[shared][:20])
+    assert all(len(heads) == 1 for heads in said.values()), said
