@@ -1,5 +1,4 @@
-// The op's flat arguments (fastcl/ops.py has the schema) as both compiled backends check them, before memory is touched.
-// No tensor and no torch header; tensors.h describes tensors.
+// What the ops' arguments are checked by, before memory is touched. No tensor and no torch header; tensors.h describes tensors.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +17,6 @@ inline bool is_floating(ScalarKind kind) { return kind <= ScalarKind::float16; }
 
 // What a check needs to know of a tensor.
 struct Described {
-  bool there = false;
   int64_t dim = 0;
   const int64_t* sizes = nullptr;
   ScalarKind kind = ScalarKind::other;
@@ -36,23 +34,6 @@ struct Choices {
 };
 
 Choices choices_of(std::string_view mask, std::string_view operand, std::string_view pair, std::string_view reduce);
-
-struct Arguments {
-  Described x, y, scale, shift, bias_x, bias_y, group_x, group_y, limit_x, limit_y, guide_x, guide_y;
-  int64_t row_offset, col_offset, period;
-  std::string_view mask, operand, pair;
-  size_t constants;  // how many
-  std::string_view reduce;
-  bool columns;
-  int own_constants = -1;  // of a pair function that the backend has beside those of pair_entries
-
-  // Raises for what no kernel may be given.
-  Choices check() const;
-
- private:
-  void check_tensors() const;
-  void check_guides() const;
-};
 
 // Which of the six gradients to form.
 struct Wanted {

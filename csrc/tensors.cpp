@@ -56,7 +56,7 @@ Tensor Tensor::again() const {
 }
 
 Described Tensor::describe() const {
-  Described d{true, dim_, sizes_, kind_, "another dtype"};
+  Described d{dim_, sizes_, kind_, "another dtype"};
   for (const NamedDtype& named : dtypes)
     if (named.kind == kind_) d.dtype = named.name;
   FASTCL_TORCH(aoti_torch_get_device_type, handle_.get(), &d.device_type);

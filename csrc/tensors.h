@@ -51,8 +51,6 @@ class Tensor {
 };
 using OptionalTensor = std::optional<Tensor>;
 
-inline Described describe(const OptionalTensor& t) { return t ? t->describe() : Described(); }
-
 // A new contiguous tensor on the CPU, of at most two dimensions.
 Tensor empty(std::initializer_list<int64_t> shape, ScalarKind kind);
 // The same on any device.

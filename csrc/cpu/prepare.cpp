@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <new>
 
 namespace fastcl::cpu {
 namespace {
@@ -63,69 +62,6 @@ std::vector<T> centre_of(const Rows<T>& x, const Rows<T>* y) {
 }
 
 }  // namespace
-
-Given::Given(Stack& s)
-    : x(s.tensor()), y(s.optional_tensor()), scale(s.tensor()), shift(s.tensor()), bias_x(s.optional_tensor()), bias_y(s.optional_tensor()),
-      group_x(s.optional_tensor()), group_y(s.optional_tensor()), limit_x(s.optional_tensor()), limit_y(s.optional_tensor()),
-      guide_x(s.optional_tensor()), guide_y(s.optional_tensor()), row_offset(s.integer()), col_offset(s.integer()), period(s.integer()),
-      mask(s.text()), operand(s.text()), pair(s.text()), constants(s.numbers()), reduce(s.text()), columns(s.boolean()), own(own_pair(pair)) {}
-
-Given::Given(Tensor x, OptionalTensor y, Tensor scale, Tensor shift)
-    : x(std::move(x)), y(std::move(y)), scale(std::move(scale)), shift(std::move(shift)), row_offset(0), col_offset(0), period(0), mask("all"),
-      operand("dot"), pair("identity"), reduce("sum"), columns(false), own(nullptr) {}
-
-Choices Given::check() const {
-  return Arguments{x.describe(), describe(y), scale.describe(), shift.describe(), describe(bias_x), describe(bias_y), describe(group_x),
-                   describe(group_y), describe(limit_x), describe(limit_y), describe(guide_x), describe(guide_y), row_offset, col_offset,
-                   period, mask, operand, pair, constants.size(), reduce, columns, own ? own->constants : -1}
-      .check();
-}
-
-void Given::check(const Wanted& wanted) const {
-  FASTCL_CHECK_VALUE(y || !wanted.y, "wanted: x with itself has no gradient of y; pass y=x");
-}
-
-Host TorchHost::host() {
-  return Host{this, thread_count(),
-              [](void* self, int tasks, void (*body)(void*, int), void* argument) {
-                parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
-                  for (int64_t t = begin; t < end; t++) body(argument, int(t));
-                });
-                static_cast<TorchHost*>(self)->interruption_.check();
-              },
-              [](void* self, size_t bytes) { return static_cast<TorchHost*>(self)->allocate(bytes); }, interruption_.flag()};
-}
-
-TorchHost::Kept& TorchHost::kept() {
-  thread_local Kept kept;
-  return kept;
-}
-
-TorchHost::TorchHost() {
-  Kept& k = kept();
-  if (k.lent) return;
-  if (!k.memory) k.memory.reset(std::aligned_alloc(64, kept_bytes));
-  rest_ = static_cast<char*>(k.memory.get());
-  rest_bytes_ = rest_ == nullptr ? 0 : kept_bytes;
-  borrows_ = k.lent = true;
-}
-
-TorchHost::~TorchHost() {
-  if (borrows_) kept().lent = false;
-}
-
-void* TorchHost::allocate(size_t bytes) {
-  constexpr size_t line = 64;
-  bytes = (std::max(bytes, line) + line - 1) / line * line;
-  void* memory = rest_;
-  if (bytes <= rest_bytes_) {
-    rest_ += bytes, rest_bytes_ -= bytes;
-  } else {
-    memory = memory_.emplace_back(std::aligned_alloc(line, bytes)).get();
-    if (memory == nullptr) throw std::bad_alloc();
-  }
-  return poisoned() ? std::memset(memory, 0xff, bytes) : memory;
-}
 
 template <class T>
 Prepared<T>::Prepared(const Given& a) {

@@ -1,87 +1,14 @@
 // From the op's tensors to what the kernels read: O(n d) work, once for each call.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
-#include "interruption.h"
+#include "given.h"
+#include "host.h"
 #include "kernels.h"
-#include "own_pairs.h"
 #include "range.h"
-#include "../tensors.h"
 
 namespace fastcl::cpu {
-
-// The op's arguments: its tensors, and what is checked of them.
-struct Given {
-  Tensor x;
-  OptionalTensor y;
-  Tensor scale, shift;
-  OptionalTensor bias_x, bias_y, group_x, group_y, limit_x, limit_y, guide_x, guide_y;
-  int64_t row_offset, col_offset, period;
-  std::string mask, operand, pair;
-  std::vector<double> constants;
-  std::string reduce;
-  bool columns;
-  const OwnPair* own;  // null where the pair function is one of fastcl's
-
-  explicit Given(Stack& stack);  // PROBLEM of fastcl/equation/problem.py
-  // A sum of all z_ij, and whatever else the caller makes of it.
-  Given(Tensor x, OptionalTensor y, Tensor scale, Tensor shift);
-  bool in_double() const { return x.kind() == ScalarKind::float64; }
-  Choices check() const;
-  void check(const Wanted& wanted) const;
-};
-
-// torch's intra-op threads, and memory, as the kernels see them. Memory lives as long as this object.
-class TorchHost {
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  // What a small call needs comes from memory that the calling thread keeps: given back, the system would take its pages away, and
-  // for 128 rows to touch them anew took a tenth of a call.
-  static constexpr size_t kept_bytes = size_t(1) << 21;
-  struct Kept {
-    std::unique_ptr<void, Free> memory;
-    bool lent = false;
-  };
-  static Kept& kept();
-
-  std::vector<std::unique_ptr<void, Free>> memory_;
-  char* rest_ = nullptr;  // of what was lent
-  size_t rest_bytes_ = 0;
-  bool borrows_ = false;
-  Interruption interruption_;
-
- public:
-  TorchHost();
-  ~TorchHost();
-  TorchHost(const TorchHost&) = delete;
-  Host host();
-  void* allocate(size_t bytes);
-  // What is allocated while one lives is given back at its end: the second sweep of a call holds no panels of the first.
-  class Scope {
-    TorchHost& host_;
-    const size_t count_ = host_.memory_.size(), rest_bytes_ = host_.rest_bytes_;
-    char* const rest_ = host_.rest_;
-
-   public:
-    explicit Scope(TorchHost& host) : host_(host) {}
-    Scope(const Scope&) = delete;
-    ~Scope() {
-      host_.memory_.resize(count_);
-      host_.rest_ = rest_, host_.rest_bytes_ = rest_bytes_;
-    }
-  };
-  // Elements [0, count) for use and `slack` more that may be read, all zero.
-  template <class U>
-  U* vector(int64_t count) {
-    auto* v = static_cast<U*>(allocate((count + slack) * sizeof(U)));
-    std::fill(v, v + count + slack, U(0));
-    return v;
-  }
-};
 
 // A matrix in T, each row contiguous, in torch's memory or the host's.
 template <class T>
