@@ -78,82 +78,54 @@ FASTCL_INLINE Simd<T> marked(Simd<T> w, Simd<T> z) {
   else return w;
 }
 
-// A running sum over the rows of the pane, for each of its columns.
-template <class T>
+// A running sum over the rows of the pane, for each of its columns; nothing where it is not wanted.
+template <class T, bool wanted = true>
 struct ColumnSums {
   using G = Geometry<T>;
   Simd<T> sum[G::vectors];
   FASTCL_INLINE explicit ColumnSums(const T* from) {
-    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) sum[v] = Simd<T>::load(from + v * G::lanes);
+    if constexpr (wanted) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) sum[v] = Simd<T>::load(from + v * G::lanes);
   }
   FASTCL_INLINE void store(T* to) const {
-    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) sum[v].store(to + v * G::lanes);
+    if constexpr (wanted) FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) sum[v].store(to + v * G::lanes);
   }
 };
 
-template <class T, class F, bool masked>
-void push(const Pane<T>& pane, const Task<T>& task) {
+// The steps of one exponential or one f for each pair: its value, its weight (with g_i + h_j where the step is weigh alone), or both.
+template <class T, class F, Step step, bool masked>
+void visit(const Pane<T>& pane, const Task<T>& task) {
+  constexpr bool values = step != Step::weigh, weights = step != Step::push;
   const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
   using G = Geometry<T>;
   const F f(task);
   const Simd<T> scale = task.scale;
-  ColumnSums<T> cols(p.col_value);
+  ColumnSums<T, values> col_values(p.col_value);
+  ColumnSums<T, weights> col_weights(p.col_weight_sum);
   for (int r = 0; r < G::pane_rows; r++) {
-    Simd<T> row = p.row_value[r];
-    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
-      const Simd<T> value = visited<masked>(p, f.value(z_of(p, scale, r, v)), r, v);
-      row += value;
-      cols.sum[v] += value;
-    }
-    p.row_value[r] = row;
-  }
-  cols.store(p.col_value);
-}
-
-template <class T, class F, bool masked>
-void weigh(const Pane<T>& pane, const Task<T>& task) {
-  const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
-  using G = Geometry<T>;
-  const F f(task);
-  const Simd<T> scale = task.scale;
-  ColumnSums<T> cols(p.col_weight_sum);
-  for (int r = 0; r < G::pane_rows; r++) {
-    Simd<T> row = p.row_weight_sum[r];
-    FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
-      const Simd<T> g_plus_h = Simd<T>(p.row_weight[r]) + Simd<T>::load(p.col_weight + v * G::lanes);
-      const Simd<T> z = z_of(p, scale, r, v), w = visited<masked>(p, f.slope(z) * g_plus_h, r, v);
-      marked<masked>(w, z).store(p.w + r * G::w_stride + v * G::lanes);
-      row += w;
-      cols.sum[v] += w;
-    }
-    p.row_weight_sum[r] = row;
-  }
-  cols.store(p.col_weight_sum);
-}
-
-template <class T, class F, bool masked>
-void both(const Pane<T>& pane, const Task<T>& task) {
-  const Pane<T> p = pane;  // its own copy: what is stored to w might else have changed the pointers
-  using G = Geometry<T>;
-  const F f(task);
-  const Simd<T> scale = task.scale;
-  ColumnSums<T> values(p.col_value), weights(p.col_weight_sum);
-  for (int r = 0; r < G::pane_rows; r++) {
-    Simd<T> row_value = p.row_value[r], row_weight = p.row_weight_sum[r];
+    Simd<T> row_value, row_weight;
+    if constexpr (values) row_value = p.row_value[r];
+    if constexpr (weights) row_weight = p.row_weight_sum[r];
     FASTCL_UNROLL for (int v = 0; v < G::vectors; v++) {
       const Simd<T> z = z_of(p, scale, r, v);
-      const Simd<T> value = visited<masked>(p, f.value(z), r, v), w = visited<masked>(p, f.slope(z), r, v);
-      marked<masked>(w, z).store(p.w + r * G::w_stride + v * G::lanes);
-      row_value += value;
-      row_weight += w;
-      values.sum[v] += value;
-      weights.sum[v] += w;
+      if constexpr (values) {
+        const Simd<T> value = visited<masked>(p, f.value(z), r, v);
+        row_value += value;
+        col_values.sum[v] += value;
+      }
+      if constexpr (weights) {
+        Simd<T> w = f.slope(z);
+        if constexpr (step == Step::weigh) w = w * (Simd<T>(p.row_weight[r]) + Simd<T>::load(p.col_weight + v * G::lanes));
+        w = visited<masked>(p, w, r, v);
+        marked<masked>(w, z).store(p.w + r * G::w_stride + v * G::lanes);
+        row_weight += w;
+        col_weights.sum[v] += w;
+      }
     }
-    p.row_value[r] = row_value;
-    p.row_weight_sum[r] = row_weight;
+    if constexpr (values) p.row_value[r] = row_value;
+    if constexpr (weights) p.row_weight_sum[r] = row_weight;
   }
-  values.store(p.col_value);
-  weights.store(p.col_weight_sum);
+  col_values.store(p.col_value);
+  col_weights.store(p.col_weight_sum);
 }
 
 // The running maximum and the sum of exponentials against it, after N more values.
@@ -221,22 +193,23 @@ struct Epilogue {
   void (*masked)(const Pane<T>&, const Task<T>&);
 };
 
+template <class T, class F, Step step>
+inline constexpr Epilogue<T> visiting = {visit<T, F, step, false>, visit<T, F, step, true>};
+
 // Of a pair function: what its sum takes of the steps, in this order.
-#define FASTCL_EPILOGUES(T, P)                                               \
-  {push<T, Function<T, P>, false>, push<T, Function<T, P>, true>},           \
-  {weigh<T, Function<T, P>, false>, weigh<T, Function<T, P>, true>},         \
-  {both<T, Function<T, P>, false>, both<T, Function<T, P>, true>}
+#define FASTCL_EPILOGUES(T, P) \
+  visiting<T, Function<T, P>, Step::push>, visiting<T, Function<T, P>, Step::weigh>, visiting<T, Function<T, P>, Step::both>
 
 template <class T>
 Epilogue<T> epilogue_of(const Task<T>& task, Step step) {
   if (task.reduce == Reduction::logsumexp) {
     using F = SharedExponential<T>;
     switch (step) {
-      case Step::push: return {push<T, F, false>, push<T, F, true>};
+      case Step::push: return visiting<T, F, Step::push>;
       case Step::push_maxima: return {push_maxima<T, false>, push_maxima<T, true>};
-      case Step::weigh: return {weigh<T, F, false>, weigh<T, F, true>};
+      case Step::weigh: return visiting<T, F, Step::weigh>;
       case Step::weigh_split: return {weigh_split<T, false>, weigh_split<T, true>};
-      case Step::both: return {both<T, F, false>, both<T, F, true>};
+      case Step::both: return visiting<T, F, Step::both>;
     }
   }
   const int place = step == Step::push ? 0 : step == Step::weigh ? 1 : 2;
