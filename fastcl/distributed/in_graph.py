@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,13 +118,37 @@ def _kept(t: Tensor) -> torch.dtype:
     return torch.float32 if t.dtype == torch.float16 else t.dtype
 
 
+class Told(NamedTuple):
+    """What an op is told of a call, in the order of its schema."""
+
+    tensors: list[Tensor]
+    reals: Tensor
+    integers: list[int]
+    call: str
+    group: str
+    wanted: list[bool]
+
+    def wanting(self) -> list[Tensor]:
+        return [t for t, w in zip(self.tensors, self.wanted, strict=True) if w]
+
+    def held_over(self) -> list[Tensor]:
+        """What the backward takes again, though it wants no gradient (a queue, say): it may be written over before.
+
+        A clone in the graph would not do: the compiler makes it again in the backward, of what has been written over.
+        """
+        return [t for t, w in zip(self.tensors, self.wanted, strict=True) if not w] if any(self.wanted) else []
+
+    def as_leaves(self) -> Told:
+        return self._replace(tensors=_leaves(self.tensors, self.wanted))
+
+
 @contextmanager
-def _united(tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str) -> Iterator[Any]:
+def _united(told: Told) -> Iterator[Any]:
     """The call of these leaves, agreed on, with what was around it."""
     from .call import Union, rounded  # which traces these ops
 
-    spelt, args, kwargs, place = given(call, tensors, reals.tolist(), integers)
-    ranks = Ranks(group_of(group), place.gradient, place.strategy)
+    spelt, args, kwargs, place = given(told.call, told.tensors, told.reals.tolist(), told.integers)
+    ranks = Ranks(group_of(told.group), place.gradient, place.strategy)
     with _recording(), torch.set_grad_enabled(place.grad_mode), rounded(place.device, place.autocast):
         yield Union(spelt, args, kwargs, ranks, asking=True)
 
@@ -146,49 +170,31 @@ def _leaves(tensors: list[Tensor], wanted: list[bool]) -> list[Tensor]:
     return [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
 
 
-def _over_ranks(
-    tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str, wanted: list[bool]
-) -> list[Tensor]:
-    inside, apart = _leaves(tensors, wanted), _Apart(tensors)
-    with _united(inside, reals, integers, call, group) as union:
+def _over_ranks(*arguments: Any) -> list[Tensor]:
+    told = Told(*arguments)
+    inside, apart = told.as_leaves(), _Apart(told.tensors)
+    with _united(inside) as union:
         value, gradients = union.with_gradients()
-    assert value.dim() == 0, f"{call}: expected one number, got shape {tuple(value.shape)}"
-    asked = [t for t, w in zip(inside, wanted, strict=True) if w]
+    assert value.dim() == 0, f"{told.call}: expected one number, got shape {tuple(value.shape)}"
     return [
-        value.detach().to(_promised(tensors), copy=True),
-        *(apart(gradients[id(t)][1].to(_kept(t))) for t in asked),
+        value.detach().to(_promised(told.tensors), copy=True),
+        *(apart(gradients[id(t)][1].to(_kept(t))) for t in inside.wanting()),
     ]
 
 
-def _parts_over_ranks(
-    tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str, wanted: list[bool]
-) -> list[Tensor]:
-    apart = _Apart(tensors)
-    with _united(_leaves(tensors, wanted), reals, integers, call, group) as union:
+def _parts_over_ranks(*arguments: Any) -> list[Tensor]:
+    told = Told(*arguments)
+    apart = _Apart(told.tensors)
+    with _united(told.as_leaves()) as union:
         parts = [apart(part) for part in union.parts()]
-    return [*parts, *(t.clone(memory_format=torch.contiguous_format) for t in _held_over(tensors, wanted))]
+    return [*parts, *(t.clone(memory_format=torch.contiguous_format) for t in told.held_over())]
 
 
-def _held_over(tensors: list[Tensor], wanted: list[bool]) -> list[Tensor]:
-    """What the backward takes again, though it wants no gradient (a queue, say): it may be written over before.
-
-    A clone in the graph would not do: the compiler makes it again in the backward, of what has been written over.
-    """
-    return [t for t, w in zip(tensors, wanted, strict=True) if not w] if any(wanted) else []
-
-
-def _gradients_of_parts(
-    tensors: list[Tensor],
-    reals: Tensor,
-    integers: list[int],
-    call: str,
-    group: str,
-    wanted: list[bool],
-    upstream: list[Tensor],
-) -> list[Tensor]:
-    inside, apart = _leaves(tensors, wanted), _Apart([*tensors, *upstream])
-    with _united(inside, reals, integers, call, group) as union:
-        gradients = union.gradients([t for t in inside if t.requires_grad], upstream)
+def _gradients_of_parts(*arguments: Any) -> list[Tensor]:
+    *of_call, upstream = arguments
+    inside, apart = Told(*of_call).as_leaves(), _Apart([*of_call[0], *upstream])
+    with _united(inside) as union:
+        gradients = union.gradients(inside.wanting(), upstream)
     return [apart(g) for g in gradients]
 
 
@@ -204,45 +210,33 @@ def _once(fake: Callable[..., Any]) -> Callable[..., Any]:
     return traced_once
 
 
-def _fake_over_ranks(
-    tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str, wanted: list[bool]
-) -> list[Tensor]:
-    value = reals.new_empty((), dtype=_promised(tensors))
-    return [value, *(t.new_empty(t.shape, dtype=_kept(t)) for t, w in zip(tensors, wanted, strict=True) if w)]
+def _fake_over_ranks(*arguments: Any) -> list[Tensor]:
+    told = Told(*arguments)
+    value = told.reals.new_empty((), dtype=_promised(told.tensors))
+    return [value, *(t.new_empty(t.shape, dtype=_kept(t)) for t in told.wanting())]
 
 
-def _fake_parts(
-    tensors: list[Tensor], reals: Tensor, integers: list[int], call: str, group: str, wanted: list[bool]
-) -> list[Tensor]:
+def _fake_parts(*arguments: Any) -> list[Tensor]:
     """As the rehearsal of the call has them; of a call that is wrong, which raises when it is made, what most is made of."""
     from .agreement import Rehearsal
 
-    spelt, args, kwargs, _ = given(call, tensors, [STAND_IN] * reals.shape[0], integers)
-    rows = next((t for t in tensors if t.dim() == 2), reals)
-    copies = [t.new_empty(t.shape) for t in _held_over(tensors, wanted)]
+    told = Told(*arguments)
+    spelt, args, kwargs, _ = given(told.call, told.tensors, [STAND_IN] * told.reals.shape[0], told.integers)
+    rows = next((t for t in told.tensors if t.dim() == 2), told.reals)
+    copies = [t.new_empty(t.shape) for t in told.held_over()]
     try:
         with torch.no_grad(), batch.over(Rehearsal(rows.device)):
             answer = spelt.function(*args, **kwargs)
     except Exception:
-        if not spelt.several(kwargs):
-            return [rows.new_empty(rows.shape[0], dtype=_promised(tensors)), *copies]
-        return [*(rows.new_empty((), dtype=_promised(tensors)) for _ in spelt.form._fields), *copies]
+        shapes = [() for _ in spelt.form._fields] if spelt.several(kwargs) else [rows.shape[:1]]
+        return [*(rows.new_empty(shape, dtype=_promised(told.tensors)) for shape in shapes), *copies]
     parts = answer if isinstance(answer, tuple) else (answer,)
     return [*(rows.new_empty(part.shape, dtype=part.dtype) for part in parts), *copies]
 
 
-def _fake_gradients(
-    tensors: list[Tensor],
-    reals: Tensor,
-    integers: list[int],
-    call: str,
-    group: str,
-    wanted: list[bool],
-    upstream: list[Tensor],
-) -> list[Tensor]:
-    return [
-        torch.empty_like(t, memory_format=torch.contiguous_format) for t, w in zip(tensors, wanted, strict=True) if w
-    ]
+def _fake_gradients(*arguments: Any) -> list[Tensor]:
+    wanting = Told(*arguments[:-1]).wanting()
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanting]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -267,7 +261,7 @@ def _gradients(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
 def _save_call(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     tensors, reals, ctx.integers, ctx.call, ctx.group, ctx.wanted = inputs
     ctx.rest = (None, None if ctx.integers else [], None, None, None)
-    count = len(output) - len(_held_over(tensors, ctx.wanted))
+    count = len(output) - len(Told(*inputs).held_over())
     fields = objective(ctx.call).form._fields if count > 1 else ()
     fixed = [part for part, name in zip(output, fields, strict=False) if name in STATE]
     ctx.mark_non_differentiable(*fixed, *output[count:])
