@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ..equation.language import SOURCE, RefusedError
+from ..equation.masks import Mask
 from ..equation.pairs import PairFunction
-from ..equation.problem import TENSORS
+from ..equation.problem import PAIR, Problem, pack
 from . import extension, pair_libraries
 
 MOST_CONSTANTS = 8  # csrc/cpu/task.h
@@ -214,15 +215,13 @@ def _hold(name: str, pair: PairFunction) -> None:
     Raises:
         RuntimeError: they differ by more than rounding explains.
     """
-    constants = list(pair.constants)
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
         z = Z.to(dtype)
         one = z.new_ones(())
         absent = one.new_empty(0)
-        problem = (
-            z[:, None].contiguous(), one[None, None], one, torch.zeros_like(one), *[None] * (TENSORS - 4), 0, 0, 0,
-            "all", "dot", name, constants, "sum", False,
-        )  # fmt: skip
+        x, zero = z[:, None].contiguous(), torch.zeros_like(one)
+        packed = pack(Problem(x, one[None, None], one, zero, None, None, Mask(), "dot", pair, "sum", False))
+        problem = (*packed[:PAIR], name, *packed[PAIR + 1 :])
         r, _ = torch.ops.fastcl.kernel_rows(*problem)
         wanted = [True, *[False] * 5]
         dx, *_ = torch.ops.fastcl.kernel_gradients(*problem, r, absent, torch.ones_like(z), absent, wanted, False)
