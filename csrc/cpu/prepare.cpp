@@ -7,7 +7,6 @@
 namespace fastcl::cpu {
 namespace {
 
-constexpr double log2_e = 1.4426950408889634074;
 constexpr int64_t sampled = 32;  // rows of a side, of which the centre is the median
 
 // The one element of a tensor, in T.

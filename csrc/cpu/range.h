@@ -8,6 +8,8 @@
 
 namespace fastcl::cpu {
 
+inline constexpr double ln_2 = 0.69314718055994530942, log2_e = 1.4426950408889634074;
+
 template <class T>
 struct Range;
 

@@ -42,7 +42,6 @@ Tensor tensor_of(const double* v, int64_t count, double factor) {
   return out;
 }
 
-// dx = a W Y, or -2a (W Y - diag(W 1) X); in double, so that no factor leaves the range on its way.
 // dx = a W Y, or -2a (W Y - diag(W 1) X), rounded to T and then to the rows' dtype; in double, so that no factor leaves the range on
 // its way.
 template <class T>

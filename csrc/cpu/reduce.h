@@ -7,8 +7,6 @@
 
 namespace fastcl::cpu {
 
-inline constexpr double ln_2 = 0.69314718055994530942, log2_e = 1.4426950408889634074;
-
 // Sweeps for the values of x (and y). For a log-sum-exp first against the shared reference, with one exponential for
 // each pair; if a value is too small to be exact so (or there is no such reference), with running maxima.
 template <class T>

@@ -1,11 +1,10 @@
 // exp, log and their kin for one register, within two units in the last place (pow in double: a few).
 #pragma once
 
+#include "range.h"
 #include "simd.h"
 
 namespace fastcl::cpu::FASTCL_ISA {
-
-inline constexpr double log2_e = 1.4426950408889634074, ln_2 = 0.69314718055994530942;
 
 template <class T>
 struct Constants;

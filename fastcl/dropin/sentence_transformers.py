@@ -219,15 +219,8 @@ class MultipleNegativesRankingLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments, for model cards."""
-        return {
-            "scale": self.scale,
-            "similarity_fct": getattr(self.similarity_fct, "__name__", "cos_sim"),
-            "gather_across_devices": self.gather_across_devices,
-            "directions": self.directions,
-            "partition_mode": self.partition_mode,
-            "hardness_mode": self.hardness_mode,
-            "hardness_strength": self.hardness_strength,
-        }
+        names = ("scale", "similarity_fct", "gather_across_devices", "directions", "partition_mode", "hardness_mode")
+        return _config(self, *names, "hardness_strength")
 
     @property
     def temperature(self) -> float | Tensor:
@@ -265,6 +258,12 @@ class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__(model, scale, similarity_fct, gather_across_devices, BOTH_WAYS, "per_direction")
+
+
+def _config(loss: nn.Module, *names: str) -> dict[str, Any]:
+    """What the loss has under these names, of its similarity the name."""
+    given = {name: getattr(loss, name) for name in names}
+    return given | {"similarity_fct": getattr(loss.similarity_fct, "__name__", "cos_sim")}
 
 
 def _citation(title: str, author: str, arxiv: str) -> str:

@@ -12,7 +12,7 @@ from ..equation import checks
 from ..equation.masks import off_diagonal
 from ..functional.rows import normalize_rows
 from ..ops import pair_total
-from .sentence_transformers import _citation, _similarity
+from .sentence_transformers import _citation, _config, _similarity
 
 __all__ = ["GlobalOrthogonalRegularizationLoss"]
 
@@ -108,12 +108,7 @@ class GlobalOrthogonalRegularizationLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments, for model cards."""
-        return {
-            "similarity_fct": getattr(self.similarity_fct, "__name__", "cos_sim"),
-            "mean_weight": self.mean_weight,
-            "second_moment_weight": self.second_moment_weight,
-            "aggregation": self.aggregation,
-        }
+        return _config(self, "similarity_fct", "mean_weight", "second_moment_weight", "aggregation")
 
     @property
     def citation(self) -> str:
