@@ -167,7 +167,7 @@ class Sweep:
         return [answer.get(name) for name in GRADIENTS]
 
 
-def pair_reduce(tour: Tour, p: Problem, backend: str) -> tuple[Tensor, Tensor]:
+def rows_of(tour: Tour, p: Problem, backend: str) -> tuple[Tensor, Tensor]:
     """(r, c) of a checked problem; x and y cast as autocast would."""
     plan, tensors = parted(tour, p, backend)
     with torch.autocast(p.x.device.type, enabled=False):

@@ -101,7 +101,7 @@ class Shards:
         p, backend = checked(x, y, arguments)
         if self._through_sums(p):
             return self._of_sums(p).to(p.dtype)
-        r, c = pairs.pair_reduce(self._tour(p), p, backend)
+        r, c = pairs.rows_of(self._tour(p), p, backend)
         return (r, c) if p.columns else r
 
     def pair_total(
@@ -115,9 +115,9 @@ class Shards:
             return self.total(self._of_sums(p)).to(p.dtype)
         tour = self._tour(p)
         if totals.applies(tour, p, outer):
-            share = totals.pair_total(tour, p, backend, outer, positive)
+            share = totals.share_of(tour, p, backend, outer, positive)
             return _Everywhere.apply(self.wire, share).sum().to(p.dtype)
-        r, _ = pairs.pair_reduce(tour, p, backend)
+        r, _ = pairs.rows_of(tour, p, backend)
         if positive is not None:
             r = softplus(r - positive.to(r.dtype))
         return self.log_total(r) if outer == "pooled" else self.total(r)

@@ -100,7 +100,7 @@ def _visit(
     return share, [dpositive, here.get("x"), dy, here.get("scale"), here.get("shift")]
 
 
-def pair_total(tour: Tour, p: Problem, backend: str, outer: str, positive: Tensor | None) -> Tensor:
+def share_of(tour: Tour, p: Problem, backend: str, outer: str, positive: Tensor | None) -> Tensor:
     """This rank's share of outer(r) of a checked problem; x and y cast as autocast would."""
     plan, tensors = parted(tour, p, backend)
     recording = torch.is_grad_enabled()
