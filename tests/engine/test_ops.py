@@ -312,7 +312,7 @@ def test_a_number_that_changes_compiles_twice(name: str) -> None:
 
 
 def test_second_derivatives_of_a_pooled_total_at_large_logits() -> None:
-    """Two pairs of 4e4 share all weight: what a rounded normaliser makes of their weights, times their slopes squared, was 155 off."""
+    """Two pairs of 4e4 share all weight, whose slopes squared the error of a rounded normaliser was times."""
     rows = torch.tensor([[122.0, -60.5], [-118.0, 77.25], [3.0, 40.0], [-21.0, -9.5]])
     found = []
     for dtype in (torch.float32, torch.float64):

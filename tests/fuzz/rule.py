@@ -351,6 +351,7 @@ def compare(
     allowed = allowed + 2.0 * eps * natural + constants
     if plain:
         order = size.argsort()
+        gone = size <= 1e-9 * natural  # what cancelled wholly is of like size
         of_plain, of_moved = (
             neighbourly(
                 torch.stack(
@@ -361,6 +362,7 @@ def compare(
                 ).amax(0),
                 order,
                 alike,
+                gone,
             )
             for samples in (plain, moved)
         )
@@ -379,12 +381,13 @@ def by_row(t: Tensor) -> Tensor:
     return t.reshape(-1) if t.dim() < 2 or not t.numel() else t.amax(1)
 
 
-def neighbourly(errors: Tensor, order: Tensor, alike: bool) -> Tensor:
+def neighbourly(errors: Tensor, order: Tensor, alike: bool, gone: Tensor) -> Tensor:
     """The largest among results of like size; with `alike` among all."""
     if errors.numel() < 2 or alike:
         return errors if errors.numel() < 2 else errors.amax().expand_as(errors)
     around = torch.nn.functional.max_pool1d(errors[order][None], 2 * NEIGHBOURS + 1, 1, NEIGHBOURS)[0]
-    return torch.empty_like(errors).index_copy_(0, order, around)
+    found = torch.empty_like(errors).index_copy_(0, order, around)
+    return torch.where(gone, torch.where(gone, errors, 0.0).amax(), found)
 
 
 def plain_number(name: str, value: Any) -> Any:
