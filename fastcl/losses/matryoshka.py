@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..equation import checks
+from ..equation import arguments, checks
 
 Loss = Callable[..., Tensor]
 
@@ -52,20 +52,27 @@ class MatryoshkaLoss(nn.Module):
         super().__init__()
         self.dims = _increasing(dims)
         losses = list(loss) if isinstance(loss, (Sequence, nn.ModuleList)) else [loss] * len(self.dims)
-        given = [1.0] * len(self.dims) if weights is None else list(weights)
+        given = [1.0] * len(self.dims) if weights is None else _in_order("weights", weights, "numbers")
         for name, each in (("loss", losses), ("weights", given)):
             if len(each) != len(self.dims):
                 raise ValueError(f"{name}: expected one for each of the {len(self.dims)} dims, got {len(each)}")
-        self.weights = tuple(checks.real("weights", w) for w in given)
+        self.weights = tuple(checks.real(f"weights[{i}]", w) for i, w in enumerate(given))
         distinct = {id(each): each for each in losses}
-        for shared in distinct.values() if len(distinct) < len(losses) else ():
-            if getattr(shared, "wide", ()):  # rows of one width would be weighed by what was kept of another
-                kind = type(shared).__name__
-                raise ValueError(f"loss: expected a {kind} for each of dims, since it has a state, got one; pass a list")
         self.losses = nn.ModuleList(_as_module(each) for each in distinct.values())
         self.order = [list(distinct).index(id(each)) for each in losses]
+        for shared in self.losses if len(distinct) < len(losses) else ():
+            # Rows of one width would be weighed by what was kept of another.
+            if any(getattr(part, "wide", ()) for part in shared.modules()):
+                kind = type(shared).__name__
+                raise ValueError(
+                    f"loss: expected a {kind} for each of dims, since it has a state, got one; pass a list"
+                )
 
     def forward(self, *rows: Any, **data: Any) -> Tensor:
+        if not rows:
+            raise TypeError(
+                "rows: expected them in their places, as loss(x, y), got none; what is passed by name is not cut"
+            )
         cut = [_prefixes(f"rows[{i}]", x, self.dims) for i, x in enumerate(rows)]
         calls = zip(self.weights, self.order, zip(*cut, strict=True), strict=True)
         return torch.stack([w * self.losses[k](*prefixes, **data) for w, k, prefixes in calls]).sum(0)
@@ -86,6 +93,9 @@ class _Function(nn.Module):
 
 
 def _as_module(loss: Any) -> nn.Module:
+    if isinstance(loss, type):
+        name = loss.__name__
+        raise TypeError(f"loss: expected a module or a function of rows, got the class {name}; pass {name}(...)")
     if not callable(loss):
         raise TypeError(
             f"loss: expected a module or a function of rows, got {type(loss).__name__}; pass a module of fastcl.losses"
@@ -93,11 +103,15 @@ def _as_module(loss: Any) -> nn.Module:
     return loss if isinstance(loss, nn.Module) else _Function(loss)
 
 
+def _in_order(name: str, given: Any, what: str) -> list[Any]:
+    """Of a set there is no order, and of a dict the keys would be taken."""
+    if isinstance(given, (Set, Mapping)) or not isinstance(given, Iterable):
+        raise TypeError(f"{name}: expected {what} in order, got {type(given).__name__}; pass a list")
+    return list(given)
+
+
 def _increasing(dims: Sequence[int]) -> tuple[int, ...]:
-    found = tuple(dims)
-    for d in found:
-        if isinstance(d, bool) or not isinstance(d, int):
-            raise TypeError(f"dims: expected integers, got {type(d).__name__}; pass int(d)")
+    found = tuple(checks.integer(f"dims[{i}]", d) for i, d in enumerate(_in_order("dims", dims, "widths")))
     if not found or found[0] < 1 or any(a >= b for a, b in pairwise(found)):
         raise ValueError(f"dims: expected increasing widths > 0, got {found}; sort them, each once")
     return found
@@ -107,6 +121,7 @@ def _prefixes(name: str, x: Any, dims: tuple[int, ...]) -> list[Any]:
     """The prefixes of rows, each a part of the next, whose gradients are then added from the narrowest on; else x itself."""
     if not (isinstance(x, Tensor) and x.dim() == 2 and x.is_floating_point()):
         return [x for _ in dims]
+    arguments.dense(name, x)
     if x.shape[1] < dims[-1]:
         raise ValueError(
             f"{name}: expected at least {dims[-1]} columns, the largest of dims, got {x.shape[1]}; pass smaller dims"

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy
 import pytest
 import torch
 
@@ -74,16 +75,56 @@ def test_compiled_whole():
     [
         ({"dims": (3, 2)}, ValueError, "dims: expected increasing widths"),
         ({"dims": ()}, ValueError, "dims: expected increasing widths"),
-        ({"dims": (2.0, 3)}, TypeError, "dims: expected integers, got float"),
+        ({"dims": (2.0, 3)}, TypeError, r"dims\[0\]: expected an integer, got float; pass int\(dims\[0\]\)"),
+        ({"dims": 8}, TypeError, "dims: expected widths in order, got int; pass a list"),
+        ({"dims": {2, 3}}, TypeError, "dims: expected widths in order, got set; pass a list"),
         ({"weights": (1.0,)}, ValueError, "weights: expected one for each of the 3 dims, got 1"),
+        ({"weights": 1.0}, TypeError, "weights: expected numbers in order, got float; pass a list"),
+        ({"weights": {2: 0.5, 3: 1.0, 6: 2.0}}, TypeError, "weights: expected numbers in order, got dict; pass a list"),
+        (
+            {"weights": torch.ones(3)},
+            TypeError,
+            r"weights\[0\]: expected a number, got a tensor; pass float\(weights\[0\]\)",
+        ),
         ({"loss": [losses.CLIPLoss(logit_scale=1.0)]}, ValueError, "loss: expected one for each of the 3 dims, got 1"),
-        ({"loss": losses.SogCLRLoss(7)}, ValueError, "loss: expected a SogCLRLoss for each of dims, since it has a state, got one"),
+        (
+            {"loss": losses.SogCLRLoss(7)},
+            ValueError,
+            "loss: expected a SogCLRLoss for each of dims, since it has a state, got one",
+        ),
+        (
+            {"loss": torch.nn.Sequential(losses.SogCLRLoss(7))},
+            ValueError,
+            "loss: expected a Sequential for each of dims, since it has a",
+        ),
+        (
+            {"loss": losses.CLIPLoss},
+            TypeError,
+            r"loss: expected a module or a function of rows, got the class CLIPLoss; pass CLIPLoss\(",
+        ),
         ({"loss": None}, TypeError, "loss: expected a module or a function of rows, got NoneType"),
     ],
 )
 def test_refused(change, error, said):
     with pytest.raises(error, match=f"^{said}"):
         losses.MatryoshkaLoss(**({"loss": losses.CLIPLoss(logit_scale=1.0), "dims": DIMS} | change))
+
+
+def test_widths_and_weights_of_numpy():
+    own = losses.MatryoshkaLoss(losses.InfoNCELoss(), numpy.array([2, 3]), numpy.array([0.5, 2.0]))
+    assert own.dims == (2, 3) and own.weights == (0.5, 2.0) and {type(d) for d in own.dims} == {int}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda own, x: own(x=x, y=x), TypeError, r"rows: expected them in their places, as loss\(x, y\), got none"),
+        (lambda own, x: own(x.to_sparse(), x), TypeError, r"rows\[0\]: expected a dense tensor, got a sparse coo one"),
+    ],
+)
+def test_other_calls_are_refused(call, error, said):
+    with pytest.raises(error, match=f"^{said}"):
+        call(losses.MatryoshkaLoss(losses.InfoNCELoss(), DIMS), torch.ones(3, 6))
 
 
 def test_narrow_rows_are_refused():
