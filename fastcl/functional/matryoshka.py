@@ -29,9 +29,8 @@ from . import rows as passes
 
 STRIP_BYTES = 24 << 20
 LEAST_ROWS = 64  # of a strip: of fewer a product is slow
-UNSHIFTED = (
-    40.0  # of unit rows |z| <= a: up to here no sum of exponentials needs a shift, and rows and columns share them
-)
+# Of unit rows |z| <= a: up to here no sum of exponentials needs a shift, and rows and columns share theirs.
+UNSHIFTED = 40.0
 FAR = 2.0**20  # from 1, for a scale and for the length of a prefix within its row
 LEAST_N, COLUMNS_FOR_A_WIDTH = 64, 48  # where one visit is quicker
 LOG2E = 1.0 / math.log(2.0)  # z is held to base 2: torch's exp2 takes a third of its exp

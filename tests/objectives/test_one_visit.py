@@ -145,8 +145,12 @@ def _long_rows(x, y):
 
 
 def _short_prefix(x, y):
-    x[4, : DIMS[0]] *= 1e-8
-    x[4, DIMS[0] :] *= 1e14
+    x[4, : DIMS[0]] *= 1e-5
+    x[4, DIMS[0] :] *= 1e13
+
+
+def _prefix_below_the_least_length(x, y):
+    x[4] *= 1.2e-13
 
 
 def _identical(x, y):
@@ -155,7 +159,10 @@ def _identical(x, y):
 
 
 @pytest.mark.parametrize("scale", [14.0, 1e3])
-@pytest.mark.parametrize("change", [_zero_prefix, _lengths, _short_rows, _long_rows, _short_prefix, _identical])
+@pytest.mark.parametrize(
+    "change",
+    [_zero_prefix, _lengths, _short_rows, _long_rows, _short_prefix, _prefix_below_the_least_length, _identical],
+)
 @pytest.mark.parametrize("columns", [False, True])
 def test_far_from_ordinary(monkeypatch, visits, columns, change, scale):
     x, y = views(dtype=torch.float32)
@@ -223,6 +230,12 @@ def test_a_subclass_a_hook_and_few_columns_are_taken_one_by_one(visits):
     assert visits == [False, False]
 
 
+def test_a_backend_of_the_environment_is_kept(visits, monkeypatch):
+    monkeypatch.setenv("FASTCL_BACKEND", "blocked")
+    losses.MatryoshkaLoss(losses.InfoNCELoss(), DIMS)(*views(dtype=torch.float32))
+    assert visits == [False]
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_only_what_is_wanted(monkeypatch, visits, which):
     x, y = (t.detach() for t in views(dtype=torch.float32))
@@ -276,9 +289,9 @@ def test_transforms(monkeypatch, visits, columns):
 
 def test_rows_that_do_not_fit_are_refused_by_the_loss(visits):
     x, y = views(dtype=torch.float32)
-    with pytest.raises(ValueError, match="^y: expected at least"):
+    with pytest.raises(ValueError, match=r"^y: expected at least"):
         losses.MatryoshkaLoss(loss_of(False).float(), DIMS)(x, y[:-1])
-    with pytest.raises(TypeError, match="^y: expected the dtype of x"):
+    with pytest.raises(TypeError, match=r"^y: expected the dtype of x"):
         losses.MatryoshkaLoss(loss_of(True).float(), DIMS)(x, y.double())
     assert not any(visits)
 
