@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from .. import batch
 from ..equation.checks import is_dtensor
 from ..equation.masks import Mask, by_groups
 from ..precision import stacked
-from .agreement import COUNTS
+from .agreement import COUNTS, Rehearsal
 from .derivatives import Passed
 from .pairs import MASKING
 from .ranks import Ranks, check_settings, process_group
@@ -91,28 +92,20 @@ class Placement:
         t = local_number(t)
         return t if self.group is None or not t.requires_grad else Passed.apply(t, Wire(self.group).summed)
 
-    def wrapped(self, answer: Tensor, rows: int) -> Tensor:
-        """The answer as a DTensor: what all ranks hold alike, or one value for each own row, of `rows` rows in all."""
+    def wrapped(self, answer: Tensor, rows: int, count: int = 1) -> Tensor:
+        """The answer as a DTensor: what all ranks hold alike, or `count` values for each own row, of `rows` rows in all."""
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
         everywhere = [Replicate()] * self.mesh.ndim
         if answer.dim() != 1 or self.sharded is None:
             return DTensor.from_local(answer, self.mesh, everywhere, run_check=False)
         placements = [Shard(0) if i == self.sharded else Replicate() for i in range(self.mesh.ndim)]
-        total = _on_all(answer.shape[0], self.group)
-        views = answer.chunk(total // rows) if answer.shape[0] else [answer] * (total // rows)
+        views = answer.chunk(count) if answer.shape[0] else [answer] * count
         placed: list[Tensor] = [
             DTensor.from_local(v, self.mesh, placements, run_check=False, shape=torch.Size([rows]), stride=(1,))
             for v in views
         ]
         return placed[0] if len(placed) == 1 else stacked(*placed)  # the views of all ranks, one after the other
-
-
-@torch._disable_dynamo
-def _on_all(rows: int, group: Any) -> int:
-    """How many rows all ranks have."""
-    wire = Wire(group)
-    return int(wire.everywhere(torch.tensor([rows], device=wire.device)).sum())
 
 
 def replicated(t: Tensor) -> Tensor:
@@ -162,10 +155,22 @@ def over_placement(function: Callable[..., Any], arguments: dict[str, Any]) -> A
     local |= {name: _held(name, t) for name, t in tensors.items() if name in whole}
     local |= {name: place.number(t) for name, t in numbers.items()}
     answer = function(**(arguments | local | {"group": Ranks(place.group, "exact", ranks.strategy)}))
-    count = next(iter(rows.values())).shape[0]
-    if isinstance(answer, tuple):
-        return type(answer)(*(place.wrapped(part, count) for part in answer))
-    return place.wrapped(answer, count)
+    name, of_all = next((name, t.shape[0]) for name, t in rows.items())
+    parts, own = answer if isinstance(answer, tuple) else (answer,), local[name].shape[0]
+    # Asked of no other rank, which a graph would have to wait for.
+    shown, shown_rows = (parts, own) if own else (_rehearsed(function, arguments | local, rows), 2)
+    counts = [part.shape[0] // shown_rows if part.dim() else 1 for part in shown]
+    placed = [place.wrapped(part, of_all, count) for part, count in zip(parts, counts, strict=True)]
+    return type(answer)(*placed) if isinstance(answer, tuple) else placed[0]
+
+
+@torch._disable_dynamo
+def _rehearsed(function: Callable[..., Any], arguments: dict[str, Any], rows: dict[str, Any]) -> tuple[Tensor, ...]:
+    """What an objective has of two rows where a rank has none, without their values."""
+    two = {name: t.new_zeros(2, *t.shape[1:]) for name, t in arguments.items() if name in rows}
+    with torch.no_grad(), batch.over(Rehearsal(torch.device("cpu"))):
+        answer = function(**(arguments | two | {"group": None}))
+    return answer if isinstance(answer, tuple) else (answer,)
 
 
 def _held(name: str, t: Tensor) -> Tensor:

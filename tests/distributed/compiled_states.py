@@ -113,13 +113,17 @@ def dropins(name: str, who: tuple[int, ...], rank: int, world: int) -> float:
 
 
 def placed(rank: int, world: int) -> float:
-    """Rows that are DTensors: one op for a loss; their own values ask how many all ranks have, which breaks the graph once."""
+    """Rows that are DTensors, of which the ranks have different numbers: one op for a loss, and for their own values."""
     mesh = init_device_mesh("cpu", (world,))
-    leaves = [DTensor.from_local(t.detach(), mesh, [Shard(0)]).requires_grad_() for t in rows(rank, n=4)]
+    shape, own = torch.Size([2 * world + 1, D]), slice(0, 3 if rank == 0 else 2)
+    leaves = [
+        DTensor.from_local(t.detach()[own], mesh, [Shard(0)], shape=shape, stride=(D, 1)).requires_grad_()
+        for t in rows(rank, n=4)
+    ]
     for reduction in ("mean", "none"):
         torch._dynamo.reset()
         step = partial(functional.nt_xent, reduction=reduction)
-        compiled = torch.compile(step, backend="aot_eager", fullgraph=reduction == "mean")
+        compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
         found = [(value := call(*leaves).sum(), *torch.autograd.grad(value, leaves)) for call in (step, compiled)]
         for a, b in zip(*found, strict=True):
             assert torch.equal(a.full_tensor(), b.full_tensor())
