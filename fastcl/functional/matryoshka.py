@@ -241,9 +241,9 @@ def in_one_visit(
     if reduction == "none" or not (derivatives.nothing_watches() and plain(x, y) and _is_quicker(x, y, dims)):
         return None
     n, m = x.shape[0], y.shape[0]
-    if x.dtype != y.dtype or not dims[-1] == x.shape[1] == y.shape[1] or not 1 < n <= m or (columns and n != m):
+    if x.dtype != y.dtype or not dims[-1] == x.shape[1] == y.shape[1] or n > m or (columns and n != m):
         return None
-    if  batch.beyond_this_process() or not _is_here(a):
+    if choice.requested(None) != "auto" or batch.beyond_this_process() or not _is_here(a):
         return None
     share = (0.5 if columns else 1.0) / (n if reduction == "mean" else 1)
     asked = Prefixes(dims, tuple(w * share for w in weights), columns)
@@ -271,9 +271,10 @@ def _is_quicker(x: Tensor, y: Tensor, dims: tuple[int, ...]) -> bool:
     """Whether one visit takes less time than a loss for each width.
 
     A width takes 9 or 10 passes over z, which cost what the products of some 40 columns cost, and saves those of its own; below
-    64 rows the calls of either cost as much. Measured on an AMD EPYC with AVX-512, one thread, float32, against the losses one by
-    one: 0.50 to 0.65 of their time with widths (64, 128, 256, 512, 768) from 256 to 4,096 rows, 0.85 with (64, 128, 256) at 1,024,
-    1.2 with (32, 64, 128) at 4,096. By AMX the kernels' products are quicker than torch's in float32: nothing was measured there.
+    64 rows the calls of either cost as much. Measured on two cores of an AMD EPYC with AVX-512, one thread, float32, against the
+    losses one by one: 0.50 to 0.72 of their time with widths (64, 128, 256, 512, 768) from 256 to 4,096 rows, 0.85 to 0.93 with
+    (64, 128, 256), 1.02 to 1.23 with (32, 64, 128). By AMX the kernels' products are quicker than torch's in float32: nothing was
+    measured there.
     """
     on_cpu = x.device.type == y.device.type == "cpu"
     if not (on_cpu and x.shape[0] >= LEAST_N and sum(dims[:-1]) >= COLUMNS_FOR_A_WIDTH * len(dims)):
