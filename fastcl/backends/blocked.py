@@ -130,6 +130,28 @@ class Blocks(Tiles):
         state.sum.mul_(torch.exp(state.top - reference)).add_(total)
         state.top.copy_(higher)
 
+    def gradients(
+        self, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
+    ) -> Gradients:
+        """Those of large normalisers after one more sweep, which says how they were rounded."""
+        asked = [t for t, of in ((r, g), (c, h)) if t is not None and of is not None] if any(wanted) else []
+        if self.p.n and self.p.m and any(map(self.is_large, asked)):
+            of_rows, of_cols = self.states(len(asked) == 2)
+            g = g * torch.exp(of_rows.rounding(r))
+            if c is not None and h is not None and of_cols is not None:
+                h = h * torch.exp(of_cols.rounding(c))
+        return super().gradients(r, c, g, h, wanted, dtype)
+
+    def held(self, g: Tensor, state: State, normaliser: Tensor) -> Tensor:
+        return g * torch.exp(state.rounding(normaliser)) if self.is_large(normaliser) else g
+
+    def is_large(self, normaliser: Tensor) -> bool:
+        """Whether its rounding would show in weights that are formed of it: by half of 1e-4 of them, or more."""
+        if not (self.lse and is_known(normaliser)) or not normaliser.numel():
+            return False
+        size = torch.where(normaliser.isfinite(), normaliser, 0.0).abs().amax()
+        return bool(size * torch.finfo(normaliser.dtype).eps > 1e-4)
+
     def sum_weights(self, tile: Tile, by: Weighting | None) -> Tensor:
         """f'(z_ij) (g_i + h_j); by None both are 1."""
         w = self.p.pair.df(tile.dot)

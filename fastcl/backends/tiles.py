@@ -80,6 +80,13 @@ class State(NamedTuple):
     def result(self) -> Tensor:
         return self.sum if self.top is None else self.top + torch.log(self.sum)
 
+    def rounding(self, given: Tensor) -> Tensor:
+        """What a log-sum-exp that was given is above the exact one, where it is this one, rounded; 0 elsewhere."""
+        assert self.top is not None
+        exact = self.top.double() + torch.log(self.sum.double())
+        above = (given.double() - exact).nan_to_num(0.0, 0.0, 0.0)
+        return torch.where(self.result() == given, above, 0.0).to(given.dtype)
+
 
 class Weighting(NamedTuple):
     """What turns a tile into weights: upstream gradients of rows and columns, and the normalisers of a log-sum-exp.
@@ -180,6 +187,10 @@ class Tiles:
     def prepared(self, by: Weighting) -> Weighting:
         """The weighting as `weigh` reads it."""
         return by
+
+    def held(self, g: Tensor, state: State, normaliser: Tensor) -> Tensor:
+        """The upstream gradient of rows whose normaliser is this state's, rounded; what rounds makes weights larger or smaller."""
+        return g
 
     # ---- what those with kernels share
 
@@ -284,13 +295,18 @@ class Tiles:
 
     def rows(self) -> tuple[Tensor, Tensor | None]:
         """r, and c when asked, in one sweep."""
+        r, c = self.states(self.p.columns)
+        result = r.result()
+        return result, None if not self.p.columns else result if c is None or c is r else c.result()
+
+    def states(self, columns: bool) -> tuple[State, State | None]:
+        """The reductions of rows and, where asked or both are one, of columns, in one sweep."""
         p = self.p
         r = State.of(p, p.n)
-        c = r if p.y is None else State.of(p, p.m) if p.columns else None
+        c = r if p.y is None else State.of(p, p.m) if columns else None
         for tile in self.sweep():
             self.add_reductions(tile, r, c if self.has_own_columns(tile) else None)
-        result = r.result()
-        return result, None if not p.columns else result if c is None or c is r else c.result()
+        return r, c
 
     def gradients(
         self, r: Tensor, c: Tensor | None, g: Tensor, h: Tensor | None, wanted: Wanted, dtype: torch.dtype | None = None
@@ -344,7 +360,7 @@ class Tiles:
                 finite = torch.where(torch.isneginf(value), 0.0, value)
                 g = torch.exp(own - finite)
                 sums.scale_(torch.exp(before - finite).to(p.dtype))
-            upstream[here] = g
+            upstream[here] = self.held(g, state.at(tile.i0, tile.i1 - tile.i0), normaliser[here])
             # Of the tile's own g: rows far below their positives have sigmoids that a unit for all would end.
             unit = weight_unit(p, upstream[here], None)
             self.add_weights(tile, self.prepared(weighting(p, normaliser, None, upstream, None, unit)), sums, unit=unit)

@@ -120,3 +120,24 @@ def test_products_beyond_the_dtype_under_a_usual_scale_keep_their_sign(scale: fl
     got, exact = (answers(x, y, backend, scale, **how) for backend in ("blocked", "reference"))
     for mine, right in zip(got, exact, strict=True):
         torch.testing.assert_close(mine, right.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["rows", "columns", "self", "total", "self total"])
+def test_weights_where_normalisers_round(form: str) -> None:
+    """Beside logits of 3e7 log 150 is 5 or 6: weights formed of what is stored were off by e."""
+    x, y = (torch.randn(size, 6, generator=torch.Generator().manual_seed(size)) for size in (40, 2))
+    y = y[torch.arange(300) % 2]
+    found = []
+    for dtype, backend in ((torch.float32, "blocked"), (torch.float64, "reference")):
+        a = (x[torch.arange(80) % 2] if "self" in form else x).to(dtype)
+        added = torch.zeros(() if "self" in form else len(a), dtype=dtype, requires_grad=True)
+        given = {"operand": "sqdist", "reduce": "logsumexp", "mask": "off_diagonal", "scale": 1e7, "backend": backend}
+        given["shift" if "self" in form else "bias_x"] = added
+        b = None if "self" in form else y.to(dtype)
+        if "total" in form:
+            value = fastcl.pair_total(a, b, outer="sum", **given)
+        else:
+            r = fastcl.pair_reduce(a, b, columns=form == "columns", **given)
+            value = r[0].sum() + (r[1] * torch.linspace(-1.0, 1.0, 300, dtype=dtype)).sum() if form == "columns" else r.sum()
+        found.append(torch.autograd.grad(value, added)[0].double())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
