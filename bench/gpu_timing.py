@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastcl.backends import choice
 from fastcl.backends.cuda import hopper, launches
-from fastcl.backends.tiles import add_product
+from fastcl.backends.products import add_product
 from fastcl.equation.masks import Mask
 from fastcl.equation.pairs import pair_function
 from fastcl.equation.problem import Problem, Wanted

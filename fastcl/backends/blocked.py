@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..equation.problem import Gradients, Problem, Wanted
+from .products import product
 from .sides import is_known
-from .tiles import State, Tile, Tiles, Weighting, product
+from .tiles import State, Tile, Tiles, Weighting
 from .units import SMALL
 
 # Of z, and as much beside it for a log-sum-exp. On a CPU both should stay near the cores' own caches (of 1, 2, 4, 8 and 16 MiB,

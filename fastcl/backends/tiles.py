@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..equation.problem import Gradients, Problem, Wanted
 from ..equation.reductions import merge
-from ..precision import on_tensor_cores
+from .products import add_product, mirror_, product
 from .reference import outer_form
 from .sides import Sides, Sums, is_known
 from .workspace import default_workspace, workspace
@@ -417,44 +417,3 @@ def from_rows(
     value, g, dpositive = outer_form(outer, r.double(), None if positive is None else positive.double())
     grads = gradients(r, None, g.to(p.dtype), None, wanted, p.dtype) if any(wanted) else Gradients()
     return value.to(p.dtype), grads, None if dpositive is None else dpositive.to(p.dtype)
-
-
-def _widened(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The operands of a product in the dtype of its result, wider (exactly) where 16-bit ones are not multiplied into that."""
-    return (a, b) if on_tensor_cores(a) else (a.to(dtype), b.to(dtype))
-
-
-def product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a b in the dtype of out."""
-    a, b = _widened(a, b, out.dtype)
-    if a.dtype == out.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        torch.mm(a, b, out_dtype=out.dtype, out=out)
-
-
-MIRRORED = 512  # rows at once
-
-
-def mirror_(square: Tensor) -> None:
-    """Below the diagonal what is above it: products of rows with themselves may round the two orders of a pair to either side of
-    a limit, and each order's reductions are taken off both."""
-    for i in range(0, square.shape[0], MIRRORED):
-        here = slice(i, i + MIRRORED)
-        square[here, :i] = square[:i, here].T
-        square[here, here] = square[here, here].triu() + square[here, here].triu(1).T
-
-
-def add_product(out: Tensor, a: Tensor, b: Tensor, unit: Tensor | None = None) -> None:
-    """out += unit a b in the dtype of out, unit being one number, or None for 1."""
-    a, b = _widened(a, b, out.dtype)
-    if unit is not None:
-        part = torch.empty_like(out)
-        product(a, b, part)
-        out.addcmul_(part, unit)
-    elif a.dtype == out.dtype:
-        out.addmm_(a, b)
-    else:
-        # addmm takes no 16-bit operands beside a float32 sum; baddbmm, which adds in place where out is its summand, does.
-        sum_ = out[None]
-        torch.baddbmm(sum_, a[None], b[None], out_dtype=out.dtype, out=sum_)

@@ -13,7 +13,7 @@ import fastcl
 from fastcl.backends import cuda
 from fastcl.backends.cuda.form import form
 from fastcl.backends.cuda.strip import Strip
-from fastcl.backends.tiles import mirror_
+from fastcl.backends.products import mirror_
 from fastcl.equation.problem import Wanted
 from tests.engine import test_guides, test_limits
 from tests.fuzz import draws
