@@ -7,6 +7,7 @@ import torch
 
 import fastcl
 from fastcl.backends import extension
+from fastcl.equation import intrinsics
 from fastcl.equation.pairs import CosineJS, Exp, Log1p, PairFunction, Rsqrt1p, SigmoidSquared, Softplus
 
 NEAR_ZERO = torch.cat([sign * torch.logspace(-8, 2, 81, dtype=torch.float64) for sign in (-1.0, 1.0)])
@@ -53,3 +54,15 @@ def test_a_clamped_logarithm_is_that_of_its_clamp(backend: str) -> None:
         pair = CosineJS(eps)
         r = fastcl.pair_reduce(x, one, reduce="sum", pair=pair, backend=backend)  # type: ignore[arg-type]
         torch.testing.assert_close(r.double(), pair.f(x[:, 0].double()), rtol=1e-6, atol=0.0)
+
+
+def test_second_derivatives_of_softplus_on_both_sides() -> None:
+    """F.logsigmoid's is 0 beyond 17 in float32, where confident rows of a contrast lie."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        z = torch.tensor([-80.0, -30.0, -3.0, -1e-8, 0.0, 1e-8, 3.0, 30.0, 80.0], dtype=dtype, requires_grad=True)
+        (slope,) = torch.autograd.grad(intrinsics.softplus(z).sum(), z, create_graph=True)
+        found.append(torch.autograd.grad(slope.sum(), z)[0].double())
+    truth = torch.exp(-z.detach().abs()) / (1.0 + torch.exp(-z.detach().abs())) ** 2
+    for mine in found:
+        torch.testing.assert_close(mine, truth, rtol=1e-5, atol=0.0)
