@@ -76,7 +76,7 @@ def step(n, form):
         fastcl.functional.f_micl(x, y, divergence="js", backend="cpu").backward()
     return before
 
-step(256, sys.argv[1])  # what is loaded once: libraries, threads
+step(1024, sys.argv[1])  # what is loaded once: libraries, threads, the code for more than a few tiles
 before = step(n, sys.argv[1])
 print((peak() - before) / (4 * n * d))
 """
