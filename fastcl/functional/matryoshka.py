@@ -214,8 +214,9 @@ class _InOneVisit(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(derivatives.CREATE_GRAPH.format(name="auto"))
-        passes.check_saved(ctx.saved_dtype, *ctx.saved_tensors)
-        kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        saved = ctx.saved_tensors  # once: checkpoint's hooks unpack no tensor a second time
+        passes.check_saved(ctx.saved_dtype, *saved)
+        kept = zip(saved, ctx.dtypes, strict=True)
         return *(None if t is None else (upstream[0] * t).to(dtype) for t, dtype in kept), None
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..equation import arguments, checks
 from ..functional.matryoshka import in_one_visit
+from ..functional.reduction import check_reduction
+from ..functional.rows import inverse
 from .softmax import CLIPLoss, InfoNCELoss
 
 Loss = Callable[..., Tensor]
@@ -91,10 +93,11 @@ class MatryoshkaLoss(nn.Module):
         if loss._forward_pre_hooks or loss._forward_hooks or loss._backward_pre_hooks or loss._backward_hooks:
             return None
         given = loss.arguments()
-        a = given["logit_scale"] if type(loss) is CLIPLoss else 1.0 / given["temperature"]
-        others = (given[name] for name in ("label_smoothing", "false_negative_margin", "backend", "group"))
-        if not given["normalize"] or any(others):
+        others = (given[name] for name in ("false_negative_margin", "backend", "group"))  # a margin of 0 is one
+        if given["normalize"] is not True or given["label_smoothing"] != 0.0 or any(o is not None for o in others):
             return None
+        check_reduction(given["reduction"])
+        a = given["logit_scale"] if type(loss) is CLIPLoss else inverse("temperature", given["temperature"])
         x, y = rows
         columns = type(loss) is CLIPLoss
         return in_one_visit(x, y, a, self.dims, self.weights, columns=columns, reduction=given["reduction"])

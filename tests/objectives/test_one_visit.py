@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 from fastcl import losses
 from fastcl.backends import extension
@@ -199,6 +200,7 @@ def test_nan_comes_from_nan_only(visits, columns):
     [
         ({"label_smoothing": 0.1}, {}),
         ({"false_negative_margin": 0.1}, {}),
+        ({"false_negative_margin": 0.0}, {}),
         ({"normalize": False}, {}),
         ({"reduction": "none"}, {}),
         ({"backend": "blocked"}, {}),
@@ -228,6 +230,27 @@ def test_a_subclass_a_hook_and_few_columns_are_taken_one_by_one(visits):
     losses.MatryoshkaLoss(losses.InfoNCELoss(), (8, 16))(x, y)
     losses.MatryoshkaLoss(losses.InfoNCELoss(), DIMS)(x[:20], y[:20])
     assert visits == [False, False]
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_checkpointed(visits, columns):
+    own, rows = losses.MatryoshkaLoss(loss_of(columns), DIMS, WEIGHTS), views()
+    right = torch.autograd.grad(own(*rows), rows)
+    found = torch.autograd.grad(checkpoint(own, *rows, use_reentrant=False), rows)
+    assert all(visits)
+    for mine, other in zip(found, right, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("reduction", "avg", "expected one of 'mean', 'sum', 'none', got 'avg'"), ("temperature", 0, "expected a number > 0, got 0")],
+)  # fmt: skip
+def test_a_setting_changed_to_what_is_none_is_refused(name, value, said):
+    own = losses.MatryoshkaLoss(losses.InfoNCELoss(), DIMS)
+    setattr(own.losses[0], name, value)
+    with pytest.raises(ValueError, match=f"^{name}: {said}"):
+        own(*views(dtype=torch.float32))
 
 
 def test_a_backend_of_the_environment_is_kept(visits, monkeypatch):
