@@ -185,8 +185,8 @@ class _Leave(torch.autograd.Function):
         with torch.no_grad():
             largest = torch.stack([g.abs().amax() if g.numel() else g.sum() for g in upstream]).amax().float()
             excess = largest / ctx.most
-            if ctx.saved_tensors:
-                excess = torch.maximum(excess, largest * ctx.saved_tensors[0])
+            for steepness in ctx.saved_tensors:  # asked for once: checkpoint's hooks unpack no tensor a second time
+                excess = torch.maximum(excess, largest * steepness)
         if ctx.agreed is not None:
             excess = ctx.agreed(excess)
         factor = torch.exp2(excess.log2().ceil()).clamp(min=1.0, max=2.0**100)

@@ -153,9 +153,10 @@ def _failed(why: str) -> int:
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number >= 1, got {number}")
-    return number
+    with suppress(ValueError):
+        if (number := int(text)) >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text}")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,6 +8,7 @@ cannot be read, is another user's, or was measured of another processor or other
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -101,11 +102,11 @@ def kept(usable: Callable[[], list[str]]) -> Measured | None:
     """
     try:
         place = path()
-        text = place.read_bytes()
-        if not (cache_folder.is_ours(place) and cache_folder.is_ours(place.parent)):
+        # Before it is read: a pipe or a device would hold the import up.
+        if not (place.is_file() and cache_folder.is_ours(place) and cache_folder.is_ours(place.parent)):
             return None
-        found = measured(json.loads(text))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        found = measured(json.loads(place.read_bytes()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
     here = usable()
     return found if found.usable == here and found.isa in here and found.processor == processor() else None
@@ -115,14 +116,14 @@ def measured(content: Any) -> Measured:
     """What a file says.
 
     Raises:
-        ValueError, LookupError, TypeError, AttributeError: it is no such file.
+        ValueError, LookupError, TypeError, AttributeError, OverflowError: it is no such file.
     """
     times = {str(isa): float(time) for isa, time in content["milliseconds"].items()}
     found = Measured(
         str(content["isa"]), times, str(content["processor"]), list(map(str, content["usable"])), int(content["threads"]),
         str(content["date"])[:10],
     )  # fmt: skip
-    if found.isa not in times or not all(time > 0.0 for time in times.values()):
+    if found.isa not in times or not all(0.0 < time < math.inf for time in times.values()):
         raise ValueError(f"milliseconds: expected times > 0 with that of {found.isa}, got {times}")
     return found
 

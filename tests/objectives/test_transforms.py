@@ -152,6 +152,15 @@ def test_checkpointed(case: Case, reentrant: bool) -> None:
         assert torch.equal(torch.zeros_like(x) if x.grad is None else x.grad, want)
 
 
+def test_float16_checkpointed() -> None:
+    """A learnt factor's steepness is saved, and unpacked once."""
+    x, y = (torch.randn(N, 8, dtype=torch.float16, requires_grad=True) for _ in range(2))
+    loss = fastcl.losses.CLIPLoss()
+    plain = gradients(loss(x, y), [x, y])
+    found = torch.autograd.grad(checkpoint(loss, x, y, use_reentrant=False), [x, y])
+    assert all(map(torch.equal, found, plain))
+
+
 @pytest.mark.parametrize("backend", served(SINGLE))
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_without_gradients(case: Case, backend: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,7 @@ def test_what_is_kept_is_found_until_it_is_forgotten(place: Path) -> None:
         *(json.dumps({**vars(example()), **wrong}).encode() for wrong in (
             {"isa": "sse9"}, {"isa": None}, {"milliseconds": 3}, {"milliseconds": {"avx512": "quick"}}, {"usable": None},
             {"milliseconds": {"avx512": float("nan")}}, {"milliseconds": {"avx512": -1.0}}, {"threads": "many"}, {"processor": 5},
+            {"threads": math.inf}, {"milliseconds": {"avx512": 10**400}}, {"milliseconds": {"avx512": math.inf}},
         )),
     ],
 )  # fmt: skip
@@ -106,6 +109,19 @@ def test_a_damaged_file_counts_as_none(text: bytes) -> None:
     assert tuned.keep(example()) is None
     tuned.path().write_bytes(text)
     assert kept() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name")
+def test_a_pipe_counts_as_none_and_is_not_waited_for(place: Path) -> None:
+    place.mkdir()
+    os.mkfifo(place / cache_folder.MEASURED)
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(kept)
+        try:
+            assert found.result(5.0) is None
+        finally:
+            if not found.done():  # who reads it is let go
+                tuned.path().write_bytes(b"")
 
 
 def test_what_was_measured_elsewhere_counts_as_none() -> None:
