@@ -157,8 +157,9 @@ def over_placement(function: Callable[..., Any], arguments: dict[str, Any]) -> A
     answer = function(**(arguments | local | {"group": Ranks(place.group, "exact", ranks.strategy)}))
     name, of_all = next((name, t.shape[0]) for name, t in rows.items())
     parts, own = answer if isinstance(answer, tuple) else (answer,), local[name].shape[0]
-    # Asked of no other rank, which a graph would have to wait for.
-    shown, shown_rows = (parts, own) if own else (_rehearsed(function, arguments | local, rows), 2)
+    # Asked of no other rank, which a graph would have to wait for; and not at all of a mean or a sum.
+    known = own or not any(part.dim() for part in parts)
+    shown, shown_rows = (parts, own) if known else (_rehearsed(function, arguments | local, rows), 2)
     counts = [part.shape[0] // shown_rows if part.dim() else 1 for part in shown]
     placed = [place.wrapped(part, of_all, count) for part, count in zip(parts, counts, strict=True)]
     return type(answer)(*placed) if isinstance(answer, tuple) else placed[0]
