@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 
 from . import transforms
 from .backends import beyond, choice, native, reference, tangents
+from .backends.sides import is_known
 from .equation.problem import DIFFERENTIABLE, LENGTH, REDUCE, TENSORS, Problem, unpack
 from .precision import full_precision
 
@@ -266,7 +267,10 @@ class _Total(_Rule):
 
             return _differentiable(needed, arguments, value, (upstream,), positive)
         saved = _restore(ctx)[1] if ctx.twice else ctx.saved_tensors
-        answer = [upstream * gradient for gradient in saved[: DIFFERENTIABLE + 1]]
+        of_one = saved[: DIFFERENTIABLE + 1]
+        if is_known(upstream) and not upstream:  # of a gradient beyond the dtype 0 times it is 0
+            of_one = [g.clamp(-(most := torch.finfo(g.dtype).max), most) for g in of_one]
+        answer = [upstream * gradient for gradient in of_one]
         for i in (0, 1):
             answer[i] = answer[i].to(ctx.dtype)
         filled = list(_fill(answer, ctx.wanted, len(needed)))

@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,6 +30,7 @@ from .backends import extension, tuned
 
 ISA_VARIABLE = "FASTCL_CPU_ISA"
 PAUSE = 0.01  # seconds before a turn, in which the threads of the turn before fall asleep
+PATIENCE = 300.0  # seconds of a turn, after which its process is taken for hung
 STEPS = 3  # of a turn, whose best counts: others on the machine only make it longer
 
 
@@ -111,11 +113,16 @@ def _child(isa: str, n: int, d: int) -> Iterator[subprocess.Popen[str]]:
 def _turn(process: subprocess.Popen[str]) -> float:
     """Milliseconds of its next turn."""
     assert process.stdin is not None and process.stdout is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    for line in process.stdout:
-        if line.startswith("took "):  # libraries may print, too
-            return float(line.split()[1])
+    late = threading.Timer(PATIENCE, process.kill)
+    late.start()
+    try:
+        process.stdin.write("\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith("took "):  # libraries may print, too
+                return float(line.split()[1])
+    finally:
+        late.cancel()
     raise OSError("no answer")
 
 

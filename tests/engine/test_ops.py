@@ -322,3 +322,14 @@ def test_second_derivatives_of_a_pooled_total_at_large_logits() -> None:
         found.append((gradient.detach(), torch.autograd.grad(gradient[:, 0].sum() + 2.0 * gradient[0, 1], x)[0]))
     for mine, truth in zip(*found, strict=True):
         torch.testing.assert_close(mine.double(), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked", "cpu"])
+def test_an_upstream_of_0_takes_a_gradient_beyond_the_range_away(backend: str) -> None:
+    x = torch.full((3, 2), 1e20, requires_grad=True)
+    scale = torch.tensor(1e-37, requires_grad=True)
+    total = fastcl.pair_total(x, x.detach(), scale=scale, reduce="logsumexp", outer="sum", backend=backend)  # type: ignore[call-overload]
+    (of_one,) = torch.autograd.grad(total, scale, retain_graph=True)
+    assert of_one == float("inf")
+    for gradient in torch.autograd.grad(0.0 * total, (x, scale)):
+        assert not gradient.any()

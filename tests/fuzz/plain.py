@@ -198,8 +198,10 @@ class Plain:
                 noise = self._noise(p, r)
                 noise = noise.abs().amax() if self.seed % 4 == 3 and noise.numel() else noise
                 r = r + noise * (p.scale * torch.linalg.vector_norm(rows_, dim=1)).square() * others.square().sum()
-            # Of products it is their own error, which rows that are moved make.
-            return r * (1.0 + self._noise(p, r)) if self.dot or not isinstance(p.pair, Identity) else r
+            # Of products it is their own error, which rows that are moved make. Pairs that are alike may err alike.
+            noise = self._noise(p, r)
+            noise = noise.abs().amax() if self.seed % 4 == 3 and noise.numel() else noise
+            return r * (1.0 + noise) if self.dot or not isinstance(p.pair, Identity) else r
         masked = torch.isneginf(f) if keep is None else ~keep | torch.isneginf(f)
         empty = masked.all(dim, keepdim=True)
         found = torch.logsumexp(torch.where(empty, 0.0, torch.where(masked, float("-inf"), f)), dim)

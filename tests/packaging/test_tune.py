@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -284,3 +285,12 @@ def test_doctor_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         extension.library.chosen_isa(): 10.0, "another": 20.0,
     }))  # fmt: skip
     assert "measured it 2.00 times as fast as another" in doctor.chosen_isa(extension.library)
+
+
+def test_a_child_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "PATIENCE", 0.2)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with pytest.raises(OSError, match="no answer"):
+            tune._turn(process)
+        assert process.wait() != 0
