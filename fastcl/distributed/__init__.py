@@ -35,6 +35,7 @@ that makes the call again. What modules keep of all ranks' rows is gathered by o
 
 from .agreement import MismatchError, agreed
 from .call import evened, over_ranks
+from .dtensors import own_values
 from .kept import gathered_rows, write_gathered, writer
 from .ranks import CONVENTIONS, STRATEGIES, Group, Ranks, SavedGroup
 from .shards import GATHER_LIMIT, Shards
@@ -52,6 +53,7 @@ __all__ = [
     "evened",
     "gathered_rows",
     "over_ranks",
+    "own_values",
     "write_gathered",
     "writer",
 ]

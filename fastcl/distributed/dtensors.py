@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .. import batch
 from ..equation.checks import is_dtensor
 from ..equation.masks import Mask, by_groups
 from ..precision import stacked
-from .agreement import COUNTS, Rehearsal
+from .agreement import COUNTS
 from .derivatives import Passed
 from .pairs import MASKING
 from .ranks import Ranks, check_settings, process_group
@@ -26,7 +25,10 @@ from .shards import Shards
 from .wire import Wire
 
 HELD_WHOLE = ("queue", "statistic")  # what every rank has whole, whatever its rows are
+OWN_VALUES = "own_values"  # the attribute of an objective whose rows have several
 VECTORS = ("bias_x", "bias_y", "positive")  # of the primitive: one number for each row
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,16 @@ def local_number(t: Tensor) -> Tensor:
     return whole
 
 
+def own_values(count: int) -> Callable[[F], F]:
+    """Says of an objective that each row has so many values under reduction="none", where that is not one."""
+
+    def say(function: F) -> F:
+        setattr(function, OWN_VALUES, count)
+        return function
+
+    return say
+
+
 def is_number(t: Any) -> bool:
     """Whether this is a tensor for one number, rather than for rows."""
     return isinstance(t, Tensor) and t.is_floating_point() and t.dim() < 2 and t.numel() == 1
@@ -157,21 +169,10 @@ def over_placement(function: Callable[..., Any], arguments: dict[str, Any]) -> A
     answer = function(**(arguments | local | {"group": Ranks(place.group, "exact", ranks.strategy)}))
     name, of_all = next((name, t.shape[0]) for name, t in rows.items())
     parts, own = answer if isinstance(answer, tuple) else (answer,), local[name].shape[0]
-    # Asked of no other rank, which a graph would have to wait for; and not at all of a mean or a sum.
-    known = own or not any(part.dim() for part in parts)
-    shown, shown_rows = (parts, own) if known else (_rehearsed(function, arguments | local, rows), 2)
-    counts = [part.shape[0] // shown_rows if part.dim() else 1 for part in shown]
-    placed = [place.wrapped(part, of_all, count) for part, count in zip(parts, counts, strict=True)]
+    # Asked of no other rank, which a graph would have to wait for.
+    here = getattr(function, OWN_VALUES, 1)  # of a rank without rows
+    placed = [place.wrapped(part, of_all, part.shape[0] // own if own and part.dim() else here) for part in parts]
     return type(answer)(*placed) if isinstance(answer, tuple) else placed[0]
-
-
-@torch._disable_dynamo
-def _rehearsed(function: Callable[..., Any], arguments: dict[str, Any], rows: dict[str, Any]) -> tuple[Tensor, ...]:
-    """What an objective has of two rows where a rank has none, without their values."""
-    two = {name: t.new_zeros(2, *t.shape[1:]) for name, t in arguments.items() if name in rows}
-    with torch.no_grad(), batch.over(Rehearsal(torch.device("cpu"))):
-        answer = function(**(arguments | two | {"group": None}))
-    return answer if isinstance(answer, tuple) else (answer,)
 
 
 def _held(name: str, t: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import batch
-from ..distributed import Group, over_ranks
+from ..distributed import Group, over_ranks, own_values
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
@@ -20,6 +20,7 @@ LOG_HALF = -0.6931471805599453
 
 
 @over_ranks
+@own_values(2)
 def debiased(
     u: Tensor,
     v: Tensor,
@@ -68,6 +69,7 @@ def debiased(
 
 
 @over_ranks
+@own_values(2)
 def hard_negative(
     u: Tensor,
     v: Tensor,

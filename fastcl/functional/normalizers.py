@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..batch import pair_reduce
-from ..distributed import Group, over_ranks
+from ..distributed import Group, over_ranks, own_values
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
 from ..equation.names import Backend, Reduction
@@ -38,6 +38,7 @@ class NormalizedLoss(NamedTuple):
 
 
 @over_ranks
+@own_values(2)
 def sogclr(
     u: Tensor,
     v: Tensor,

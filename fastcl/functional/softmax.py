@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import pair_reduce, rows_and_columns
-from ..distributed import Group, over_ranks
+from ..distributed import Group, over_ranks, own_values
 from ..equation import checks
 from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
@@ -252,6 +252,7 @@ def _matching(pairs: int | None, x: Tensor, y: Tensor) -> int:
 
 
 @over_ranks
+@own_values(2)
 def nt_xent(
     u: Tensor,
     v: Tensor,

@@ -115,7 +115,7 @@ def dropins(name: str, who: tuple[int, ...], rank: int, world: int) -> float:
 def placed(sizes: tuple[int, int], rank: int, world: int) -> float:
     """Rows that are DTensors, of which the ranks have different numbers: one op for a loss, and for their own values.
 
-    A rank without rows has to try how many values a row has, which breaks its graph for these, but not for a loss.
+    With a rank without rows torch itself fails to compile what is done with such values.
     """
     mesh = init_device_mesh("cpu", (world,))
     shape, own = torch.Size([sum(sizes), D]), slice(0, sizes[rank])

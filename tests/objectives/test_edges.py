@@ -61,6 +61,16 @@ def test_no_rows(case: Case) -> None:
             assert library(case, rows, backend, **arguments, reduction="none").shape == (0,)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.rows], ids=name_of)
+def test_how_many_values_a_row_has(case: Case) -> None:
+    """What an objective says of itself, for a rank that has no row to tell by."""
+    rows, arguments = of_size(case, 6)
+    values = library(case, rows, None, **arguments | {"reduction": "none"})
+    # Else rows that match nothing are among them; rows over ranks list no positives.
+    if values.shape[0] % rows[0].shape[0] == 0 and "positives" not in arguments:
+        assert values.shape[0] // rows[0].shape[0] == getattr(getattr(functional, case.name), "own_values", 1)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.groups], ids=name_of)
 def test_one_group_leaves_no_negatives(case: Case) -> None:
     """Values and gradients are those without negatives, and never NaN."""
