@@ -135,7 +135,8 @@ class Truth:
     def _moved(self, k: int) -> Found:
         def number(name: str, value: Any) -> Any:
             exact = not isinstance(value, float) or value in (0.0, 1.0, 2.0)
-            return value if exact else value * (1.0 + torch.finfo(self.dtype).eps * float(rows(1, 1, k + len(name))))
+            # Equal ones alike: a scale may be its own bound.
+            return value if exact else value * (1.0 + torch.finfo(self.dtype).eps * float(rows(1, 1, k + len(repr(value)))))
 
         metric = self.case.function.startswith("metrics")  # whose unit rows are in the accumulation dtype
         unit = torch.finfo(self.dtype).eps if metric else self.eps
