@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastcl import ops
 from fastcl.backends import closed_form, extension
@@ -106,7 +105,7 @@ class Plain:
             if outer == "pooled":
                 return self._reduced(p, f.reshape(1, -1), None if keep is None else keep.reshape(1, -1), 1)[0]
             r = self._reduced(p, f, keep, 1)
-            return r.sum() if positive is None else F.softplus(r - positive.to(p.dtype), threshold=40.0).sum()
+            return r.sum() if positive is None else contrast(r - positive.to(p.dtype)).sum()
 
     def _problem(self, x: Tensor, y: Tensor | None, given: dict[str, Any]) -> Problem:
         if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
@@ -221,6 +220,12 @@ class Plain:
         """For each of r a rounding or less, another one in each reduction: differences of two do not lose it."""
         noise = rows(len(r), 1, self.seed + 50 + 100 * self.reductions)[:, 0]
         return noise.to(p.dtype) * (self.units * (self.eps or precision(p.dtype)))
+
+
+def contrast(z: Tensor) -> Tensor:
+    """log(1 + e^z), whose second derivative F.softplus ends at its threshold: a part in e^40 of a slope may be 1e17."""
+    below = torch.where(z > 0.0, -z, z)
+    return torch.where(z > 0.0, z, 0.0) + torch.log1p(below.exp())
 
 
 def unit_of(rows: Tensor) -> Tensor:
