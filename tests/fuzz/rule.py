@@ -5,6 +5,7 @@
   + 64 eps of float64         of an objective's value: its constants, 1 or its numbers, may cancel
   + n a tiny                  of a gradient by a GPU's kernels, whose products of weights and rows meet the scale a last
   + 4 eps of float64 |r| |T|                           what T itself is off by, whose weights are exp(z - r) of a log-sum-exp r
+  + 4 eps of float64 n z^2 / |leaf|                    of the gradient of one number: the same of terms that cancel
   + SAFETY min(|P - T|, EXCUSED |C - T|)               what plain PyTorch makes, unless the formula is to blame
                                                        (of gradients: where |z| < 0.1 / eps, so that terms are told apart)
 
@@ -223,12 +224,22 @@ class Truth:
         # Beyond a thousand a number is none that a constant of an objective has.
         return 64.0 * torch.finfo(torch.float64).eps * max([1.0, *(n for n in numbers if n <= 1e3)]) if given else 0.0
 
+    def _of_scales(self, where: str) -> float:
+        """What the definition's own gradient of one number is off by: its terms are weights times z, each to eps |z| of float64."""
+        leaf = self.case.tensors().get(where.removeprefix("gradient of "))
+        if not isinstance(leaf, Tensor) or leaf.numel() != 1 or leaf.dim() > 1:
+            return 0.0
+        rows_ = max((len(t) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2), default=1)
+        z = self.largest_exponent
+        terms = rows_ * abs(self.case.upstream) * z / max(abs(float(leaf.detach())), 1e-30)
+        return 4.0 * torch.finfo(torch.float64).eps * z * terms
+
     def _underflow(self) -> float:
         """What a GPU's products of weights and rows lose below the smallest number, times the scale, which comes after them."""
         scale = self.case.tensors().get("scale")
         if not self.on_gpu or scale is None:
             return 0.0
-        rows_ = max(len(t) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2)
+        rows_ = max((len(t) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2), default=1)
         return torch.finfo(self.dtype).smallest_normal * abs(float(scale)) * rows_
 
     def _faults(self, found: Found, count: int) -> Iterator[Fault]:
@@ -269,7 +280,7 @@ class Truth:
                 4.0 * torch.finfo(torch.float64).eps * self.largest_exponent,
                 end_of_got,
                 min(first, end_of_got),
-                self._constants() if of_value else self._underflow(),
+                self._constants() if of_value else self._underflow() + self._of_scales(where),
                 # Of a value of -inf the gradients are of an upstream of 0, times slopes that other terms may have beyond the dtype.
                 of_pairs="minc" not in self.case.function.lower()
                 and (of_value or all(bool(v.isfinite().all()) for v in self.found.values)),
