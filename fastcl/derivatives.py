@@ -11,7 +11,7 @@ unnoticed, and a function of torch.func enters there once for each of its levels
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -267,15 +267,19 @@ class _Total(_Rule):
 
             return _differentiable(needed, arguments, value, (upstream,), positive)
         saved = _restore(ctx)[1] if ctx.twice else ctx.saved_tensors
-        of_one = saved[: DIFFERENTIABLE + 1]
-        if is_known(upstream) and not upstream:  # of a gradient beyond the dtype 0 times it is 0
-            of_one = [g.clamp(-(most := torch.finfo(g.dtype).max), most) for g in of_one]
-        answer = [upstream * gradient for gradient in of_one]
+        answer = scaled(upstream, saved[: DIFFERENTIABLE + 1])
         for i in (0, 1):
             answer[i] = answer[i].to(ctx.dtype)
         filled = list(_fill(answer, ctx.wanted, len(needed)))
         filled[1 + LENGTH] = answer[DIFFERENTIABLE] if ctx.positive and needed[LENGTH] else None
         return tuple(filled)
+
+
+def scaled(upstream: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+    """A total's gradients, formed for an upstream gradient of 1, for this one; 0 times one beyond the dtype is 0."""
+    if is_known(upstream) and not upstream:
+        gradients = [g.clamp(-(most := torch.finfo(g.dtype).max), most) for g in gradients]
+    return [upstream * g for g in gradients]
 
 
 # ---- what both forms share ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import derivatives
 from ..equation.problem import DIFFERENTIABLE, TENSORS, Problem
 from .derivatives import first_derivatives
 from .pairs import Plan, Sweep, parted
@@ -53,10 +54,10 @@ class PairTotal(torch.autograd.Function):
     @staticmethod
     @first_derivatives
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-        saved = iter(ctx.saved_tensors)
-        scaled = [upstream[0] * next(saved) if present else None for present in ctx.present]
-        rows = [None if t is None else t.to(ctx.dtype) for t in scaled[1:3]]
-        return (None, None, None, scaled[0], *rows, *scaled[3:], *(None for _ in range(TENSORS - DIFFERENTIABLE + 2)))
+        found = iter(derivatives.scaled(upstream[0], ctx.saved_tensors))
+        positive, *rows, scale, shift = (next(found) if present else None for present in ctx.present)
+        rows = [None if t is None else t.to(ctx.dtype) for t in rows]
+        return (None, None, None, positive, *rows, scale, shift, *(None for _ in range(TENSORS - DIFFERENTIABLE + 2)))
 
 
 def _visit(

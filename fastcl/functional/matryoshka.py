@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import batch, derivatives, transforms
+from .. import batch, derivatives
 from ..backends import choice, extension
 from ..backends.aligned import plain
+from ..backends.sides import is_known
 from ..backends.workspace import workspace
 from ..equation.intrinsics import softplus
 from . import rows as passes
@@ -265,7 +266,7 @@ def _is_here(a: Any) -> bool:
     """Whether it is a number in memory."""
     if not isinstance(a, Tensor):
         return isinstance(a, (int, float))
-    return transforms.values_are_stored(a) and a.device.type == "cpu" and a.numel() == 1
+    return is_known(a) and a.numel() == 1
 
 
 def _is_quicker(x: Tensor, y: Tensor, dims: tuple[int, ...]) -> bool:

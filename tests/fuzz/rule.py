@@ -156,6 +156,10 @@ class Truth:
         self.largest_exponent = max(self.largest_exponent, engine.largest_exponent)
         return found
 
+    def most_rows(self) -> int:
+        """Of a matrix of the case."""
+        return max((len(t) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2), default=1)
+
     def beyond(self) -> bool:
         """Whether some |z|, or the terms that it is the sum of, are beyond the dtype, or rows beyond that of autocast."""
         if self.plain_case.autocast:
@@ -167,8 +171,7 @@ class Truth:
         with plainly(engine):
             run(replace(self.case, autocast=""), double)
         # Objectives add up such terms of all rows, with either sign.
-        matrices = [t for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2]
-        terms = max((len(t) for t in matrices), default=1) if self.unscaled and not self.on_gpu else 1
+        terms = self.most_rows() if self.unscaled and not self.on_gpu else 1
         return not max(engine.largest * terms, matching(self.case)) < torch.finfo(self.dtype).max
 
     def fault(self, found: Found) -> Fault | None:
@@ -229,9 +232,8 @@ class Truth:
         leaf = self.case.tensors().get(where.removeprefix("gradient of "))
         if not isinstance(leaf, Tensor) or leaf.numel() != 1 or leaf.dim() > 1:
             return 0.0
-        rows_ = max((len(t) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2), default=1)
         z = self.largest_exponent
-        terms = rows_ * abs(self.case.upstream) * z / max(abs(float(leaf.detach())), 1e-30)
+        terms = self.most_rows() * abs(self.case.upstream) * z / max(abs(float(leaf.detach())), 1e-30)
         return 4.0 * torch.finfo(torch.float64).eps * z * terms
 
     def _underflow(self) -> float:
@@ -239,8 +241,7 @@ class Truth:
         scale = self.case.tensors().get("scale")
         if not self.on_gpu or scale is None:
             return 0.0
-        rows_ = max((len(t) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2), default=1)
-        return torch.finfo(self.dtype).smallest_normal * abs(float(scale)) * rows_
+        return torch.finfo(self.dtype).smallest_normal * abs(float(scale)) * self.most_rows()
 
     def _faults(self, found: Found, count: int) -> Iterator[Fault]:
         end = torch.finfo(self.dtype).max
