@@ -63,7 +63,7 @@ def fault(truth: Truth) -> Fault | None:
         moved = [torch.where(asked, (pick(c) - t).abs(), 0.0).nan_to_num(float("inf")) for _, c in truth.draws(4)]
         # In the loops a loss of pairs that are told well apart is what is left of logits.
         leaf = truth.case.tensors().get(where.removeprefix("gradient of "), torch.ones(())).detach().double()
-        length = leaf.reshape(-1, leaf.shape[-1] if leaf.dim() > 1 else 1).norm(dim=1).clamp(min=1e-3).min()
+        length = leaf.reshape(-1, leaf.shape[-1] if leaf.dim() > 1 else 1).norm(dim=1).clamp(min=1e-12).min()
         logits = max(1.0, truth.largest) * max(1.0, abs(truth.case.upstream)) / min(1.0, float(length))
         allowed = SAFETY * torch.stack(moved).max() + 1e-12 * logits
         if (truth.weights_are_any() and where.startswith("gradient")) or bool(error.max() <= allowed):

@@ -267,15 +267,15 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def clamped_as(dtype: torch.dtype) -> Iterator[None]:
-    """Within the context what is documented in roundings is in those of that dtype.
+def clamped_as(dtype: torch.dtype, ties: float = 1.0) -> Iterator[None]:
+    """Within the context what is documented in roundings is in those of that dtype; of ties that many times the margin.
 
     Riesz kernels clamp |x - y|^2 (4 eps, as kcl says), and similarities tie (sqrt(d) eps, as retrieval_accuracy says).
     """
     floor, tie = kernel._floor, retrieval._tie
     with (
         patch.object(kernel, "_floor", lambda _: floor(dtype)),
-        patch.object(retrieval, "_tie", lambda rows: tie(rows.to(dtype))),
+        patch.object(retrieval, "_tie", lambda rows: ties * tie(rows.to(dtype))),
     ):
         yield
 

@@ -46,8 +46,9 @@ from .plain import Plain, clamped_as, plainly, precision
 
 SAFETY, ROUNDINGS = 8.0, 16.0
 EXCUSED = {True: 1e2, False: 1e3}  # of a value, of a gradient
+TIES = (1.0, 0.5, 2.0)  # which of the similarities near that margin tie is for a rounding to say
 NEIGHBOURS = 4  # on each side, of like size
-DRAWS = (2, 32)  # of P and C: a few first, more before something is called wrong
+DRAWS = (2, 32, 128)  # of P and C: a few first, more before something is called wrong
 
 
 @dataclass
@@ -127,9 +128,8 @@ class Truth:
 
         # By DDP's convention gradients are a world larger on their way, and leave a half dtype earlier.
         larger = replace(self.plain_case, upstream=self.plain_case.upstream * self.times)
-        with plainly(
-            Plain(k, 2.0 if k else 0.0, rounds_weights=self.on_gpu, unscaled=self.unscaled, unit=eps if k else 0.0)
-        ):
+        engine = Plain(k, 2.0 if k else 0.0, rounds_weights=self.on_gpu, unscaled=self.unscaled, unit=eps if k else 0.0)
+        with plainly(engine), clamped_as(self.dtype, TIES[k % 3]):
             found = run(larger, change)
         return Found(found.values, {name: g / self.times for name, g in found.gradients.items()})
 
@@ -146,7 +146,7 @@ class Truth:
         if self.plain_case.autocast:  # which rounds what is small to whole subnormals
             limits = torch.finfo(getattr(torch, self.plain_case.autocast))
             least = max(least, limits.smallest_normal * limits.eps)
-        with plainly(engine), clamped_as(self.dtype):
+        with plainly(engine), clamped_as(self.dtype, TIES[k % 3]):
             found = run(
                 replace(self.case, autocast=""),
                 lambda name, t: moved(double(name, t), name, k, self.eps, least),
@@ -322,7 +322,7 @@ def compare(
     plain: list[Tensor],
     moved: list[Tensor],
     dtype: torch.dtype,
-    coarsest: float,
+    excusing: float,
     alike: bool,
     natural: Tensor | float,
     own: float,
@@ -351,6 +351,7 @@ def compare(
     wrong_end = (
         certain
         & asked
+        & (excusing < 1.0)  # else weights are any
         & ~((got.double() == t) | ((got.abs() >= 0.5 * end) & ((got.sign() == t.sign()) | (not signed))))
     )
     excused = torch.zeros_like(asked)
@@ -384,7 +385,7 @@ def compare(
             for samples in (plain, moved)
         )
         allowed = allowed + SAFETY * torch.minimum(
-            of_plain, EXCUSED[where.startswith("value")] * (of_moved + coarsest * (size.amax() + natural + 1e-300))
+            of_plain, EXCUSED[where.startswith("value")] * (of_moved + excusing * (size.amax() + natural + 1e-300))
         )
     error = torch.where(error.isinf() & (size + allowed >= end), 0.0, error)  # what is right to that may be beyond
     worst = int((error / allowed).argmax())
