@@ -34,11 +34,15 @@ def of_gradients() -> bool:
 
 def values_are_here() -> bool:
     """Whether a tensor's value may be looked at: no transform, and nothing that records operations for later."""
+    return forward_ad._current_level < 0 and not recorded()
+
+
+def recorded() -> bool:
+    """Whether operations are: for later, or by a transform of torch.func."""
     # Flat, since it is asked some six times for each loss: calls within would take most of its time.
-    return not (
+    return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
         or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHED_GRADIENTS)
         or torch._C._get_dispatch_mode(_PROXY) is not None
         or torch._C._get_tracing_state() is not None
@@ -47,7 +51,13 @@ def values_are_here() -> bool:
 
 def values_are_stored(t: Tensor) -> bool:
     """Whether this tensor has numbers: it is no fake one, and none is made of it."""
-    return type(t) in (Tensor, torch.nn.Parameter) and values_are_here() and torch._C._get_dispatch_mode(_FAKE) is None
+    # The same of a tensor without a tangent, as those are that the op's own kernels see: what they choose by size stays as right.
+    return (
+        type(t) in (Tensor, torch.nn.Parameter)
+        and not recorded()
+        and torch._C._get_dispatch_mode(_FAKE) is None
+        and (forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None)
+    )
 
 
 def set_aside() -> AbstractContextManager[Any]:

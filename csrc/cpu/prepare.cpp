@@ -103,7 +103,7 @@ Prepared<T>::Prepared(const Given& a) {
   prepare_sides();
   given_x_ = x, given_y_ = y;
   if (largest_u() > Range<T>::largest_u || std::fmax(longest_x_, longest_y_) > Range<T>::longest) shorten();
-  if (std::fmin(longest_x_, longest_y_) < Range<T>::shortest) lengthen();
+  if (std::fmin(longest_x_, longest_y_) < shortest()) lengthen();
   if (a.guide_x) set_guides(a);
   set_units(a);
   if (task.guide) find_beyond(guide_.x, guide_.d), find_beyond(guide_.y, guide_.d);
@@ -184,6 +184,12 @@ void Prepared<T>::shorten() {
   divide();
 }
 
+// The longest row that a side has to be lengthened for.
+template <class T>
+double Prepared<T>::shortest() const {
+  return std::abs(scale) * x_unit * y_unit > Range<T>::large_scale ? 1.0 : Range<T>::shortest;
+}
+
 // The mirror image: multiplies rows, so that their products with weights keep their digits. No further than u allows, nor than leaves
 // the scale its own.
 template <class T>
@@ -193,7 +199,7 @@ void Prepared<T>::lengthen() {
   const double whole = std::abs(scale) * x_unit * y_unit;
   const double most = std::log2(R::largest_u), room = std::fmin(most, std::floor(std::log2(whole / R::least_scale) / 2));
   auto power = [&](double longest, double other) {
-    if (!(longest > 0 && longest < R::shortest)) return 0.0;
+    if (!(longest > 0 && longest < shortest())) return 0.0;
     return std::fmax(0, std::fmin(room, std::floor(std::fmin(0, most - std::log2(other)) - std::log2(longest))));
   };
   double of_x = power(longest_x_, longest_y_), of_y = power(longest_y_, longest_x_);

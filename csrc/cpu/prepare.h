@@ -62,6 +62,7 @@ class Prepared {
   void set_lengths();
   bool alike() const { return task.self || task.operand == Operand::sqdist; }  // whether both sides have one unit
   void divide();
+  double shortest() const;
   double largest_u() const;
   double set_terms(Side<T>& side, const OptionalTensor& bias, const OptionalTensor& limit, double shift, double unit);
   void set_limits(Side<T>& side, Side<T>& guide, const OptionalTensor& limit, T* term, double unit);

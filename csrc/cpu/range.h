@@ -25,6 +25,9 @@ struct Range<float> {
   // A side whose longest row is below is scaled up to 1, or as far as leaves the scale, which takes it back, above 2^-120: a weight of
   // 2^-40 of a row of 2^-60 is 2^-100, whose digits are there; of one of 2^-125 it would be nothing, where the scale may be 2^127.
   static constexpr double shortest = 0x1p-60, least_scale = 0x1p-120;
+  // Where the scale itself is beyond this, a side whose longest row is below 1 is: what products with weights lose below 2^-126, the
+  // scale would make 2^-116 of (rows of 2^-33 with weights of 2^-102 and a scale of 2^66: 2^-58, of gradients of 2^-69).
+  static constexpr double large_scale = 0x1p10;
   // z in units of log 2 while |z| is below, in units of 16 log 2 beyond: 1.44 z in the other unit would overflow where z does not.
   static constexpr double largest_z = 0x1p126;
   // exp2(z - M), z <= bound, M an integer (which float arithmetic leaves exact) so far below the bound: 2^90 leaves 2^37 terms of
@@ -55,6 +58,7 @@ struct Range<double> {
   static constexpr double largest_u = 0x1p1000;
   static constexpr double longest = 0x1p600, shortened = 0x1p490;
   static constexpr double shortest = 0x1p-500, least_scale = 0x1p-1000;
+  static constexpr double large_scale = 0x1p10;
   static constexpr double largest_z = 0x1p1020;
   static constexpr double shared_bound = 1 << 20, headroom = 900, smallest = 0x1p-960;
   static constexpr double headroom_of_product = 500, smallest_of_product = 0x1p-900, least_row = 0x1p-60, largest_row = 0x1p480;

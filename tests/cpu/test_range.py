@@ -191,6 +191,15 @@ def test_gradients_of_short_rows_under_a_large_scale(backend: str, which: str, n
                 assert_right(*sides, form, scale * u, backend, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("operand", ["dot", "sqdist"])
+@pytest.mark.parametrize("norm", [1e-4, 1e-10, 1e-15])
+def test_small_weights_of_short_rows_under_a_large_scale(norm: float, operand: str) -> None:
+    """Weights of 1e-31 times rows of 1e-10 are below float32's subnormals, times a scale of 1e20 numbers again."""
+    x, y = rows(40, 12, 0, norm), rows(60, 12, 1, norm)
+    for side in (y, None):
+        assert_right(x, side, "both" if side is y else "rows", 10.0, scale=1.0 / norm**2, upstream=1e-31, operand=operand)
+
+
 @pytest.mark.parametrize("norm", [2.0**79, 2.0**81, 1e30, 1e37])
 @pytest.mark.parametrize("other", [1e-30, 1e-10, 1.0, 1e10])
 @pytest.mark.parametrize("which", ["x", "y"])

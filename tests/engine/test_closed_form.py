@@ -324,3 +324,16 @@ def test_a_scale_of_0_takes_nothing_of_sums_beyond_the_dtype_that_may_not_be_loo
         dual = torch.autograd.forward_ad.make_dual(y, y)
         found = fastcl.pair_reduce(x, dual, pair="identity", reduce="sum", scale=0.0, shift=0.5)
         assert torch.autograd.forward_ad.unpack_dual(found).primal.tolist() == [2.0] * 5
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_direction_takes_no_pair_with_itself_out_of_all_that_there_is() -> None:
+    """Under dual numbers, too, rows say whether d x d matrices keep the digits of a sweep."""
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    x[0] *= 1e12
+    given: dict[str, Any] = {"pair": "square", "reduce": "sum", "mask": "off_diagonal", "scale": 100.0}
+    exact = pair_reduce(x.double(), backend="reference", **given)
+    with torch.autograd.forward_ad.dual_level():
+        found = pair_reduce(torch.autograd.forward_ad.make_dual(x, x), **given)
+        values = torch.autograd.forward_ad.unpack_dual(found).primal.double()
+    assert ((values - exact).abs() <= 1e-5 * exact).all()

@@ -140,7 +140,9 @@ class Plain:
             # Of equal terms each addition rounds alike.
             equal = torch.isclose(p.x, p.x[:, :1], rtol=1e-5, atol=0.0).all(1, keepdim=True)
             steps = torch.where(equal, max(1.0, x.shape[1] / 8), 1.0).to(p.dtype)
-            noise = noise * (steps * self.units * (self.eps or precision(p.dtype)))
+            # A norm and a product err by one each; a draw of the definition has no rounding but this.
+            units = self.units if self.dot else 2.0 * self.units
+            noise = noise * (steps * units * (self.eps or precision(p.dtype)))
             if p.y is None:  # a row's distance from itself may also come out as the 0 that it is
                 noise = torch.triu(noise, self.seed % 2) + torch.triu(noise, 1).T
             error = noise * size
@@ -270,12 +272,19 @@ def unit_rows(x: Tensor) -> Tensor:
 def clamped_as(dtype: torch.dtype, ties: float = 1.0) -> Iterator[None]:
     """Within the context what is documented in roundings is in those of that dtype; of ties that many times the margin.
 
-    Riesz kernels clamp |x - y|^2 (4 eps, as kcl says), and similarities tie (sqrt(d) eps, as retrieval_accuracy says).
+    Riesz kernels clamp |x - y|^2 (4 eps, as kcl says), and similarities tie (sqrt(d) eps, as retrieval_accuracy says): that of a row
+    with its match may be rounded apart from that of the same pair among all.
     """
-    floor, tie = kernel._floor, retrieval._tie
+    floor, tie, product = kernel._floor, retrieval._tie, retrieval.row_dot
+
+    def apart(x: Tensor, y: Tensor) -> Tensor:
+        own = product(x, y)
+        return own + (ties != 1.0) * tie(x.to(dtype)) * rows(len(own), 1, 5)[:, 0].to(own) * own.abs()
+
     with (
         patch.object(kernel, "_floor", lambda _: floor(dtype)),
         patch.object(retrieval, "_tie", lambda rows: ties * tie(rows.to(dtype))),
+        patch.object(retrieval, "row_dot", apart),
     ):
         yield
 

@@ -3,7 +3,9 @@
     16 eps |T|                                         a few roundings of the result itself (1 eps in a half dtype's result)
   + 2 eps |L| / |leaf|                                 of a gradient: the size of its terms (of a row: over n |x_i|)
   + 64 eps of float64         of an objective's value: its constants, 1 or its numbers, may cancel
-  + n a tiny                  of a gradient by a GPU's kernels, whose products of weights and rows meet the scale a last
+  + n a |x| tiny              of a gradient: weights below the smallest number are lost, and meet the scale a and an upstream
+                                                       gradient last (of a GPU n a tiny: its products with rows, too)
+  + 4 eps z of label smoothing, which takes the mean of all z out of their log-sum-exp
   + 4 eps of float64 |r| |T|                           what T itself is off by, whose weights are exp(z - r) of a log-sum-exp r
   + 4 eps of float64 n z^2 / |leaf|                    of the gradient of one number: the same of terms that cancel
   + SAFETY min(|P - T|, EXCUSED |C - T|)               what plain PyTorch makes, unless the formula is to blame
@@ -46,7 +48,7 @@ from .plain import Plain, clamped_as, plainly, precision
 
 SAFETY, ROUNDINGS = 8.0, 16.0
 EXCUSED = {True: 1e2, False: 1e3}  # of a value, of a gradient
-TIES = (1.0, 0.5, 2.0)  # which of the similarities near that margin tie is for a rounding to say
+TIES = (1.0, 0.25, 4.0)  # which of the similarities near that margin tie is for a rounding to say
 NEIGHBOURS = 4  # on each side, of like size
 DRAWS = (2, 32, 128)  # of P and C: a few first, more before something is called wrong
 
@@ -223,7 +225,7 @@ class Truth:
         given = self.case.function not in ("pair_reduce", "pair_total")
         tensors = [t.detach() for t in self.case.tensors().values() if isinstance(t, Tensor)]
         numbers = [abs(float(t)) for t in tensors if t.numel() == 1 and t.dim() < 2]
-        numbers += [float(text) for text in self.case.keywords.values() if text.replace(".", "", 1).isdigit()]
+        numbers += [abs(float(text)) for text in self.case.keywords.values() if _is_number(text)]
         # Beyond a thousand a number is none that a constant of an objective has.
         return 64.0 * torch.finfo(torch.float64).eps * max([1.0, *(n for n in numbers if n <= 1e3)]) if given else 0.0
 
@@ -237,11 +239,25 @@ class Truth:
         return 4.0 * torch.finfo(torch.float64).eps * z * terms
 
     def _underflow(self) -> float:
-        """What a GPU's products of weights and rows lose below the smallest number, times the scale, which comes after them."""
-        scale = self.case.tensors().get("scale")
-        if not self.on_gpu or scale is None:
-            return 0.0
-        return torch.finfo(self.dtype).smallest_normal * abs(float(scale)) * self.most_rows()
+        """What weights lose below the smallest number, times rows and the scale; a GPU's products with rows lose as much, too."""
+        given = {"scale": "1.0"} | self.case.keywords
+        scale = self.case.tensors().get("scale", given["scale"] if _is_number(given["scale"]) else 1.0)
+        matrices = [t.detach() for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.numel()]
+        longest = max((float(t.double().norm(dim=1).max()) for t in matrices), default=1.0)
+        # Those of a total are formed with its value, for an upstream gradient of 1.
+        times = max(1.0, abs(self.case.upstream)) * self.most_rows() * max(longest, float(self.on_gpu))
+        return torch.finfo(self.dtype).smallest_normal * abs(float(scale)) * times
+
+    def _smoothing(self, where: str) -> Tensor | float:
+        """Of label smoothing: the mean of all z is taken out of a log-sum-exp of theirs, and one row has nothing but the two."""
+        text = ((self.case.settings or {}) | self.case.keywords).get("label_smoothing", "0")
+        share = float(text) if _is_number(text) else 1.0
+        terms = 4.0 * self.eps * share * self.largest
+        if where.startswith("value") or not share:
+            return terms
+        leaf = self.case.tensors().get(where.removeprefix("gradient of "), torch.ones(())).detach().double()
+        size = leaf.abs().reshape(-1) if leaf.dim() < 2 else leaf.norm(dim=1)
+        return terms * abs(self.case.upstream) / size.clamp(min=1e-12)
 
     def _faults(self, found: Found, count: int) -> Iterator[Fault]:
         end = torch.finfo(self.dtype).max
@@ -281,7 +297,7 @@ class Truth:
                 4.0 * torch.finfo(torch.float64).eps * self.largest_exponent,
                 end_of_got,
                 min(first, end_of_got),
-                self._constants() if of_value else self._underflow() + self._of_scales(where),
+                (self._constants() if of_value else self._underflow() + self._of_scales(where)) + self._smoothing(where),
                 # Of a value of -inf the gradients are of an upstream of 0, times slopes that other terms may have beyond the dtype.
                 of_pairs="minc" not in self.case.function.lower()
                 and (of_value or all(bool(v.isfinite().all()) for v in self.found.values)),
@@ -289,6 +305,15 @@ class Truth:
             )
             if fault is not None:
                 yield fault
+
+
+def _is_number(text: str) -> bool:
+    """Whether a keyword's text is one."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def matching(case: Case) -> float:
@@ -328,7 +353,7 @@ def compare(
     own: float,
     end: float,
     first: float,
-    constants: float,
+    constants: Tensor | float,
     of_pairs: bool = True,
     signed: bool = True,
 ) -> Fault | None:
