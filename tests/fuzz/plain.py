@@ -26,7 +26,7 @@ from fastcl.metrics import retrieval
 from .formula import rows
 
 SHARED = 60.0  # _ROOM of triton_kernels/reductions.py; beyond four of it every row has a reference of its own
-EXACT = 128.0  # beyond this |r| no weight is formed of what is stored
+EXACT = 128.0  # beyond this |r| no weight is formed of what is stored; over ranks, whose visits have that alone, all are
 DEFAULTS: dict[str, Any] = {
     name: parameter.default
     for name, parameter in inspect.signature(ops.pair_reduce).parameters.items()
@@ -56,10 +56,12 @@ class Plain:
         unscaled: bool = False,
         unit: float = 0.0,
         uncentred: bool = False,
+        exact: float = EXACT,
     ) -> None:
         self.seed, self.units, self.eps, self.dot, self.largest = seed, units, eps, dot, 0.0
         self.largest_exponent, self.reductions = 0.0, 0
         self.rounds_weights, self.unscaled, self.unit, self.uncentred = rounds_weights, unscaled, unit, uncentred
+        self.exact = exact
 
     def rounded(self, bring: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The same with each entry of a row that is brought to a length moved by up to `unit` of itself, alike for the same rows.
@@ -214,7 +216,7 @@ class Plain:
             self.rounds_weights
         ):  # GPU kernels take all exponentials from one reference, as far as it is from what rows may reach
             size = size + min(self.largest, 4.0 * SHARED)
-        of_weights = torch.where(held.isfinite(), found - held, 0.0) * (1.0 + 0.5 * size.clamp(max=EXACT))
+        of_weights = torch.where(held.isfinite(), found - held, 0.0) * (1.0 + 0.5 * size.clamp(max=self.exact))
         found = found + noise * (1.0 + 0.5 * size + of_weights)
         return torch.where(empty.squeeze(dim), float("-inf"), found) if f.shape[dim] else f.sum(dim) - float("inf")
 
@@ -272,8 +274,8 @@ def unit_rows(x: Tensor) -> Tensor:
 def clamped_as(dtype: torch.dtype, ties: float = 1.0) -> Iterator[None]:
     """Within the context what is documented in roundings is in those of that dtype; of ties that many times the margin.
 
-    Riesz kernels clamp |x - y|^2 (4 eps, as kcl says), and similarities tie (sqrt(d) eps, as retrieval_accuracy says): that of a row
-    with its match may be rounded apart from that of the same pair among all.
+    Riesz kernels clamp |x - y|^2 (4 eps, as kcl says), and similarities tie (sqrt(d) eps, as retrieval_accuracy says): that of a
+    row with its match may be rounded apart from that of the same pair among all.
     """
     floor, tie, product = kernel._floor, retrieval._tie, retrieval.row_dot
 

@@ -33,6 +33,7 @@ tenth, and where T is NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -44,7 +45,7 @@ from torch import Tensor
 
 from .case import Case, Found, run
 from .formula import rows
-from .plain import Plain, clamped_as, plainly, precision
+from .plain import EXACT, Plain, clamped_as, plainly, precision
 
 SAFETY, ROUNDINGS = 8.0, 16.0
 EXCUSED = {True: 1e2, False: 1e3}  # of a value, of a gradient
@@ -83,6 +84,7 @@ class Truth:
             else "",  # what a property states is exact, a parameter float32
             derive=case.derive if plain else "grad",
         )
+        self.alone = len(case.sizes) < 2
         self.times = len(case.sizes) if case.gradient == "ddp" else 1  # how much larger a gradient is than here
         # And than it is of a total, whose gradients are formed with its value, for an upstream gradient of 1.
         upstream = abs(case.upstream * float(rows(1, 1, 9)))
@@ -130,7 +132,15 @@ class Truth:
 
         # By DDP's convention gradients are a world larger on their way, and leave a half dtype earlier.
         larger = replace(self.plain_case, upstream=self.plain_case.upstream * self.times)
-        engine = Plain(k, 2.0 if k else 0.0, rounds_weights=self.on_gpu, unscaled=self.unscaled, unit=eps if k else 0.0)
+        units, unit = (2.0, eps) if k else (0.0, 0.0)
+        engine = Plain(
+            k,
+            units,
+            rounds_weights=self.on_gpu,
+            unscaled=self.unscaled,
+            unit=unit,
+            exact=EXACT if self.alone else math.inf,
+        )
         with plainly(engine), clamped_as(self.dtype, TIES[k % 3]):
             found = run(larger, change)
         return Found(found.values, {name: g / self.times for name, g in found.gradients.items()})
@@ -139,7 +149,11 @@ class Truth:
         def number(name: str, value: Any) -> Any:
             exact = not isinstance(value, float) or value in (0.0, 1.0, 2.0)
             # Equal ones alike: a scale may be its own bound.
-            return value if exact else value * (1.0 + torch.finfo(self.dtype).eps * float(rows(1, 1, k + len(repr(value)))))
+            return (
+                value
+                if exact
+                else value * (1.0 + torch.finfo(self.dtype).eps * float(rows(1, 1, k + len(repr(value)))))
+            )
 
         metric = self.case.function.startswith("metrics")  # whose unit rows are in the accumulation dtype
         unit = torch.finfo(self.dtype).eps if metric else self.eps
@@ -242,7 +256,9 @@ class Truth:
         """What weights lose below the smallest number, times rows and the scale; a GPU's products with rows lose as much, too."""
         given = {"scale": "1.0"} | self.case.keywords
         scale = self.case.tensors().get("scale", given["scale"] if _is_number(given["scale"]) else 1.0)
-        matrices = [t.detach() for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.numel()]
+        matrices = [
+            t.detach() for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.numel()
+        ]
         longest = max((float(t.double().norm(dim=1).max()) for t in matrices), default=1.0)
         # Those of a total are formed with its value, for an upstream gradient of 1.
         times = max(1.0, abs(self.case.upstream)) * self.most_rows() * max(longest, float(self.on_gpu))
@@ -280,7 +296,10 @@ class Truth:
             excusing = self.eps if told_apart else float("inf")
             of_value = where.startswith("value")
             end_of_got = torch.finfo(got.dtype).max / (1.0 if of_value else self.times)
-            if self.case.derive == "twice" and torch.as_tensor(self._natural(where) >= torch.finfo(self.dtype).max).any():
+            if (
+                self.case.derive == "twice"
+                and torch.as_tensor(self._natural(where) >= torch.finfo(self.dtype).max).any()
+            ):
                 continue  # terms beyond the dtype, which may have either sign
             # Between the two it may be infinite, and need not.
             first = torch.finfo(self.dtype).max / (1.0 if of_value else self.first)
@@ -297,7 +316,8 @@ class Truth:
                 4.0 * torch.finfo(torch.float64).eps * self.largest_exponent,
                 end_of_got,
                 min(first, end_of_got),
-                (self._constants() if of_value else self._underflow() + self._of_scales(where)) + self._smoothing(where),
+                (self._constants() if of_value else self._underflow() + self._of_scales(where))
+                + self._smoothing(where),
                 # Of a value of -inf the gradients are of an upstream of 0, times slopes that other terms may have beyond the dtype.
                 of_pairs="minc" not in self.case.function.lower()
                 and (of_value or all(bool(v.isfinite().all()) for v in self.found.values)),
@@ -388,7 +408,9 @@ def compare(
     error, size = (by_row(torch.where(counted, e, 0.0)) for e in ((got.double() - t).abs(), t.abs()))
     eps, coarser = precision(dtype), limits.eps > torch.finfo(dtype).eps
     least = max(limits.smallest_normal * (limits.eps if coarser else 1.0), torch.finfo(dtype).smallest_normal)
-    if dtype == torch.float64:  # whose weights of rows that are e^500 below their positives the kernels form in its subnormals
+    if (
+        dtype == torch.float64
+    ):  # whose weights of rows that are e^500 below their positives the kernels form in its subnormals
         least = max(least, 1e-200)
     allowed = (ROUNDINGS * eps + own + limits.eps * coarser) * size + least
     allowed = allowed + 2.0 * eps * natural + constants
