@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -50,7 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", type=_command, metavar="{" + ",".join(sorted(COMMANDS)) + "}")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="fastcl COMMAND --help lists them")
     chosen = parser.parse_args(argv)
-    status: int = importlib.import_module(COMMANDS[chosen.command][0]).main(chosen.arguments)
+    try:
+        status: int = importlib.import_module(COMMANDS[chosen.command][0]).main(chosen.arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has had enough of it (`fastcl doctor | head -1`): nothing more can be said, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 

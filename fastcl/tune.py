@@ -18,11 +18,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import torch
 
@@ -84,26 +85,41 @@ def measured(isas: Sequence[str], n: int, d: int, rounds: int) -> tuple[dict[str
                     continue
                 time.sleep(PAUSE)
                 try:
-                    milliseconds = _turn(children[isa])
+                    milliseconds = _turn(children[isa].process)
                 except (OSError, ValueError):
-                    children[isa].kill()
-                    failed[isa] = f"its process ended with status {children[isa].wait()}"
+                    children[isa].process.kill()
+                    failed[isa] = f"its process ended with status {children[isa].process.wait()}{children[isa].last_words()}"
                     continue
                 if turn:
                     times[isa].append(milliseconds)
     return {isa: statistics.median(of) for isa, of in times.items() if isa not in failed}, failed
 
 
+class _Child(NamedTuple):
+    """A process with a set of its own, and what it writes of what goes wrong."""
+
+    process: subprocess.Popen[str]
+    errors: IO[str]
+
+    def last_words(self) -> str:
+        """After ": "; nothing of a process that was stopped by a signal before it said anything."""
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines()
+        return f": {lines[-1].strip()}" if lines else ""
+
+
 @contextmanager
-def _child(isa: str, n: int, d: int) -> Iterator[subprocess.Popen[str]]:
+def _child(isa: str, n: int, d: int) -> Iterator[_Child]:
     """A process with this set, which waits for its turns."""
     command = [sys.executable, "-m", __name__, str(n), str(d)]
     environment = {**os.environ, ISA_VARIABLE: isa}
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(command, env=environment, stderr=errors, **pipes) as process,
+    ):
         try:
-            yield process
+            yield _Child(process, errors)
         finally:
             process.kill()
             with suppress(OSError):  # a line that nobody read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -35,6 +36,15 @@ def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["fastcl"] == __version__
     assert report["torch"].startswith(str(torch.__version__))
     assert report["Python"].split()[0] == ".".join(str(part) for part in sys.version_info[:3])
+
+
+def test_a_reader_that_has_had_enough() -> None:
+    """As of `fastcl doctor | head -1`: no traceback, neither of the write nor at exit."""
+    command = [sys.executable, "-m", "fastcl", "doctor"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # type: ignore[union-attr]
+        assert process.wait() == 1
+        assert process.stderr is not None and process.stderr.read() == ""
 
 
 def test_what_is_in_use(capsys: pytest.CaptureFixture[str]) -> None:
