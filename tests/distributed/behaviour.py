@@ -415,6 +415,17 @@ def sums_beyond(rank: int, world: int) -> float:
     return 0.0 if world == 1 else abs(float(total) / (2e19 * (2e19 - 1.9995e19)) - 1.0) / 1e-3
 
 
+def upstream_of_0(rank: int, world: int) -> float:
+    """It takes away what is beyond float32: 0 times infinity was NaN."""
+    x = torch.full((3, 2), 1e20).requires_grad_()
+    scale = torch.tensor(1e-37, requires_grad=True)
+    shards = Shards(Wire(dist.group.WORLD), ((3,) * world, (3,) * world))
+    total = shards.pair_total(x, x.detach(), scale=scale, reduce="logsumexp", outer="sum")
+    (of_one,) = torch.autograd.grad(total, scale, retain_graph=True)
+    found = torch.autograd.grad(0.0 * total, (x, scale))
+    return 0.0 if of_one == math.inf and not any(bool(g.any()) for g in found) else 1e3
+
+
 def wide_guides(rank: int, world: int) -> float:
     """Rows that every rank has room for, with guides that it has none for: they travel together, round the ring."""
     n = 2**12
@@ -427,6 +438,7 @@ def wide_guides(rank: int, world: int) -> float:
 
 CHECKS: dict[str, Callable[[int, int], float]] = {
     "wide guides": wide_guides,
+    "upstream of 0": upstream_of_0,
     "row of NaN": nan_row,
     "sums beyond float32": sums_beyond,
     **{f"ddp, {name}, {strategy}": partial(ddp, name, strategy) for name in LOSSES for strategy in ("gather", "ring")},
