@@ -9,7 +9,7 @@
   + 4 eps of float64 |r| |T|                           what T itself is off by, whose weights are exp(z - r) of a log-sum-exp r
   + 4 eps of float64 n z^2 / |leaf|                    of the gradient of one number: the same of terms that cancel
   + SAFETY min(|P - T|, EXCUSED |C - T|)               what plain PyTorch makes, unless the formula is to blame
-                                                       (of gradients: where |z| < 0.1 / eps, so that terms are told apart)
+                                                       (where |z| < 0.1 / eps, so that terms are told apart)
 
 for each row of a matrix (its largest entry), each entry of a vector, each number.
 
@@ -291,10 +291,10 @@ class Truth:
                 continue
             samples = [(pick(p), pick(c)) for p, c in self.draws(count)]
             plain, moved = ([s[i] for s in samples] for i in (0, 1))
-            # Beyond 1 / eps a log-sum-exp no longer tells its terms apart, and their weights are any.
-            told_apart = where.startswith("value") or self.largest * self.eps < 0.1
-            excusing = self.eps if told_apart else float("inf")
             of_value = where.startswith("value")
+            # Beyond 1 / eps a log-sum-exp no longer tells its terms apart: their weights are any, and a limit lets in any of them.
+            told_apart = self.largest * (torch.finfo(self.dtype).eps if of_value else self.eps) < 0.1
+            excusing = self.eps if told_apart else float("inf")
             end_of_got = torch.finfo(got.dtype).max / (1.0 if of_value else self.times)
             if (
                 self.case.derive == "twice"
@@ -396,7 +396,7 @@ def compare(
     wrong_end = (
         certain
         & asked
-        & (excusing < 1.0)  # else weights are any
+        & (where.startswith("value") or excusing < 1.0)  # else weights are any
         & ~((got.double() == t) | ((got.abs() >= 0.5 * end) & ((got.sign() == t.sign()) | (not signed))))
     )
     excused = torch.zeros_like(asked)
