@@ -11,7 +11,7 @@ from . import loops
 from .case import Case, Found, run
 from .places import REFUSALS
 from .public import range_of
-from .rule import Truth
+from .truth import Truth
 
 
 class WrongError(AssertionError):

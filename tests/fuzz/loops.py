@@ -16,7 +16,8 @@ from fastcl.functional import kernel
 from tests import oracle
 
 from .case import Case, Found, run
-from .rule import SAFETY, Fault, Truth, at_the_least_length, double, parts, plain_number
+from .rule import SAFETY, Fault
+from .truth import Truth, at_the_least_length, double, parts, plain_number
 
 ROWS, LONGEST = 9, 100.0  # of each matrix at most
 CLOSE = 1e-9  # of two evaluations in float64
