@@ -26,7 +26,8 @@ from fastcl.metrics import retrieval
 from .formula import rows
 
 SHARED = 60.0  # _ROOM of triton_kernels/reductions.py; beyond four of it every row has a reference of its own
-EXACT = 128.0  # beyond this |r| no weight is formed of what is stored; over ranks, whose visits have that alone, all are
+# Beyond this |r| no weight is formed of what is stored; over ranks, whose visits have that alone, all are.
+EXACT = 128.0
 DEFAULTS: dict[str, Any] = {
     name: parameter.default
     for name, parameter in inspect.signature(ops.pair_reduce).parameters.items()
