@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 _VMAP = "VmapMode"  # of batched gradients; the name itself, parsed at each call, takes longer than all else here
 _BATCHED_GRADIENTS = torch._C._parse_dispatch_key(_VMAP) or _VMAP
+_BATCHED = torch._C._parse_dispatch_key("Batched") or "Batched"  # of a tensor that holds the entries of such a batch
 _PROXY, _FAKE = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
 
 
@@ -29,12 +30,12 @@ def of_gradients() -> bool:
     """Whether one is at work in a backward: batched gradients (is_grads_batched) are no transform of torch.func's."""
     if torch.compiler.is_compiling():
         return False
-    return active() or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHED_GRADIENTS)
+    return active() or _batches_gradients()
 
 
 def values_are_here() -> bool:
     """Whether a tensor's value may be looked at: no transform, and nothing that records operations for later."""
-    return forward_ad._current_level < 0 and not recorded()
+    return forward_ad._current_level < 0 and not recorded() and not _batches_gradients()
 
 
 def recorded() -> bool:
@@ -43,7 +44,6 @@ def recorded() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHED_GRADIENTS)
         or torch._C._get_dispatch_mode(_PROXY) is not None
         or torch._C._get_tracing_state() is not None
     )
@@ -51,13 +51,20 @@ def recorded() -> bool:
 
 def values_are_stored(t: Tensor) -> bool:
     """Whether this tensor has numbers: it is no fake one, and none is made of it."""
-    # The same of a tensor without a tangent, as those are that the op's own kernels see: what they choose by size stays as right.
+    # The op's own kernels see tensors without a tangent, and one entry of batched gradients after the other: what they choose by
+    # what is there is as right as ever.
     return (
         type(t) in (Tensor, torch.nn.Parameter)
         and not recorded()
         and torch._C._get_dispatch_mode(_FAKE) is None
         and (forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None)
+        and not (_batches_gradients() and torch._C._dispatch_keys(t).has(_BATCHED))
     )
+
+
+def _batches_gradients() -> bool:
+    included: bool = torch._C._dispatch_tls_is_dispatch_key_included(_BATCHED_GRADIENTS)
+    return included
 
 
 def set_aside() -> AbstractContextManager[Any]:

@@ -67,7 +67,8 @@ def sogclr(
     Args:
         u: (n, d) floating, the first views, n >= 2.
         v: (n, d), dtype of u, the second views.
-        log_u: (n, 1) floating, log u_old of each sample, without gradient; -inf for one that is new. None where all are.
+        log_u: (n, 1) floating, log u_old of each sample, without gradient; -inf (or NaN) for one that is new. None where
+            all are.
         gamma: the share of this batch in u, a number in (0, 1].
         temperature: tau > 0, a number or a tensor with one element (may want gradients).
         groups: (n,) int64, one group per pair of views: rows of equal groups are no negatives of each other.
@@ -140,8 +141,8 @@ def fast_clip(
     Args:
         x: (n, d) floating, n >= 2, for instance image features.
         y: (n, d), dtype of x; y_i is the positive of x_i.
-        log_u: (n, 2) floating, log u_old and log v_old of each sample, without gradient; -inf for one that is new. None where all
-            are.
+        log_u: (n, 2) floating, log u_old and log v_old of each sample, without gradient; -inf (or NaN) for one that is new. None
+            where all are.
         gamma: the share of this batch in u and v, a number in (0, 1].
         temperature: tau > 0, a number or a tensor with one element (may want gradients).
         rho: the weight of the temperature, a number or a tensor with one element.
@@ -202,7 +203,8 @@ def earlier(log_u: Tensor | None, x: Tensor, of: str, columns: int) -> Tensor:
         )
     if log_u.device != x.device:
         raise ValueError(f"log_u: expected the device of {of}, {x.device}, got {log_u.device}; move it")
-    return log_u.detach().to(dtype)
+    # An average of weights (EMA, SWA) that takes buffers along makes NaN of -inf.
+    return log_u.detach().to(dtype).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def averaged(log_g: Tensor, visited: Tensor, old: Tensor, gamma: float) -> Tensor:

@@ -84,7 +84,7 @@ class _OfSamples(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         integer("size", self.size, least=2)
-        self.register_buffer("log_u", torch.full((self.size, self.columns), -torch.inf))
+        self.register_buffer("log_u", torch.full((self.size, self.columns), -torch.inf, dtype=torch.float32))
 
     def _of(self, *rows: Any, **data: Any) -> Tensor:
         index = data.get("index", rows[2] if len(rows) > 2 else None)

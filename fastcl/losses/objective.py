@@ -129,18 +129,23 @@ class Objective(_Declared):
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a process group, which cannot be saved, its ranks: the group of all is found again, another is asked for."""
-        return self.__dict__ | {"group": SavedGroup.of(self.group)}
+        return self._own() | {"group": SavedGroup.of(self.group)}
+
+    def _own(self) -> dict[str, Any]:
+        """What a copy has too: not what `compile()` left here, which is bound to this module."""
+        state: dict[str, Any] = super().__getstate__()
+        return state
 
     def __copy__(self) -> Self:
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)
+        twin.__dict__.update(self._own())
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy in the same process keeps the group."""
         memo[id(self.group)] = self.group
         memo[id(self)] = twin = type(self).__new__(type(self))
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        twin.__dict__.update(copy.deepcopy(self._own(), memo))
         return twin
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -333,3 +333,14 @@ def test_an_upstream_of_0_takes_a_gradient_beyond_the_range_away(backend: str) -
     assert of_one == float("inf")
     for gradient in torch.autograd.grad(0.0 * total, (x, scale)):
         assert not gradient.any()
+
+
+@pytest.mark.parametrize("backend", ["blocked", "cpu"])
+def test_batched_gradients_of_large_normalisers(backend: str) -> None:
+    """The rounding of a log-sum-exp of 20,000 is taken out of its weights, of each entry as of one gradient alone."""
+    x = (0.01 + 0.0003 * torch.randn(2, 33, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    found = []
+    for rows in (x, x.detach().double().requires_grad_()):
+        r = fastcl.pair_reduce(rows, mask="off_diagonal", scale=6053200.0, reduce="logsumexp", backend=backend)  # type: ignore[call-overload]
+        found.append(torch.autograd.grad(r, rows, torch.eye(2, dtype=r.dtype), is_grads_batched=True)[0])
+    assert (found[0] - found[1]).abs().max() <= 1e-6 * found[1].abs().max()

@@ -101,6 +101,24 @@ def test_copies_keep_the_group_and_saves_name_it(cls: type[losses.Objective], na
             assert torch.equal(again(X, Y), module(X, Y))
 
 
+def test_copies_of_what_is_compiled_in_place_are_modules_of_their_own() -> None:
+    """`compile()` keeps a call bound to its module: a copy with it had the loss, and the gradients, of the original."""
+    loss = losses.CLIPLoss(learnable=True)
+    loss.compile(backend="eager")
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), AveragedModel(nn.ModuleList([loss])).module[0]):
+        with torch.no_grad():
+            twin.logit_scale.log.zero_()
+        value = twin(X, Y)
+        value.backward()
+        torch.testing.assert_close(value, functional.clip(X, Y, logit_scale=1.0))
+        assert twin.logit_scale.log.grad is not None and loss.logit_scale.log.grad is None
+    shallow = copy.copy(losses.InfoNCELoss(temperature=0.5))
+    shallow.compile(backend="eager")
+    other = copy.copy(shallow)
+    other.temperature = 0.05
+    torch.testing.assert_close(other(X, Y), functional.info_nce(X, Y, temperature=0.05))
+
+
 @pytest.mark.usefixtures("world")
 def test_ranks_in_a_module_of_the_callers_own() -> None:
     """Copied and saved as those in our modules are."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fastcl.functional as F
 from fastcl.losses import FastCLIPLoss, SogCLRLoss
@@ -210,3 +211,34 @@ def test_the_state_is_where_the_rows_are(cls: Any) -> None:
     x, y = two_views(4, 3)
     with pytest.raises(ValueError, match=r"log_u: expected the device of [ux], cpu, got meta; move it"):
         cls(6).to("meta").eval()(x, y, torch.arange(4))
+
+
+@pytest.mark.parametrize("multi", [get_ema_multi_avg_fn(0.9), None], ids=["ema", "swa"])
+@pytest.mark.parametrize("cls", [SogCLRLoss, FastCLIPLoss])
+def test_an_average_of_weights_and_buffers(cls: Any, multi: Any) -> None:
+    """An average of -inf is NaN, which is a sample that was never there."""
+    module = cls(20)
+    average = AveragedModel(module, multi_avg_fn=multi, use_buffers=True)
+    u, v = two_views(5, 4)
+    for step in range(8):
+        module(u, v, (torch.arange(5) + 3 * step) % 20)
+        average.update_parameters(module)
+    index = average.module.log_u[:, 0].isnan().nonzero()[:5, 0]
+    assert len(index) == 5
+    known = torch.where(average.module.log_u.isnan(), -torch.inf, average.module.log_u)[index]
+    found, truth = average.eval()(u, v, index), cls.function(u, v, known)
+    assert truth.isfinite()
+    close(found, truth)
+    average.train()(u, v, index)
+    assert average.module.log_u[index].isfinite().all()
+
+
+@pytest.mark.parametrize("cls", [SogCLRLoss, FastCLIPLoss])
+def test_the_state_is_float32_in_a_model_that_is_made_in_half_precision(cls: Any) -> None:
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        made = cls(10)
+    finally:
+        torch.set_default_dtype(before)
+    assert made.log_u.dtype == torch.float32
