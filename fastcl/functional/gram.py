@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import transforms
+from .. import derivatives, transforms
 from ..backends import choice, closed_form
 from ..backends.row_dot import in_one_pass, row_dot
 from ..precision import full_precision
@@ -51,7 +51,7 @@ class Ordinary(NamedTuple):
 def ordinary(u: Tensor, v: Tensor, mu: Tensor, biased: bool, backend: str | None) -> Ordinary | None:
     """What PlainSpectral needs to know, or None where the general form must serve: by shapes, dtypes and norms."""
     n, d = u.shape
-    if not in_one_pass(u, v) or mu.requires_grad or torch.is_autocast_enabled("cpu"):
+    if not in_one_pass(u, v) or mu.requires_grad or not derivatives.nothing_watches():
         return None
     if d == 0 or not closed_form.gram_is_cheaper(n, n, d):
         return None

@@ -108,9 +108,8 @@ class Pairs:
         """(k,) whether the pair stands before in the list."""
         key = self.i * max(self.y.shape[0], 1) + self.j
         ordered, order = key.sort(stable=True)
-        again = torch.zeros_like(key, dtype=torch.bool)
-        again[1:] = ordered[1:] == ordered[:-1]
-        return torch.empty_like(again).scatter_(0, order, again)
+        again = torch.cat([ordered[:1] != ordered[:1], ordered[1:] == ordered[:-1]])
+        return again.scatter(0, order, again)
 
 
 @dataclass(frozen=True)

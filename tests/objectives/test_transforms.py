@@ -1,11 +1,12 @@
 """What PyTorch does around an objective: autocast, torch.compile, checkpointing, inference mode, threads, other defaults."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import fastcl
 
@@ -150,6 +151,25 @@ def test_checkpointed(case: Case, reentrant: bool) -> None:
     value.backward()
     for x, want in zip(rows, gradients(plain, rows), strict=True):
         assert torch.equal(torch.zeros_like(x) if x.grad is None else x.grad, want)
+
+
+def _saved(context: object, op: object, *args: object, **given: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_checkpointed_with_every_result_saved(case: Case) -> None:
+    """Selective checkpoints refuse what changes in place a result that they hold."""
+    rows, arguments = of_size(case, 2 * N)
+    value = checkpoint(
+        lambda *r: library(case, r, None, **arguments),
+        *rows,
+        use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, _saved),
+    )
+    plain = gradients(library(case, rows, None, **arguments), rows)
+    for got, want in zip(gradients(value, rows), plain, strict=True):
+        close(got, want, rtol=2e-6)
 
 
 def test_float16_checkpointed() -> None:
