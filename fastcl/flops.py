@@ -22,10 +22,14 @@ from .equation.problem import Problem, unpack
 def _products(p: Problem, backend: str) -> tuple[int, int]:
     """Flops of z, with those of the guides beside it, and of the gradient of one side."""
     n, m, d = p.n, p.m, p.x.shape[1]
-    if choice.is_reference(backend) or not closed_form.applies(p):
+    if not _is_closed(p, backend):
         guided = 0 if p.mask.guide_x is None else 2 * n * m * p.mask.guide_x.shape[1]
         return 2 * n * m * d + guided, 2 * n * m * d
     return (0, 0) if p.pair.name == "identity" else (2 * d * d * (n + m), 2 * d * d * (n + m))
+
+
+def _is_closed(p: Problem, backend: str) -> bool:
+    return not choice.is_reference(backend) and closed_form.applies(p)
 
 
 def _sides(p: Problem, wanted: list[bool]) -> int:
@@ -44,7 +48,12 @@ def _pair_reduce_backward(*arguments: Any, out_val: Any = None) -> int:
 def _pair_total(*arguments: Any, out_val: Any = None) -> int:
     p = unpack(arguments)
     forward, side = _products(p, arguments[-1])
-    return forward + _sides(p, arguments[-2]) * side
+    wanted = arguments[-2]
+    if p.pair.name == "square" and _is_closed(p, arguments[-1]):
+        # Gram matrices are there with the value: each gradient is one product of its rows with one of them.
+        half, of_y = 2 * p.x.shape[1] ** 2, wanted[0] if p.y is None else wanted[1]
+        return forward + half * (p.n * wanted[0] + p.m * of_y)
+    return forward + _sides(p, wanted) * side
 
 
 FORMULAS = {"pair_reduce": _pair_reduce, "pair_reduce_backward": _pair_reduce_backward, "pair_total": _pair_total}
