@@ -17,13 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from .equation.arguments import integer, kind_of
+from . import chunks
+from .encoder_state import Buffers, modules_of
+from .equation.arguments import kind_of
 from .precision import stacked
 from .progress import bar
 
 DRIFT = 0.05  # of the largest entry: beyond any rounding (bfloat16 layers under autocast: 1%), below dropout drawn anew
+KEPT = 16  # rows of each output that are kept aside, to compare with where the caller writes into all of them
 
 
 def cached_step(
@@ -41,9 +45,14 @@ def cached_step(
         cached_step([images, texts], [pixels, tokens], fastcl.losses.CLIPLoss(), chunk=64)
         cached_step([model], [(pixels, tokens)], lambda x, y, scale: clip(x, y, logit_scale=scale), chunk=64)
 
-    It equals the step that embeds in the same chunks and keeps every graph, to rounding: random states are those of the first pass,
-    so that dropout repeats; autocast is that of the call. Layers that look across rows (BatchNorm) see chunks, as in gradient
-    accumulation, and their buffers move once. Source: Gao et al. 2021 (arXiv 2101.06983).
+    It equals the step that embeds in the same chunks and keeps every graph, to rounding. Both passes see the same random states and
+    start from the same buffers, so that dropout and spectral_norm repeat; autocast is that of the call. Layers that look across
+    rows (BatchNorm) see chunks, as in gradient accumulation.
+
+    Buffers move once: those of every module that is an encoder or in `ddp`, that a bound method, a functools.partial or an object
+    holds (its own attributes), or that a function has in its closure, its defaults or the globals it names, be it by a further
+    function of its file. Those of modules reached in another way (name them in `ddp`), and state that is no buffer, move twice.
+    Source: Gao et al. 2021 (arXiv 2101.06983).
 
     Args:
         encoders: one for each batch, the same one several times where towers are shared; or a single one for all. Each returns a
@@ -51,13 +60,14 @@ def cached_step(
             scale, is taken to be the same for every chunk (one of shape (1,) with chunk=1 is its row).
         batches: what each encoder gets. Tensors and lists are cut along their rows; a tuple is its positional arguments, a
             dictionary its keyword arguments; everything else goes to each chunk as it is.
-        loss: called with the tensors of all encoders in order, those of dictionaries by name (each name from one encoder); returns
-            a tensor with one element. Its own parameters get their gradients too.
+        loss: called with the tensors of all encoders in order, those of dictionaries by name (each name from one encoder), which it
+            may write into; returns a tensor with one element. Its own parameters get their gradients too.
         chunk: how many rows an encoder holds at a time, or one number for each encoder; the last chunk may be smaller.
         scaler: scales the loss before its gradients are formed.
-        ddp: modules that wait for their peers at the end of a backward (DistributedDataParallel, fully_shard), where they are not
-            the encoders or inside them but called by a function: all but the last chunk that calls one go without. (fully_shard
-            meets its peers in each forward too: there every rank needs as many chunks.)
+        ddp: modules that encoders call and that are not found in them as above. Where modules wait for their peers at the end of a
+            backward (DistributedDataParallel, fully_shard), all but the last chunk that calls one go without. (fully_shard meets
+            its peers in each forward too: there every rank needs as many chunks. One of which only a registered method is called
+            meets them in each backward too.)
         progress: whether to show a progress bar (needs tqdm).
 
     Returns:
@@ -66,8 +76,9 @@ def cached_step(
     Raises:
         ValueError: for batches, chunks or rows that do not fit, one name from two encoders, or a loss that is no single number.
         TypeError: for an encoder that returns something else, or a single tensor in place of a sequence.
-        RuntimeError: where gradients are not recorded, or for an encoder that does not repeat itself; the gradients are then those
-            of something else, discard them.
+        RuntimeError: where gradients are not recorded, or for an encoder whose rows differ in the second pass by more than 5% of
+            the largest entry (the first 16 are compared where a loss wrote into them); the gradients are then those of something
+            else, discard them.
 
     Examples:
         >>> encoder, loss = torch.nn.Linear(8, 4), fastcl.losses.CLIPLoss()
@@ -82,11 +93,16 @@ def cached_step(
             "where there are none to accumulate; call it outside, or take the loss of fastcl.cached_embeddings there"
         )
     replay = Replay(encoders, batches, chunk, ddp, progress)
-    leaves = [t.requires_grad_(t.is_floating_point()) for t in replay.embed()]
-    value = replay.call(loss, leaves)
+    gradients: list[Tensor] = []
+
+    def add(found: list[Tensor]) -> None:
+        gradients[:] = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else found
+
+    outputs = _Embedded.apply(torch.ones((), requires_grad=True), add, replay.embed())
+    value = replay.call(loss, outputs)
     with _without_autocast(replay.devices):
         (value if scaler is None else scaler.scale(value)).backward()
-    replay.backward([torch.zeros_like(t) if t.grad is None else t.grad for t in leaves])
+    replay.backward(gradients or [torch.zeros_like(t) for t in outputs])
     return value.detach()
 
 
@@ -108,7 +124,8 @@ def cached_embeddings(
         encoders, batches, chunk, ddp, progress: see fastcl.cached_step.
 
     Returns:
-        The tensors of all encoders in order, those of dictionaries in the order of their names' appearance.
+        The tensors of all encoders in order, those of dictionaries in the order of their names' appearance. They may be written
+        into, as those of an encoder.
 
     Raises:
         ValueError, TypeError: see fastcl.cached_step.
@@ -125,23 +142,26 @@ def cached_embeddings(
     leaves = replay.embed()
     if not torch.is_grad_enabled():
         return tuple(leaves)
-    found: tuple[Tensor, ...] = _Embedded.apply(torch.ones((), requires_grad=True), replay, leaves)
+    found: tuple[Tensor, ...] = _Embedded.apply(torch.ones((), requires_grad=True), replay.backward, leaves)
     return found
 
 
+_Receiver = Callable[[list[Tensor]], None]
+
+
 class _Embedded(torch.autograd.Function):
-    """The embeddings of a first pass; the gradient makes the second."""
+    """The embeddings of a first pass, which the caller may write into; their gradients go to a function."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, replay: Replay, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-        ctx.replay = replay
+    def forward(ctx: Any, anchor: Tensor, then: _Receiver, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+        ctx.then = then
         ctx.mark_non_differentiable(*(t for t in leaves if not t.is_floating_point()))
         return tuple(leaves)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
-        ctx.replay.backward(list(gradients))
+        ctx.then(list(gradients))
         return None, None, None
 
 
@@ -174,35 +194,37 @@ class Replay:
         if not batches or len(batches) != len(self.encoders):
             raise ValueError(f"batches: expected one for each encoder, {len(self.encoders)}, got {len(batches)}")
         self.batches, self.progress = batches, progress
-        chunks = list(chunk) if isinstance(chunk, Sequence) else [chunk] * len(batches)
-        if len(chunks) != len(batches):
-            raise ValueError(f"chunk: expected a number, or one for each encoder, {len(batches)}, got {len(chunks)}")
-        sizes = [_sizes(_rows(batch, i), c) for i, (batch, c) in enumerate(zip(batches, chunks, strict=True))]
+        given = list(chunk) if isinstance(chunk, Sequence) else [chunk] * len(batches)
+        if len(given) != len(batches):
+            raise ValueError(f"chunk: expected a number, or one for each encoder, {len(batches)}, got {len(given)}")
+        sizes = [chunks.sizes(chunks.rows(batch, i), given[i]) for i, batch in enumerate(batches)]
         self.jobs = [job for i, parts in enumerate(sizes) for job in _jobs(i, parts)]
-        self.modules = list(dict.fromkeys(e for e in self.encoders if isinstance(e, nn.Module)))
-        given = [ddp] if isinstance(ddp, nn.Module) else list(ddp)
-        inside = (part for module in self.modules for part in module.modules())
-        self.waiting = list(dict.fromkeys(m for m in (*given, *inside) if _waits(m)))
+        self.modules = modules_of([*self.encoders, *([ddp] if isinstance(ddp, nn.Module) else ddp)])
+        self.waiting = list(dict.fromkeys(part for m in self.modules for part in m.modules() if _waits(part)))
         self.last: dict[nn.Module, _Job] = {}  # of each module that waits, the last chunk that calls it
-        tensors = [t for batch in batches for t in _tensors(batch)]
-        tensors += [next(m.parameters(), None) for m in self.modules] + [p for m in given for p in m.parameters()][:1]
-        self.devices = sorted({t.device.type for t in tensors if t is not None} | {"cpu"})
-        self.tensors = [t for t in tensors if t is not None]
+        tensors = [t for batch in batches for t in chunks.tensors(batch)]
+        tensors += [p for m in self.modules for p in list(m.parameters())[:1]]
+        self.tensors = [t for t in tensors if not t.is_meta]
+        self.devices = sorted({t.device.type for t in self.tensors} | {"cpu"})
         self.autocast = [
             (d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _with_autocast(self.devices)
         ]
         self.shapes: list[list[bool]] = []  # of each encoder, which of its outputs are rows
         self.names: list[Any] = []
         self.leaves: list[Tensor] = []
+        self.buffers = Buffers()
 
     def embed(self) -> list[Tensor]:
         """The first pass: every output of every encoder, of all rows."""
         parts: list[list[list[Tensor]]] = [[] for _ in self.encoders]
+        recorded = torch.is_grad_enabled()
         with torch.no_grad(), ExitStack() as stack, bar("embed", len(self.jobs), "chunk", self.progress) as shown:
             now: list[_Job] = []
             for module in self.waiting:
                 hook = module.register_forward_pre_hook(lambda m, _: self.last.__setitem__(m, now[-1]))
                 stack.callback(hook.remove)
+            if recorded:
+                self._note_buffers(stack)
             for job in self.jobs:
                 now.append(job)
                 job.random = (torch.get_rng_state(), *get_device_states(*self.tensors))
@@ -214,24 +236,43 @@ class Replay:
                 self._check_rows(job, found)
                 parts[job.encoder].append(found)
                 shown.update(1)
-        self.buffers = [(b, b.clone()) for m in self.modules if m.training for b in m.buffers()]
+        self.buffers.keep_moved()
         self.leaves = [
-            stacked(*chunks) if are_rows else chunks[0].clone()
+            stacked(*cut) if are_rows else cut[0].clone()
             for found, kinds in zip(parts, self.shapes, strict=True)
-            for chunks, are_rows in zip(zip(*found, strict=True), kinds, strict=True)
+            for cut, are_rows in zip(zip(*found, strict=True), kinds, strict=True)
         ]
+        self.largest = [_largest(t) for t in self.leaves]
+        self.kept = [t[:KEPT].clone() if t.dim() else t.clone() for found in parts for t in found[0]]
+        self.versions = [0 if t.is_inference() else t._version for t in self.leaves]
         return [t.detach() for t in self.leaves]
+
+    def _note_buffers(self, stack: ExitStack) -> None:
+        """As the first pass starts; DistributedDataParallel hands out those of the first rank when it is called."""
+        called: set[nn.Module] = set()
+
+        def note(module: nn.Module, _: Any) -> None:
+            if module not in called:
+                called.add(module)
+                self.buffers.note(module)
+
+        for module in self.modules:
+            self.buffers.note(module)
+        for module in self.waiting:
+            if isinstance(module, DistributedDataParallel) and module.will_sync_module_buffers():
+                stack.callback(module.module.register_forward_pre_hook(note).remove)
 
     def backward(self, gradients: list[Tensor]) -> None:
         """The second pass: each chunk's share of the gradients, through its encoder."""
         drift = [t.new_zeros((), dtype=torch.float32) for t in self.leaves]
+        written = [not t.is_inference() and t._version != v for t, v in zip(self.leaves, self.versions, strict=True)]
         first = [sum(len(kinds) for kinds in self.shapes[:i]) for i in range(len(self.shapes))]
-        last = {job.encoder: job for job in self.jobs}
-        with bar("embed again", len(self.jobs), "chunk", self.progress) as shown:
+        begin, last = ({job.encoder: job for job in jobs} for jobs in (reversed(self.jobs), self.jobs))
+        with self.buffers.as_before(), bar("embed again", len(self.jobs), "chunk", self.progress) as shown:
             for job in self.jobs:
                 with ExitStack() as stack:
                     for module in self.waiting:
-                        if self.last.get(module) is not job:
+                        if self.last.get(module, job) is not job:
                             stack.enter_context(_not_waiting(module))
                     with torch.enable_grad(), self._as_before(job):
                         found = _outputs(self._run(job), job)[1]
@@ -240,7 +281,10 @@ class Replay:
                         zip(found, self.shapes[job.encoder], strict=True), first[job.encoder]
                     ):
                         rows: Any = slice(job.start, job.stop) if are_rows else ...
-                        drift[k] = torch.maximum(drift[k], _apart(t.detach(), self.leaves[k][rows]))
+                        if not written[k]:
+                            drift[k] = torch.maximum(drift[k], _apart(t.detach(), self.leaves[k][rows]))
+                        elif begin[job.encoder] is job:
+                            drift[k] = _apart((t.detach()[:KEPT] if are_rows else t.detach()), self.kept[k])
                         if t.requires_grad and (are_rows or last[job.encoder] is job):
                             outputs.append(t)
                             shares.append(gradients[k][rows].to(t.dtype))
@@ -248,9 +292,6 @@ class Replay:
                         with _without_autocast(self.devices):
                             torch.autograd.backward(outputs, shares)
                 shown.update(1)
-        with torch.no_grad():
-            for buffer, value in self.buffers:
-                buffer.copy_(value)
         self._check_drift(drift)
 
     def call(self, loss: Callable[..., Tensor], leaves: list[Tensor]) -> Tensor:
@@ -276,7 +317,7 @@ class Replay:
         return value
 
     def _run(self, job: _Job) -> Any:
-        encoder, batch = self.encoders[job.encoder], _cut(self.batches[job.encoder], job.start, job.stop)
+        encoder, batch = self.encoders[job.encoder], chunks.cut(self.batches[job.encoder], job.start, job.stop)
         if isinstance(batch, tuple):
             return encoder(*batch)
         return encoder(**batch) if isinstance(batch, Mapping) else encoder(batch)
@@ -303,20 +344,13 @@ class Replay:
                 )
 
     def _check_drift(self, drift: list[Tensor]) -> None:
-        for leaf, apart in zip(self.leaves, drift, strict=True):
-            size = leaf if leaf.dtype != torch.bool else leaf.byte()
-            if leaf.numel() and float(apart) > DRIFT * float(size.abs().amax()):
+        for largest, apart in zip(self.largest, drift, strict=True):
+            if float(apart) > DRIFT * float(largest):
                 raise RuntimeError(
                     "encoders: expected the same rows in both passes, and they differ by more than rounding; draw random numbers "
-                    "from torch's own generators (not from a torch.Generator, Python or NumPy), and keep no state in forward"
+                    "from torch's own generators (not from a torch.Generator, Python or NumPy), and keep what forward changes in "
+                    "buffers of a module that is an encoder or given by ddp="
                 )
-
-
-def _sizes(rows: int, chunk: Any) -> list[int]:
-    if isinstance(chunk, Sequence):
-        return list(chunk)
-    chunk = integer("chunk", chunk, least=1, expected="a number of rows >= 1")
-    return [min(chunk, rows - start) for start in range(0, max(rows, 1), chunk)]
 
 
 def _jobs(encoder: int, sizes: list[int]) -> Iterator[_Job]:
@@ -324,34 +358,6 @@ def _jobs(encoder: int, sizes: list[int]) -> Iterator[_Job]:
     for size in sizes:
         yield _Job(encoder, start, start + size)
         start += size
-
-
-def _parts(batch: Any) -> list[Any]:
-    if isinstance(batch, Mapping):
-        return [part for value in batch.values() for part in _parts(value)]
-    if isinstance(batch, tuple):
-        return [part for value in batch for part in _parts(value)]
-    return [batch] if isinstance(batch, list) or (isinstance(batch, Tensor) and batch.dim()) else []
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    return [part for part in _parts(batch) if isinstance(part, Tensor)]
-
-
-def _rows(batch: Any, index: int) -> int:
-    counts = {len(part) for part in _parts(batch)}
-    if len(counts) != 1:
-        got = f"{sorted(counts)} rows" if counts else f"{type(batch).__name__} without any"
-        raise ValueError(f"batches[{index}]: expected tensors or lists of one number of rows, got {got}")
-    return counts.pop()
-
-
-def _cut(batch: Any, start: int, stop: int) -> Any:
-    if isinstance(batch, Mapping):
-        return {name: _cut(value, start, stop) for name, value in batch.items()}
-    if isinstance(batch, tuple):
-        return tuple(_cut(value, start, stop) for value in batch)
-    return batch[start:stop] if isinstance(batch, list) or (isinstance(batch, Tensor) and batch.dim()) else batch
 
 
 def _outputs(found: Any, job: _Job) -> tuple[tuple[str, ...] | None, list[Tensor]]:
@@ -374,6 +380,11 @@ def _apart(now: Tensor, before: Tensor) -> Tensor:
     exact = not (now.is_floating_point() or now.is_complex())
     apart = torch.where(now != before, torch.inf, 0.0) if exact else (now - before).abs()
     return apart.amax().float() if apart.numel() else before.new_zeros((), dtype=torch.float32)
+
+
+def _largest(t: Tensor) -> Tensor:
+    size = t if t.dtype != torch.bool else t.byte()
+    return size.abs().amax() if t.numel() else size.new_zeros(())
 
 
 def _waits(module: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fastcl
 from fastcl import functional, losses
 
-from .towers import WIDTH, gradients, rows, step_with_every_graph, tower
+from .towers import WIDTH, gradients, rows, same, step_with_every_graph, tower
 
 LOSSES: dict[str, Any] = {
     "clip": losses.CLIPLoss,
@@ -25,10 +25,7 @@ LOSSES: dict[str, Any] = {
     "spectral": losses.SpectralLoss,
 }
 
-
-def same(found: Any, wanted: Any, tolerance: float = 1e-12) -> None:
-    for a, b in zip(found, wanted, strict=True):
-        assert (a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max()))
+X, LOSS = rows(6, 0), losses.NTXentLoss()
 
 
 def steps(
@@ -139,20 +136,6 @@ def test_lists_are_cut_too() -> None:
     same(found, [value.detach(), *gradients(encoder)])
 
 
-def test_buffers_move_once() -> None:
-    batches, found = [rows(12, 0), rows(12, 1)], []
-    for cached in (True, False):
-        encoder = nn.Sequential(tower(0), nn.BatchNorm1d(WIDTH, dtype=torch.float64))
-        torch.manual_seed(7)
-        if cached:
-            fastcl.cached_step(encoder, batches, losses.NTXentLoss(), chunk=4)
-        else:
-            step_with_every_graph([encoder, encoder], batches, losses.NTXentLoss(), 4)
-        found.append([*encoder.buffers(), *gradients(encoder)])
-    assert found[0][2] == 6
-    same(*found)
-
-
 def test_activations_are_those_of_one_chunk() -> None:
     """Of the graphs of seven chunks, none is alive when the next begins."""
     alive: list[weakref.ref[Tensor]] = []
@@ -204,7 +187,59 @@ def test_masks_and_indices_among_the_outputs(repeats: bool) -> None:
     same(found, [value.detach(), *gradients(encoder)])
 
 
-X, LOSS = rows(6, 0), losses.NTXentLoss()
+WRITES: dict[str, Any] = {
+    "times": lambda a: a.mul_(2.0),
+    "some rows": lambda a: a[3:9].add_(0.5),
+    "without a graph": lambda a: a.detach().mul_(2.0),
+}
+
+
+@pytest.mark.parametrize("way", list(WRITES))
+@pytest.mark.parametrize("lazily", [True, False])
+def test_embeddings_may_be_written_into(way: str, lazily: bool) -> None:
+    """As into those of any encoder."""
+    encoder, batches, found = tower(0), [rows(11, 0), rows(11, 1)], []
+
+    def written(a: Tensor, b: Tensor) -> Tensor:
+        WRITES[way](a)
+        return LOSS(a, b)
+
+    for cached in (True, False):
+        torch.manual_seed(7)
+        if not cached:
+            value = step_with_every_graph([encoder, encoder], batches, written, 4)
+        elif lazily:
+            value = written(*fastcl.cached_embeddings(encoder, batches, chunk=4))
+            value.backward()
+        else:
+            value = fastcl.cached_step(encoder, batches, written, chunk=4)
+        found.append([value.detach(), *gradients(encoder)])
+    same(*found)
+
+
+def test_a_loss_may_call_backward_itself() -> None:
+    """What it leaves in the embeddings is added to."""
+    encoder, batches, found = tower(0, dropout=0.0), [rows(11, 0), rows(11, 1)], []
+
+    def twice(a: Tensor, b: Tensor) -> Tensor:
+        LOSS(a, b).backward(retain_graph=True)
+        return LOSS(2.0 * a, a + b)
+
+    for cached in (True, False):
+        if cached:
+            value = fastcl.cached_step(encoder, batches, twice, chunk=4)
+        else:
+            value = twice(*map(encoder, batches))
+            value.backward()
+        found.append([value.detach(), *gradients(encoder)])
+    same(*found)
+
+
+def test_an_encoder_that_does_not_repeat_itself_is_told_of_written_embeddings_too() -> None:
+    own, encoder = torch.Generator().manual_seed(0), tower(0)
+    noisy = lambda x: encoder(x) + torch.rand(WIDTH, generator=own, dtype=torch.float64)  # noqa: E731
+    with pytest.raises(RuntimeError, match="expected the same rows in both passes"):
+        fastcl.cached_step(noisy, [rows(40, 0), rows(40, 1)], lambda a, b: LOSS(a.mul_(2.0), b.mul_(2.0)), chunk=30)
 
 
 @pytest.mark.parametrize(

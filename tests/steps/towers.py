@@ -18,6 +18,12 @@ def tower(seed: int, dropout: float = 0.3) -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
+def normed_tower() -> nn.Module:
+    """As tower, with a first layer whose spectral norm is a power iteration kept in buffers."""
+    layers = (nn.utils.parametrizations.spectral_norm(nn.Linear(5, 16)), nn.ReLU(), nn.Linear(16, WIDTH))
+    return nn.Sequential(*layers).double()
+
+
 def rows(n: int, seed: int) -> Tensor:
     """Inputs, float64."""
     return torch.randn(n, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -39,3 +45,9 @@ def gradients(*modules: nn.Module) -> list[Tensor]:
     for p in parameters:
         p.grad = None
     return found
+
+
+def same(found: Any, wanted: Any, tolerance: float = 1e-12) -> None:
+    """Of float64, to rounding."""
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max()))

@@ -1,0 +1,185 @@
+"""What encoders keep between their calls moves once, and both passes see the same of it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastcl
+from fastcl import losses
+from fastcl.encoder_state import modules_of
+
+from .towers import WIDTH, gradients, normed_tower, rows, same, step_with_every_graph, tower
+
+LOSS = losses.NTXentLoss()
+
+
+def test_buffers_move_once() -> None:
+    batches, found = [rows(12, 0), rows(12, 1)], []
+    for cached in (True, False):
+        encoder = nn.Sequential(tower(0), nn.BatchNorm1d(WIDTH, dtype=torch.float64))
+        torch.manual_seed(7)
+        if cached:
+            fastcl.cached_step(encoder, batches, losses.NTXentLoss(), chunk=4)
+        else:
+            step_with_every_graph([encoder, encoder], batches, losses.NTXentLoss(), 4)
+        found.append([*encoder.buffers(), *gradients(encoder)])
+    assert found[0][2] == 6
+    same(*found)
+
+
+class Towers(nn.Module):
+    """A model whose tower is a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(tower(0, 0.0), nn.BatchNorm1d(WIDTH, dtype=torch.float64))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.tower(x)
+
+
+class Holder:
+    """A trainer of one's own."""
+
+    def __init__(self, model: Towers) -> None:
+        self.models = [model]
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.models[0].encode(x)
+
+    __call__ = embed
+
+
+class Hidden:
+    """A callable whose model cannot be found."""
+
+    __slots__ = ("model",)
+
+    def __init__(self, model: Towers) -> None:
+        self.model = model
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.model.encode(x)
+
+
+GLOBAL: Any = None
+
+
+def by_global(x: Tensor) -> Tensor:
+    return torch.cat([encoded(part) for part in x.split(2)])
+
+
+def encoded(x: Tensor) -> Tensor:
+    return GLOBAL.encode(x)
+
+
+WAYS: dict[str, Any] = {
+    "module": lambda m: m.tower,
+    "bound method": lambda m: m.encode,
+    "partial": lambda m: functools.partial(m.encode),
+    "partial of arguments": lambda m: functools.partial(lambda model, x: model.encode(x), m),
+    "closure": lambda m: lambda x: m.encode(x),
+    "closure of a list": lambda m: (lambda models: lambda x: models[0].encode(x))([m]),
+    "closure of a function": lambda m: (lambda f: lambda x: f(x))(lambda x: m.encode(x)),
+    "default": lambda m: lambda x, m=m: m.encode(x),
+    "method of an object": lambda m: Holder(m).embed,
+    "object that is called": lambda m: Holder(m),
+    "closure of an object": lambda m: (lambda holder: lambda x: holder.models[0].encode(x))(Holder(m)),
+    "compiled": lambda m: torch.compile(m.encode, backend="eager"),
+    "decorated": lambda m: torch.autocast("cpu", enabled=False)(m.encode),
+    "global": lambda m: by_global,
+    "named in ddp": lambda m: Hidden(m),
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("root_trains", [True, False])
+def test_buffers_move_once_wherever_the_module_is_held(
+    way: str, root_trains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a part trains and what holds it does not."""
+    batches, found = [rows(12, 0), rows(12, 1)], []
+    for cached in (True, False):
+        model = Towers()
+        monkeypatch.setitem(globals(), "GLOBAL", model)
+        model.training = model.tower.training = root_trains
+        encoder = WAYS[way](model)
+        if cached:
+            named = [model] if way == "named in ddp" else []
+            fastcl.cached_step(encoder, batches, losses.NTXentLoss(), chunk=4, ddp=named)
+        else:
+            step_with_every_graph([encoder, encoder], batches, losses.NTXentLoss(), 4)
+        found.append([*model.buffers(), *gradients(model)])
+    assert found[0][2] == (12 if way == "global" else 6)  # which cuts each chunk in two
+    same(*found)
+
+
+def test_buffers_stay_where_later_calls_left_them() -> None:
+    """A graph between the passes moves them too, and its backward finds what it saved."""
+    batches, found = [rows(12, 0), rows(12, 1)], []
+    for cached in (True, False):
+        model, loss = Towers(), losses.NTXentLoss()
+        if cached:
+            x, y = fastcl.cached_embeddings(model.encode, batches, chunk=4)
+        else:
+            x, y = (torch.cat([model.encode(part) for part in b.split(4)]) for b in batches)
+        (loss(x, y) + model.encode(rows(5, 2)).square().sum()).backward()
+        found.append([*model.buffers(), *gradients(model)])
+    assert found[0][2] == 7
+    same(*found)
+
+
+class Counting(nn.Module):
+    """State that makes each output: a buffer written in place, and one replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, WIDTH).double()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(5, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return self.linear(x - self.mean) * (1 + 0.1 * self.calls)
+
+
+@pytest.mark.parametrize("make", [normed_tower, Counting])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("lazily", [True, False])
+def test_state_in_buffers_repeats(make: Any, shared: bool, lazily: bool) -> None:
+    """The second pass starts where the first did, and visits chunks in its order."""
+    batches, found = [rows(11, 0), rows(11, 1)], []
+    for cached in (True, False):
+        torch.manual_seed(1)
+        encoders = [make()] * 2 if shared else [make(), make()]
+        if not cached:
+            step_with_every_graph(encoders, batches, LOSS, 4)
+        elif lazily:
+            LOSS(*fastcl.cached_embeddings(encoders, batches, chunk=4)).backward()
+        else:
+            fastcl.cached_step(encoders, batches, LOSS, chunk=4)
+        found.append([t for e in encoders for t in e.buffers()] + gradients(*dict.fromkeys(encoders)))
+    same(*found)
+
+
+@pytest.mark.parametrize("under", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_buffers_move_once(under: Any) -> None:
+    model = Towers()
+    with under():
+        fastcl.cached_embeddings(model.encode, [rows(12, 0)], chunk=4)
+    assert model.tower[1].num_batches_tracked == 3
+
+
+def test_modules_are_not_searched_for_in_large_containers_and_other_files() -> None:
+    """Each once, and cycles end."""
+    model, many = Towers(), [nn.Linear(1, 1)] * 101
+    cycle: list[Any] = [model]
+    cycle.append(cycle)
+    assert modules_of([lambda x: (model, many, cycle, F.relu, x), model]) == [model]
