@@ -7,6 +7,7 @@ The result is {check: (error against one process with the whole batch, how often
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fastcl
 from fastcl import losses
 
-from .towers import gradients, rows, tower
+from .towers import gradients, normed_tower, rows, tower
 
 SIZES = (7, 5)  # rows of each rank: 3 and 2 chunks of 3, and each rank waits once; 2 and 2 of 4
 
@@ -66,9 +67,13 @@ def step(kind: str, shared: bool, lazily: bool, rank: int) -> tuple[float, int]:
         encoders = [fully_shard(t, mesh=mesh) for t in towers]
     loss = losses.CLIPLoss(group=dist.group.WORLD)
     wrapped = list(encoders)
-    settings: dict[str, Any] = {"chunk": 4 if kind == "fully_shard" else 3}
+    settings: dict[str, Any] = {"chunk": 3 if "ddp" in kind else 4}
     if kind == "function of ddp":
         encoders, settings["ddp"] = [lambda x, e=e: e(x) for e in wrapped], wrapped
+    if kind == "method of fully_shard":  # whose hooks no call of the module runs
+        for t in towers:
+            register_fsdp_forward_method(t, "forward")
+        encoders = [t.forward for t in towers]
     encoders = [encoders[0], encoders[-1]]
     if lazily:
         loss(*fastcl.cached_embeddings(encoders, batches(rank), **settings)).backward()
@@ -83,13 +88,36 @@ def step(kind: str, shared: bool, lazily: bool, rank: int) -> tuple[float, int]:
     return max(errors), len(met)
 
 
+def step_of_state(lazily: int, rank: int) -> tuple[float, int]:
+    """A shared tower whose output depends on its buffers: DistributedDataParallel starts each step with those of rank 0."""
+    met: list[int] = []
+    torch.manual_seed(0)
+    model, loss = normed_tower(), losses.CLIPLoss(group=dist.group.WORLD)
+    everyone = [copy.deepcopy(model) for _ in SIZES]
+    embedded = [[torch.cat([m(c) for c in b.split(3)]) for b in batches(r)] for r, m in enumerate(everyone)]
+    losses.CLIPLoss()(*map(torch.cat, zip(*embedded, strict=True))).backward()
+    wanted = [torch.stack(parts).sum(0) for parts in zip(*(gradients(m) for m in everyone), strict=True)]
+    wrapped = counted(model, met)
+    for buffer in model.buffers() if rank else ():
+        buffer.copy_(buffer.flip(0))
+    if lazily:
+        loss(*fastcl.cached_embeddings(wrapped, batches(rank), chunk=3)).backward()
+    else:
+        fastcl.cached_step(wrapped, batches(rank), loss, chunk=3)
+    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(gradients(model), wanted, strict=True)]
+    return max(errors), len(met)
+
+
 CHECKS: dict[str, Callable[[int], tuple[float, int]]] = {
     f"{kind}, {'shared' if shared else 'two'}, {'lazily' if lazily else 'step'}": (
         lambda rank, kind=kind, shared=shared, lazily=lazily: step(kind, shared, lazily, rank)
     )
-    for kind in ("ddp", "function of ddp", "fully_shard")
+    for kind in ("ddp", "function of ddp", "fully_shard", "method of fully_shard")
     for shared in (False, True)
     for lazily in (False, True)
+} | {
+    f"ddp with state, shared, {way}": (lambda rank, lazily=lazily: step_of_state(lazily, rank))
+    for lazily, way in enumerate(("step", "lazily"))
 }
 
 
