@@ -57,6 +57,15 @@ class LabelledPairs:
     def mask(self, kind: Callable[..., Mask]) -> Mask:
         return kind(self.class_x) if self.y is None else kind(self.class_x, self.class_y)
 
+    def without_only_positives(self) -> Mask:
+        """All pairs but those that are the one positive of their row."""
+        if not self.own:  # a row of a group that no reference is of has them all
+            return across_groups(torch.where(self.positives() == 1, self.class_x, self.classes), self.class_y)
+        size = torch.bincount(self.class_y, minlength=self.classes)[self.class_y]
+        alone = self.classes + torch.arange(len(size), device=size.device)
+        groups = torch.where(size == 2, self.class_y, alone)
+        return across_groups(groups) if self.y is None else across_groups(groups[: self.x.shape[0]], groups)
+
     def self_logits(self, scale: float | Tensor) -> Tensor:
         return times(scale, row_dot(self.x, self.references[: self.x.shape[0]]))
 
@@ -192,6 +201,17 @@ class LabelLoss(nn.Module):
             value = value + self.embedding_reg_weight * self.embedding_regularizer(embeddings)
         return value
 
+    def reduced(self, losses: Tensor) -> Tensor:
+        """The mean over all rows, or over those above 0."""
+        return losses.mean() if self.reducer_name == "MeanReducer" else mean_of_positive(losses)
+
+    def log_1p_exp(self, z: Tensor) -> Tensor:
+        """log(1 + e^z). AvgNonZeroReducer counts what is above 0: for it 0 where 1 + e^z is 1 in the dtype, as in the library."""
+        value = softplus(z)
+        if self.reducer_name == "MeanReducer":
+            return value
+        return torch.where(z < math.log(torch.finfo(z.dtype).eps / 2.0), 0.0, value)
+
     def _of_indices(self, x: Tensor, indices: Any, y: Tensor | None) -> Tensor:
         checks.matrix("embeddings", x)
         if y is not None:
@@ -226,15 +246,6 @@ class LabelLoss(nn.Module):
         if self.measure.normalize:
             x, y = normalize_rows(x), normalize_rows(y)
         return LabelledPairs(x, y, index[:n], index[n:], names.shape[0], own, self.measure.operand)
-
-
-def hinge(z: Tensor) -> Tensor:
-    """log(1 + e^z), and 0 where 1 + e^z is 1 in the dtype, as in the library: AvgNonZeroReducer counts what is above 0.
-
-    The gradient there is e^z all the same, as in the library: of rows that are well apart it is all that there is.
-    """
-    value = softplus(z)
-    return torch.where(z < math.log(torch.finfo(z.dtype).eps / 2.0), value - value.detach(), value)
 
 
 def mean_of_positive(losses: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..equation.masks import off_diagonal
 from ..functional.matching import row_dot, row_sqdist
 from ..functional.rows import normalize_rows
 from ..ops import pair_reduce
-from .labelled import DISTANCES, LabelledPairs, LabelLoss, Measure, checked_labels, hinge, mean_of_positive, nothing
+from .labelled import DISTANCES, LabelledPairs, LabelLoss, Measure, checked_labels, mean_of_positive, nothing
 from .mined import Pairs, positives_and_negatives
 
 WITH_SQUARES = (*DISTANCES, "LpDistance")
@@ -26,10 +26,6 @@ class _RowLoss(LabelLoss):
 
     reducers = ("MeanReducer", "AvgNonZeroReducer")
     distances = WITH_SQUARES
-
-    def reduced(self, losses: Tensor) -> Tensor:
-        """The mean over all rows, or over those above 0."""
-        return losses.mean() if self.reducer_name == "MeanReducer" else mean_of_positive(losses)
 
 
 class _TwoSums(_RowLoss):
@@ -103,7 +99,7 @@ class MultiSimilarityLoss(_TwoSums):
         return (-alpha, alpha * base), (beta, -beta * base)
 
     def of_row(self, positive: Tensor, negative: Tensor) -> Tensor:
-        return hinge(positive) / self.alpha + hinge(negative) / self.beta
+        return self.log_1p_exp(positive) / self.alpha + self.log_1p_exp(negative) / self.beta
 
 
 class GeneralizedLiftedStructureLoss(_TwoSums):
@@ -187,7 +183,7 @@ class NCALoss(_RowLoss):
         a = self.measure.sign * self.softmax_scale
         some = pairs.positives() > 0
         positive = torch.where(some, pairs.others_of_class(a), 0.0)
-        losses = torch.where(some, hinge(pairs.negatives(a) - positive), 0.0)
+        losses = torch.where(some, self.log_1p_exp(pairs.negatives(a) - positive), 0.0)
         losses = losses if weights is None else losses * weights.to(losses.dtype)
         return (
             losses.sum() / some.sum().clamp(min=1) if self.reducer_name == "MeanReducer" else mean_of_positive(losses)
@@ -253,7 +249,7 @@ class NPairsLoss(_RowLoss):
         dot = self.measure.operand == "dot"
         aligned = row_dot(a, p) if dot else -row_sqdist(a, p)
         r = pair_reduce(a, p, operand=self.measure.operand, scale=self.measure.sign, mask=off_diagonal())
-        return self.reduced(hinge(r - aligned))
+        return self.reduced(self.log_1p_exp(r - aligned))
 
 
 def _first_of_each(labels: Tensor, positive: Pairs | None) -> Pairs:

@@ -22,10 +22,10 @@ from ..distributed import agreed
 from ..equation import checks
 from ..equation.arguments import absent
 from ..equation.intrinsics import softplus
-from ..equation.masks import off_diagonal, within_groups
+from ..equation.masks import within_groups
 from ..ops import pair_reduce, pair_total
 from . import ranks
-from .labelled import LabelledPairs, LabelLoss, checked_labels, mean_of_positive
+from .labelled import LabelledPairs, LabelLoss, checked_labels
 from .metric_learning import GeneralizedLiftedStructureLoss, MultiSimilarityLoss, NCALoss, NPairsLoss
 from .mined import Pairs
 
@@ -111,31 +111,36 @@ class SupConLoss(LabelLoss):
 
     def _of(self, pairs: LabelledPairs) -> Tensor:
         a = 1.0 / self.temperature
-        r = pair_reduce(pairs.x, pairs.y, scale=a, mask=off_diagonal() if pairs.own else "all")
+        r = pair_reduce(pairs.x, pairs.y, scale=a, mask=pairs.without_only_positives())
         # A row's own term is taken out again. That of a long row drowns the others of its class, so that both are float64.
         wide = replace(pairs, x=pairs.x.double(), y=None if pairs.y is None else pairs.y.double())
         s = pair_reduce(wide.x, wide.y, scale=a, pair="identity", reduce="sum", mask=pairs.mask(within_groups))
         count = pairs.positives()
         if pairs.own:
             s = s - wide.self_logits(a)
-        losses = r - (s / count.clamp(min=1)).to(r.dtype)
-        # A row whose only pair is positive has loss 0, whatever the rounding.
-        losses = torch.where((count > 0) & (pairs.candidates() > 1), losses, 0.0)
-        if self.reducer_name == "MeanReducer":
-            return pairs.if_any(losses.mean(), count)
-        return pairs.if_any(mean_of_positive(losses), count)
+        return pairs.if_any(self.reduced(self._of_rows(r, s, count)), count)
 
     def _of_mined(self, x: Tensor, y: Tensor, positive: Pairs, negative: Pairs) -> Tensor:
         n, m = x.shape[0], y.shape[0]
         positive, negative = positive.without_repeats(m), negative.without_repeats(m)
-        every = positive + negative
         positive.apart_from(negative, m)
-        z = every.logits(x, y, 1.0 / self.temperature)
-        r = every.log_sum_exp(z, n)
         count = torch.bincount(positive.anchors, minlength=n)
-        s = z.new_zeros(n).index_add(0, positive.anchors, z[: len(positive)])
-        losses = torch.where(count > 0, torch.where(count > 0, r, 0.0) - s / count.clamp(min=1), 0.0)
-        return losses.mean() if self.reducer_name == "MeanReducer" else mean_of_positive(losses)
+        z, p = (pairs.logits(x, y, 1.0 / self.temperature) for pairs in (negative, positive))
+        shared = count[positive.anchors] > 1
+        every = Pairs(positive.anchors[shared], positive.others[shared]) + negative
+        r = every.log_sum_exp(torch.cat([p[shared], z]), n)
+        s = p.new_zeros(n).index_add(0, positive.anchors, p)
+        return self.reduced(self._of_rows(r, s, count))
+
+    def _of_rows(self, r: Tensor, s: Tensor, count: Tensor) -> Tensor:
+        """Each row's loss, of the sum of its positives and the log-sum-exp of its pairs.
+
+        Where it has but one positive that is not in the log-sum-exp, or no digit of a small loss were left. With several the loss is
+        at least the log of their number.
+        """
+        some = count > 0
+        apart = torch.where(some, r, 0.0) - (s / count.clamp(min=1)).to(r.dtype)
+        return torch.where(some, torch.where(count == 1, self.log_1p_exp(apart), apart), 0.0)
 
 
 class DistributedLossWrapper(nn.Module):
