@@ -56,64 +56,77 @@ def symmetric_cross_entropy(x: Tensor, y: Tensor, scale: float | Tensor) -> Tens
 
 
 def distillation(
-    x: Tensor, y: Tensor, scale: float | Tensor, x_t: Tensor, y_t: Tensor, scale_t: float | Tensor
+    x: Tensor, y: Tensor, offset: int, scale: float | Tensor, x_t: Tensor, y_t: Tensor, scale_t: float | Tensor
 ) -> Tensor:
     """mean_i [ LSE_j z_ij - sum_j q_ij z_ij ], z_ij = scale <x_i, y_j>, q_i the softmax over j of scale_t <x_t_i, y_t_j>.
+
+    Both are taken less the logit of the row with its own, which a sharp teacher and a student that agrees with it are all about.
 
     Args:
         x: (n, d), the student's rows.
         y: (m, d), what they are compared with.
+        offset: index within y of the row that belongs to x_0.
         scale: a number or a tensor with one element.
         x_t: (n, e), the teacher's rows.
         y_t: (m, e).
         scale_t: a number or a tensor with one element.
     """
-    r = pair_reduce(x, y, scale=scale)
+    apart = cross_entropy(x, y, offset, scale)
     dtype = torch.promote_types(accumulation_dtype(x.dtype), accumulation_dtype(x_t.dtype))
-    sides = (t.to(dtype) for t in (x, y, x_t, y_t))
-    arguments = (*sides, checks.scalar("dist_logit_scale", scale_t, x_t).to(dtype))
-    expected: Tensor = _expected(*arguments) if transforms.active() else _Expected.apply(*arguments)
-    return (r - times(scale, expected.to(r.dtype))).mean()
+    x, y, x_t, y_t, scale_t = (t.to(dtype) for t in (x, y, x_t, y_t, checks.scalar("dist_logit_scale", scale_t, x_t)))
+    of = _expected if transforms.active() else _Expected.apply
+    expected: Tensor = of(x, y, x_t, y_t, scale_t, offset)
+    return apart - times(scale, expected.to(apart.dtype)).mean()
 
 
-def _expected(x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor) -> Tensor:
+def _expected(x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor, offset: int) -> Tensor:
     """What _Expected gives, all at once, for a transform of torch.func."""
-    return (torch.softmax(product(x_t, y_t.T) * scale, 1) * product(x, y.T)).sum(1)
+    own = torch.arange(x.shape[0], device=x.device)[:, None] + offset
+    s = product(x, y.T)
+    q = torch.softmax(product(x_t, y_t.T) * scale, 1).scatter(1, own, 0.0)
+    return (q * (s - s.gather(1, own))).sum(1)
 
 
 class _Expected(torch.autograd.Function):
-    """e_i = sum_j q_ij <x_i, y_j>, q_i the softmax over j of t_ij = a <x_t_i, y_t_j>, in blocks of rows that share two buffers.
+    """e_i = sum_j q_ij s_ij, q_i the softmax over j of t_ij = a <x_t_i, y_t_j>, s_ij = <x_i, y_j - y_{offset + i}>, in blocks of
+    rows that share two buffers.
 
-    With g the upstream gradient, that of <x_i, y_j> is g_i q_ij, and that of t_ij is g_i q_ij (<x_i, y_j> - e_i).
+    With g the upstream gradient, that of <x_i, y_j> is g_i q_ij, for the row's own less their sum: minus that of all others. That
+    of t_ij is g_i q_ij (s_ij - e_i).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor, offset: int) -> Tensor:
         expected = x.new_empty(x.shape[0])
-        for rows, q, s in _blocks(x, y, x_t, y_t, scale):
+        for rows, q, s in _blocks(x, y, x_t, y_t, scale, offset):
             torch.sum(s.mul_(q), 1, out=expected[rows])
         ctx.save_for_backward(x, y, x_t, y_t, scale, expected)
+        ctx.offset = offset
         return expected
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, y, x_t, y_t, scale, expected = ctx.saved_tensors
         dx, dy, dx_t, dy_t, dscale = (torch.zeros_like(t) for t in (x, y, x_t, y_t, scale))
         with full_precision(x.device):
-            for rows, q, s in _blocks(x, y, x_t, y_t, scale):
+            for rows, q, s in _blocks(x, y, x_t, y_t, scale, ctx.offset):
                 q.mul_(upstream[0][rows, None])
+                s.sub_(expected[rows, None]).mul_(q)
+                own = q.diagonal(ctx.offset + rows.start)
+                own.zero_().sub_(q.sum(1))
                 torch.mm(q, y, out=dx[rows])
                 dy.addmm_(q.T, x[rows])
-                s.sub_(expected[rows, None]).mul_(q)
                 torch.mm(s, y_t, out=dx_t[rows])
                 dy_t.addmm_(s.T, x_t[rows])
             dscale += (dx_t * x_t).sum()
-        return dx, dy, dx_t * scale, dy_t * scale, dscale
+        return dx, dy, dx_t * scale, dy_t * scale, dscale, None
 
 
-def _blocks(x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, their q and their <x_i, y_j>, in buffers that the next block overwrites."""
+def _blocks(
+    x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor, offset: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows, their q and their s, in buffers that the next block overwrites."""
     (n, _), m = x.shape, y.shape[0]
     size = max(1, min(n, BLOCK // max(m, 1)))
     teacher, student = x.new_empty(2, size, m)
@@ -125,4 +138,5 @@ def _blocks(x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor) -> It
             q.mul_(scale).sub_(q.amax(1, keepdim=True)).exp_()
             q.div_(q.sum(1, keepdim=True))
             torch.mm(x[rows], y.T, out=s)
+            s.sub_(s.diagonal(offset + start).clone()[:, None])
             yield rows, q, s

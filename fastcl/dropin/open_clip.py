@@ -279,8 +279,9 @@ class DistillClipLoss(ClipLoss):
         checks.positive_number("dist_logit_scale", dist_logit_scale)
         sides = self._sides(image_features, text_features)
         teacher = self._sides(dist_image_features, dist_text_features)
+        offset = self.rank * image_features.shape[0] if self.world_size > 1 and self.local_loss else 0
         parts = [
-            distillation(*student, logit_scale, *of, dist_logit_scale)
+            distillation(*student, offset, logit_scale, *of, dist_logit_scale)
             for student, of in zip(sides, teacher, strict=True)
         ]
         distill = 0.5 * (parts[0] + parts[1])

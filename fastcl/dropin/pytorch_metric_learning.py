@@ -135,8 +135,8 @@ class SupConLoss(LabelLoss):
     def _of_rows(self, r: Tensor, s: Tensor, count: Tensor) -> Tensor:
         """Each row's loss, of the sum of its positives and the log-sum-exp of its pairs.
 
-        Where it has but one positive that is not in the log-sum-exp, or no digit of a small loss were left. With several the loss is
-        at least the log of their number.
+        Where it has but one positive, that is not in the log-sum-exp, or no digit of a small loss were left. With several the loss
+        is at least the log of their number.
         """
         some = count > 0
         apart = torch.where(some, r, 0.0) - (s / count.clamp(min=1)).to(r.dtype)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcl.dropin import lightly, open_clip, sentence_transformers
 from fastcl.dropin import pytorch_metric_learning as metric_learning
 
 from . import originals
@@ -96,3 +97,47 @@ def test_rows_whose_loss_rounds_to_0_are_not_counted() -> None:
         y = x + 0.7 * rows(32, 8, seed=seed + 100)
         call = [lambda t, u, loss=loss: loss(t, labels, None, u, labels.clone()) for loss in (mine, theirs)]
         assert_agree(*call, [x, y])
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # the library's DCLWLoss's own
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", ["NTXentLoss", "DirectCLRLoss", "DCLLoss", "DCLWLoss", "MACLLoss", "HypersphereLoss"])
+def test_lightly(name: str, temperature: float) -> None:
+    arguments = {"DirectCLRLoss": (32, temperature), "HypersphereLoss": ()}.get(name, (temperature,))
+    assert_no_worse(*(getattr(of, name)(*arguments) for of in (lightly, originals.lightly())), views())
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_open_clip(temperature: float) -> None:
+    scale, bias, library = torch.tensor(1 / temperature), torch.tensor(-0.5 / temperature), originals.open_clip()
+    assert_no_worse(open_clip.ClipLoss(), library.ClipLoss(), [*views(), scale])
+    assert_no_worse(open_clip.SigLipLoss(), library.SigLipLoss(), [*views(), scale, bias])
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_student_that_agrees_with_its_teacher(temperature: float) -> None:
+    scale = torch.tensor(1 / temperature)
+    teacher = [unit(view + 0.001 * rows(16, 64, seed=seed)) for seed, view in enumerate(views(), 70)]
+    losses = open_clip.DistillClipLoss(), originals.open_clip().DistillClipLoss()
+    assert_no_worse(*(lambda *t, loss=loss: loss(*t)[1] for loss in losses), [*views(), scale, *teacher, scale])
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"},
+        {"directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"), "partition_mode": "joint"},
+        {"hardness_mode": "in_batch_negatives", "hardness_strength": 5.0},
+    ],
+    ids=["one way", "both ways", "joint", "hard"],
+)
+def test_sentence_transformers(more: dict[str, Any], temperature: float) -> None:
+    name, library = "MultipleNegativesRankingLoss", originals.sentence_transformers().sentence_transformer.losses
+    losses = (
+        getattr(of, name)(torch.nn.Identity(), scale=1 / temperature, **more) for of in (sentence_transformers, library)
+    )
+    assert_no_worse(
+        *(lambda *t, loss=loss: loss.compute_loss_from_embeddings(list(t), None) for loss in losses), views()
+    )
