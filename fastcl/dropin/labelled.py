@@ -74,25 +74,43 @@ class LabelledPairs:
         return pair_reduce(self.x, self.y, operand=self.operand, scale=scale, shift=shift, mask=self.mask(across_groups))
 
     def others_of_class(self, scale: float | Tensor, shift: float = 0.0) -> Tensor:
-        """The same over the rows of its own class, without the row itself where that is a reference.
+        """The same over the rows of its own class, without the row itself where that is a reference."""
+        n, y = self.x.shape[0], self.references
+        total = torch.full((n,), -torch.inf, dtype=accumulation_dtype(y.dtype), device=y.device)
+        for mask in self.masks_of_class():
+            r = pair_reduce(self.x, y, operand=self.operand, scale=scale, shift=shift, mask=mask)
+            total = merge(total, r)
+        return total
+
+    def masks_of_class(self) -> list[Mask]:
+        """Masks of x and the references that visit each row's others of its class once between them.
 
         No mask says both. But the places of two rows of a class differ in some bit, and those for which the highest such bit is the
         b-th are one half of a group against the other half: as many sweeps as the size of the largest class has bits.
         """
-        n, y = self.x.shape[0], self.references
         if not self.own:
-            masks = [within_groups(self.class_x, self.class_y)]
-        else:
-            place, largest = self._places()
-            masks = []
-            for b in range(max(largest - 1, 0).bit_length()):
-                group, half = self.class_y * largest + (place >> (b + 1)), (place >> b) & 1
-                masks.append(within_groups((2 * group + half)[:n], 2 * group + 1 - half))
-        total = torch.full((n,), -torch.inf, dtype=accumulation_dtype(y.dtype), device=y.device)
-        for mask in masks:
-            r = pair_reduce(self.x, y, operand=self.operand, scale=scale, shift=shift, mask=mask)
-            total = merge(total, r)
-        return total
+            return [within_groups(self.class_x, self.class_y)]
+        (place, largest), masks = self._places(), []
+        for b in range(max(largest - 1, 0).bit_length()):
+            group, half = self.class_y * largest + (place >> (b + 1)), (place >> b) & 1
+            masks.append(within_groups((2 * group + half)[: self.x.shape[0]], 2 * group + 1 - half))
+        return masks
+
+    def positive_pairs(self, most: int) -> Pairs | None:
+        """The positives of all rows, row by row, where there are `most` of them at most."""
+        count = torch.bincount(self.class_y, minlength=self.classes)
+        of_row = count[self.class_x]
+        if int(of_row.sum()) > most:
+            return None
+        anchors = torch.repeat_interleave(torch.arange(len(of_row), device=of_row.device), of_row)
+        before = torch.cumsum(of_row, 0) - of_row
+        place = torch.arange(len(anchors), device=of_row.device) - before[anchors]
+        first = torch.cumsum(count, 0) - count
+        others = torch.argsort(self.class_y, stable=True)[first[self.class_x[anchors]] + place]
+        if self.own:
+            apart = anchors != others
+            anchors, others = anchors[apart], others[apart]
+        return Pairs(anchors, others)
 
     def _places(self) -> tuple[Tensor, int]:
         """The place of each reference among those of its class, from 0, and the size of the largest class."""

@@ -38,6 +38,9 @@ __all__ = [
     "NTXentLoss",
     "SupConLoss",
 ]
+# Positives whose logits are formed, for each row (of 1,024 at least): one costs about as much as 200 pairs of a sweep.
+FEW = 4
+
 if not TYPE_CHECKING:  # to type checkers it would say that any name is there
     __getattr__ = absent(__name__)
 
@@ -70,13 +73,14 @@ class NTXentLoss(LabelLoss):
     def _of(self, pairs: LabelledPairs) -> Tensor:
         a = 1.0 / self.temperature
         r = pairs.negatives(a)
-        total = pair_total(
-            pairs.x, pairs.references, outer="sum", pair="softplus", reduce="sum", scale=-a, bias_x=r,
-            mask=within_groups(pairs.class_x, pairs.class_y),
-        )  # fmt: skip
-        if pairs.own:
-            # A row's class visits its pair with itself too; on unit rows that term is the smallest of the row.
-            total = total - softplus(r - pairs.self_logits(a)).sum()
+        # A row's class visits its pair with itself too. Of unit rows that term is the smallest of the row, and is taken out again.
+        smallest = pairs.own and pairs.y is None and self.measure.normalize
+        masks = [within_groups(pairs.class_x, pairs.class_y)] if smallest else pairs.masks_of_class()
+        total = -softplus(r - pairs.self_logits(a)).sum() if smallest else r[:0].sum()
+        for mask in masks:
+            total = total + pair_total(
+                pairs.x, pairs.references, outer="sum", pair="softplus", reduce="sum", scale=-a, bias_x=r, mask=mask
+            )
         count = pairs.positives()
         return pairs.if_any(total / count.sum().clamp(min=1), count)
 
@@ -90,7 +94,8 @@ class SupConLoss(LabelLoss):
 
         L_i = -(1 / |P(i)|) sum_{p in P(i)} [ s_ip / tau - LSE_{a != i} s_ia / tau ]
 
-    The positives' logits are summed through class sums, in O(n d). Source: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
+    Few positives have their logits formed; those of larger classes are summed through class sums, in O(n d). Source: Khosla et al.
+    2020 (arXiv 2004.11362), eq. 2.
 
     Args:
         temperature: tau > 0.
@@ -110,37 +115,41 @@ class SupConLoss(LabelLoss):
         self.temperature = checks.positive_number("temperature", temperature)
 
     def _of(self, pairs: LabelledPairs) -> Tensor:
-        a = 1.0 / self.temperature
+        a, count = 1.0 / self.temperature, pairs.positives()
+        few = pairs.positive_pairs(FEW * max(1024, pairs.x.shape[0] + pairs.references.shape[0]))
+        if few is not None:
+            losses = self._of_few(few, few.logits(pairs.x, pairs.references, a), pairs.negatives(a), count)
+            return pairs.if_any(self.reduced(losses), count)
         r = pair_reduce(pairs.x, pairs.y, scale=a, mask=pairs.without_only_positives())
         # A row's own term is taken out again. That of a long row drowns the others of its class, so that both are float64.
         wide = replace(pairs, x=pairs.x.double(), y=None if pairs.y is None else pairs.y.double())
         s = pair_reduce(wide.x, wide.y, scale=a, pair="identity", reduce="sum", mask=pairs.mask(within_groups))
-        count = pairs.positives()
         if pairs.own:
             s = s - wide.self_logits(a)
-        return pairs.if_any(self.reduced(self._of_rows(r, s, count)), count)
+        # Rows of several positives have a loss of at least the log of their number. A single one is not in r.
+        losses = r - (s / count.clamp(min=1)).to(r.dtype)
+        losses = torch.where(count > 0, torch.where(count == 1, self.log_1p_exp(losses), losses), 0.0)
+        return pairs.if_any(self.reduced(losses), count)
 
     def _of_mined(self, x: Tensor, y: Tensor, positive: Pairs, negative: Pairs) -> Tensor:
-        n, m = x.shape[0], y.shape[0]
+        n, m, a = x.shape[0], y.shape[0], 1.0 / self.temperature
         positive, negative = positive.without_repeats(m), negative.without_repeats(m)
         positive.apart_from(negative, m)
+        r = negative.log_sum_exp(negative.logits(x, y, a), n)
         count = torch.bincount(positive.anchors, minlength=n)
-        z, p = (pairs.logits(x, y, 1.0 / self.temperature) for pairs in (negative, positive))
-        shared = count[positive.anchors] > 1
-        every = Pairs(positive.anchors[shared], positive.others[shared]) + negative
-        r = every.log_sum_exp(torch.cat([p[shared], z]), n)
-        s = p.new_zeros(n).index_add(0, positive.anchors, p)
-        return self.reduced(self._of_rows(r, s, count))
+        return self.reduced(self._of_few(positive, positive.logits(x, y, a), r, count))
 
-    def _of_rows(self, r: Tensor, s: Tensor, count: Tensor) -> Tensor:
-        """Each row's loss, of the sum of its positives and the log-sum-exp of its pairs.
+    def _of_few(self, positive: Pairs, p: Tensor, negatives: Tensor, count: Tensor) -> Tensor:
+        """Each row's loss, of its positives' logits and the log-sum-exp of its negatives; 0 without positives.
 
-        Where it has but one positive, that is not in the log-sum-exp, or no digit of a small loss were left. With several the loss
-        is at least the log of their number.
+        log(sum_p e^p + e^r) - mean_p p is how far the negatives are below the positives, and how these differ: of near-duplicates
+        neither is a difference of large numbers.
         """
         some = count > 0
-        apart = torch.where(some, r, 0.0) - (s / count.clamp(min=1)).to(r.dtype)
-        return torch.where(some, torch.where(count == 1, self.log_1p_exp(apart), apart), 0.0)
+        top = positive.log_sum_exp(p, len(count))
+        top = torch.where(some, top, 0.0)
+        spread = top - p.new_zeros(len(count)).index_add(0, positive.anchors, p) / count.clamp(min=1)
+        return torch.where(some, self.log_1p_exp(negatives - top) + spread, 0.0)
 
 
 class DistributedLossWrapper(nn.Module):

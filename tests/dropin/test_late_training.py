@@ -36,10 +36,10 @@ def assert_no_worse(ours: Any, theirs: Any, leaves: list[Tensor], little: float 
         assert a <= b + little
 
 
-def metric_losses(name: str, temperature: float, reducer: str | None) -> tuple[Any, Any]:
+def metric_losses(name: str, temperature: float, reducer: str | None, **more: Any) -> tuple[Any, Any]:
     """The drop-in and the original."""
     library = originals.pytorch_metric_learning()
-    more: dict[str, Any] = {"softmax_scale": 0.5 / temperature} if name == "NCALoss" else {"temperature": temperature}
+    more |= {"softmax_scale": 0.5 / temperature} if name == "NCALoss" else {"temperature": temperature}
     if reducer:
         more["reducer"] = getattr(library.reducers, reducer)()
     mine, theirs = (getattr(of, name)(**more) for of in (metric_learning, library.losses))
@@ -76,6 +76,30 @@ def test_metric_learning(name: str, temperature: float, reducer: str | None) -> 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("name", ["SupConLoss", "NTXentLoss"])
+def test_pairs_of_a_row_with_itself_that_are_not_the_nearest(name: str, temperature: float) -> None:
+    """References in another order, and rows beside ones that are twice as long."""
+    mine, theirs = metric_losses(name, temperature, "MeanReducer")
+    labels, x = LABELS.repeat(2), unit(rows(32, 64))
+    y = unit(x + 0.0025 * rows(32, 64, seed=1)).roll(16, 0)
+    call = [lambda t, u, loss=loss: loss(t, labels, None, u, labels) for loss in (mine, theirs)]
+    assert_no_worse(*call, [x, y])
+    distance = originals.pytorch_metric_learning().distances.DotProductSimilarity(normalize_embeddings=False)
+    mine, theirs = metric_losses(name, temperature, "MeanReducer", distance=distance)
+    assert_no_worse(lambda t: mine(t, labels), lambda t: theirs(t, labels), [torch.cat([views()[0], 2 * views()[1]])])
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("reducer", [None, "MeanReducer"])
+def test_several_positives(reducer: str | None, temperature: float) -> None:
+    mine, theirs = metric_losses("SupConLoss", temperature, reducer)
+    for k in (3, 5):
+        labels = LABELS.repeat(k)
+        call = [lambda t, loss=loss, labels=labels: loss(t, labels) for loss in (mine, theirs)]
+        assert_no_worse(*call, [torch.cat(views(k=k))], little=1e-4)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", ["SupConLoss", "NTXentLoss"])
 def test_mined_pairs(name: str, temperature: float) -> None:
     anchors = torch.arange(16)
     negatives = torch.arange(16).repeat_interleave(8), (torch.arange(16)[:, None] + torch.arange(1, 9)).flatten() % 16
@@ -84,6 +108,15 @@ def test_mined_pairs(name: str, temperature: float) -> None:
     assert_no_worse(
         lambda t: mine(t, indices_tuple=picked), lambda t: theirs(t, indices_tuple=picked), [torch.cat(views())]
     )
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_single_positive_through_class_sums(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where other classes have many rows."""
+    monkeypatch.setattr(metric_learning, "FEW", 0)
+    test_metric_learning("SupConLoss", temperature, "MeanReducer")
+    test_metric_learning("SupConLoss", temperature, None)
+    test_rows_whose_loss_rounds_to_0_are_not_counted()
 
 
 def test_rows_whose_loss_rounds_to_0_are_not_counted() -> None:
