@@ -74,6 +74,21 @@ def test_metric_learning(name: str, temperature: float, reducer: str | None) -> 
     assert_no_worse(*call, [x, y])
 
 
+@pytest.mark.parametrize("reducer", ["MeanReducer", "AvgNonZeroReducer"])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", ["MultiSimilarityLoss", "GeneralizedLiftedStructureLoss", "NPairsLoss"])
+def test_metric_learning_without_a_temperature(name: str, temperature: float, reducer: str) -> None:
+    """It is in the rows, which are as much longer."""
+    library = originals.pytorch_metric_learning()
+    distance = library.distances.DotProductSimilarity(normalize_embeddings=False)
+    more = {"distance": distance, "reducer": getattr(library.reducers, reducer)()}
+    settings = {"MultiSimilarityLoss": {"base": 0.5}, "GeneralizedLiftedStructureLoss": {"neg_margin": -0.7}}
+    more |= {setting: value / temperature for setting, value in settings.get(name, {}).items()}
+    x, labels = temperature**-0.5 * torch.cat(views()), LABELS.repeat(2)
+    mine, theirs = (getattr(of, name)(**more) for of in (metric_learning, library.losses))
+    assert_no_worse(lambda t: mine(t, labels), lambda t: theirs(t, labels), [x])
+
+
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("name", ["SupConLoss", "NTXentLoss"])
 def test_pairs_of_a_row_with_itself_that_are_not_the_nearest(name: str, temperature: float) -> None:
