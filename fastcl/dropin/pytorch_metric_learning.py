@@ -145,11 +145,13 @@ class SupConLoss(LabelLoss):
         log(sum_p e^p + e^r) - mean_p p is how far the negatives are below the positives, and how these differ: of near-duplicates
         neither is a difference of large numbers.
         """
-        some = count > 0
-        top = positive.log_sum_exp(p, len(count))
-        top = torch.where(some, top, 0.0)
-        spread = top - p.new_zeros(len(count)).index_add(0, positive.anchors, p) / count.clamp(min=1)
-        return torch.where(some, self.log_1p_exp(negatives - top) + spread, 0.0)
+        some, n = count > 0, len(count)
+        top = torch.where(some, positive.log_sum_exp(p, n), 0.0)
+        # A tensor of its own, whose gradients (of a single positive 1 and -1) meet before the negatives' small ones are added.
+        apart = p.clone()
+        mean = apart.new_zeros(n).index_add(0, positive.anchors, apart) / count.clamp(min=1)
+        spread = positive.log_sum_exp(apart - mean[positive.anchors], n)
+        return torch.where(some, self.log_1p_exp(negatives - top) + torch.where(some, spread, 0.0), 0.0)
 
 
 class DistributedLossWrapper(nn.Module):

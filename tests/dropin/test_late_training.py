@@ -104,6 +104,18 @@ def test_pairs_of_a_row_with_itself_that_are_not_the_nearest(name: str, temperat
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_single_positive_has_all_its_digits(temperature: float) -> None:
+    """Where the original in float32 has but few."""
+    mine, theirs = metric_losses("SupConLoss", temperature, "MeanReducer")
+    x, labels = torch.cat(views()).float().double(), LABELS.repeat(2)
+    right = evaluate(lambda t: theirs(t, labels), [x])
+    picked = torch.arange(16), torch.arange(16, 32), *(t.flatten() for t in (1 - torch.eye(16)).nonzero().T)
+    assert max(errors(lambda t: mine(t, labels), [x], right)) < 1e-5
+    right = evaluate(lambda t: theirs(t, indices_tuple=picked), [x])
+    assert max(errors(lambda t: mine(t, indices_tuple=picked), [x], right)) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("reducer", [None, "MeanReducer"])
 def test_several_positives(reducer: str | None, temperature: float) -> None:
     mine, theirs = metric_losses("SupConLoss", temperature, reducer)
