@@ -65,7 +65,9 @@ def scaled(
     def entered(value: Any) -> Any:
         if not _wants(value):
             return value
-        inside, wire = _Enter.apply((wide or {}).get(id(value), value), value.dtype)
+        # A number's gradient is rounded to float16 once it has its size again, of which there may be little for a small upstream.
+        dtype = torch.promote_types(value.dtype, torch.float32) if value.numel() == 1 and value.dim() < 2 else value.dtype
+        inside, wire = _Enter.apply((wide or {}).get(id(value), value), dtype)
         wires.append(wire)
         return inside
 
