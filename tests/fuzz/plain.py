@@ -76,6 +76,8 @@ class Plain:
                 return found
             before, after = (torch.linalg.vector_norm(t.detach(), dim=1, keepdim=True) for t in (x, found))
             slope = torch.where(before > 0.0, after / before, 0.0)
+            # Sums over rows of equal entries round alike at each addition.
+            slope = slope * torch.where(_are_equal(x.detach()), max(1.0, len(x) / 32), 1.0).to(slope)
             return found + self.unit * rows(*x.shape, self.seed).to(found.dtype) * (
                 found.detach() + slope * (x - x.detach())
             )
@@ -141,8 +143,7 @@ class Plain:
             if self.seed % 4 == 3:  # rows that are alike may err alike
                 noise = torch.ones_like(noise)
             # Of equal terms each addition rounds alike.
-            equal = torch.isclose(p.x, p.x[:, :1], rtol=1e-5, atol=0.0).all(1, keepdim=True)
-            steps = torch.where(equal, max(1.0, x.shape[1] / 8), 1.0).to(p.dtype)
+            steps = torch.where(_are_equal(p.x), max(1.0, x.shape[1] / 8), 1.0).to(p.dtype)
             # A norm and a product err by one each; a draw of the definition has no rounding but this.
             units = self.units if self.dot else 2.0 * self.units
             noise = noise * (steps * units * (self.eps or precision(p.dtype)))
@@ -231,6 +232,11 @@ def contrast(z: Tensor) -> Tensor:
     """log(1 + e^z), whose second derivative F.softplus ends at its threshold: a part in e^40 of a slope may be 1e17."""
     below = torch.where(z > 0.0, -z, z)
     return torch.where(z > 0.0, z, 0.0) + torch.log1p(below.exp())
+
+
+def _are_equal(x: Tensor) -> Tensor:
+    """(n, 1) of which rows all entries are."""
+    return torch.isclose(x, x[:, :1], rtol=1e-5, atol=0.0).all(1, keepdim=True)
 
 
 def unit_of(rows: Tensor) -> Tensor:
