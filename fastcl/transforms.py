@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 _VMAP = "VmapMode"  # of batched gradients; the name itself, parsed at each call, takes longer than all else here
 _BATCHED_GRADIENTS = torch._C._parse_dispatch_key(_VMAP) or _VMAP
+_AUTOGRAD = torch._C.DispatchKey.AutogradOther  # which stands for all of its kind: one of a backend is not told
 _BATCHED = torch._C._parse_dispatch_key("Batched") or "Batched"  # of a tensor that holds the entries of such a batch
 _PROXY, _FAKE = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
 
@@ -57,9 +58,15 @@ def values_are_stored(t: Tensor) -> bool:
         type(t) in (Tensor, torch.nn.Parameter)
         and not recorded()
         and torch._C._get_dispatch_mode(_FAKE) is None
-        and (forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None)
+        and (forward_ad._current_level < 0 or _below_autograd() or forward_ad.unpack_dual(t).tangent is None)
         and not (_batches_gradients() and torch._C._dispatch_keys(t).has(_BATCHED))
     )
+
+
+def _below_autograd() -> bool:
+    """Whether this is a kernel of an op, for which tensors are numbers: there, to unpack a dual one fails."""
+    excluded: bool = torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
+    return excluded
 
 
 def _batches_gradients() -> bool:
