@@ -38,8 +38,8 @@ Rows<T> readable(const Tensor& rows, TorchHost& memory) {
   });
 }
 
-// A point amid the rows, always finite: the median of each column over a sample of both sides (reference.py says why). NaN stands
-// last, as in a sort.
+// A point amid the rows, always finite: the median of each column over a sample of both sides, of two middle ones the smaller
+// (reference.py says why). NaN stands last, as in a sort.
 template <class T>
 std::vector<T> centre_of(const Rows<T>& x, const Rows<T>* y) {
   std::vector<const T*> sample;
@@ -54,7 +54,7 @@ std::vector<T> centre_of(const Rows<T>& x, const Rows<T>* y) {
     for (size_t i = 0; i < sample.size(); i++) column[i] = std::isnan(sample[i][k]) ? std::numeric_limits<T>::infinity() : sample[i][k];
     std::nth_element(column.begin(), lower, column.end());
     const T upper = sample.size() % 2 ? *lower : *std::min_element(lower + 1, column.end());
-    const T middle = *lower / 2 + upper / 2;
+    const T middle = std::abs(upper) < std::abs(*lower) ? upper : *lower;
     centre[k] = std::isfinite(middle) ? middle : T(0);
   }
   return centre;

@@ -146,14 +146,16 @@ def centre(x: Tensor, y: Tensor) -> Tensor:
     """A point amid the rows: subtracting it keeps |x|^2 + |y|^2 - 2<x, y> accurate for a cloud far from the origin.
 
     The median of each column over a sample of both sides, always finite. A mean would go where one row of 1e6 pulls it,
-    away from all others, and one NaN or infinity would make every row NaN.
+    away from all others, and one NaN or infinity would make every row NaN. Of two middle ones it is the smaller, not their mean:
+    where every other row is 1e6 long, the others keep their digits.
     """
     sides = (y,) if x is y else (x, y)
     rows = torch.cat([side.detach()[:: -(-side.shape[0] // SAMPLED) or 1] for side in sides])
     if not rows.shape[0]:
         return rows.new_zeros(rows.shape[1])
     rows = rows.sort(0).values  # NaN stands last
-    middle = rows[(rows.shape[0] - 1) // 2] / 2 + rows[rows.shape[0] // 2] / 2
+    lower, upper = rows[(rows.shape[0] - 1) // 2], rows[rows.shape[0] // 2]
+    middle = torch.where(upper.abs() < lower.abs(), upper, lower)
     return torch.where(middle.isfinite(), middle, 0.0)
 
 
