@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import transforms
 from ..equation.problem import accumulation_dtype
 from ..functional.matching import row_dot
+from ..functional.positives import log_sum_exp
 from ..functional.rows import times
 from ..precision import product
 
@@ -41,11 +42,7 @@ class Pairs(NamedTuple):
 
     def log_sum_exp(self, z: Tensor, n: int) -> Tensor:
         """Over the pairs of each of n anchors, (n,); -inf over none."""
-        top = z.new_full((n,), -torch.inf).scatter_reduce(0, self.anchors, z.detach(), "amax")
-        some = top > -torch.inf
-        top = torch.where(some, top, 0.0)
-        total = z.new_zeros(n).index_add(0, self.anchors, torch.exp(z - top[self.anchors]))
-        return torch.where(some, torch.where(some, total, 1.0).log() + top, -torch.inf)
+        return log_sum_exp(z, self.anchors, n)
 
     def without_repeats(self, m: int) -> Pairs:
         """Each pair once, by anchor; y has m rows."""

@@ -23,6 +23,7 @@ from ..equation import checks
 from ..equation.arguments import absent
 from ..equation.intrinsics import softplus
 from ..equation.masks import within_groups
+from ..functional.positives import few, loss_of_few
 from ..ops import pair_reduce, pair_total
 from . import ranks
 from .labelled import LabelledPairs, LabelLoss, checked_labels
@@ -38,8 +39,6 @@ __all__ = [
     "NTXentLoss",
     "SupConLoss",
 ]
-# Positives whose logits are formed, for each row (of 1,024 at least): one costs about as much as 200 pairs of a sweep.
-FEW = 4
 
 if not TYPE_CHECKING:  # to type checkers it would say that any name is there
     __getattr__ = absent(__name__)
@@ -116,9 +115,9 @@ class SupConLoss(LabelLoss):
 
     def _of(self, pairs: LabelledPairs) -> Tensor:
         a, count = 1.0 / self.temperature, pairs.positives()
-        few = pairs.positive_pairs(FEW * max(1024, pairs.x.shape[0] + pairs.references.shape[0]))
-        if few is not None:
-            losses = self._of_few(few, few.logits(pairs.x, pairs.references, a), pairs.negatives(a), count)
+        found = pairs.positive_pairs(few(pairs.x.shape[0], pairs.references.shape[0]))
+        if found is not None:
+            losses = self._of_few(found, found.logits(pairs.x, pairs.references, a), pairs.negatives(a), count)
             return pairs.if_any(self.reduced(losses), count)
         r = pair_reduce(pairs.x, pairs.y, scale=a, mask=pairs.without_only_positives())
         # A row's own term is taken out again. That of a long row drowns the others of its class, so that both are float64.
@@ -140,18 +139,8 @@ class SupConLoss(LabelLoss):
         return self.reduced(self._of_few(positive, positive.logits(x, y, a), r, count))
 
     def _of_few(self, positive: Pairs, p: Tensor, negatives: Tensor, count: Tensor) -> Tensor:
-        """Each row's loss, of its positives' logits and the log-sum-exp of its negatives; 0 without positives.
-
-        log(sum_p e^p + e^r) - mean_p p is how far the negatives are below the positives, and how these differ: of near-duplicates
-        neither is a difference of large numbers.
-        """
-        some, n = count > 0, len(count)
-        top = torch.where(some, positive.log_sum_exp(p, n), 0.0)
-        # A tensor of its own, whose gradients (of a single positive 1 and -1) meet before the negatives' small ones are added.
-        apart = p.clone()
-        mean = apart.new_zeros(n).index_add(0, positive.anchors, apart) / count.clamp(min=1)
-        spread = positive.log_sum_exp(apart - mean[positive.anchors], n)
-        return torch.where(some, self.log_1p_exp(negatives - top) + torch.where(some, spread, 0.0), 0.0)
+        """Each row's loss, of its positives' logits and the log-sum-exp of its negatives; 0 without positives."""
+        return loss_of_few(negatives, p, positive.anchors, count, self.log_1p_exp)
 
 
 class DistributedLossWrapper(nn.Module):

@@ -15,6 +15,7 @@ from ..backends.row_dot import in_one_pass
 from ..backends.visits import PART, parts
 from ..equation.problem import accumulation_dtype
 
+PART_OF_PAIRS = 2**17  # of rows that are copied: larger copies are given back when freed, and fault at each call
 PART_ELSEWHERE = 2**25  # numbers of a part; on a GPU each costs launches
 
 
@@ -70,7 +71,8 @@ def _plainly(x: Tensor, y: Tensor, i: Tensor | None, j: Tensor | None, squared: 
 
 
 def _parts(x: Tensor, i: Tensor | None) -> list[slice]:
-    return list(parts(x, None if i is None else len(i), PART if x.device.type == "cpu" else PART_ELSEWHERE))
+    here = PART if i is None else min(PART, PART_OF_PAIRS)
+    return list(parts(x, None if i is None else len(i), here if x.device.type == "cpu" else PART_ELSEWHERE))
 
 
 class _OfPairs(torch.autograd.Function):

@@ -9,7 +9,7 @@ put back from z_p, so that a small loss is not the difference of large numbers; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -27,6 +27,8 @@ from .matching import pair_dot
 from .rows import times
 
 Positives: TypeAlias = Sequence[Tensor]
+# Positives whose logits are formed, for each row (of 1,024 at least): one costs about as much as 200 pairs of a sweep.
+FEW = 4
 
 
 @dataclass(frozen=True)
@@ -153,15 +155,85 @@ class Side:
             p: (k,) logits of the positives.
             hidden: (k,) which of them were not visited; in each row all of them or none.
         """
-        most = r.detach().new_full((self.rows,), float("-inf"))
-        most = most.scatter_reduce(0, self.index, p.detach().to(r.dtype), "amax")
-        most = torch.where(most.isneginf(), 0.0, most)
         away = counts(self.index, self.rows, hidden) > 0
-        scaled = torch.exp(torch.where(hidden, p - most.index_select(0, self.index), float("-inf")))
-        back = most + torch.where(away, self.sum(scaled), 1.0).log()
-        mean = self.mean(p)
-        loss = torch.where(away, softplus(torch.where(away, r - back, 0.0)) + (back - mean), r - mean)
+        apart = p.to(r.dtype).clone()
+        mean = self.mean(apart)
+        loss = torch.where(away, loss_apart(r, p.to(r.dtype), apart, mean, self.index, away, hidden), r - mean)
         return torch.where(self.has(), loss, 0.0)
+
+
+def loss_apart(
+    negatives: Tensor,
+    p: Tensor,
+    apart: Tensor,
+    mean: Tensor,
+    index: Tensor,
+    some: Tensor,
+    which: Tensor | None = None,
+    log_1p_exp: Callable[[Tensor], Tensor] = softplus,
+) -> Tensor:
+    """(rows,) log(sum_p e^p + e^negatives) - mean_p p over the pairs of each row; 0 in a row without any.
+
+    That is how far the negatives are below the positives, and how these differ: of near-duplicates neither is a difference of
+    large numbers.
+
+    Args:
+        negatives: (rows,) the log-sum-exp of all other pairs of a row.
+        p: (k,) logits of the pairs.
+        apart: p.clone(), where gradients (of a single positive 1 and -1) meet before the negatives' small ones are added.
+        mean: (rows,) of `apart` over the pairs of each row.
+        index: (k,) the row of each pair.
+        some: (rows,) which rows have any.
+        which: (k,) the pairs that count; None for all. A row has all of its own or none.
+        log_1p_exp: log(1 + e^z).
+    """
+    rows = some.shape[0]
+    below = torch.where(some, negatives - log_sum_exp(p, index, rows, which), 0.0)
+    return torch.where(some, log_1p_exp(below) + log_sum_exp(apart, index, rows, which, mean), 0.0)
+
+
+def log_sum_exp(z: Tensor, index: Tensor, rows: int, which: Tensor | None = None, less: float | Tensor = 0.0) -> Tensor:
+    """(rows,) over the values of each row, of those pairs alone, less a number; -inf over none."""
+    z = z if which is None else torch.where(which, z, -torch.inf)
+    top = z.detach().new_full((rows,), -torch.inf).scatter_reduce(0, index, z.detach(), "amax")
+    none = torch.isneginf(top)
+    total = z.new_zeros(rows).index_add(0, index, torch.exp(z - torch.where(none, 0.0, top).index_select(0, index)))
+    return torch.where(none, 1.0, total).log() + (top - less)
+
+
+def few(n: int, m: int) -> int:
+    """How many pairs of n rows with m others have their logits formed, rather than summed by class."""
+    return FEW * max(1024, n + m)
+
+
+def loss_of_few(
+    negatives: Tensor,
+    p: Tensor,
+    index: Tensor,
+    count: Tensor,
+    log_1p_exp: Callable[[Tensor], Tensor] = softplus,
+) -> Tensor:
+    """loss_apart with the plain mean over the pairs of each row, of which there are `count`."""
+    apart = p.clone()
+    mean = apart.new_zeros(count.shape).index_add(0, index, apart) / count.clamp(min=1)
+    return loss_apart(negatives, p, apart, mean, index, count > 0, log_1p_exp=log_1p_exp)
+
+
+def within_classes(labels: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
+    """Each pair of two rows of one label once, (i, j) with int64 (k,) each, where there are `most` of them at most.
+
+    Values are looked at, so that no device should have to be waited for.
+    """
+    ordered, order = labels.sort(stable=True)
+    size = torch.unique_consecutive(ordered, return_counts=True)[1]
+    place = torch.arange(labels.shape[0], device=labels.device)
+    later = torch.repeat_interleave(size.cumsum(0), size) - place - 1  # how many of its label stand behind each
+    k = int(later.sum())
+    if k > most:
+        return None
+    first = torch.repeat_interleave(place, later)
+    second = torch.arange(k, device=labels.device) - (later.cumsum(0) - later - place - 1).index_select(0, first)
+    return order.index_select(0, first), order.index_select(0, second)
 
 
 def counts(index: Tensor, rows: int, which: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastcl.dropin import lightly, open_clip, sentence_transformers
 from fastcl.dropin import pytorch_metric_learning as metric_learning
+from fastcl.functional import positives
 
 from . import originals
 from .compare import assert_agree, evaluate, rows, unit
@@ -140,7 +141,7 @@ def test_mined_pairs(name: str, temperature: float) -> None:
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_a_single_positive_through_class_sums(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where other classes have many rows."""
-    monkeypatch.setattr(metric_learning, "FEW", 0)
+    monkeypatch.setattr(positives, "FEW", 0)
     test_metric_learning("SupConLoss", temperature, "MeanReducer")
     test_metric_learning("SupConLoss", temperature, None)
     test_rows_whose_loss_rounds_to_0_are_not_counted()

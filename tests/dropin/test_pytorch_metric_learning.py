@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcl.dropin import pytorch_metric_learning as ours
+from fastcl.functional import positives
 
 from . import originals
 from .compare import assert_agree, rows, two_views
@@ -182,7 +183,7 @@ def test_what_is_not_supported_raises() -> None:
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 def test_positives_through_class_sums(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where classes have many rows."""
-    monkeypatch.setattr(ours, "FEW", 0)
+    monkeypatch.setattr(positives, "FEW", 0)
     for value in LABELS.values():
         agree("SupConLoss", [rows(len(value), 6)], lambda loss, x: loss(x, value), temperature=temperature)  # noqa: B023
     labels, leaves = torch.arange(12) % 5, two_views(12, 6)
@@ -196,14 +197,14 @@ def test_many_positives_have_no_logits_of_their_own() -> None:
     """A class of 400 rows: the pairs of its 160,000 positives are not listed."""
     labels = torch.arange(800) % 2
     pairs = ours.SupConLoss()._pairs(rows(800, 4), labels, None, None, True)
-    assert pairs.positive_pairs(ours.FEW * 1600) is None
+    assert pairs.positive_pairs(positives.few(800, 800)) is None
     agree("SupConLoss", [rows(800, 4)], lambda loss, x: loss(x, labels))
 
 
 @pytest.mark.parametrize("few", [0, 4])
 def test_a_long_row_is_no_positive_of_its_own(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are not normalised, one of them 1e6 times longer: its own term is not what is left of its class's sum."""
-    monkeypatch.setattr(ours, "FEW", few)
+    monkeypatch.setattr(positives, "FEW", few)
     distance = pml().distances.DotProductSimilarity(normalize_embeddings=False)
     z, labels = torch.randn(24, 8), torch.arange(24) % 5
     z[5] *= 1e6

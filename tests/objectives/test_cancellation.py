@@ -11,6 +11,7 @@ from torch import Tensor
 import fastcl
 import fastcl.functional as F
 from fastcl.backends import reference
+from fastcl.functional import positives
 
 BACKENDS = ("auto", "blocked")
 
@@ -73,8 +74,12 @@ def test_energies_of_few_pairs(divergence: str, similarity: str, left: str, back
 @pytest.mark.parametrize(
     ("dtype", "longer"), [(torch.float32, 1e6), (torch.float32, 1e8), (torch.bfloat16, 1e6), (torch.float64, 1e6)]
 )
-def test_positives_of_a_long_row(dtype: torch.dtype, longer: float, backend: str) -> None:
+@pytest.mark.parametrize("few", [0, 4])
+def test_positives_of_a_long_row(
+    dtype: torch.dtype, longer: float, backend: str, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A row is no positive of its own, however long it is."""
+    monkeypatch.setattr(positives, "FEW", few)
     torch.manual_seed(2)
     z = torch.randn(24, 8, dtype=torch.float64).to(dtype)
     z[5] *= longer

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcl.functional import positives
 from fastcl.functional.debiasing import _log1mexp
 
 from .cases import CASES, Case, generator
@@ -202,8 +203,12 @@ def pairs_in_one(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("target", [1e-3, 1e-6, 5e-9])
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 3e-5), (torch.bfloat16, 1e-2)], ids=name_of)
-def test_a_single_positive_of_a_label_stays_outside(dtype: torch.dtype, allowed: float, target: float) -> None:
+@pytest.mark.parametrize("few", [0, 4])
+def test_a_single_positive_of_a_label_stays_outside(
+    dtype: torch.dtype, allowed: float, target: float, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """sup_con where a label has two rows: as accurate as nt_xent, though labels tell which row is the positive."""
+    monkeypatch.setattr(positives, "FEW", few)
     case = next(c for c in CASES if c.name == "sup_con")
     z, labels = pairs_in_one(dtype)
     low, high = math.log(1e-3), 0.0

@@ -1,0 +1,130 @@
+"""Positives that are near-duplicates, late in training: float32 beside plain PyTorch in float32, both against float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastcl import functional
+from fastcl.functional import positives
+
+from .witnesses import close, gradients
+
+TEMPERATURES = [0.1, 0.05, 0.03]
+CLASSES, D = 16, 64
+
+
+def views(k: int) -> Tensor:
+    """k near-duplicates of each of 16 unit rows, (16 k, 64)."""
+    made = torch.randn(k, CLASSES, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first = F.normalize(made[0], dim=1)
+    return torch.cat([first, *(F.normalize(first + 0.0025 * noise, dim=1) for noise in made[1:])]).float()
+
+
+def evaluated(loss: Callable[..., Tensor], rows: list[Tensor]) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in rows]
+    value = loss(*leaves)
+    return [value.detach(), *gradients(value, leaves)]
+
+
+def errors(loss: Callable[..., Tensor], rows: list[Tensor], right: list[Tensor]) -> list[float]:
+    """Of the value and of each gradient, over the largest entry of the right one."""
+    return [
+        float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(evaluated(loss, rows), right, strict=True)
+    ]
+
+
+def plain_sup_con(z: Tensor, labels: Tensor, temperature: float, normalize: bool) -> Tensor:
+    """The authors' code."""
+    z = F.normalize(z, dim=1) if normalize else z
+    s, others = z @ z.T / temperature, ~torch.eye(len(z), dtype=torch.bool)
+    s = s - s.amax(1, keepdim=True).detach()
+    log_share = s - (s.exp() * others).sum(1, keepdim=True).log()
+    same = (labels[:, None] == labels) & others
+    return -((log_share * same).sum(1) / same.sum(1).clamp(min=1)).mean()
+
+
+def plain_sincere(z: Tensor, labels: Tensor, temperature: float, normalize: bool) -> Tensor:
+    z = F.normalize(z, dim=1) if normalize else z
+    s, same = z @ z.T / temperature, labels[:, None] == labels
+    r = s.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
+    same = same & ~torch.eye(len(z), dtype=torch.bool)
+    return ((torch.logaddexp(r, s) - s) * same).sum(1).div(same.sum(1)).mean()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("k", [2, 3, 5, 8])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", ["sup_con", "sincere"])
+def test_labels(name: str, temperature: float, k: int, normalize: bool) -> None:
+    labels, rows = torch.arange(CLASSES).repeat(k), [views(k)]
+    way = {"labels": labels, "temperature": temperature, "normalize": normalize}
+    more = {"base_temperature": temperature} if name == "sup_con" else {}
+    plain = {"sup_con": plain_sup_con, "sincere": plain_sincere}[name]
+    right = evaluated(lambda z: plain(z, **way), [rows[0].double()])
+    mine = errors(lambda z: getattr(functional, name)(z, **way, **more), rows, right)
+    for a, b in zip(mine, errors(lambda z: plain(z, **way), rows, right), strict=True):
+        assert a <= b + 5e-6
+    if k == 2 or name == "sincere":  # where plain PyTorch has few digits
+        assert max(mine) < 2e-5
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", ["info_nce", "nt_xent"])
+def test_a_positive_by_index(name: str, temperature: float) -> None:
+    """One for each row: its gradient is that of the negatives, however small."""
+    i = torch.arange(CLASSES)
+    pairs = (i, i) if name == "info_nce" else (torch.cat([i, i + CLASSES]), torch.cat([i + CLASSES, i]))
+    rows = list(views(2).split(CLASSES))
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        found: Tensor = getattr(functional, name)(x, y, positives=pairs, temperature=temperature, normalize=False)
+        return found
+
+    def right(x: Tensor, y: Tensor) -> Tensor:
+        if name == "nt_xent":
+            x, y = torch.cat([x, y]), torch.cat([y, x])
+        negatives = (pairs[0][:, None] % CLASSES) != pairs[0] % CLASSES
+        r = (x @ y.T / temperature).masked_fill(~negatives, -torch.inf).logsumexp(1)
+        return F.softplus(r - (x * y).sum(1) / temperature).mean()
+
+    assert max(errors(loss, rows, evaluated(right, [x.double() for x in rows]))) < 2e-5
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    "labels",
+    [[0] * 9, list(range(9)), [5, -7, 5, 3, -7, 5, 2**40, 3, 5], [1], []],
+    ids=["one class", "no positives", "some of each", "one row", "no rows"],
+)
+def test_logits_of_positives_and_class_sums_agree(
+    labels: list[int], normalize: bool, reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for few in (4, 0):
+        monkeypatch.setattr(positives, "FEW", few)
+        z = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+        temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+        way = {"temperature": temperature, "normalize": normalize, "reduction": reduction, "backend": "reference"}
+        value = functional.sup_con(z, torch.tensor(labels, dtype=torch.int64), **way)
+        first = torch.autograd.grad(value.square().sum(), [z, temperature], create_graph=True)
+        found.append([value, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), [z, temperature])])
+    for a, b in zip(*found, strict=True):
+        close(a, b, rtol=1e-11)
+
+
+def test_rows_that_are_no_numbers_are_seen() -> None:
+    z = torch.randn(6, 4)
+    z[2, 1] = torch.nan
+    for labels in (torch.zeros(6, dtype=torch.int64), torch.arange(6) % 3):
+        assert functional.sup_con(z, labels).isnan()
+
+
+def test_few_pairs_are_listed_once() -> None:
+    labels = torch.tensor([4, -1, 4, 9, -1, 4])
+    i, j = positives.within_classes(labels, 4) or ((), ())
+    assert sorted(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 2), (0, 5), (1, 4), (2, 5)]
+    assert positives.within_classes(labels, 3) is None
