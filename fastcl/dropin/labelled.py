@@ -17,6 +17,7 @@ from ..equation.masks import Mask, across_groups, within_groups
 from ..equation.names import Operand
 from ..equation.problem import accumulation_dtype
 from ..functional.matching import row_dot
+from ..functional.positives import may_be_counted
 from ..functional.rows import normalize_rows, times
 from ..ops import pair_reduce
 from .mined import Pairs, positives_and_negatives
@@ -97,7 +98,9 @@ class LabelledPairs:
         return masks
 
     def positive_pairs(self, most: int) -> Pairs | None:
-        """The positives of all rows, row by row, where there are `most` of them at most."""
+        """The positives of all rows, row by row, where there are `most` of them at most, and they may be counted."""
+        if not may_be_counted(self.class_y):
+            return None
         count = torch.bincount(self.class_y, minlength=self.classes)
         of_row = count[self.class_x]
         if int(of_row.sum()) > most:

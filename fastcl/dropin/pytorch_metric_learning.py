@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .. import transforms
 from ..distributed import agreed
 from ..equation import checks
 from ..equation.arguments import absent
@@ -72,8 +73,9 @@ class NTXentLoss(LabelLoss):
     def _of(self, pairs: LabelledPairs) -> Tensor:
         a = 1.0 / self.temperature
         r = pairs.negatives(a)
-        # A row's class visits its pair with itself too. Of unit rows that term is the smallest of the row, and is taken out again.
-        smallest = pairs.own and pairs.y is None and self.measure.normalize
+        # A row's class visits its pair with itself too. Of unit rows that term is the smallest of the row, and is taken out again;
+        # of others in a graph, where none can depend on how large classes are.
+        smallest = pairs.own and ((pairs.y is None and self.measure.normalize) or not transforms.values_are_here())
         masks = [within_groups(pairs.class_x, pairs.class_y)] if smallest else pairs.masks_of_class()
         total = -softplus(r - pairs.self_logits(a)).sum() if smallest else r[:0].sum()
         for mask in masks:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import batch, transforms
+from .. import batch
 from ..backends import choice
-from ..backends.sides import is_known
 from ..batch import pair_reduce
 from ..distributed import Group, over_ranks
 from ..equation import checks
@@ -18,7 +17,7 @@ from ..equation.names import Backend, Reduction
 from ..precision import swept
 from .energy import visits
 from .matching import pair_dot, row_dot
-from .positives import counts, few, loss_of_few, within_classes
+from .positives import counts, few, loss_of_few, may_be_counted, within_classes
 from .reduction import check_reduction, reduced
 from .rows import inverse, normalize_rows, times, wide_enough
 
@@ -82,7 +81,7 @@ def sup_con(
 
 def _of_few(z: Tensor, labels: Tensor, a: float | Tensor, backend: Backend | None) -> Tensor | None:
     """Each row's loss where positives are few and may be counted: of the logits of all of them, and a sweep over negatives."""
-    if batch.beyond_this_process() or not (transforms.values_are_here() and is_known(labels)):
+    if batch.beyond_this_process() or not may_be_counted(labels):
         return None
     n = z.shape[0]
     found = within_classes(labels, few(n, n) // 2)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import batch, transforms
+from ..backends.sides import is_known
 from ..equation import checks
 from ..equation.arguments import as_tensor, kind_of
 from ..equation.intrinsics import softplus
@@ -199,6 +200,11 @@ def log_sum_exp(z: Tensor, index: Tensor, rows: int, which: Tensor | None = None
     none = torch.isneginf(top)
     total = z.new_zeros(rows).index_add(0, index, torch.exp(z - torch.where(none, 0.0, top).index_select(0, index)))
     return torch.where(none, 1.0, total).log() + (top - less)
+
+
+def may_be_counted(labels: Tensor) -> bool:
+    """Whether how many pairs they make may decide what is done: not in a graph or a transform, nor where a device is waited for."""
+    return transforms.values_are_here() and is_known(labels)
 
 
 def few(n: int, m: int) -> int:
