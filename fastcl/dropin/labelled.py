@@ -101,25 +101,27 @@ class LabelledPairs:
         """The positives of all rows, row by row, where there are `most` of them at most, and they may be counted."""
         if not may_be_counted(self.class_y):
             return None
-        count = torch.bincount(self.class_y, minlength=self.classes)
+        order, count, first = self._by_class()
         of_row = count[self.class_x]
         if int(of_row.sum()) > most:
             return None
         anchors = torch.repeat_interleave(torch.arange(len(of_row), device=of_row.device), of_row)
         before = torch.cumsum(of_row, 0) - of_row
         place = torch.arange(len(anchors), device=of_row.device) - before[anchors]
-        first = torch.cumsum(count, 0) - count
-        others = torch.argsort(self.class_y, stable=True)[first[self.class_x[anchors]] + place]
+        others = order[first[self.class_x[anchors]] + place]
         if self.own:
             apart = anchors != others
             anchors, others = anchors[apart], others[apart]
         return Pairs(anchors, others)
 
+    def _by_class(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The references one class after the other, how many each class has, and where it begins."""
+        counts = torch.bincount(self.class_y, minlength=self.classes)
+        return torch.argsort(self.class_y, stable=True), counts, torch.cumsum(counts, 0) - counts
+
     def _places(self) -> tuple[Tensor, int]:
         """The place of each reference among those of its class, from 0, and the size of the largest class."""
-        order = torch.argsort(self.class_y, stable=True)
-        counts = torch.bincount(self.class_y, minlength=self.classes)
-        first = torch.cumsum(counts, 0) - counts
+        order, counts, first = self._by_class()
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device) - first[self.class_y[order]]
         return place, int(counts.max()) if counts.numel() else 0
@@ -227,11 +229,14 @@ class LabelLoss(nn.Module):
         return losses.mean() if self.reducer_name == "MeanReducer" else mean_of_positive(losses)
 
     def log_1p_exp(self, z: Tensor) -> Tensor:
-        """log(1 + e^z). AvgNonZeroReducer counts what is above 0: for it 0 where 1 + e^z is 1 in the dtype, as in the library."""
+        """log(1 + e^z). AvgNonZeroReducer counts what is above 0: for it 0 where 1 + e^z is 1 in the dtype, as in the library.
+
+        The gradient there is e^z all the same, as in the library: beside another term of its row it may be all that there is.
+        """
         value = softplus(z)
         if self.reducer_name == "MeanReducer":
             return value
-        return torch.where(z < math.log(torch.finfo(z.dtype).eps / 2.0), 0.0, value)
+        return torch.where(z < math.log(torch.finfo(z.dtype).eps / 2.0), value - value.detach(), value)
 
     def _of_indices(self, x: Tensor, indices: Any, y: Tensor | None) -> Tensor:
         checks.matrix("embeddings", x)
