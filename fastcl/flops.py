@@ -19,21 +19,21 @@ from .backends import choice, closed_form
 from .equation.problem import Problem, unpack
 
 
-def _products(p: Problem, backend: str) -> tuple[int, int]:
-    """Flops of z, with those of the guides beside it, and of the gradient of one side."""
+def _products(p: Problem, backend: str, total: bool = False) -> tuple[int, int, int]:
+    """Flops of z, with those of the guides beside it, and of the gradients of either side."""
     n, m, d = p.n, p.m, p.x.shape[1]
-    if not _is_closed(p, backend):
+    if choice.is_reference(backend) or not closed_form.applies(p):
         guided = 0 if p.mask.guide_x is None else 2 * n * m * p.mask.guide_x.shape[1]
-        return 2 * n * m * d + guided, 2 * n * m * d
-    return (0, 0) if p.pair.name == "identity" else (2 * d * d * (n + m), 2 * d * d * (n + m))
+        return 2 * n * m * d + guided, 2 * n * m * d, 2 * n * m * d
+    if p.pair.name == "identity":
+        return 0, 0, 0
+    both = 2 * d * d * (n + m)
+    # With a total's value its Gram matrices are there: each gradient is one product of its rows with one of them.
+    return (both, 2 * d * d * n, 2 * d * d * m) if total else (both, both, both)
 
 
-def _is_closed(p: Problem, backend: str) -> bool:
-    return not choice.is_reference(backend) and closed_form.applies(p)
-
-
-def _sides(p: Problem, wanted: list[bool]) -> int:
-    return 2 * wanted[0] if p.y is None else sum(wanted[:2])
+def _of_wanted(p: Problem, wanted: list[bool], of_x: int, of_y: int) -> int:
+    return of_x * wanted[0] + of_y * wanted[0 if p.y is None else 1]
 
 
 def _pair_reduce(*arguments: Any, out_val: Any = None) -> int:
@@ -42,18 +42,13 @@ def _pair_reduce(*arguments: Any, out_val: Any = None) -> int:
 
 def _pair_reduce_backward(*arguments: Any, out_val: Any = None) -> int:
     p = unpack(arguments)
-    return _sides(p, arguments[-3]) * _products(p, arguments[-1])[1]
+    return _of_wanted(p, arguments[-3], *_products(p, arguments[-1])[1:])
 
 
 def _pair_total(*arguments: Any, out_val: Any = None) -> int:
     p = unpack(arguments)
-    forward, side = _products(p, arguments[-1])
-    wanted = arguments[-2]
-    if p.pair.name == "square" and _is_closed(p, arguments[-1]):
-        # Gram matrices are there with the value: each gradient is one product of its rows with one of them.
-        half, of_y = 2 * p.x.shape[1] ** 2, wanted[0] if p.y is None else wanted[1]
-        return forward + half * (p.n * wanted[0] + p.m * of_y)
-    return forward + _sides(p, wanted) * side
+    forward, *sides = _products(p, arguments[-1], total=True)
+    return forward + _of_wanted(p, arguments[-2], *sides)
 
 
 FORMULAS = {"pair_reduce": _pair_reduce, "pair_reduce_backward": _pair_reduce_backward, "pair_total": _pair_total}

@@ -157,9 +157,10 @@ class Side:
             hidden: (k,) which of them were not visited; in each row all of them or none.
         """
         away = counts(self.index, self.rows, hidden) > 0
-        apart = p.to(r.dtype).clone()
+        p = p.to(r.dtype)
+        apart = p.clone()
         mean = self.mean(apart)
-        loss = torch.where(away, loss_apart(r, p.to(r.dtype), apart, mean, self.index, away, hidden), r - mean)
+        loss = torch.where(away, loss_apart(r, p, apart, mean, self.index, away, hidden), r - mean)
         return torch.where(self.has(), loss, 0.0)
 
 
