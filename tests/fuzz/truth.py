@@ -45,9 +45,7 @@ class Truth:
         # Autocast of an objective rounds its rows (as documented), and nothing in a backward; a metric keeps its precision.
         rounds = case.around_forward and not case.function.startswith("metrics")
         self.plain_case = replace(self.case, inside="forward") if rounds else replace(self.case, autocast="")
-        dtypes = [
-            t.dtype for t in case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.is_floating_point()
-        ]
+        dtypes = [t.dtype for t in matrices(case) if t.is_floating_point()]
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         plain_autocast = self.plain_case.autocast
         halves = (
@@ -127,14 +125,13 @@ class Truth:
 
     def most_rows(self) -> int:
         """Of a matrix of the case."""
-        return max((len(t) for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2), default=1)
+        return max(map(len, matrices(self.case)), default=1)
 
     def beyond(self) -> bool:
         """Whether some |z|, or the terms that it is the sum of, are beyond the dtype, or rows beyond that of autocast."""
         if self.plain_case.autocast:
             end = torch.finfo(getattr(torch, self.plain_case.autocast)).max
-            rows_ = [t for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.numel()]
-            if any(float(t.detach().abs().max()) > end for t in rows_):
+            if any(float(t.abs().max()) > end for t in matrices(self.case) if t.numel()):
                 return True
         engine = Plain(unscaled=self.unscaled, uncentred=self.on_gpu and self.halves)
         with plainly(engine):
@@ -214,10 +211,7 @@ class Truth:
         """What weights lose below the smallest number, times rows and the scale; a GPU's products with rows lose as much, too."""
         given = {"scale": "1.0"} | self.case.keywords
         scale = self.case.tensors().get("scale", given["scale"] if _is_number(given["scale"]) else 1.0)
-        matrices = [
-            t.detach() for t in self.case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.numel()
-        ]
-        longest = max((float(t.double().norm(dim=1).max()) for t in matrices), default=1.0)
+        longest = max((float(t.double().norm(dim=1).max()) for t in matrices(self.case) if t.numel()), default=1.0)
         # Those of a total are formed with its value, for an upstream gradient of 1.
         times = max(1.0, abs(self.case.upstream)) * self.most_rows() * max(longest, float(self.on_gpu))
         return torch.finfo(self.dtype).smallest_normal * abs(float(scale)) * times
@@ -290,19 +284,22 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def matrices(case: Case) -> list[Tensor]:
+    """Its tensors that are matrices."""
+    return [t.detach() for t in case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2]
+
+
 def matching(case: Case) -> float:
     """The largest sum of sizes of the terms of some <x_i, y_i>, which may be an objective's positives of rows as they are."""
     if (case.settings or case.keywords).get("normalize") != "False":
         return 0.0
-    matrices = [t.detach().double() for t in case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2]
-    alike = [(a, b) for a, b in combinations(matrices, 2) if a.shape == b.shape and a.numel()]
+    alike = [(a.double(), b.double()) for a, b in combinations(matrices(case), 2) if a.shape == b.shape and a.numel()]
     return max((float((a * b).abs().sum(1).max()) for a, b in alike), default=0.0)
 
 
 def at_the_least_length(case: Case, eps: float) -> bool:
     """Whether a row is as long as one must be to be brought to length 1, 1e-12: on which side it is, a rounding says."""
-    matrices = [t for t in case.tensors().values() if isinstance(t, Tensor) and t.dim() == 2 and t.is_floating_point()]
-    lengths = (t.detach().double().norm(dim=1) / 1e-12 for t in matrices)
+    lengths = (t.double().norm(dim=1) / 1e-12 for t in matrices(case) if t.is_floating_point())
     return any(bool(((length - 1.0).abs() < 8.0 * eps).any()) for length in lengths)
 
 
