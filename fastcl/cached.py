@@ -51,7 +51,8 @@ def cached_step(
 
     Buffers move once: those of every module that is an encoder or in `ddp`, that a bound method, a functools.partial or an object
     holds (its own attributes), or that a function has in its closure, its defaults or the globals it names, be it by a further
-    function of its file. Those of modules reached in another way (name them in `ddp`), and state that is no buffer, move twice.
+    function of its file. With them go the numbers, names and flags of a module that makes or replaces buffers. Those of modules
+    reached in another way (name them in `ddp`), and other state, move twice.
     Source: Gao et al. 2021 (arXiv 2101.06983).
 
     Args:

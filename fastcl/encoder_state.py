@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from types import CodeType, FunctionType, MethodType
-from typing import Any
+from contextlib import contextmanager, suppress
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+_OF_MODULES = vars(nn.Module()).keys()  # the module's own books
 FEW = 100  # items of a container that is looked into: towers are few, and a data set is not searched
 
 
@@ -19,8 +21,9 @@ def modules_of(encoders: Iterable[Callable[..., Any]]) -> list[nn.Module]:
     """The modules that these are or hold, each once, without their parts.
 
     A bound method holds its object; functools.partial its function and arguments; a function its closure, its defaults and the
-    globals that it names; a container of up to 100 items these; any other object its attributes, but not those of objects among
-    them. Functions that a function names are followed within their file. A module too many does no harm: its buffers stay.
+    globals that it names; a container of up to 100 items these; any other object its attributes, and a module its own and its
+    parts', but not those of objects among them. Functions that a function names are followed within their file. A module too many
+    does no harm: its buffers stay.
     """
     found: dict[nn.Module, None] = {}
     seen: set[tuple[int, bool]] = set()
@@ -31,7 +34,12 @@ def modules_of(encoders: Iterable[Callable[..., Any]]) -> list[nn.Module]:
 
 def _find(value: Any, found: dict[nn.Module, None], seen: set[tuple[int, bool]], attributes: bool) -> None:
     if isinstance(value, nn.Module):
-        found[value] = None
+        if value not in found:
+            found[value] = None
+            for part in value.modules():
+                for name, held_apart in vars(part).items():  # in a list, so that the optimizer does not find it
+                    if name not in _OF_MODULES:
+                        _find(held_apart, found, seen, False)
         return
     if (id(value), attributes) in seen:
         return
@@ -43,12 +51,20 @@ def _find(value: Any, found: dict[nn.Module, None], seen: set[tuple[int, bool]],
         held = (value.__self__, value.__func__)
     elif isinstance(value, FunctionType):
         held = _held_by(value)
-    elif isinstance(value, (list, tuple, Mapping)):
+    elif isinstance(value, (list, tuple, set, frozenset, deque, Mapping)):
         held = () if len(value) > FEW else value.values() if isinstance(value, Mapping) else value
-    elif attributes and hasattr(value, "__dict__") and not isinstance(value, (Tensor, type, type(torch))):
-        held, attributes = (*vars(value).values(), getattr(type(value), "__call__", None)), False  # noqa: B004
+    elif attributes and not isinstance(value, (Tensor, type, type(torch))):
+        held, attributes = (*_attributes(value), getattr(type(value), "__call__", None)), False  # noqa: B004
     for part in held:
         _find(part, found, seen, attributes)
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    """Those of an object itself, in __slots__ too."""
+    yield from getattr(value, "__dict__", {}).values()
+    for slot in (s for kind in type(value).__mro__ for s in vars(kind).values() if isinstance(s, MemberDescriptorType)):
+        with suppress(AttributeError):  # not set
+            yield slot.__get__(value)
 
 
 def _held_by(function: FunctionType) -> Iterator[Any]:
@@ -74,21 +90,30 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 class Buffers:
-    """The buffers that a first pass moves, as they were before it: a second pass starts there, and moves nothing."""
+    """The buffers that a first pass moves, as they were before it: a second pass starts there, and moves nothing.
+
+    With them go the plain values of a part that replaced or made buffers, by which it knows that it did.
+    """
 
     def __init__(self) -> None:
         self.before: _State = {}
 
     def note(self, module: nn.Module) -> None:
         """Those of a module and its parts as they are, in place of what was noted of them."""
-        parts = module.modules()
-        self.before |= _noted((part, name) for part in parts for name, _ in part.named_buffers(recurse=False))
+        self.before |= _noted(module.modules())
 
     def keep_moved(self) -> None:
         """Let go of those that the first pass left alone. (Their versions do not tell: BatchNorm moves its own unseen.)"""
-        for (part, name), (buffer, value) in list(self.before.items()):
-            if getattr(part, name, None) is buffer and (buffer.shape != value.shape or torch.equal(buffer, value)):
-                del self.before[part, name]
+        for part, held in list(self.before.items()):
+            found = _buffers(part)
+            replaced = (found.get(name) is not b.buffer for name, b in held.buffers.items())
+            if found.keys() != held.buffers.keys() or any(replaced):
+                continue  # as a whole
+            moved = {name: b for name, b in held.buffers.items() if not b.is_right()}
+            if moved:
+                self.before[part] = _Part(moved, None)
+            else:
+                del self.before[part]
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
@@ -101,21 +126,90 @@ class Buffers:
             _restore(now)
 
 
-_State = dict[tuple[nn.Module, str], tuple[Tensor, Tensor]]  # each buffer, and what it held
+class _Held(NamedTuple):
+    """A buffer, or None, and what it held; of a lazy one, and one on meta, nothing."""
+
+    buffer: Tensor | None
+    value: Tensor | None = None
+
+    @classmethod
+    def of(cls, buffer: Tensor | None) -> _Held:
+        if buffer is None or is_lazy(buffer) or buffer.is_meta:
+            return cls(buffer)
+        return cls(buffer, buffer.detach().clone())
+
+    def is_right(self) -> bool:
+        """Whether the buffer holds that."""
+        if self.buffer is None:
+            return True
+        if self.value is None:
+            return is_lazy(self.buffer) or self.buffer.is_meta
+        return all(a.shape == b.shape and torch.equal(a, b) for a, b in self._parts(self.value))
+
+    def put_back(self) -> None:
+        """Past the version, since graphs that saved a buffer find the same in it afterwards."""
+        if self.buffer is None or self.value is None or self.is_right():
+            return
+        if any(a.shape != b.shape or _repeats(a) for a, b in self._parts(self.value)):
+            self.buffer.data = self.value.clone()
+        for a, b in self._parts(self.value):
+            a.copy_(b)
+
+    def _parts(self, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+        assert self.buffer is not None
+        return list(zip(_strided(self.buffer.detach()), _strided(value), strict=True))
 
 
-def _noted(names: Iterable[tuple[nn.Module, str]]) -> _State:
-    buffers = ((part, name, getattr(part, name, None)) for part, name in names)
-    return {
-        (part, name): (buffer, buffer.detach().clone())
-        for part, name, buffer in buffers
-        if buffer is not None and not is_lazy(buffer) and not buffer.is_meta
-    }
+class _Part(NamedTuple):
+    """The buffers of a module without its parts; where all are named, its plain values too."""
+
+    buffers: dict[str, _Held]
+    plain: dict[str, Any] | None
+
+
+_State = dict[nn.Module, _Part]
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def _noted(parts: Iterable[nn.Module]) -> _State:
+    return {p: _Part({name: _Held.of(b) for name, b in _buffers(p).items()}, _plain(p)) for p in parts}
+
+
+def _buffers(part: nn.Module) -> dict[str, Tensor | None]:
+    return dict(part._buffers.items())  # a scripted module's are no dictionary
+
+
+def _plain(part: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(part).items() if isinstance(value, _PLAIN) and name not in _OF_MODULES}
 
 
 def _restore(state: _State) -> None:
-    """Past the versions, since graphs that saved a buffer find the same in it afterwards."""
-    for (part, name), (buffer, value) in state.items():
-        if getattr(part, name, None) is not buffer:
-            setattr(part, name, buffer)
-        buffer.data.copy_(value)
+    for part, (buffers, plain) in state.items():
+        if plain is not None:
+            for name in _buffers(part).keys() - buffers.keys():
+                del part._buffers[name]
+            for name in _plain(part).keys() - plain.keys():
+                del vars(part)[name]
+            vars(part).update(plain)
+        for name, held in buffers.items():
+            if name not in part._buffers or part._buffers[name] is not held.buffer:
+                part._buffers[name] = held.buffer
+            held.put_back()
+
+
+def _strided(buffer: Tensor) -> list[Tensor]:
+    """What a buffer is made of, as torch compares it."""
+    if buffer.is_nested:
+        return list(buffer.unbind())
+    if buffer.layout == torch.sparse_coo:
+        return [buffer._indices(), buffer._values()]
+    if buffer.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [buffer.crow_indices(), buffer.col_indices(), buffer.values()]
+    if buffer.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [buffer.ccol_indices(), buffer.row_indices(), buffer.values()]
+    return [buffer] if buffer.layout == torch.strided else []  # oneDNN's, which train nothing
+
+
+def _repeats(buffer: Tensor) -> bool:
+    """Whether entries share their memory, as an expanded tensor's do."""
+    return any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from typing import Any
 
 import pytest
@@ -56,16 +57,37 @@ class Holder:
     __call__ = embed
 
 
+class Slots:
+    """A callable that keeps its model in a slot."""
+
+    __slots__ = ("__model",)
+
+    def __init__(self, model: Towers) -> None:
+        self.__model = model
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.__model.encode(x)
+
+
+class Apart(nn.Module):
+    """A module that keeps its model in a list, so that an optimizer does not find it."""
+
+    def __init__(self, model: Towers) -> None:
+        super().__init__()
+        self.models = [model]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.models[0].encode(x)
+
+
 class Hidden:
     """A callable whose model cannot be found."""
 
-    __slots__ = ("model",)
-
     def __init__(self, model: Towers) -> None:
-        self.model = model
+        self.holder = Holder(model)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.model.encode(x)
+        return self.holder.embed(x)
 
 
 GLOBAL: Any = None
@@ -90,6 +112,11 @@ WAYS: dict[str, Any] = {
     "default": lambda m: lambda x, m=m: m.encode(x),
     "method of an object": lambda m: Holder(m).embed,
     "object that is called": lambda m: Holder(m),
+    "slot": lambda m: Slots(m),
+    "list of a module": lambda m: Apart(m),
+    "list of a part": lambda m: nn.Sequential(Apart(m)),
+    "set": lambda m: (lambda models: lambda x: next(iter(models)).encode(x))({m}),
+    "deque": lambda m: (lambda models: lambda x: models[0].encode(x))(deque([m])),
     "closure of an object": lambda m: (lambda holder: lambda x: holder.models[0].encode(x))(Holder(m)),
     "compiled": lambda m: torch.compile(m.encode, backend="eager"),
     "decorated": lambda m: torch.autocast("cpu", enabled=False)(m.encode),
@@ -183,3 +210,133 @@ def test_modules_are_not_searched_for_in_large_containers_and_other_files() -> N
     cycle: list[Any] = [model]
     cycle.append(cycle)
     assert modules_of([lambda x: (model, many, cycle, F.relu, x), model]) == [model]
+
+
+class Making(Counting):
+    """As Counting, of which the buffers are made by the first call, which a flag tells of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.mean, self.calls
+        self.register_buffer("calls", None)
+        self.made = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.calls is None:
+            self.calls = x.new_zeros(())
+        if not self.made:
+            self.register_buffer("mean", torch.zeros_like(x[0]))
+            self.made = True
+        return super().forward(x)
+
+
+class Resizing(nn.Module):
+    """A buffer that grows in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, WIDTH).double()
+        self.register_buffer("seen", torch.zeros(0, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(self.seen)
+        self.seen.resize_(n + 1)[n] = x.detach().mean()
+        return self.linear(x) * (1 + 0.1 * len(self.seen))
+
+
+class Expanded(nn.Module):
+    """A buffer of equal entries, replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, WIDTH).double()
+        self.register_buffer("scales", torch.ones(1, dtype=torch.float64).expand(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scales = (self.scales[:1] + 0.1).expand(WIDTH)
+        return self.linear(x) * self.scales
+
+
+@pytest.mark.parametrize("make", [Making, Resizing, Expanded])
+@pytest.mark.parametrize("called", [False, True])
+def test_buffers_that_are_made_or_take_another_shape_move_once(make: Any, called: bool) -> None:
+    batches, found = [rows(11, 0), rows(11, 1)], []
+    for cached in (True, False):
+        torch.manual_seed(1)
+        encoder = make()
+        if called:
+            encoder(rows(3, 2))
+        if cached:
+            fastcl.cached_step(encoder, batches, LOSS, chunk=4)
+        else:
+            step_with_every_graph([encoder, encoder], batches, LOSS, 4)
+        found.append([*encoder.buffers(), *gradients(encoder)])
+    same(*found)
+
+
+def test_lazy_buffers_move_once() -> None:
+    batches, found = [rows(11, 0), rows(11, 1)], []
+    for cached in (True, False):
+        encoder = nn.Sequential(tower(1), nn.LazyBatchNorm1d(dtype=torch.float64))
+        torch.manual_seed(1)
+        if cached:
+            fastcl.cached_step(encoder, batches, LOSS, chunk=4)
+        else:
+            step_with_every_graph([encoder, encoder], batches, LOSS, 4)
+        found.append([*encoder.buffers(), *gradients(encoder)])
+    assert int(encoder[1].num_batches_tracked) == 6
+    same(*found)
+
+
+LAYOUTS = {
+    "coo": lambda: torch.eye(5, dtype=torch.float64).to_sparse(),
+    "csr": lambda: torch.eye(5, dtype=torch.float64).to_sparse_csr(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning", "ignore:The PyTorch API of nested:UserWarning")
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("moves", ["never", "by another", "in place"])
+def test_buffers_of_every_layout_serve(layout: str, moves: str) -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(5, WIDTH).double()
+            self.register_buffer("mixed", LAYOUTS[layout]())
+
+        def forward(self, x: Tensor) -> Tensor:
+            if layout in ("coo", "csr"):
+                x = (self.mixed @ x.mT).mT
+            if moves == "by another":
+                self.mixed = self.mixed * 1.1
+            elif moves == "in place":
+                self.mixed.mul_(1.1)
+            return self.linear(x)
+
+    batches, found = [rows(11, 0), rows(11, 1)], []
+    for cached in (True, False):
+        torch.manual_seed(1)
+        encoder = Mixing()
+        if cached:
+            fastcl.cached_step(encoder, batches, LOSS, chunk=4)
+        else:
+            step_with_every_graph([encoder, encoder], batches, LOSS, 4)
+        mixed = encoder.mixed.to_dense() if layout in ("coo", "csr") else torch.cat(list(encoder.mixed.unbind()))
+        found.append([mixed, *gradients(encoder)])
+    same(*found)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_scripted_modules_move_once() -> None:
+    batches, found = [rows(11, 0), rows(11, 1)], []
+    for cached in (True, False):
+        encoder = nn.Sequential(tower(1, 0.0), nn.BatchNorm1d(WIDTH, dtype=torch.float64))
+        scripted = torch.jit.script(encoder)
+        if cached:
+            fastcl.cached_step(scripted, batches, LOSS, chunk=4)
+        else:
+            step_with_every_graph([scripted, scripted], batches, LOSS, 4)
+        found.append([*scripted.buffers(), *gradients(scripted)])
+    same(*found)
