@@ -178,11 +178,15 @@ class Truth:
         return torch.where(size > 0.0, value / size, 0.0)
 
     def _undecided(self, count: int) -> bool:
-        """Whether one rounding of the arguments moves a value by a tenth: on which side of a clamp a pair lies is for it to say."""
+        """Whether one rounding moves a value by a tenth, or to where it is undefined: a side of a clamp is for it to say."""
         if at_the_least_length(self.case, self.eps):
             return True
         drawn = [zip(self.found.values, c.values, strict=True) for _, c in self.draws(count)]
-        return any(bool(((c - v).abs() > 0.1 * v.abs().clamp(min=10.0)).any()) for values in drawn for v, c in values)
+        return any(
+            bool((((c - v).abs() > 0.1 * v.abs().clamp(min=10.0)) | (c.isnan() & ~v.isnan())).any())
+            for values in drawn
+            for v, c in values
+        )
 
     def _constants(self) -> float:
         """What float64 makes of an objective's own constants, which may cancel: 1, or a number that it was given.
