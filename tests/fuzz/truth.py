@@ -200,7 +200,8 @@ class Truth:
         numbers = [abs(float(t)) for t in tensors if t.numel() == 1 and t.dim() < 2]
         numbers += [abs(float(text)) for text in self.case.keywords.values() if _is_number(text)]
         # Beyond a thousand a number is none that a constant of an objective has.
-        return 64.0 * torch.finfo(torch.float64).eps * max([1.0, *(n for n in numbers if n <= 1e3)]) if given else 0.0
+        own = 64.0 * torch.finfo(torch.float64).eps * max([1.0, *(n for n in numbers if n <= 1e3)]) if given else 0.0
+        return own + of_equal_rows(self.case, self.eps)
 
     def _of_scales(self, where: str) -> float:
         """What the definition's own gradient of one number is off by: its terms are weights times z, each to eps |z| of float64."""
@@ -305,6 +306,16 @@ def at_the_least_length(case: Case, eps: float) -> bool:
     """Whether a row is as long as one must be to be brought to length 1, 1e-12: on which side it is, a rounding says."""
     lengths = (t.double().norm(dim=1) / 1e-12 for t in matrices(case) if t.is_floating_point())
     return any(bool(((length - 1.0).abs() < 8.0 * eps).any()) for length in lengths)
+
+
+def of_equal_rows(case: Case, eps: float) -> float:
+    """What |x_i - y_i|^alpha may be of rows that are equal but for roundings: with alpha = 0.001 that is 0 or 0.98."""
+    alpha, pair = ((case.settings or {}) | case.keywords).get("alpha", ""), matrices(case)[:2]
+    if not _is_number(alpha) or len({t.shape for t in pair}) != 1:
+        return 0.0
+    x, *y = (torch.nn.functional.normalize(t.double(), dim=1, eps=1e-12) for t in pair)
+    apart = [float((x - other).norm(dim=1).min()) for other in y if other.numel()]
+    return float((8.0 * eps) ** float(alpha)) * len(x) if min(apart, default=1.0) < 8.0 * eps else 0.0
 
 
 def parts(found: Found) -> Iterator[tuple[str, Tensor, Any]]:
