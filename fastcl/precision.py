@@ -27,6 +27,19 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def rounded_once(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast within, on a CPU: for terms of `widened` rows."""
+    return full_precision(device) if device.type == "cpu" else nullcontext()
+
+
+def widened(x: Tensor) -> Tensor:
+    """Rows of a half dtype in float32, on a CPU, where sweeps over them take about as long.
+
+    Of terms whose gradients cancel the sum is rounded, and not each: rounded alone, they leave more than they are.
+    """
+    return x.float() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def swept(x: Tensor) -> Tensor:
     """Rows as the op takes them: where autocast rounds them there, rounded, in float32.
 

@@ -26,6 +26,7 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import within_groups
 from ..functional.positives import few, loss_of_few
 from ..ops import pair_reduce, pair_total
+from ..precision import rounded_once, widened
 from . import ranks
 from .labelled import LabelledPairs, LabelLoss, checked_labels
 from .metric_learning import GeneralizedLiftedStructureLoss, MultiSimilarityLoss, NCALoss, NPairsLoss
@@ -120,6 +121,12 @@ class SupConLoss(LabelLoss):
         if found is not None:
             losses = self._of_few(found, found.logits(pairs.x, pairs.references, a), pairs.negatives(a), count)
             return pairs.if_any(self.reduced(losses), count)
+        pairs = replace(pairs, x=widened(pairs.x), y=None if pairs.y is None else widened(pairs.y))
+        with rounded_once(pairs.x.device):
+            return pairs.if_any(self.reduced(self._of_class_sums(pairs, a, count)), count)
+
+    def _of_class_sums(self, pairs: LabelledPairs, a: float | Tensor, count: Tensor) -> Tensor:
+        """Each row's loss, its positives summed by class; 0 without positives."""
         r = pair_reduce(pairs.x, pairs.y, scale=a, mask=pairs.without_only_positives())
         # A row's own term is taken out again. That of a long row drowns the others of its class, so that both are float64.
         wide = replace(pairs, x=pairs.x.double(), y=None if pairs.y is None else pairs.y.double())
@@ -128,8 +135,7 @@ class SupConLoss(LabelLoss):
             s = s - wide.self_logits(a)
         # Rows of several positives have a loss of at least the log of their number. A single one is not in r.
         losses = r - (s / count.clamp(min=1)).to(r.dtype)
-        losses = torch.where(count > 0, torch.where(count == 1, self.log_1p_exp(losses), losses), 0.0)
-        return pairs.if_any(self.reduced(losses), count)
+        return torch.where(count > 0, torch.where(count == 1, self.log_1p_exp(losses), losses), 0.0)
 
     def _of_mined(self, x: Tensor, y: Tensor, positive: Pairs, negative: Pairs) -> Tensor:
         n, m, a = x.shape[0], y.shape[0], 1.0 / self.temperature

@@ -14,7 +14,7 @@ from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups, within_groups
 from ..equation.names import Backend, Reduction
-from ..precision import swept
+from ..precision import rounded_once, swept, widened
 from .energy import visits
 from .matching import pair_dot, row_dot
 from .positives import counts, few, loss_of_few, may_be_counted, within_classes
@@ -42,7 +42,8 @@ def sup_con(
     all, have their logits formed apart from one sweep over negatives, O(n d) too: of near-duplicates no gradient is the difference
     of large numbers. More of them, and those over ranks, on a GPU, in a graph or under torch.func, are class sums, O(n d). There
     the positive of a row that has but one is left out of the sweep, which keeps the gradient accurate when its loss is small;
-    several share the log-sum-exp, and such a row's loss is at least the log of their number.
+    several share the log-sum-exp, and such a row's loss is at least the log of their number. (Of bfloat16 rows on a GPU each of the
+    two gradients of these is rounded: where classes have collapsed to points, pass float32 rows.)
 
     Source: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
 
@@ -75,7 +76,8 @@ def sup_con(
     z = swept(normalize_rows(z) if normalize else z)
     losses = _of_few(z, labels, a, backend)
     if losses is None:
-        losses = _of_class_sums(z, labels, a, normalize, backend)
+        with rounded_once(z.device):
+            losses = _of_class_sums(widened(z), labels, a, normalize, backend)
     return reduced(times(factor, losses), reduction, "sup_con")
 
 

@@ -147,6 +147,32 @@ def test_a_single_positive_through_class_sums(temperature: float, monkeypatch: p
     test_rows_whose_loss_rounds_to_0_are_not_counted()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("references", [False, True])
+def test_sums_of_many_positives_round_a_gradient_once(references: bool, autocast: bool) -> None:
+    """In bfloat16, of classes that are nearly points: the log-sum-exp and the mean of the positives have gradients that cancel."""
+    mine, theirs = metric_losses("SupConLoss", 0.05, "MeanReducer")
+    distance = originals.pytorch_metric_learning().distances.DotProductSimilarity(normalize_embeddings=False)
+    as_it_is = metric_losses("SupConLoss", 0.05, "MeanReducer", distance=distance)[1]
+    labels = torch.arange(100) % 2
+    centres = rows(2, 16, seed=9)[labels]
+    leaves = [(centres + 0.05 * rows(100, 16, seed=seed)).bfloat16() for seed in range(1 + references)]
+
+    def called(loss: Any, *tensors: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and loss is mine):
+            value: Tensor = loss(tensors[0], labels, None, *tensors[1:], *([labels.clone()] if references else []))
+            return value
+
+    def rounded(*tensors: Tensor) -> Tensor:
+        return called(as_it_is, *(unit(x).bfloat16().float() for x in tensors))
+
+    right = evaluate(lambda *t: called(theirs, *t), [leaf.double() for leaf in leaves])
+    plain = evaluate(rounded, [x.float() for x in leaves])
+    found = evaluate(lambda *t: called(mine, *t), [leaf.float() if autocast else leaf for leaf in leaves])
+    for a, b, p in zip(found, right, plain, strict=True):
+        assert (a.double() - b).abs().max() <= 2.0 * (p.double() - b).abs().max() + 2.0**-7 * b.abs().max()
+
+
 def test_rows_whose_loss_rounds_to_0_are_not_counted() -> None:
     """Rows of any length, some of which have their positive far above all others: exactly those are left out of the mean."""
     library = originals.pytorch_metric_learning()

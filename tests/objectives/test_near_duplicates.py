@@ -128,3 +128,34 @@ def test_few_pairs_are_listed_once() -> None:
     i, j = positives.within_classes(labels, 4) or ((), ())
     assert sorted(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 2), (0, 5), (1, 4), (2, 5)]
     assert positives.within_classes(labels, 3) is None
+
+
+@pytest.mark.parametrize("backend", ["auto", "blocked"])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("classes", "temperature", "spread"), [(1, 100.0, 9.0), (4, 100.0, 9.0), (4, 0.07, 0.1)])
+def test_sums_of_many_positives_round_a_gradient_once(
+    classes: int, temperature: float, spread: float, dtype: torch.dtype, autocast: bool, backend: str
+) -> None:
+    """The log-sum-exp and the mean of the positives have gradients that cancel: in a half dtype neither is rounded alone."""
+    n = 200
+    labels = torch.arange(n) % classes
+    made = torch.randn(n + classes, 16, generator=torch.Generator().manual_seed(0))
+    z = made[n:][labels] + spread * made[:n]
+    if not autocast:
+        z = z.to(dtype)
+
+    def rounded(x: Tensor) -> Tensor:
+        return plain_sup_con(F.normalize(x.float(), dim=1).to(dtype).float(), labels, temperature, False)
+
+    def ours(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            return functional.sup_con(x, labels, temperature=temperature, base_temperature=temperature, backend=backend)
+
+    right = evaluated(lambda x: plain_sup_con(x, labels, temperature, True), [z.double()])
+    ends = [torch.finfo(dtype).eps / (2.0 if autocast else 1.0)] * 2
+    allowed = [2.0 * e + end for e, end in zip(errors(rounded, [z], right), ends, strict=True)]
+    assert all(e <= a for e, a in zip(errors(ours, [z], right), allowed, strict=True)), (
+        errors(ours, [z], right),
+        allowed,
+    )
