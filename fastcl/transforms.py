@@ -50,6 +50,11 @@ def recorded() -> bool:
     )
 
 
+def watched() -> bool:
+    """Whether a mode sees each operation: selective checkpoints hold what they give, and refuse what is written over."""
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+
+
 def values_are_stored(t: Tensor) -> bool:
     """Whether this tensor has numbers: it is no fake one, and none is made of it."""
     # The op's own kernels see tensors without a tangent, and one entry of batched gradients after the other: what they choose by

@@ -97,9 +97,9 @@ class _Expected(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor, offset: int) -> Tensor:
-        expected = x.new_empty(x.shape[0])
-        for rows, q, s in _blocks(x, y, x_t, y_t, scale, offset):
-            torch.sum(s.mul_(q), 1, out=expected[rows])
+        apart = transforms.watched()
+        blocks = _blocks(x, y, x_t, y_t, scale, offset, apart)
+        expected = torch.cat([(s * q if apart else s.mul_(q)).sum(1) for _, q, s in blocks])
         ctx.save_for_backward(x, y, x_t, y_t, scale, expected)
         ctx.offset = offset
         return expected
@@ -108,35 +108,47 @@ class _Expected(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, y, x_t, y_t, scale, expected = ctx.saved_tensors
-        dx, dy, dx_t, dy_t, dscale = (torch.zeros_like(t) for t in (x, y, x_t, y_t, scale))
+        g, of_teacher = upstream[0].unsqueeze(1), any(ctx.needs_input_grad[2:5])
+        # Of batched gradients g alone is several: nothing that is not can take it in.
+        plus = Tensor.addmm if transforms.of_gradients() else Tensor.addmm_
+        dx: list[Tensor] = []
+        dx_t: list[Tensor] = []
+        dy, dy_t = torch.zeros_like(y), torch.zeros_like(y_t)
         with full_precision(x.device):
             for rows, q, s in _blocks(x, y, x_t, y_t, scale, ctx.offset):
-                q.mul_(upstream[0][rows, None])
-                s.sub_(expected[rows, None]).mul_(q)
+                if of_teacher:
+                    s.sub_(expected[rows, None]).mul_(q)
+                    dx_t.append(g[rows] * torch.mm(s, y_t))
+                    dy_t = plus(dy_t, s.T, g[rows] * x_t[rows])
                 own = q.diagonal(ctx.offset + rows.start)
                 own.zero_().sub_(q.sum(1))
-                torch.mm(q, y, out=dx[rows])
-                dy.addmm_(q.T, x[rows])
-                torch.mm(s, y_t, out=dx_t[rows])
-                dy_t.addmm_(s.T, x_t[rows])
-            dscale += (dx_t * x_t).sum()
-        return dx, dy, dx_t * scale, dy_t * scale, dscale, None
+                dx.append(g[rows] * torch.mm(q, y))
+                dy = plus(dy, q.T, g[rows] * x[rows])
+        if not of_teacher:
+            return torch.cat(dx), dy, None, None, None, None
+        of_rows = torch.cat(dx_t)
+        return torch.cat(dx), dy, of_rows * scale, dy_t * scale, (of_rows * x_t).sum(), None
 
 
 def _blocks(
-    x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor, offset: int
+    x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor, offset: int, apart: bool = False
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, their q and their s, in buffers that the next block overwrites."""
+    """Rows, their q and their s, in buffers that the next block overwrites; `apart`: in tensors of their own, never written over."""
     (n, _), m = x.shape, y.shape[0]
     size = max(1, min(n, BLOCK // max(m, 1)))
-    teacher, student = x.new_empty(2, size, m)
+    teacher, student = (x, x) if apart else x.new_empty(2, size, m)
     with full_precision(x.device):
         for start in range(0, n, size):
             rows = slice(start, min(n, start + size))
+            own = offset + start
+            if apart:
+                s = torch.mm(x[rows], y.T)
+                yield rows, torch.softmax(torch.mm(x_t[rows], y_t.T) * scale, 1), s - s.diagonal(own)[:, None]
+                continue
             q, s = teacher[: rows.stop - start], student[: rows.stop - start]
             torch.mm(x_t[rows], y_t.T, out=q)
             q.mul_(scale).sub_(q.amax(1, keepdim=True)).exp_()
             q.div_(q.sum(1, keepdim=True))
             torch.mm(x[rows], y.T, out=s)
-            s.sub_(s.diagonal(offset + start).clone()[:, None])
+            s.sub_(s.diagonal(own).clone()[:, None])
             yield rows, q, s

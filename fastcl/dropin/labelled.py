@@ -122,9 +122,8 @@ class LabelledPairs:
     def _places(self) -> tuple[Tensor, int]:
         """The place of each reference among those of its class, from 0, and the size of the largest class."""
         order, counts, first = self._by_class()
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device) - first[self.class_y[order]]
-        return place, int(counts.max()) if counts.numel() else 0
+        place = torch.arange(len(order), device=order.device) - first[self.class_y[order]]
+        return place.scatter(0, order, place), int(counts.max()) if counts.numel() else 0
 
     def positives(self) -> Tensor:
         """How many positives each row has, (n,)."""

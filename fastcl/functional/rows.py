@@ -121,7 +121,8 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     ):  # a gradient over 1e-12 / largest would leave the range on its way
         return torch.where(short, x / 1e-12, scaled / torch.where(short, 1.0, length)), norm
     divisor = torch.where(short, 1e-12 / largest, length)
-    return (scaled / divisor if torch.compiler.is_compiling() else scaled.div_(divisor)), norm
+    apart = torch.compiler.is_compiling() or transforms.watched()
+    return (scaled / divisor if apart else scaled.div_(divisor)), norm
 
 
 class Plain(NamedTuple):
