@@ -133,7 +133,7 @@ class _Expected(torch.autograd.Function):
 def _blocks(
     x: Tensor, y: Tensor, x_t: Tensor, y_t: Tensor, scale: Tensor, offset: int, apart: bool = False
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, their q and their s, in buffers that the next block overwrites; `apart`: in tensors of their own, never written over."""
+    """Rows, their q and their s, in buffers that the next block overwrites; `apart`: in tensors of their own, kept."""
     (n, _), m = x.shape, y.shape[0]
     size = max(1, min(n, BLOCK // max(m, 1)))
     teacher, student = (x, x) if apart else x.new_empty(2, size, m)

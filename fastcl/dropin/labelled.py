@@ -18,7 +18,7 @@ from ..equation.names import Operand
 from ..equation.problem import accumulation_dtype
 from ..functional.matching import row_dot
 from ..functional.positives import may_be_counted
-from ..functional.rows import normalize_rows, times
+from ..functional.rows import beyond_range, normalize_rows, times
 from ..ops import pair_reduce
 from .mined import Pairs, positives_and_negatives
 
@@ -203,13 +203,21 @@ class LabelLoss(nn.Module):
             ValueError: for shapes or indices that do not fit, missing labels, or (SupConLoss) a pair that is both.
             TypeError: for unsupported or mixed dtypes.
         """
-        return self._regularised(self._value(embeddings, labels, indices_tuple, ref_emb, ref_labels), embeddings)
+
+        def value(x: Tensor, y: Tensor | None) -> Tensor:
+            return self._value(x, labels, indices_tuple, y, ref_labels)
+
+        return self._regularised(in_range(value, embeddings, ref_emb), embeddings)
 
     def loss(
         self, embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None, own: bool
     ) -> Tensor:
         """The loss with its regulariser; `own` says that row i and reference i are not a pair."""
-        return self._regularised(self._of(self._pairs(embeddings, labels, ref_emb, ref_labels, own)), embeddings)
+
+        def value(x: Tensor, y: Tensor | None) -> Tensor:
+            return self._of(self._pairs(x, labels, y, ref_labels, own))
+
+        return self._regularised(in_range(value, embeddings, ref_emb), embeddings)
 
     def _value(
         self, x: Tensor, labels: Tensor | None, indices: Any, y: Tensor | None, ref_labels: Tensor | None
@@ -274,9 +282,20 @@ class LabelLoss(nn.Module):
 
 
 def mean_of_positive(losses: Tensor) -> Tensor:
-    """The mean of those above 0; 0 where there are none."""
-    losses = torch.where(losses > 0, losses, 0.0)
-    return losses.sum() / (losses > 0).sum().clamp(min=1)
+    """The mean of those above 0; 0 where there are none. Asked this way round, NaN is not hidden."""
+    none = losses <= 0
+    return torch.where(none, 0.0, losses).sum() / (~none).sum().clamp(min=1)
+
+
+def in_range(of: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, y: Tensor | None) -> Tensor:
+    """of(x, y); taken in float64 where that is not finite though the rows are, and values may be looked at: logits of long rows, or
+    of small temperatures, pass the end of float32, where the loss and its gradients need not.
+    """
+    value = of(x, y)
+    if not beyond_range(value, x, *(() if y is None else (y,))):
+        return value
+    wide = x.double()
+    return of(wide, wide if y is x else None if y is None else y.double()).to(value.dtype)
 
 
 def checked_labels(name: str, labels: Any, rows: Tensor, of: str) -> Tensor:

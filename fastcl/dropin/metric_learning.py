@@ -139,7 +139,7 @@ class GeneralizedLiftedStructureLoss(_TwoSums):
         return (-1.0, sign * self.pos_margin), (1.0, -sign * self.neg_margin)
 
     def of_row(self, positive: Tensor, negative: Tensor) -> Tensor:
-        r = [torch.where(r > -torch.inf, r, 0.0) for r in (positive, negative)]
+        r = [torch.where(r == -torch.inf, 0.0, r) for r in (positive, negative)]
         return torch.relu(r[0] + r[1])
 
 

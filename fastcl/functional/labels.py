@@ -19,7 +19,7 @@ from .energy import visits
 from .matching import pair_dot, row_dot
 from .positives import counts, few, loss_of_few, may_be_counted, within_classes
 from .reduction import check_reduction, reduced
-from .rows import inverse, normalize_rows, times, wide_enough
+from .rows import beyond_range, inverse, normalize_rows, times, wide_enough
 
 
 @over_ranks
@@ -74,11 +74,19 @@ def sup_con(
     checks.groups("labels", labels, checks.matrix("z", z).shape[0], "z", z)
     factor = checks.number("temperature / base_temperature", temperature / base_temperature, z)
     z = swept(normalize_rows(z) if normalize else z)
+    losses = _losses(z, labels, a, normalize, backend)
+    if not batch.beyond_this_process() and beyond_range(losses, z):
+        losses = _losses(z.double(), labels, a, normalize, choice.of_closed_form(backend)).to(losses.dtype)
+    return reduced(times(factor, losses), reduction, "sup_con")
+
+
+def _losses(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool, backend: Backend | None) -> Tensor:
+    """Each row's loss, by whichever way is right for how many positives there are."""
     losses = _of_few(z, labels, a, backend)
     if losses is None:
         with rounded_once(z.device):
             losses = _of_class_sums(widened(z), labels, a, normalize, backend)
-    return reduced(times(factor, losses), reduction, "sup_con")
+    return losses
 
 
 def _of_few(z: Tensor, labels: Tensor, a: float | Tensor, backend: Backend | None) -> Tensor | None:

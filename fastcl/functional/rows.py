@@ -211,6 +211,15 @@ def widest(rows: Tensor) -> Tensor:
     return rows if rows.device.type == "mps" else rows.double()
 
 
+def beyond_range(values: Tensor, *rows: Tensor) -> bool:
+    """Whether float32 has no number for something on the way from finite rows to these: they are not all finite. False where none
+    may be looked at, or nothing is wider.
+    """
+    if values.dtype == torch.float64 or not transforms.values_are_here() or not all(map(is_known, (values, *rows))):
+        return False
+    return not bool(values.isfinite().all()) and all(bool(t.isfinite().all()) for t in rows)
+
+
 def wide_enough(rows: Tensor, a: float | Tensor) -> Tensor:
     """Rows of which a row's own term, one of a <x_i, x_j>, can be taken out of a sum over rows like it: in float64 where it may be
     the largest of them by far. Looked at where no device and no rank is waited for: rows of unit length, normalised by the

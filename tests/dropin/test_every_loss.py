@@ -1,7 +1,8 @@
-"""What holds of every drop-in: selective checkpoints and several gradients at once."""
+"""What holds of every drop-in: selective checkpoints, several gradients at once, and NaN, which is not hidden."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -78,7 +79,9 @@ def distilled(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 
 def captioned(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    both: Tensor = sum(open_clip.CoCaLoss(2.0, 0.5)(x, y, x[:, None] * y[:, :, None], LABELS[:, None].expand(N, D), scale))
+    both: Tensor = sum(
+        open_clip.CoCaLoss(2.0, 0.5)(x, y, x[:, None] * y[:, :, None], LABELS[:, None].expand(N, D), scale)
+    )
     return both
 
 
@@ -99,6 +102,13 @@ CASES: dict[str, Callable[[], Loss]] = {
         f"{name}, {way}": partial(metric, name, way)
         for name in LABELLED
         for way in ("unit rows", "any length", "references", "references, one by one", "mined")
+    },
+    **{
+        f"{name}, above 0": lambda name=name: metric(
+            name, "any length", reducer=originals.pytorch_metric_learning().reducers.AvgNonZeroReducer()
+        )
+        for name in (*LABELLED, "NPairsLoss")
+        if name != "NTXentLoss"
     },
     **{f"NPairsLoss, {way}": partial(metric, "NPairsLoss", way) for way in ("unit rows", "any length")},
     "MultipleNegativesRankingLoss": partial(ranking, "MultipleNegativesRankingLoss"),
@@ -170,3 +180,24 @@ def test_batched_gradients_are_those_one_by_one(case: str) -> None:
     found = gradients(value, at, grad_outputs=upstream, is_grads_batched=True, retain_graph=True)
     for got, want in zip(found, gradients(value, at), strict=True):
         torch.testing.assert_close(got, torch.stack([want, -2.0 * want]), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_of_nan_gives_nan(case: str) -> None:
+    loss, (x, *others) = CASES[case](), leaves()
+    with torch.no_grad():
+        x[0] = math.nan
+    assert loss(x, *others).isnan()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.endswith(("any length", "above 0"))])
+def test_logits_beyond_float32_are_those_of_float64(case: str) -> None:
+    """The value, infinite where float32 has no number for it, and the gradients, which have one."""
+    loss, found = CASES[case](), []
+    for dtype in (torch.float32, torch.float64):
+        x = (1e20 * rows(N, D)).float().to(dtype).requires_grad_()
+        value = loss(x, None, None)
+        found.append([value.float(), *(g.float() for g in gradients(value, [x]))])
+    assert not found[1][0].isnan()
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=0.0)

@@ -211,3 +211,20 @@ def test_a_long_row_is_no_positive_of_its_own(few: int, monkeypatch: pytest.Monk
     loss = ours.SupConLoss(temperature=0.5, distance=distance)
     right = loss(z.double(), labels)
     assert abs(loss(z, labels) - right) <= 1e-6 * right
+
+
+@pytest.mark.parametrize("few", [0, 4])
+@pytest.mark.parametrize("reducer", ["AvgNonZeroReducer", "MeanReducer"])
+def test_logits_beyond_float32(reducer: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value is infinite; gradients are those of the original in float64."""
+    monkeypatch.setattr(positives, "FEW", few)
+    given = {"reducer": getattr(pml().reducers, reducer)()}
+    given["distance"] = pml().distances.DotProductSimilarity(normalize_embeddings=False)
+    mine, theirs = both("SupConLoss", **given)
+    z, labels = (1e20 * rows(12, 5)).float(), torch.arange(12) % 3
+    leaves = z.clone().requires_grad_(), z.double().requires_grad_()
+    values = mine(leaves[0], labels), theirs(leaves[1], labels)
+    assert values[0] == math.inf
+    assert 3.4e38 < values[1] < math.inf
+    got, want = (torch.autograd.grad(v, t)[0] for v, t in zip(values, leaves, strict=True))
+    torch.testing.assert_close(got, want.float(), rtol=1e-6, atol=0.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fastcl.functional as F
 from fastcl.equation.problem import accumulation_dtype
+from fastcl.functional import positives
 from fastcl.functional.rows import normalize_rows
 from fastcl.functional.spectral import clip_norms
 
@@ -117,3 +118,18 @@ def test_moments_near_the_end_of_float32(weights: Any) -> None:
         for t in (x, x.double())
     )
     assert float(found) == pytest.approx(float(right), rel=1e-6)
+
+
+@pytest.mark.parametrize("few", [0, 4])
+def test_logits_of_sup_con_beyond_float32(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are not normalised: losses are infinite or what they are, and gradients those of float64."""
+    monkeypatch.setattr(positives, "FEW", few)
+    z, labels = rows(torch.float32, 1.0, 3) * 1e20, torch.tensor([0, 0, 1, 1, 1, 2])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x = z.to(dtype).requires_grad_()
+        losses = F.sup_con(x, labels, normalize=False, reduction="none")
+        found.append([losses.float(), torch.autograd.grad(losses.sum(), x)[0].float()])
+    assert found[1][0].isinf().any()
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=0.0)
