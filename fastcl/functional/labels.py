@@ -80,7 +80,7 @@ def sup_con(
     return reduced(times(factor, losses), reduction, "sup_con")
 
 
-def _losses(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool, backend: Backend | None) -> Tensor:
+def _losses(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool, backend: str | None) -> Tensor:
     """Each row's loss, by whichever way is right for how many positives there are."""
     losses = _of_few(z, labels, a, backend)
     if losses is None:
@@ -89,7 +89,7 @@ def _losses(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool, backe
     return losses
 
 
-def _of_few(z: Tensor, labels: Tensor, a: float | Tensor, backend: Backend | None) -> Tensor | None:
+def _of_few(z: Tensor, labels: Tensor, a: float | Tensor, backend: str | None) -> Tensor | None:
     """Each row's loss where positives are few and may be counted: of the logits of all of them, and a sweep over negatives."""
     if batch.beyond_this_process() or not may_be_counted(labels):
         return None
@@ -103,7 +103,7 @@ def _of_few(z: Tensor, labels: Tensor, a: float | Tensor, backend: Backend | Non
     return loss_of_few(r, p, index, counts(index, n))
 
 
-def _of_class_sums(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool, backend: Backend | None) -> Tensor:
+def _of_class_sums(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool, backend: str | None) -> Tensor:
     """The same where positives are summed by label: O(n d), however many there are."""
     same = within_groups(labels)
     positives = visits(z, None, same) - 1.0  # the mask visits the row itself too
