@@ -115,4 +115,10 @@ def of_closed_form(backend: str | None) -> str:
     return "reference" if is_reference(backend) else "blocked"
 
 
-__all__ = ["BackendUnavailableError", "choose", "explain", "is_reference", "of_closed_form", "reason", "requested"]
+def of_float64(backend: str | None) -> str:
+    """Where the same is taken of rows in float64: by the kernels that have it, else by none; the definition stays."""
+    name = requested(backend)
+    return name if name in ("auto", "cpu", "reference") else "blocked"
+
+
+__all__ = ["BackendUnavailableError", "choose", "explain", "is_reference", "of_closed_form", "of_float64", "reason", "requested"]

@@ -24,7 +24,10 @@ from ..equation import checks
 from ..equation.arguments import absent
 from ..equation.intrinsics import softplus
 from ..equation.masks import within_groups
-from ..functional.positives import few, loss_of_few
+from ..equation.problem import accumulation_dtype
+from ..functional.matching import row_dot
+from ..functional.positives import few, loss_of_few, nearly_points
+from ..functional.rows import times
 from ..ops import pair_reduce, pair_total
 from ..precision import rounded_once, widened
 from . import ranks
@@ -127,15 +130,19 @@ class SupConLoss(LabelLoss):
 
     def _of_class_sums(self, pairs: LabelledPairs, a: float | Tensor, count: Tensor) -> Tensor:
         """Each row's loss, its positives summed by class; 0 without positives."""
-        r = pair_reduce(pairs.x, pairs.y, scale=a, mask=pairs.without_only_positives())
         # A row's own term is taken out again. That of a long row drowns the others of its class, so that both are float64.
         wide = replace(pairs, x=pairs.x.double(), y=None if pairs.y is None else pairs.y.double())
         s = pair_reduce(wide.x, wide.y, scale=a, pair="identity", reduce="sum", mask=pairs.mask(within_groups))
         if pairs.own:
             s = s - wide.self_logits(a)
+        mean, some = s / count.clamp(min=1), count > 0
+        near = nearly_points(mean, times(a, row_dot(wide.x, wide.x)), some)
+        swept = wide if near else pairs
+        r = pair_reduce(swept.x, swept.y, scale=a, mask=pairs.without_only_positives())
         # Rows of several positives have a loss of at least the log of their number. A single one is not in r.
-        losses = r - (s / count.clamp(min=1)).to(r.dtype)
-        return torch.where(count > 0, torch.where(count == 1, self.log_1p_exp(losses), losses), 0.0)
+        losses = r - mean.to(r.dtype)
+        losses = torch.where(some, torch.where(count == 1, self.log_1p_exp(losses), losses), 0.0)
+        return losses.to(accumulation_dtype(pairs.x.dtype))
 
     def _of_mined(self, x: Tensor, y: Tensor, positive: Pairs, negative: Pairs) -> Tensor:
         n, m, a = x.shape[0], y.shape[0], 1.0 / self.temperature

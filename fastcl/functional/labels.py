@@ -14,10 +14,11 @@ from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups, within_groups
 from ..equation.names import Backend, Reduction
+from ..equation.problem import accumulation_dtype
 from ..precision import rounded_once, swept, widened
 from .energy import visits
 from .matching import pair_dot, row_dot
-from .positives import counts, few, loss_of_few, may_be_counted, within_classes
+from .positives import counts, few, loss_of_few, may_be_counted, nearly_points, within_classes
 from .reduction import check_reduction, reduced
 from .rows import beyond_range, inverse, normalize_rows, times, wide_enough
 
@@ -42,8 +43,9 @@ def sup_con(
     all, have their logits formed apart from one sweep over negatives, O(n d) too: of near-duplicates no gradient is the difference
     of large numbers. More of them, and those over ranks, on a GPU, in a graph or under torch.func, are class sums, O(n d). There
     the positive of a row that has but one is left out of the sweep, which keeps the gradient accurate when its loss is small;
-    several share the log-sum-exp, and such a row's loss is at least the log of their number. (Of bfloat16 rows on a GPU each of the
-    two gradients of these is rounded: where classes have collapsed to points, pass float32 rows.)
+    several share the log-sum-exp, and such a row's loss is at least the log of their number: of classes that are nearly points (mean
+    cosine 0.75) a CPU takes both in float64. A GPU, a graph and torch.func do not look: there pass rows in float64 at that stage,
+    since float32 leaves of a gradient what is above 1e-6 of its terms (bfloat16: 4e-3).
 
     Source: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
 
@@ -76,7 +78,7 @@ def sup_con(
     z = swept(normalize_rows(z) if normalize else z)
     losses = _losses(z, labels, a, normalize, backend)
     if not batch.beyond_this_process() and beyond_range(losses, z):
-        losses = _losses(z.double(), labels, a, normalize, choice.of_closed_form(backend)).to(losses.dtype)
+        losses = _losses(z.double(), labels, a, normalize, choice.of_float64(backend)).to(losses.dtype)
     return reduced(times(factor, losses), reduction, "sup_con")
 
 
@@ -107,14 +109,19 @@ def _of_class_sums(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool
     """The same where positives are summed by label: O(n d), however many there are."""
     same = within_groups(labels)
     positives = visits(z, None, same) - 1.0  # the mask visits the row itself too
-    single = positives == 1
-    r = pair_reduce(z, scale=a, mask=across_groups(_in_pairs(labels, single, z)), backend=backend)
+    some, single = positives > 0, positives == 1
     # A row's own term is taken out again. That of a long row drowns the others of its label: then both are float64.
     wide = z if normalize else wide_enough(z, a)
     s = pair_reduce(wide, scale=a, reduce="sum", mask=same, backend=choice.of_closed_form(backend))
-    mean = ((s - times(a, row_dot(wide, wide))) / positives.clamp(min=1.0)).to(r.dtype)
-    loss = torch.where(single, softplus(r - mean), r - mean)
-    return torch.where(positives > 0, loss, 0.0)
+    own = times(a, row_dot(wide, wide))
+    mean = (s - own) / positives.clamp(min=1.0)
+    if z.dtype != torch.float64 and nearly_points(mean, own, some):
+        return _of_class_sums(z.double(), labels, a, normalize, choice.of_float64(backend)).to(
+            accumulation_dtype(z.dtype)
+        )
+    r = pair_reduce(z, scale=a, mask=across_groups(_in_pairs(labels, single, z)), backend=backend)
+    loss = r - mean.to(r.dtype)
+    return torch.where(some, torch.where(single, softplus(loss), loss), 0.0)
 
 
 def _in_pairs(labels: Tensor, single: Tensor, z: Tensor) -> Tensor:

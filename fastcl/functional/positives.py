@@ -10,13 +10,14 @@ put back from z_p, so that a small loss is not the difference of large numbers; 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .. import batch, transforms
+from ..backends import choice
 from ..backends.sides import is_known
 from ..equation import checks
 from ..equation.arguments import as_tensor, kind_of
@@ -83,6 +84,17 @@ class Pairs:
     def products(self, scale: float | Tensor) -> Tensor:
         """(k,) scale <x_i, y_j> of each pair."""
         return times(scale, pair_dot(self.x, self.y, self.i, self.j))
+
+    def exact(self, scale: float | Tensor, hidden: Tensor, backend: str | None) -> tuple[Pairs, str | None]:
+        """The same, and where to sweep: in float64 where those pairs that are visited too nearly are of one row (nearly_points)."""
+        if self.x.dtype == torch.float64 or not transforms.values_are_here():
+            return self, backend
+        of_x, of_y = (torch.linalg.vector_norm(t.detach(), dim=1, dtype=self.weight.dtype) for t in (self.x, self.y))
+        own = times(scale, of_x.index_select(0, self.i) * of_y.index_select(0, self.j))
+        if not nearly_points(self.products(scale), own, ~hidden):
+            return self, backend
+        x = self.x.double()
+        return replace(self, x=x, y=x if self.y is self.x else self.y.double()), choice.of_float64(backend)
 
     def stars(self) -> tuple[Tensor, Tensor]:
         """A group for each row of x and of y: those of one star share theirs, every other row has one of its own."""
@@ -206,6 +218,18 @@ def log_sum_exp(z: Tensor, index: Tensor, rows: int, which: Tensor | None = None
 def may_be_counted(labels: Tensor) -> bool:
     """Whether how many pairs they make may decide what is done: not in a graph or a transform, nor where a device is waited for."""
     return transforms.values_are_here() and is_known(labels)
+
+
+def nearly_points(mean: Tensor, own: Tensor, some: Tensor) -> bool:
+    """Whether rows of a label nearly are one: the mean logit of their positives is above 3/4 of their own with themselves.
+
+    There the gradients of the log-sum-exp and of that mean cancel, down to the spread of a class: float32 rounds its log-sum-exp,
+    and with it all weights of a row, to 5e-8 of the sum that cancels. False where values may not be looked at.
+    """
+    if not (transforms.values_are_here() and is_known(mean) and is_known(own)):
+        return False
+    found, most = (batch.total(torch.where(some, t.detach(), 0.0)) for t in (mean, own))
+    return bool(found > 0.75 * most)
 
 
 def few(n: int, m: int) -> int:

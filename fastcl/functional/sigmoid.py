@@ -12,6 +12,7 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import Mask
 from ..equation.names import Backend, MarginStrategy, Reduction
 from ..equation.pairs import Softplus
+from ..equation.problem import accumulation_dtype
 from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .energy import Potential
@@ -109,11 +110,13 @@ def _term(
 
 def _siglip_of_pairs(pairs: Pairs, a: float | Tensor, b: float | Tensor, reduction: str, backend: str | None) -> Tensor:
     """SigLIP of listed positives; one that is visited all the same is taken out again, once."""
+    dtype = accumulation_dtype(pairs.x.dtype)
+    mask, hidden = between(pairs)
+    pairs, backend = pairs.exact(a, hidden, backend)
     x, y = pairs.x, pairs.y
     z = pairs.products(a) + checks.scalar("logit_bias", b, x)
-    mask, hidden = between(pairs)
     weight = pairs.weight.to(z.dtype)
     side = Side(pairs.i, x.shape[0], weight)
     visited = torch.where(hidden | pairs.repeated(), 0.0, softplus(z))
     losses = side.sum(weight * softplus(-z) - visited)
-    return reduced(_term(x, y, mask, a, b, losses, backend), reduction, "siglip")
+    return reduced(_term(x, y, mask, a, b, losses, backend), reduction, "siglip").to(dtype)

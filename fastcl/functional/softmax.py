@@ -17,6 +17,7 @@ from ..equation.arguments import Positive
 from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups
 from ..equation.names import Backend, MarginStrategy, Reduction
+from ..equation.problem import accumulation_dtype
 from ..precision import stacked
 from .aligned import aligned_views
 from .at_once import Whole, at_once
@@ -124,8 +125,10 @@ def _of_pairs(
     """InfoNCE of listed positives: the reduced losses of the rows of x, and with `columns` those of the rows of y."""
     if reduction == "mean":
         some(pairs, objective)
-    x, y, p = pairs.x, pairs.y, pairs.products(a)
+    dtype = accumulation_dtype(pairs.x.dtype)
     mask, hidden = between(pairs)
+    pairs, backend = pairs.exact(a, hidden, backend)
+    x, y, p = pairs.x, pairs.y, pairs.products(a)
     sweep = {"scale": a, "mask": mask, "backend": backend}
     found = rows_and_columns(x, y, **sweep) if columns else [pair_reduce(x, y, **sweep)]
     parts = []
@@ -135,7 +138,7 @@ def _of_pairs(
         if eps:
             mean = mean_logit(own, other, None, a, None, backend)
             loss = loss + eps * torch.where(side.has(), side.mean(p) - mean, 0.0)
-        parts.append(mean_over(loss, side, reduction))
+        parts.append(mean_over(loss, side, reduction).to(dtype))
     return parts
 
 
@@ -329,8 +332,9 @@ def _nt_xent_of_pairs(pairs: Pairs, a: float | Tensor, reduction: str, backend: 
     """NT-Xent of listed positives."""
     if reduction == "mean":
         some(pairs, "nt_xent")
-    of = pairs.couples()
+    of, dtype = pairs.couples(), accumulation_dtype(pairs.x.dtype)
+    hidden = of.index_select(0, pairs.i) == of.index_select(0, pairs.j)
+    pairs, backend = pairs.exact(a, hidden, backend)
     r = pair_reduce(pairs.x, scale=a, mask=across_groups(of), backend=backend)
     side = Side(pairs.i, pairs.x.shape[0], pairs.weight)
-    hidden = of.index_select(0, pairs.i) == of.index_select(0, pairs.j)
-    return mean_over(side.cross_entropy(r, pairs.products(a), hidden), side, reduction)
+    return mean_over(side.cross_entropy(r, pairs.products(a), hidden), side, reduction).to(dtype)

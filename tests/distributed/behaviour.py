@@ -436,7 +436,29 @@ def wide_guides(rank: int, world: int) -> float:
     return 0.0 if ring == [False, True] else 1e3
 
 
+def classes_that_are_nearly_points(layout: str, strategy: str, rank: int, world: int) -> float:
+    """The end of supervised training in float32: all ranks go to float64 together. Over a tolerance of 1e-5 of all."""
+    sizes = [20 * size for size in LAYOUTS[layout](world)]
+    labels = torch.arange(sum(sizes)) % 2
+    rows = (torch.eye(D)[0] * (1 - 2 * labels[:, None]) + 0.01 * random(sum(sizes), D, seed=3)).float()
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    whole = rows.double().requires_grad_()
+    (truth,) = torch.autograd.grad(functional.sup_con(whole, labels, temperature=0.1, normalize=False), whole)
+    own = cut(rows, sizes, rank).requires_grad_()
+    group = Ranks(dist.group.WORLD, "exact", strategy)
+    value = functional.sup_con(own, cut(labels, sizes, rank), temperature=0.1, normalize=False, group=group)
+    (found,) = torch.autograd.grad(value, own)
+    return float((found - cut(truth, sizes, rank)).norm() / truth.norm()) / 1e-5
+
+
 CHECKS: dict[str, Callable[[int, int], float]] = {
+    **{
+        f"classes that are nearly points, {layout}, {strategy}": partial(
+            classes_that_are_nearly_points, layout, strategy
+        )
+        for layout in LAYOUTS
+        for strategy in ("gather", "ring")
+    },
     "wide guides": wide_guides,
     "upstream of 0": upstream_of_0,
     "row of NaN": nan_row,

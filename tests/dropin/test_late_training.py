@@ -238,3 +238,16 @@ def test_a_term_that_rounds_to_0_keeps_its_slope() -> None:
     given: dict[str, Any] = {"alpha": 50.0, "beta": 50.0, "base": 0.5, "reducer": library.reducers.AvgNonZeroReducer()}
     mine, theirs = (of.MultiSimilarityLoss(**given) for of in (metric_learning, library.losses))
     assert_no_worse(lambda e: mine(e, labels), lambda e: theirs(e, labels), [x], little=1e-4)
+
+
+@pytest.mark.parametrize("references", [False, True])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("spread", [0.1, 0.01])
+def test_classes_that_are_nearly_points(spread: float, temperature: float, references: bool) -> None:
+    """The end of supervised training, of more positives than are listed."""
+    mine, theirs = metric_losses("SupConLoss", temperature, "MeanReducer")
+    labels = torch.arange(200) % 4
+    leaves = [torch.eye(32)[labels] + spread * rows(200, 32, seed=seed) / 32**0.5 for seed in range(1 + references)]
+    more = [labels.clone()] if references else []
+    call = [lambda *t, loss=loss: loss(t[0], labels, None, *t[1:], *more) for loss in (mine, theirs)]
+    assert_no_worse(*call, leaves)

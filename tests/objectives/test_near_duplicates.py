@@ -159,3 +159,48 @@ def test_sums_of_many_positives_round_a_gradient_once(
         errors(ours, [z], right),
         allowed,
     )
+
+
+def plain_of_classes(name: str, x: Tensor, y: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Every pair of a label is a positive."""
+    x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
+    if name in ("sup_con", "nt_xent"):
+        return plain_sup_con(torch.cat([x, y]), labels.repeat(2), temperature, False)
+    s, same = x @ y.T / temperature, labels[:, None] == labels
+    if name == "siglip":
+        return F.softplus(torch.where(same, -s, s) + torch.where(same, 10.0, -10.0)).sum(1).mean()
+    rows, columns = (
+        -((log_share * same).sum(1) / same.sum(1)).mean() for log_share in (s.log_softmax(1), s.T.log_softmax(1))
+    )
+    return rows if name == "info_nce" else (rows + columns) / 2
+
+
+@pytest.mark.parametrize("backend", ["auto", "blocked"])
+@pytest.mark.parametrize("temperature", [0.1, 0.05])
+@pytest.mark.parametrize("spread", [0.1, 0.01])
+@pytest.mark.parametrize("name", ["sup_con", "info_nce", "clip", "nt_xent", "siglip"])
+def test_classes_that_are_nearly_points(name: str, spread: float, temperature: float, backend: str) -> None:
+    """The end of supervised training: many positives, and rows of a class that are apart by `spread`."""
+    n, d, classes = 100, 32, 4
+    labels, same = torch.arange(n) % classes, torch.arange(n) % classes
+    made = torch.randn(2 * n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = [(torch.eye(d)[labels] + spread * part / d**0.5).float() for part in made.split(n)]
+    pairs = tuple((labels[:, None] == same).nonzero().T)
+    if name == "nt_xent":
+        pairs = tuple(((labels.repeat(2)[:, None] == same.repeat(2)) & ~torch.eye(2 * n, dtype=torch.bool)).nonzero().T)
+
+    def ours(x: Tensor, y: Tensor) -> Tensor:
+        more = {"temperature": temperature, "backend": backend}
+        if name == "sup_con":
+            return functional.sup_con(torch.cat([x, y]), labels.repeat(2), base_temperature=temperature, **more)
+        if name in ("clip", "siglip"):
+            more = {"logit_scale": 1 / temperature, "backend": backend}
+        if name == "siglip":
+            more["logit_bias"] = -10.0
+        found: Tensor = getattr(functional, name)(x, y, positives=pairs, **more)
+        return found
+
+    right = evaluated(lambda x, y: plain_of_classes(name, x, y, labels, temperature), [x.double() for x in rows])
+    mine = errors(ours, rows, right)
+    theirs = errors(lambda x, y: plain_of_classes(name, x, y, labels, temperature), rows, right)
+    assert all(a <= b + 2e-6 for a, b in zip(mine, theirs, strict=True)), (mine, theirs)
