@@ -43,9 +43,9 @@ def sup_con(
     all, have their logits formed apart from one sweep over negatives, O(n d) too: of near-duplicates no gradient is the difference
     of large numbers. More of them, and those over ranks, on a GPU, in a graph or under torch.func, are class sums, O(n d). There
     the positive of a row that has but one is left out of the sweep, which keeps the gradient accurate when its loss is small;
-    several share the log-sum-exp, and such a row's loss is at least the log of their number: of classes that are nearly points (mean
-    cosine 0.75) a CPU takes both in float64. A GPU, a graph and torch.func do not look: there pass rows in float64 at that stage,
-    since float32 leaves of a gradient what is above 1e-6 of its terms (bfloat16: 4e-3).
+    several share the log-sum-exp, and such a row's loss is at least the log of their number: of classes that are nearly points (a
+    mean cosine of 0.75) a CPU takes both in float64. A GPU, a graph and torch.func do not look: there pass rows in float64 at that
+    stage, since float32 leaves of a gradient what is above 1e-6 of its terms (bfloat16: 4e-3).
 
     Source: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
 
