@@ -79,6 +79,7 @@ class Drawing:
             *[f"{name}[{i}] *= 1e{power}"] * 3,
             f"{name}[{i}] = 0",
             f"{name} = {name}[torch.arange({n}) % {p}]",
+            f"{name} = {name}[torch.arange({n}) % {p}] + 1e-{p} * {name}",  # classes that are nearly points
             f"{name} = {name}[torch.arange({n}) // 2] * (1 - 2 * (torch.arange({n}) % 2))[:, None]",
             f"{name} = {name} * torch.logspace(-{p}, {p}, {n}, dtype=torch.float64)[:, None]",
             f"{name} = {name} + {p * size:.3g}",
