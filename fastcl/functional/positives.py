@@ -85,16 +85,18 @@ class Pairs:
         """(k,) scale <x_i, y_j> of each pair."""
         return times(scale, pair_dot(self.x, self.y, self.i, self.j))
 
-    def exact(self, scale: float | Tensor, hidden: Tensor, backend: str | None) -> tuple[Pairs, str | None]:
-        """The same, and where to sweep: in float64 where those pairs that are visited too nearly are of one row (nearly_points)."""
-        if self.x.dtype == torch.float64 or not transforms.values_are_here():
-            return self, backend
-        of_x, of_y = (torch.linalg.vector_norm(t.detach(), dim=1, dtype=self.weight.dtype) for t in (self.x, self.y))
+    def exact(self, scale: float | Tensor, hidden: Tensor, backend: str | None) -> tuple[Pairs, Tensor, str | None]:
+        """These, their products, and where to sweep: in float64 where the pairs that are visited too nearly are of one row each."""
+        p = self.products(scale)
+        if p.dtype == torch.float64 or not transforms.values_are_here():
+            return self, p, backend
+        of_x, of_y = (torch.linalg.vector_norm(t.detach(), dim=1, dtype=p.dtype) for t in (self.x, self.y))
         own = times(scale, of_x.index_select(0, self.i) * of_y.index_select(0, self.j))
-        if not nearly_points(self.products(scale), own, ~hidden):
-            return self, backend
+        if not nearly_points(p, own, ~hidden):
+            return self, p, backend
         x = self.x.double()
-        return replace(self, x=x, y=x if self.y is self.x else self.y.double()), choice.of_float64(backend)
+        wide = replace(self, x=x, y=x if self.y is self.x else self.y.double())
+        return wide, wide.products(scale), choice.of_float64(backend)
 
     def stars(self) -> tuple[Tensor, Tensor]:
         """A group for each row of x and of y: those of one star share theirs, every other row has one of its own."""

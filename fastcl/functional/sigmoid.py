@@ -112,9 +112,9 @@ def _siglip_of_pairs(pairs: Pairs, a: float | Tensor, b: float | Tensor, reducti
     """SigLIP of listed positives; one that is visited all the same is taken out again, once."""
     dtype = accumulation_dtype(pairs.x.dtype)
     mask, hidden = between(pairs)
-    pairs, backend = pairs.exact(a, hidden, backend)
+    pairs, p, backend = pairs.exact(a, hidden, backend)
     x, y = pairs.x, pairs.y
-    z = pairs.products(a) + checks.scalar("logit_bias", b, x)
+    z = p + checks.scalar("logit_bias", b, x)
     weight = pairs.weight.to(z.dtype)
     side = Side(pairs.i, x.shape[0], weight)
     visited = torch.where(hidden | pairs.repeated(), 0.0, softplus(z))

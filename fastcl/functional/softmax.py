@@ -127,8 +127,8 @@ def _of_pairs(
         some(pairs, objective)
     dtype = accumulation_dtype(pairs.x.dtype)
     mask, hidden = between(pairs)
-    pairs, backend = pairs.exact(a, hidden, backend)
-    x, y, p = pairs.x, pairs.y, pairs.products(a)
+    pairs, p, backend = pairs.exact(a, hidden, backend)
+    x, y = pairs.x, pairs.y
     sweep = {"scale": a, "mask": mask, "backend": backend}
     found = rows_and_columns(x, y, **sweep) if columns else [pair_reduce(x, y, **sweep)]
     parts = []
@@ -334,7 +334,7 @@ def _nt_xent_of_pairs(pairs: Pairs, a: float | Tensor, reduction: str, backend: 
         some(pairs, "nt_xent")
     of, dtype = pairs.couples(), accumulation_dtype(pairs.x.dtype)
     hidden = of.index_select(0, pairs.i) == of.index_select(0, pairs.j)
-    pairs, backend = pairs.exact(a, hidden, backend)
+    pairs, p, backend = pairs.exact(a, hidden, backend)
     r = pair_reduce(pairs.x, scale=a, mask=across_groups(of), backend=backend)
     side = Side(pairs.i, pairs.x.shape[0], pairs.weight)
-    return mean_over(side.cross_entropy(r, pairs.products(a), hidden), side, reduction).to(dtype)
+    return mean_over(side.cross_entropy(r, p, hidden), side, reduction).to(dtype)
