@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from . import derivatives, flops
+from . import derivatives, flops, transforms
 from .backends import beyond, choice, closed_form, native
 from .derivatives import present
 from .equation import checks
@@ -246,6 +246,7 @@ def pair_reduce(
 def pair_reduce(
     x: Tensor, y: Tensor | None = None, *, columns: bool, **options: Unpack[_Options]
 ) -> Tensor | tuple[Tensor, Tensor]: ...
+@transforms.of_keepable
 def pair_reduce(
     x: Tensor,
     y: Tensor | None = None,
@@ -318,6 +319,7 @@ def pair_reduce(
     return (r, c) if columns else r
 
 
+@transforms.of_keepable
 def pair_total(
     x: Tensor,
     y: Tensor | None = None,

@@ -6,15 +6,19 @@ which is quick and saves little, and in plain PyTorch, which every transform kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
+P = ParamSpec("P")
+R = TypeVar("R")
+V = TypeVar("V")
 _VMAP = "VmapMode"  # of batched gradients; the name itself, parsed at each call, takes longer than all else here
 _BATCHED_GRADIENTS = torch._C._parse_dispatch_key(_VMAP) or _VMAP
 _AUTOGRAD = torch._C.DispatchKey.AutogradOther  # which stands for all of its kind: one of a backend is not told
@@ -82,6 +86,53 @@ def _batches_gradients() -> bool:
 def set_aside() -> AbstractContextManager[Any]:
     """No transform of torch.func within, for tensors that none of them has seen: it would wrap each that is made."""
     return temporarily_clear_interpreter_stack() if torch._C._are_functorch_transforms_active() else nullcontext()
+
+
+def keepable(values: V) -> V:
+    """The same arguments for a graph to keep: of tensors that were made under torch.inference_mode() copies, which autograd saves.
+
+    They stand for themselves where nothing is recorded. An object that comes twice stays one: masks ask whose groups are whose.
+
+    Args:
+        values: a tuple, a list, a dict or a NamedTuple (a mask) of tensors, of such, or of anything.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not _any_of_inference(values):
+        return values
+    copied: V = _copied(values, {})
+    return copied
+
+
+def of_keepable(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, of arguments that a graph may keep."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        args, kwargs = keepable((args, kwargs))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _any_of_inference(values: Any) -> bool:
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, Tensor):
+            if value.is_inference():
+                return True
+        elif isinstance(value, (tuple, list, dict)) and _any_of_inference(value):
+            return True
+    return False
+
+
+def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        if not value.is_inference():
+            return value
+        return copies[id(value)] if id(value) in copies else copies.setdefault(id(value), value.clone())
+    if isinstance(value, dict):
+        return {name: _copied(v, copies) for name, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_copied(v, copies) for v in value))
+    return type(value)(_copied(v, copies) for v in value) if type(value) in (tuple, list) else value
 
 
 def refusal(what: str, tensors: Iterable[Any]) -> RuntimeError | None:

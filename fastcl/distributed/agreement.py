@@ -318,6 +318,7 @@ def agreed(
 
         @wraps(method)
         def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+            args, kwargs = transforms.keepable((args, kwargs))
             settings = across(module) if dist.is_available() and dist.is_initialized() else None
             if settings is not None and dist.get_world_size() > 1:
                 if not (in_graph.traced() and in_graph.agreed(name, args, kwargs, settings)):

@@ -36,6 +36,7 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        args, kwargs = transforms.keepable((args, kwargs))
         if any(map(is_dtensor, args)) or any(map(is_dtensor, kwargs.values())):
             return dtensors.over_placement(named(call), bound(function, args, kwargs))
         ranks = Ranks.of(kwargs.get("group"))

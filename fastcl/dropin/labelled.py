@@ -20,6 +20,7 @@ from ..functional.matching import row_dot
 from ..functional.positives import may_be_counted
 from ..functional.rows import beyond_range, normalize_rows, times
 from ..ops import pair_reduce
+from ..transforms import of_keepable
 from .mined import Pairs, positives_and_negatives
 
 DISTANCES = ("CosineSimilarity", "DotProductSimilarity")
@@ -178,6 +179,7 @@ class LabelLoss(nn.Module):
         self.embedding_regularizer = embedding_regularizer
         self.embedding_reg_weight = embedding_reg_weight
 
+    @of_keepable
     def forward(
         self,
         embeddings: Tensor,
@@ -209,6 +211,7 @@ class LabelLoss(nn.Module):
 
         return self._regularised(in_range(value, embeddings, ref_emb), embeddings)
 
+    @of_keepable
     def loss(
         self, embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None, own: bool
     ) -> Tensor:

@@ -28,6 +28,7 @@ from ..functional.rows import normalize_rows
 from ..functional.uniformity import align_uniform
 from ..ops import pair_reduce, pair_total
 from ..precision import stacked
+from ..transforms import of_keepable
 from . import ranks
 
 __all__ = [
@@ -243,6 +244,7 @@ class MACLLoss(nn.Module):
         self.alpha = alpha
         self.A_0 = A_0
 
+    @of_keepable
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """The loss of one batch.
 

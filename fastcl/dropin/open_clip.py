@@ -20,6 +20,7 @@ from ..functional.sigmoid import siglip
 from ..functional.softmax import clip
 from ..ops import pair_total
 from ..precision import stacked
+from ..transforms import of_keepable
 from . import ranks
 from .contrast import cross_entropy, distillation
 
@@ -180,6 +181,7 @@ class CoCaLoss(ClipLoss):
         self.caption_loss_weight = checks.real("caption_loss_weight", caption_loss_weight)
         self.caption_loss = nn.CrossEntropyLoss(ignore_index=pad_id)
 
+    @of_keepable
     def forward(
         self,
         image_features: Tensor,
@@ -236,6 +238,7 @@ class DistillClipLoss(ClipLoss):
         local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: see ClipLoss.
     """
 
+    @of_keepable
     def forward(
         self,
         image_features: Tensor,

@@ -13,6 +13,7 @@ from ..equation import arguments, checks
 from ..functional.matryoshka import in_one_visit
 from ..functional.reduction import check_reduction
 from ..functional.rows import inverse
+from ..transforms import of_keepable
 from .softmax import CLIPLoss, InfoNCELoss
 
 Loss = Callable[..., Tensor]
@@ -73,6 +74,7 @@ class MatryoshkaLoss(nn.Module):
                     f"loss: expected a {kind} for each of dims, since it has a state, got one; pass a list"
                 )
 
+    @of_keepable  # once, not for each prefix
     def forward(self, *rows: Any, **data: Any) -> Tensor:
         if not rows:
             raise TypeError(

@@ -80,7 +80,7 @@ def distilled(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 def captioned(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     both: Tensor = sum(
-        open_clip.CoCaLoss(2.0, 0.5)(x, y, x[:, None] * y[:, :, None], LABELS[:, None].expand(N, D), scale)
+        open_clip.CoCaLoss(2.0, 0.5)(x, y, x[:, None] * y.clone()[:, :, None], LABELS[:, None].expand(N, D), scale)
     )
     return both
 
@@ -188,6 +188,30 @@ def test_a_row_of_nan_gives_nan(case: str) -> None:
     with torch.no_grad():
         x[0] = math.nan
     assert loss(x, *others).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", CASES)
+def test_features_made_under_inference_mode(case: str, dtype: torch.dtype) -> None:
+    """No graph keeps a tensor that was made there, such as a teacher's features."""
+    loss, (x, *others) = CASES[case](), [t.detach().to(dtype) for t in leaves()]
+    with torch.inference_mode():
+        teacher = [t.clone() for t in others]
+    assert all(t.is_inference() for t in teacher)
+    found = []
+    for given in (others, teacher):
+        at = x.clone().requires_grad_()
+        value = loss(at, *given)
+        found.append([value.detach(), *gradients(value, [at])])
+    assert all(map(torch.equal, *found))
+
+
+def test_captions_made_under_inference_mode() -> None:
+    x, y, scale = leaves()
+    with torch.inference_mode():
+        tokens = LABELS[:, None].repeat(1, D)
+    for loss in open_clip.CoCaLoss(2.0, 0.5)(x, y, x[:, None] * y[:, :, None], tokens, scale):
+        assert gradients(loss, [x, y])
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.endswith(("any length", "above 0"))])

@@ -217,6 +217,38 @@ def test_one_matrix_in_both_places(backend: str) -> None:
 
 
 @EVERY
+def test_tensors_made_under_inference_mode(backend: str) -> None:
+    """Whatever wants no gradient may be one: rows, numbers, biases, and all that a mask holds."""
+
+    def made() -> dict[str, Any]:
+        groups, guide = torch.arange(7) % 3, X[:, :3].clone()
+        within = fastcl.at_most(
+            X[:, 0].clone(), guide=(guide, Y[:, :3].clone()), mask=fastcl.across_groups(groups, groups[: len(Y)])
+        )
+        return {
+            "scale": torch.tensor(0.5),
+            "shift": torch.tensor(0.1),
+            "bias_x": X[:, 1].clone(),
+            "bias_y": Y[:, 1].clone(),
+            "mask": within,
+        }
+
+    with torch.inference_mode():
+        y, frozen = Y.clone(), made()
+    found = []
+    for rows, given in ((Y, made()), (y, frozen)):
+        x = X.clone().requires_grad_()
+        r, c = fastcl.pair_reduce(x, rows, columns=True, backend=backend, **given)
+        positive = given["bias_x"]
+        total = fastcl.pair_total(x, rows, outer="contrast", positive=positive, backend=backend, **given)
+        values = (r.exp().sum() + c.exp().sum(), total)
+        found.append([g for value in values for g in (value.detach(), *gradients(value, [x]))])
+        same = fastcl.across_groups(given["mask"].group_x, given["mask"].group_x)
+        found[-1].append(fastcl.pair_reduce(x, mask=same, backend=backend).detach())
+    assert all(map(torch.equal, *found))
+
+
+@EVERY
 def test_saved_tensors_may_move_away_and_back(backend: str) -> None:
     x = X.clone().requires_grad_()
     with torch.autograd.graph.save_on_cpu():

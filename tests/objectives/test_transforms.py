@@ -1,5 +1,6 @@
 """What PyTorch does around an objective: autocast, torch.compile, checkpointing, inference mode, threads, other defaults."""
 
+import copy
 import threading
 from functools import partial
 
@@ -195,6 +196,59 @@ def test_without_gradients(case: Case, backend: str) -> None:
     assert value.requires_grad
     assert not any(v.requires_grad for v in (quiet, inference, plain))
     assert all(torch.equal(v, value) for v in (quiet, inference, plain))
+
+
+def _without_a_graph(value: object) -> object:
+    """Its tensors, as a frozen teacher under inference mode makes them."""
+    with torch.inference_mode():
+        return tree_map_only(torch.Tensor, lambda t: t.detach().clone(), value)
+
+
+@pytest.mark.parametrize("backend", served(SINGLE))
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_features_made_under_inference_mode(case: Case, backend: str) -> None:
+    """Whatever wants no gradient may come from there; no graph keeps such a tensor, and the gradient is that of any other."""
+    for index in case.sets():
+        rows = case.rows_of(N, D, SINGLE)
+        arguments = case.arguments(index, N, D, rows[0]) | {
+            name: torch.tensor(value, dtype=SINGLE) for name, value in case.scalars.items()
+        }
+        given, of_given = [x.detach() for x in rows], _without_a_graph(arguments)
+        teacher = _without_a_graph(given)
+        for reduction in ("mean", "none") if case.rows else ("mean",):
+            for own in range(len(rows)):
+                found = []
+                for others, more in ((given, arguments), (teacher, of_given)):
+                    x = given[own].clone().requires_grad_(own not in case.detached)
+                    value = library(case, [*others[:own], x, *others[own + 1 :]], backend, reduction=reduction, **more)
+                    found.append([value.detach(), *gradients(value.sum(), [x])])
+                assert all(map(torch.equal, *found)), f"{reduction}, input {own}, arguments {index}"
+        assert torch.equal(library(case, given, backend, **arguments), library(case, teacher, backend, **of_given))
+
+
+@pytest.mark.parametrize("backend", served(SINGLE))
+@pytest.mark.parametrize("normalize", [True, False])
+def test_modules_take_features_made_under_inference_mode(normalize: bool, backend: str) -> None:
+    """Where their rows are kept, or cut, or a learned scale is."""
+    losses, way = fastcl.losses, {"normalize": normalize, "backend": backend}
+    (x, y), queue = torch.randn(2, N, D), losses.MoCoQueue(D, length=2 * N)
+    queue.enqueue(_without_a_graph(y))
+    index = torch.arange(N)
+    modules = (
+        (losses.CLIPLoss(**way), (y,)),
+        (losses.SigLIPLoss(reduction="none", **way), (y,)),
+        (losses.MINCLoss(D, **way), (y,)),
+        (losses.SogCLRLoss(N, **way), (y, index)),
+        (losses.MoCoLoss(**way), (y, queue.rows)),
+        (losses.MatryoshkaLoss(losses.CLIPLoss(**way), (4, D)), (y,)),
+        (losses.MatryoshkaLoss(losses.InfoNCELoss(reduction="none", **way), (4, D)), (y,)),
+    )
+    for loss, others in modules:
+        found = []
+        for given in (others, _without_a_graph(others)):
+            at, own = x.clone().requires_grad_(), copy.deepcopy(loss)
+            found.append(gradients(own(at, *given).sum(), [at, *own.parameters()]))
+        assert all(map(torch.equal, *found)), loss
 
 
 def test_threads_do_not_disturb_each_other() -> None:
