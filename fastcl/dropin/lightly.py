@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..distributed import agreed
 from ..equation import checks
-from ..equation.arguments import absent, kind_of, positive_real
+from ..equation.arguments import absent, dense, kind_of, positive_real
 from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups
 from ..functional.matching import row_dot
@@ -205,6 +205,7 @@ class DirectCLRLoss(NTXentLoss):
         for name, out in (("out0", out0), ("out1", out1)):
             if not isinstance(out, Tensor):
                 raise TypeError(f"{name}: expected a floating-point tensor, got {kind_of(out)}; pass features (n, d)")
+            dense(name, out)
             if out.dim() < 2:
                 raise ValueError(
                     f"{name}: expected shape (n, d) or (n, d, ...), got {tuple(out.shape)}; pass a row a sample"
@@ -305,6 +306,11 @@ class HypersphereLoss(nn.Module):
             ValueError: for shapes that do not fit, or fewer than 2 rows.
             TypeError: for unsupported or mixed dtypes.
         """
+        checks.pair_of_matrices("z_a", z_a, "z_b", z_b, same_rows=True)
+        if z_a.shape[0] < 2:
+            raise ValueError(
+                f"z_a: expected at least 2 rows, a pair for the uniformity, got {z_a.shape[0]}; skip such batches"
+            )
         return align_uniform(z_a, z_b, alpha=self.alpha, t=self.t, weight=self.lam)
 
 

@@ -84,6 +84,8 @@ class ClipLoss(nn.Module):
         output_dict: bool = False,
     ) -> None:
         checks.pair_of_matrices("image_features", image_features, "text_features", text_features)
+        for name, rows in (("image_features", image_features), ("text_features", text_features)):
+            checks.some_rows(name, rows)
         checks.positive_number("logit_scale", logit_scale)
         if logit_bias is not None:
             checks.number("logit_bias", logit_bias)
@@ -205,13 +207,12 @@ class CoCaLoss(ClipLoss):
         Raises:
             ValueError, TypeError: as ClipLoss; PyTorch's cross entropy says what is wrong with logits and labels.
         """
-        clip_loss = torch.zeros(
-            (), dtype=torch.int64, device=image_features.device
-        )  # as the original's: nothing to train
         if self.clip_loss_weight:
             loss = super().forward(image_features, text_features, logit_scale)
             assert isinstance(loss, Tensor)
             clip_loss = self.clip_loss_weight * loss
+        else:  # as the original's: nothing to train
+            clip_loss = torch.zeros((), dtype=torch.int64, device=image_features.device)
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"logits: expected a floating-point tensor, got {kind_of(logits)}; pass the decoder's logits"
@@ -406,6 +407,8 @@ class SigLipLoss(nn.Module):
 
 
 def _check_rank(rank: int, world_size: int) -> None:
+    for name, value in (("rank", rank), ("world_size", world_size)):
+        checks.integer(name, value)
     if not 0 <= rank < world_size:
         raise ValueError(
             f"rank: expected 0 <= rank < world_size = {world_size}, got {rank}; pass torch.distributed's own"

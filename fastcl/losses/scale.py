@@ -45,11 +45,8 @@ class LogitScale(nn.Module):
     @declared
     def __init__(self, initial: float, largest: float | None = None, learnable: bool = True) -> None:
         super().__init__()
-        in_float32 = torch.zeros(())
-        checks.positive_number("logit_scale", initial, in_float32)
+        _check_bounds("initial", initial, "largest", largest)
         self.largest = largest
-        if largest is not None and initial > checks.positive_number("largest_scale", largest, in_float32):
-            raise ValueError(f"logit_scale: expected at most largest_scale = {largest}, got {initial}")
         self.log = learnable_or_fixed(self, "log", math.log(initial), learnable)
 
     def forward(self) -> Tensor:
@@ -67,6 +64,20 @@ class LogitScale(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         reshape_numbers(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_bounds(name: str, initial: float, name_of_largest: str, largest: float | None) -> None:
+    in_float32 = torch.zeros(())
+    checks.positive_number(name, initial, in_float32)
+    if largest is not None and initial > checks.positive_number(name_of_largest, largest, in_float32):
+        raise ValueError(f"{name}: expected at most {name_of_largest} = {largest}, got {initial}")
+
+
+def given_or_learned(module: Any) -> None:
+    """Make of a module's `logit_scale` a LogitScale where that is a number; what else is given is the scale itself."""
+    if not (isinstance(module.logit_scale, (LogitScale, Tensor)) or stated(module, "logit_scale")):
+        _check_bounds("logit_scale", module.logit_scale, "largest_scale", module.largest_scale)
+        module.logit_scale = LogitScale(module.logit_scale, module.largest_scale, module.learnable)
 
 
 def factor(scale: Any, group: Any) -> Any:

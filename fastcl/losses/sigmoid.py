@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import functional
 from ..equation.names import MarginStrategy
 from .objective import Objective
-from .scale import LogitScale, factor, learnable_or_fixed, stated
+from .scale import LogitScale, factor, given_or_learned, learnable_or_fixed, stated
 
 
 class SigLIPLoss(Objective, function=functional.siglip):
@@ -19,8 +19,9 @@ class SigLIPLoss(Objective, function=functional.siglip):
     `logit_bias`, from -10: most pairs are negatives, and the start says so (Zhai et al. 2023, section 3.2).
 
     Args:
-        logit_scale: the factor to start from, > 0.
-        logit_bias: the bias to start from.
+        logit_scale: the factor to start from, a number > 0; or what holds the factor itself, a tensor with one element or a
+            parameter (which has no bound) or a LogitScale.
+        logit_bias: the bias to start from, a number; or a tensor with one element or a parameter that holds it.
         largest_scale: the scale's upper bound, or None.
         learnable: whether scale and bias are parameters.
 
@@ -31,7 +32,7 @@ class SigLIPLoss(Objective, function=functional.siglip):
         0.6933
     """
 
-    logit_scale: float | LogitScale = 10.0
+    logit_scale: float | Tensor | LogitScale = 10.0
     logit_bias: float | Tensor = -10.0
     false_negative_margin: float | None = None
     margin_strategy: MarginStrategy = "absolute"
@@ -40,8 +41,7 @@ class SigLIPLoss(Objective, function=functional.siglip):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.logit_scale, LogitScale) or stated(self, "logit_scale")):
-            self.logit_scale = LogitScale(self.logit_scale, self.largest_scale, self.learnable)
+        given_or_learned(self)
         if not (isinstance(self.logit_bias, Tensor) or stated(self, "logit_bias")):
             value = self.logit_bias
             del self.logit_bias

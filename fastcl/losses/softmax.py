@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import functional
 from ..equation.names import MarginStrategy
 from .objective import Objective
-from .scale import LogitScale, factor, stated
+from .scale import LogitScale, factor, given_or_learned
 
 
 class InfoNCELoss(Objective, function=functional.info_nce):
@@ -63,7 +63,8 @@ class CLIPLoss(Objective, function=functional.clip):
     (Radford et al. 2021, section 2.5).
 
     Args:
-        logit_scale: the factor to start from, > 0.
+        logit_scale: the factor to start from, a number > 0; or what holds the factor itself, a tensor with one element or a
+            parameter (which has no bound) or a LogitScale.
         largest_scale: its upper bound, or None.
         learnable: whether the scale is a parameter.
 
@@ -76,7 +77,7 @@ class CLIPLoss(Objective, function=functional.clip):
         ['logit_scale.log']
     """
 
-    logit_scale: float | LogitScale = 1 / 0.07
+    logit_scale: float | Tensor | LogitScale = 1 / 0.07
     label_smoothing: float = 0.0
     false_negative_margin: float | None = None
     margin_strategy: MarginStrategy = "absolute"
@@ -85,8 +86,7 @@ class CLIPLoss(Objective, function=functional.clip):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.logit_scale, LogitScale) or stated(self, "logit_scale")):
-            self.logit_scale = LogitScale(self.logit_scale, self.largest_scale, self.learnable)
+        given_or_learned(self)
 
     def arguments(self) -> dict[str, Any]:
         return super().arguments() | {"logit_scale": factor(self.logit_scale, self.group)}

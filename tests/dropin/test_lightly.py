@@ -189,6 +189,20 @@ def test_narrow_dtypes_are_near(dtype: torch.dtype) -> None:
         assert abs(getattr(ours, name)(0.5)(u, v).item() - truth) <= 4 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("name", ["NTXentLoss", "DirectCLRLoss", "DCLLoss", "DCLWLoss", "MACLLoss", "HypersphereLoss"])
+def test_an_error_of_rows_names_what_its_caller_gave(name: str) -> None:
+    """Its own argument, whatever its formula's function calls it."""
+    loss, x = getattr(ours, name)(), torch.randn(4, 3)
+    names = tuple(inspect.signature(loss.forward).parameters)
+    least = 2 if name == "HypersphereLoss" else 1
+    for bad in (None, x.long(), x.to_sparse(), x[0], x[:3], x[:, :2]):
+        for i, given in enumerate(((bad, x), (x, bad))):
+            with pytest.raises((TypeError, ValueError), match=rf"^{names[i]}: |^{names[1]}: expected [^\n]*{names[0]}"):
+                loss(*given)
+    with pytest.raises(ValueError, match=f"^{names[0]}: expected at least {least} row"):
+        loss(x[: least - 1], x[: least - 1])
+
+
 def test_what_is_not_supported_raises() -> None:
     u, v = two_views(4, 3)
     for name in ("NTXentLoss", "DCLLoss", "DCLWLoss"):

@@ -139,6 +139,18 @@ def test_narrow_dtypes_are_finite_and_near(dtype: torch.dtype) -> None:
         assert abs(getattr(ours, name)()(x, y, 14.3, bias).item() - truth) <= there + 1e-6 * abs(truth)
 
 
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss", "CoCaLoss"])
+def test_an_error_names_what_its_caller_gave(name: str) -> None:
+    loss = getattr(ours, name)(*((1.0, 1.0) if name == "CoCaLoss" else ()))
+    more = {"logits": None, "labels": None} if name == "CoCaLoss" else {"logit_bias": None}
+    for bad in (None, torch.ones(0, 3), torch.ones(4)):
+        with pytest.raises((TypeError, ValueError), match=r"^image_features: expected"):
+            loss(image_features=bad, text_features=torch.ones(0, 3), logit_scale=1.0, **more)
+    for given in ({"rank": None}, {"world_size": "2"}):
+        with pytest.raises(TypeError, match=f"^{next(iter(given))}: expected an integer"):
+            ours.ClipLoss(**given)
+
+
 def test_what_is_not_supported_raises() -> None:
     x, y = two_views(4, 3)
     with pytest.raises(NotImplementedError, match="use_horovod"):

@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -94,8 +95,6 @@ def test_copies_and_saves(case: Case) -> None:
 )
 def test_settings_may_be_parameters_or_buffers(case: Case) -> None:
     for name, value in case.scalars.items():
-        if name in ("logit_scale", "logit_bias"):
-            continue  # held by their own modules, below
         for wrap in (nn.Parameter, lambda t: t):
             rows = case.rows_of(N, D)
             arguments = case.arguments(0, N, D, rows[0]) | {name: wrap(torch.tensor(value))}
@@ -151,6 +150,39 @@ def test_clip_learns_its_scale_and_never_exceeds_its_bound() -> None:
     fixed = losses.CLIPLoss(logit_scale=5.0, learnable=False)
     assert not list(fixed.parameters())
     torch.testing.assert_close(fixed(x, y), fastcl.functional.clip(x, y, logit_scale=5.0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [losses.CLIPLoss, losses.SigLIPLoss])
+def test_a_scale_that_is_given_is_the_one_that_is_set_later(cls: Any) -> None:
+    """A parameter is a scale, not its logarithm, without a bound; so is a tensor, which none takes later."""
+    x, y = CASES[0].rows_of(N, D, torch.float32)
+    assert torch.equal(
+        cls(logit_scale=torch.tensor([7.0]))(x, y), cls(logit_scale=nn.Parameter(torch.tensor(7.0)))(x, y)
+    )
+    for scale in (nn.Parameter(torch.tensor(120.0)), losses.LogitScale(20.0)):
+        given, later = cls(logit_scale=scale), cls()
+        later.logit_scale = scale
+        assert given.logit_scale is later.logit_scale is scale
+        assert torch.equal(given(x, y), later(x, y))
+        assert dict(given.named_parameters()).keys() == dict(later.named_parameters()).keys()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: losses.LogitScale(-1.0), "initial: expected a number > 0"),
+        (lambda: losses.LogitScale(8.0, largest=2.5), "initial: expected at most largest = 2.5, got 8"),
+        (lambda: losses.LogitScale(8.0, largest=0.0), "largest: expected a number > 0"),
+        (lambda: losses.CLIPLoss(logit_scale=1e39), "logit_scale: expected a number within the range of float32"),
+        (lambda: losses.CLIPLoss(logit_scale=200.0), "logit_scale: expected at most largest_scale = 100.0, got 200"),
+        (lambda: losses.SigLIPLoss(largest_scale=0.0), "largest_scale: expected a number > 0"),
+        (lambda: losses.SigLIPLoss(logit_scale=None), "logit_scale: expected a number or a tensor with one element"),
+        (lambda: losses.CLIPLoss(logit_scale=torch.ones(2)), "logit_scale: expected a number or a tensor with one"),
+    ],
+)
+def test_an_error_of_a_scale_names_what_its_caller_gave(make: Any, said: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{re.escape(said)}"):
+        make()
 
 
 def test_a_module_works_inside_functional_call() -> None:
