@@ -151,18 +151,22 @@ def _debiased(
     )
     log_mean = r - (of_weights[0] if weighted else log_count) - p
     log_ratio = _log_corrected(log_mean, -checks.scalar("temperature", a, u) - p, tau_plus)
-    return reduced(softplus(torch.where(some, log_count + log_ratio, float("-inf"))), reduction, objective)
+    known = some | p.isnan()  # without negatives the loss is 0, but of a positive that is NaN
+    return reduced(softplus(torch.where(known, log_count + log_ratio, float("-inf"))), reduction, objective)
 
 
 def _log_corrected(log_mean: Tensor, log_floor: Tensor, tau_plus: float) -> Tensor:
-    """log max( (e^log_mean - tau_plus) / (1 - tau_plus), e^log_floor ), with a gradient to the larger alone."""
+    """log max( (e^log_mean - tau_plus) / (1 - tau_plus), e^log_floor ), with a gradient to the larger alone.
+
+    Asked for what is put in its place, so that NaN, of which no comparison holds, is not hidden.
+    """
     if tau_plus > 0.0:
         log_prior, log_rest = _log_of_both(tau_plus, log_mean)
         t = log_prior - log_mean
-        positive = t < 0
-        log_mean = log_mean + _log1mexp(torch.where(positive, t, -1.0)) - log_rest
-        log_mean = torch.where(positive, log_mean, float("-inf"))
-    return torch.where(log_mean > log_floor, log_mean, log_floor)
+        nothing = t >= 0
+        log_mean = log_mean + _log1mexp(torch.where(nothing, -1.0, t)) - log_rest
+        log_mean = torch.where(nothing, float("-inf"), log_mean)
+    return torch.where(log_mean <= log_floor, log_floor, log_mean)
 
 
 def _log_of_both(tau_plus: float, like: Tensor) -> tuple[float | Tensor, float | Tensor]:

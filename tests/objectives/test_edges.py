@@ -130,6 +130,27 @@ def test_rows_of_zeros_have_finite_gradients(case: Case) -> None:
         assert all(torch.isfinite(g).all() for g in found)
 
 
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32], ids=name_of)
+@pytest.mark.parametrize("case", [c for c in CASES if c.rows], ids=name_of)
+def test_every_row_that_sees_a_nan_gives_nan(case: Case, dtype: torch.dtype) -> None:
+    """And no other does: those of the double loop, with one group for all too, where a row sees its positive alone."""
+    n, d = 7, 4
+    for index, alone in [(index, False) for index in case.sets()] + [(len(case.grid), True)] * case.groups:
+        for which in range(len(case.inputs(n, d))):
+            rows = [x.detach() for x in case.rows_of(n, d, dtype)]
+            rows[which][2, 1] = float("nan")
+            arguments = case.arguments(index, n, d, rows[0]) | {"reduction": "none"}
+            if alone:
+                arguments["groups"] = torch.zeros_like(arguments["groups"])
+            seen = double_loop(case, [x.double() for x in rows], **arguments).isnan()
+            assert alone or seen.any()
+            for backend in served(dtype) if case.backend else [None]:
+                for wanted in (False, True):
+                    at = [x.clone().requires_grad_(wanted) for x in rows]
+                    found = library(case, at, backend, **arguments).isnan()
+                    assert torch.equal(found, seen), (which, backend, arguments)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_not_a_number_stays_visible(case: Case, bad: float) -> None:

@@ -2,7 +2,8 @@
 
 Nothing here imports fastcl. Every function takes float64 rows and uses only Python loops and operations
 on single rows and scalars, so that it can be read beside the formula in its paper, and autograd through
-it gives the gradient. Names and arguments are those of fastcl.functional. Meant for n ~ 10.
+it gives the gradient. Comparisons ask for what is put in a value's place: none holds of NaN, which stays.
+Names and arguments are those of fastcl.functional. Meant for n ~ 10.
 
     pairwise.py    the one equation, its masks, pair functions and reductions: fastcl.pair_reduce
     softmax.py     InfoNCE, CLIP, NT-Xent, MoCo, DCL, DHEL, SupCon, debiased and hard negatives, SigLIP

@@ -15,7 +15,7 @@ EPS = 1e-6  # how far inside the domain of f* a cosine is kept
 
 
 def _at_least(value: Tensor, bound: float) -> Tensor:
-    return value if value >= bound else value.new_tensor(bound)
+    return value.new_tensor(bound) if value < bound else value
 
 
 # The table of the paper (section 3, appendix), one divergence a line: f'(u) and psi(u) = f*(f'(u)), which is

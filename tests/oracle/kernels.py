@@ -197,7 +197,7 @@ def f_mi_alpha(
 
     def clamped(a: Tensor, b: Tensor) -> Tensor:
         s = dot(a, b)
-        return s if s >= eps else s.new_tensor(eps)
+        return s.new_tensor(eps) if s < eps else s
 
     pairs = max(1, sum(keep(i, j) for i in range(n) for j in range(n)))
     rows = []

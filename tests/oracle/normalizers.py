@@ -20,7 +20,7 @@ def _row(h: list[Tensor], old: float, gamma: float, tau: Tensor, eps: float, lik
         log_g = lse(h, like) - math.log(len(h))
         parts = [math.log(gamma) + log_g.item()] + ([math.log1p(-gamma) + old] if gamma < 1 else [])
         log_u = log_g.item() if old == -math.inf else lse([like.new_tensor(part) for part in parts], like).item()
-    terms = ([log_u] if log_u > -math.inf else []) + ([math.log(eps)] if eps else [])
+    terms = ([] if log_u == -math.inf else [log_u]) + ([math.log(eps)] if eps else [])
     if not terms:
         return 0 * tau
     log_z = lse([like.new_tensor(t) for t in terms], like).item()

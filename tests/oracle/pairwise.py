@@ -89,16 +89,16 @@ def _softplus(z: Tensor) -> Tensor:
 
 
 def _power(z: Tensor, p: float, eps: float) -> Tensor:
-    return z**p if z >= eps else z.new_tensor(eps**p)
+    return z.new_tensor(eps**p) if z < eps else z**p
 
 
 def _log(z: Tensor, eps: float) -> Tensor:
-    return torch.log(z) if z >= eps else z.new_tensor(math.log(eps))
+    return z.new_tensor(math.log(eps)) if z < eps else torch.log(z)
 
 
 def _cosine_js(z: Tensor, eps: float) -> Tensor:
     limit = math.log(2) - eps
-    return -torch.log(2 - torch.exp(z if z < limit else z.new_tensor(limit)))
+    return -torch.log(2 - torch.exp(z.new_tensor(limit) if z >= limit else z))
 
 
 PAIRS: dict[str, Callable[..., Tensor]] = {

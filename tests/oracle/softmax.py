@@ -308,7 +308,7 @@ def hard_negative(
             hard = len(s) * add([wk * torch.exp(t - shift) for wk, t in zip(w, s, strict=True)], z) / add(w, z)
             corrected = (hard - tau_plus * len(s) * torch.exp(p - shift)) / (1 - tau_plus)
             floor = len(s) * torch.exp(torch.as_tensor(-1 / temperature - shift, dtype=z.dtype))
-            negative = corrected if corrected > floor else floor
+            negative = floor if corrected <= floor else corrected
         else:
             negative = z.new_zeros(())
         rows.append(torch.log(torch.exp(p - shift) + negative) - (p - shift))
