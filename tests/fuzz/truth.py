@@ -166,6 +166,8 @@ class Truth:
             return 0.0
         leaf = self.case.tensors().get(name, torch.ones(()))  # a module's own parameter is near 1
         value = sum(float(v.abs().nan_to_num(0, 0, 0).sum()) for v in self.found.values) * abs(self.case.upstream)
+        if name.startswith("value"):  # along a direction, in which each z moves by as much as it is
+            value = max(value, self.largest * abs(self.case.upstream))
         size = (
             leaf.detach().double().abs().reshape(-1)
             if leaf.dim() < 2
