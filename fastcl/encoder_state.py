@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import CodeType, FunctionType, MemberDescriptorType, MethodType
 from typing import Any, NamedTuple
@@ -15,15 +15,16 @@ from torch.nn.parameter import is_lazy
 
 _OF_MODULES = vars(nn.Module()).keys()  # the module's own books
 FEW = 100  # items of a container that is looked into: towers are few, and a data set is not searched
+DEPTH = 2  # containers within containers
 
 
 def modules_of(encoders: Iterable[Callable[..., Any]]) -> list[nn.Module]:
     """The modules that these are or hold, each once, without their parts.
 
     A bound method holds its object; functools.partial its function and arguments; a function its closure, its defaults and the
-    globals that it names; a container of up to 100 items these; any other object its attributes, and a module its own and its
-    parts', but not those of objects among them. Functions that a function names are followed within their file. A module too many
-    does no harm: its buffers stay.
+    globals that it names; a container of up to 100 items these, and those of one within; any other object its attributes, and a
+    module its own and its parts', but not those of objects among them. Functions that a function names are followed within their
+    file. A module too many does no harm: its buffers stay.
     """
     found: dict[nn.Module, None] = {}
     seen: set[tuple[int, bool]] = set()
@@ -32,7 +33,9 @@ def modules_of(encoders: Iterable[Callable[..., Any]]) -> list[nn.Module]:
     return list(found)
 
 
-def _find(value: Any, found: dict[nn.Module, None], seen: set[tuple[int, bool]], attributes: bool) -> None:
+def _find(
+    value: Any, found: dict[nn.Module, None], seen: set[tuple[int, bool]], attributes: bool, within: int = 0
+) -> None:
     if isinstance(value, nn.Module):
         if value not in found:
             found[value] = None
@@ -51,12 +54,13 @@ def _find(value: Any, found: dict[nn.Module, None], seen: set[tuple[int, bool]],
         held = (value.__self__, value.__func__)
     elif isinstance(value, FunctionType):
         held = _held_by(value)
-    elif isinstance(value, (list, tuple, set, frozenset, deque, Mapping)):
-        held = () if len(value) > FEW else value.values() if isinstance(value, Mapping) else value
+    elif isinstance(value, (list, tuple, set, frozenset, deque, dict)):  # no Mapping, whose values() may run anything
+        held = () if len(value) > FEW or within == DEPTH else value.values() if isinstance(value, dict) else value
+        within += 1
     elif attributes and not isinstance(value, (Tensor, type, type(torch))):
         held, attributes = (*_attributes(value), getattr(type(value), "__call__", None)), False  # noqa: B004
     for part in held:
-        _find(part, found, seen, attributes)
+        _find(part, found, seen, attributes, within)
 
 
 def _attributes(value: Any) -> Iterator[Any]:
@@ -92,7 +96,7 @@ def _names(code: CodeType) -> Iterator[str]:
 class Buffers:
     """The buffers that a first pass moves, as they were before it: a second pass starts there, and moves nothing.
 
-    With them go the plain values of a part that replaced or made buffers, by which it knows that it did.
+    With them go the plain values that it changed of parts whose buffers it moved: flags and counts, by which they know that it did.
     """
 
     def __init__(self) -> None:
@@ -106,24 +110,26 @@ class Buffers:
         """Let go of those that the first pass left alone. (Their versions do not tell: BatchNorm moves its own unseen.)"""
         for part, held in list(self.before.items()):
             found = _buffers(part)
-            replaced = (found.get(name) is not b.buffer for name, b in held.buffers.items())
-            if found.keys() != held.buffers.keys() or any(replaced):
-                continue  # as a whole
-            moved = {name: b for name, b in held.buffers.items() if not b.is_right()}
+            moved: dict[str, _Held | None] = dict.fromkeys(found.keys() - held.buffers.keys())
+            for name, b in held.buffers.items():
+                if b is not None and (found.get(name) is not b.buffer or not b.is_right()):
+                    moved[name] = b
             if moved:
-                self.before[part] = _Part(moved, None)
+                self.before[part] = _Part(moved, held.plain)
             else:
                 del self.before[part]
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
         """As before the first pass; afterwards as found, be it the end of the first pass or of calls after it."""
-        now = _noted(self.before)
-        _restore(self.before)
+        now = {part: held.as_found(part) for part, held in self.before.items()}
+        for part, held in self.before.items():
+            held.put_back(part, now[part].plain.keys())
         try:
             yield
         finally:
-            _restore(now)
+            for part, held in now.items():
+                held.put_back(part, held.plain.keys())
 
 
 class _Held(NamedTuple):
@@ -157,16 +163,40 @@ class _Held(NamedTuple):
 
     def _parts(self, value: Tensor) -> list[tuple[Tensor, Tensor]]:
         assert self.buffer is not None
-        return list(zip(_strided(self.buffer.detach()), _strided(value), strict=True))
+        return list(zip(_strided(self.buffer.data), _strided(value), strict=True))
 
 
 class _Part(NamedTuple):
-    """The buffers of a module without its parts; where all are named, its plain values too."""
+    """Of a module without its parts: buffers by name, None where there is none of that name, and plain values."""
 
-    buffers: dict[str, _Held]
-    plain: dict[str, Any] | None
+    buffers: dict[str, _Held | None]
+    plain: dict[str, Any]
+
+    def as_found(self, part: nn.Module) -> _Part:
+        """The same buffers as they are now, and the plain values that are others now; what came to hold an object is let be."""
+        found, now = _buffers(part), _plain(part)
+        buffers = {name: _Held.of(found[name]) if name in found else None for name in self.buffers}
+        names = [n for n in self.plain.keys() | now.keys() if self.plain.get(n, _NOTHING) != now.get(n, _NOTHING)]
+        return _Part(buffers, {n: now.get(n, _NOTHING) for n in names if n in now or n not in vars(part)})
+
+    def put_back(self, part: nn.Module, names: Iterable[str]) -> None:
+        """These buffers, and the plain values of those names."""
+        for name, held in self.buffers.items():
+            if held is None:
+                part._buffers.pop(name, None)
+                continue
+            if name not in part._buffers or part._buffers[name] is not held.buffer:
+                part._buffers[name] = held.buffer
+            held.put_back()
+        for name in names:
+            value = self.plain.get(name, _NOTHING)
+            if value is _NOTHING:
+                vars(part).pop(name, None)
+            else:
+                vars(part)[name] = value
 
 
+_NOTHING = object()
 _State = dict[nn.Module, _Part]
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -181,20 +211,6 @@ def _buffers(part: nn.Module) -> dict[str, Tensor | None]:
 
 def _plain(part: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(part).items() if isinstance(value, _PLAIN) and name not in _OF_MODULES}
-
-
-def _restore(state: _State) -> None:
-    for part, (buffers, plain) in state.items():
-        if plain is not None:
-            for name in _buffers(part).keys() - buffers.keys():
-                del part._buffers[name]
-            for name in _plain(part).keys() - plain.keys():
-                del vars(part)[name]
-            vars(part).update(plain)
-        for name, held in buffers.items():
-            if name not in part._buffers or part._buffers[name] is not held.buffer:
-                part._buffers[name] = held.buffer
-            held.put_back()
 
 
 def _strided(buffer: Tensor) -> list[Tensor]:

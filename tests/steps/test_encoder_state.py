@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -340,3 +341,68 @@ def test_scripted_modules_move_once() -> None:
             step_with_every_graph([scripted, scripted], batches, LOSS, 4)
         found.append([*scripted.buffers(), *gradients(scripted)])
     same(*found)
+
+
+class Moving(nn.Module):
+    """A buffer that is moved in place, a count of its moves, and values that only one of both passes sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, WIDTH).double()
+        self.register_buffer("mean", torch.zeros(5, dtype=torch.float64))
+        self.count, self.cached, self.hooked = 0, None, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        if torch.is_grad_enabled():
+            self.load, self.cached = 1.0, None
+        else:
+            self.cached = x
+        return self.linear(x - self.mean / (1 - 0.9**self.count))
+
+
+def test_plain_values_go_with_buffers_and_others_stay() -> None:
+    batches, found = [rows(11, 0), rows(11, 1)], []
+    for cached in (True, False):
+        torch.manual_seed(1)
+        encoder = Moving()
+        encoder.linear.weight.register_hook(lambda g, e=encoder: setattr(e, "hooked", e.hooked + 1))
+        if cached:
+            fastcl.cached_step(encoder, batches, LOSS, chunk=4)
+        else:
+            step_with_every_graph([encoder, encoder], batches, LOSS, 4)
+        assert encoder.load == 1.0 and encoder.cached is None and encoder.hooked > 0
+        found.append([torch.tensor(float(encoder.count)), *encoder.buffers(), *gradients(encoder)])
+    same(*found)
+
+
+def test_graphs_that_saved_a_buffer_find_it() -> None:
+    found = []
+    for cached in (True, False):
+        model = Towers()
+        before = model.encode(rows(5, 2))
+        x = fastcl.cached_embeddings(model.encode, [rows(12, 0)], chunk=12)[0] if cached else model.encode(rows(12, 0))
+        (x.square().sum() + (before * rows(5, 3)[:, :1]).sum()).backward()
+        found.append([*model.buffers(), *gradients(model)])
+    same(*found)
+
+
+def test_attributes_that_run_code_are_not_asked() -> None:
+    class Lookups(Mapping):
+        def __getitem__(self, name: str) -> Any:
+            raise KeyError(name)
+
+        def __iter__(self) -> Any:
+            return iter(["missing"])
+
+        def __len__(self) -> int:
+            return 1
+
+    model = Towers()
+    model.settings = Lookups()
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    model.deep = deep
+    assert modules_of([model]) == [model]
