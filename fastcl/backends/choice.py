@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import get_args
 
 import torch
+from torch import Tensor
 
 from ..equation import checks
 from ..equation.names import Backend
@@ -115,10 +116,23 @@ def of_closed_form(backend: str | None) -> str:
     return "reference" if is_reference(backend) else "blocked"
 
 
-def of_float64(backend: str | None) -> str:
-    """Where the same is taken of rows in float64: by the kernels that have it, else by none; the definition stays."""
-    name = requested(backend)
-    return name if name in ("auto", "cpu", "reference") else "blocked"
+def of_float64(backend: str | None, rows: Tensor) -> str:
+    """Where the same is taken of these rows in float64: by the kernels that have it, else by none; the definition stays.
+
+    Raises:
+        BackendUnavailableError: when the backend that was asked for cannot serve the rows as they are.
+    """
+    name = choose(backend, rows.device, rows.dtype)[0]
+    return name if name in ("cpu", "reference") else "blocked"
 
 
-__all__ = ["BackendUnavailableError", "choose", "explain", "is_reference", "of_closed_form", "of_float64", "reason", "requested"]
+__all__ = [
+    "BackendUnavailableError",
+    "choose",
+    "explain",
+    "is_reference",
+    "of_closed_form",
+    "of_float64",
+    "reason",
+    "requested",
+]

@@ -248,6 +248,10 @@ class LabelLoss(nn.Module):
             return value
         return torch.where(z < math.log(torch.finfo(z.dtype).eps / 2.0), value - value.detach(), value)
 
+    def rows(self, x: Tensor) -> Tensor:
+        """As they are compared."""
+        return normalize_rows(x) if self.measure.normalize else x
+
     def _of_indices(self, x: Tensor, indices: Any, y: Tensor | None) -> Tensor:
         checks.matrix("embeddings", x)
         if y is not None:
@@ -256,9 +260,8 @@ class LabelLoss(nn.Module):
         least = min(len(positive), len(negative)) if self.both_kinds else 1
         if not least or max(len(positive), len(negative)) <= 1:
             return nothing(x)
-        if self.measure.normalize:
-            x, y = normalize_rows(x), None if y is None else normalize_rows(y)
-        return self._of_mined(x, x if y is None else y, positive, negative)
+        x = self.rows(x)
+        return self._of_mined(x, x if y is None else self.rows(y), positive, negative)
 
     def _of(self, pairs: LabelledPairs) -> Tensor:
         raise NotImplementedError
@@ -273,14 +276,12 @@ class LabelLoss(nn.Module):
         labels = checked_labels("labels", labels, x, "embeddings")
         if y is None:
             names, index = torch.unique(labels, return_inverse=True)
-            rows = normalize_rows(x) if self.measure.normalize else x
-            return LabelledPairs(rows, None, index, index, names.shape[0], True, self.measure.operand)
+            return LabelledPairs(self.rows(x), None, index, index, names.shape[0], True, self.measure.operand)
         checks.pair_of_matrices("embeddings", x, "ref_emb", y)
         ref_labels = checked_labels("ref_labels", ref_labels, y, "ref_emb")
         names, index = torch.unique(torch.cat([labels, ref_labels]), return_inverse=True)
         n = x.shape[0]
-        if self.measure.normalize:
-            x, y = normalize_rows(x), normalize_rows(y)
+        x, y = self.rows(x), self.rows(y)
         return LabelledPairs(x, y, index[:n], index[n:], names.shape[0], own, self.measure.operand)
 
 

@@ -25,7 +25,6 @@ from ..equation.arguments import absent
 from ..equation.intrinsics import softplus
 from ..equation.masks import within_groups
 from ..equation.problem import accumulation_dtype
-from ..functional.matching import row_dot
 from ..functional.positives import few, loss_of_few, nearly_points
 from ..functional.rows import times
 from ..ops import pair_reduce, pair_total
@@ -118,13 +117,15 @@ class SupConLoss(LabelLoss):
         super().__init__(**kwargs)
         self.temperature = checks.positive_number("temperature", temperature)
 
+    def rows(self, x: Tensor) -> Tensor:
+        return super().rows(widened(x))
+
     def _of(self, pairs: LabelledPairs) -> Tensor:
         a, count = 1.0 / self.temperature, pairs.positives()
         found = pairs.positive_pairs(few(pairs.x.shape[0], pairs.references.shape[0]))
         if found is not None:
             losses = self._of_few(found, found.logits(pairs.x, pairs.references, a), pairs.negatives(a), count)
             return pairs.if_any(self.reduced(losses), count)
-        pairs = replace(pairs, x=widened(pairs.x), y=None if pairs.y is None else widened(pairs.y))
         with rounded_once(pairs.x.device):
             return pairs.if_any(self.reduced(self._of_class_sums(pairs, a, count)), count)
 
@@ -136,13 +137,13 @@ class SupConLoss(LabelLoss):
         if pairs.own:
             s = s - wide.self_logits(a)
         mean, some = s / count.clamp(min=1), count > 0
-        near = nearly_points(mean, times(a, row_dot(wide.x, wide.x)), some)
+        of_x, of_y = (torch.linalg.vector_norm(t.detach(), dim=1) for t in (wide.x, wide.references))
+        near = nearly_points(mean, times(a, of_x * of_y.mean()), some)
         swept = wide if near else pairs
         r = pair_reduce(swept.x, swept.y, scale=a, mask=pairs.without_only_positives())
         # Rows of several positives have a loss of at least the log of their number. A single one is not in r.
-        losses = r - mean.to(r.dtype)
-        losses = torch.where(some, torch.where(count == 1, self.log_1p_exp(losses), losses), 0.0)
-        return losses.to(accumulation_dtype(pairs.x.dtype))
+        losses = (r - mean.to(r.dtype)).to(accumulation_dtype(pairs.x.dtype))  # the dtype that says which are 0
+        return torch.where(some, torch.where(count == 1, self.log_1p_exp(losses), losses), 0.0)
 
     def _of_mined(self, x: Tensor, y: Tensor, positive: Pairs, negative: Pairs) -> Tensor:
         n, m, a = x.shape[0], y.shape[0], 1.0 / self.temperature

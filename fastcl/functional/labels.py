@@ -43,9 +43,9 @@ def sup_con(
     all, have their logits formed apart from one sweep over negatives, O(n d) too: of near-duplicates no gradient is the difference
     of large numbers. More of them, and those over ranks, on a GPU, in a graph or under torch.func, are class sums, O(n d). There
     the positive of a row that has but one is left out of the sweep, which keeps the gradient accurate when its loss is small;
-    several share the log-sum-exp, and such a row's loss is at least the log of their number: of classes that are nearly points (a
-    mean cosine of 0.75) a CPU takes both in float64. A GPU, a graph and torch.func do not look: there pass rows in float64 at that
-    stage, since float32 leaves of a gradient what is above 1e-6 of its terms (bfloat16: 4e-3).
+    several share the log-sum-exp, and such a row's loss is at least the log of their number: where classes are nearly points (one
+    row in ten at a mean cosine of 0.75) a CPU takes both in float64, in twice the time. A GPU, a graph and torch.func do not look:
+    there pass rows in float64 at that stage, since float32 leaves of a gradient what is above 1e-6 of its terms (bfloat16: 4e-3).
 
     Source: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
 
@@ -75,34 +75,30 @@ def sup_con(
     a = inverse("temperature", temperature)
     checks.groups("labels", labels, checks.matrix("z", z).shape[0], "z", z)
     factor = checks.number("temperature / base_temperature", temperature / base_temperature, z)
-    z = swept(normalize_rows(z) if normalize else z)
     losses = _losses(z, labels, a, normalize, backend)
     if not batch.beyond_this_process() and beyond_range(losses, z):
-        losses = _losses(z.double(), labels, a, normalize, choice.of_float64(backend)).to(losses.dtype)
+        losses = _losses(z.double(), labels, a, normalize, choice.of_float64(backend, z)).to(losses.dtype)
     return reduced(times(factor, losses), reduction, "sup_con")
 
 
 def _losses(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool, backend: str | None) -> Tensor:
     """Each row's loss, by whichever way is right for how many positives there are."""
-    losses = _of_few(z, labels, a, backend)
-    if losses is None:
-        with rounded_once(z.device):
-            losses = _of_class_sums(widened(z), labels, a, normalize, backend)
-    return losses
+    n, listed = z.shape[0], None
+    if not batch.beyond_this_process() and may_be_counted(labels):
+        listed = within_classes(labels, few(n, n) // 2)
+    if listed is not None:
+        return _of_few(swept(normalize_rows(z) if normalize else z), labels, a, listed, backend)
+    with rounded_once(z.device):
+        z = widened(z)
+        return _of_class_sums(swept(normalize_rows(z) if normalize else z), labels, a, normalize, backend)
 
 
-def _of_few(z: Tensor, labels: Tensor, a: float | Tensor, backend: str | None) -> Tensor | None:
+def _of_few(z: Tensor, labels: Tensor, a: float | Tensor, listed: tuple[Tensor, Tensor], backend: str | None) -> Tensor:
     """Each row's loss where positives are few and may be counted: of the logits of all of them, and a sweep over negatives."""
-    if batch.beyond_this_process() or not may_be_counted(labels):
-        return None
-    n = z.shape[0]
-    found = within_classes(labels, few(n, n) // 2)
-    if found is None:
-        return None
-    i, j = found
+    i, j = listed
     p, index = times(a, pair_dot(z, z, i, j)).repeat(2), torch.cat([i, j])
     r = pair_reduce(z, scale=a, mask=across_groups(labels), backend=backend)
-    return loss_of_few(r, p, index, counts(index, n))
+    return loss_of_few(r, p, index, counts(index, z.shape[0]))
 
 
 def _of_class_sums(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool, backend: str | None) -> Tensor:
@@ -116,7 +112,7 @@ def _of_class_sums(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool
     own = times(a, row_dot(wide, wide))
     mean = (s - own) / positives.clamp(min=1.0)
     if z.dtype != torch.float64 and nearly_points(mean, own, some):
-        return _of_class_sums(z.double(), labels, a, normalize, choice.of_float64(backend)).to(
+        return _of_class_sums(z.double(), labels, a, normalize, choice.of_float64(backend, z)).to(
             accumulation_dtype(z.dtype)
         )
     r = pair_reduce(z, scale=a, mask=across_groups(_in_pairs(labels, single, z)), backend=backend)

@@ -92,11 +92,11 @@ class Pairs:
             return self, p, backend
         of_x, of_y = (torch.linalg.vector_norm(t.detach(), dim=1, dtype=p.dtype) for t in (self.x, self.y))
         own = times(scale, of_x.index_select(0, self.i) * of_y.index_select(0, self.j))
-        if not nearly_points(p, own, ~hidden):
+        if not nearly_points(p, own, ~(hidden | (self.weight <= 0))):
             return self, p, backend
         x = self.x.double()
         wide = replace(self, x=x, y=x if self.y is self.x else self.y.double())
-        return wide, wide.products(scale), choice.of_float64(backend)
+        return wide, wide.products(scale), choice.of_float64(backend, self.x)
 
     def stars(self) -> tuple[Tensor, Tensor]:
         """A group for each row of x and of y: those of one star share theirs, every other row has one of its own."""
@@ -223,15 +223,16 @@ def may_be_counted(labels: Tensor) -> bool:
 
 
 def nearly_points(mean: Tensor, own: Tensor, some: Tensor) -> bool:
-    """Whether rows of a label nearly are one: the mean logit of their positives is above 3/4 of their own with themselves.
+    """Whether rows of a label nearly are one: of a tenth of those that have positives, their mean logit is above 3/4 of `own`.
 
     There the gradients of the log-sum-exp and of that mean cancel, down to the spread of a class: float32 rounds its log-sum-exp,
     and with it all weights of a row, to 5e-8 of the sum that cancels. False where values may not be looked at.
     """
     if not (transforms.values_are_here() and is_known(mean) and is_known(own)):
         return False
-    found, most = (batch.total(torch.where(some, t.detach(), 0.0)) for t in (mean, own))
-    return bool(found > 0.75 * most)
+    near = some & (mean.detach() > 0.75 * own.detach())
+    found, all_of_them = (batch.total(which.to(own.dtype)) for which in (near, some))
+    return bool(found > 0.1 * all_of_them)
 
 
 def few(n: int, m: int) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import fastcl
 from fastcl import functional
 from fastcl.functional import positives
 
@@ -145,8 +146,8 @@ def test_sums_of_many_positives_round_a_gradient_once(
     if not autocast:
         z = z.to(dtype)
 
-    def rounded(x: Tensor) -> Tensor:
-        return plain_sup_con(F.normalize(x.float(), dim=1).to(dtype).float(), labels, temperature, False)
+    def wide(x: Tensor) -> Tensor:
+        return plain_sup_con(x.float(), labels, temperature, True)
 
     def ours(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype, enabled=autocast):
@@ -154,7 +155,7 @@ def test_sums_of_many_positives_round_a_gradient_once(
 
     right = evaluated(lambda x: plain_sup_con(x, labels, temperature, True), [z.double()])
     ends = [torch.finfo(dtype).eps / (2.0 if autocast else 1.0)] * 2
-    allowed = [2.0 * e + end for e, end in zip(errors(rounded, [z], right), ends, strict=True)]
+    allowed = [2.0 * e + end for e, end in zip(errors(wide, [z], right), ends, strict=True)]
     assert all(e <= a for e, a in zip(errors(ours, [z], right), allowed, strict=True)), (
         errors(ours, [z], right),
         allowed,
@@ -204,3 +205,28 @@ def test_classes_that_are_nearly_points(name: str, spread: float, temperature: f
     mine = errors(ours, rows, right)
     theirs = errors(lambda x, y: plain_of_classes(name, x, y, labels, temperature), rows, right)
     assert all(a <= b + 2e-6 for a, b in zip(mine, theirs, strict=True)), (mine, theirs)
+
+
+def test_pairs_without_weight_have_no_say_in_what_is_near() -> None:
+    """A tenth of the pairs are of points, the others count for nothing."""
+    n, labels = 40, torch.arange(40) % 2
+    made = torch.randn(n, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, y = ((torch.eye(8)[0] * (1 - 2 * labels[:, None]) + 0.003 * part).float() for part in (made, made.flip(0)))
+    same = labels[:, None] == labels
+    i, j = torch.cat([same.nonzero(), (~same).nonzero().repeat(20, 1)]).T
+    weight = (torch.arange(len(i)) < int(same.sum())).float()
+
+    def listed(*positives: Tensor) -> list[Tensor]:
+        return evaluated(lambda x, y: functional.info_nce(x, y, positives=positives, temperature=0.1), [x, y])
+
+    for a, b in zip(listed(i, j, weight), listed(*same.nonzero().T), strict=True):
+        assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_a_backend_is_refused_whatever_the_rows_are(backend: str) -> None:
+    """Also of classes that are nearly points."""
+    z, labels = torch.ones(200, 4), torch.arange(200) % 2
+    for rows in (z, torch.randn(200, 4)):
+        with pytest.raises(fastcl.BackendUnavailableError):
+            functional.sup_con(rows, labels, backend=backend)
