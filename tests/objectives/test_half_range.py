@@ -233,7 +233,7 @@ def test_under_autocast_to_float16() -> None:
 def test_large_upstream_gradients_under_compile(name: str) -> None:
     """The scaling is part of the one graph: the same bits as without it, and no infinity that it would have avoided."""
     torch._dynamo.reset()
-    case = next(c for c in CASES if c.name == name)
+    case = next(c for c in CASES if c.name == name and not c.label)  # of listed positives a graph does not look how near they are
     leaves = rows_of(case, "long", torch.float16)
     arguments = case.arguments(0, N, D, leaves[0])
 
