@@ -438,7 +438,7 @@ def wide_guides(rank: int, world: int) -> float:
 
 def classes_that_are_nearly_points(layout: str, strategy: str, rank: int, world: int) -> float:
     """The end of supervised training in float32: all ranks go to float64 together. Over a tolerance of 1e-5 of all."""
-    sizes = [20 * size for size in LAYOUTS[layout](world)]
+    sizes = [40 * size for size in LAYOUTS[layout](world)]  # more than are listed in one process
     labels = torch.arange(sum(sizes)) % 2
     rows = (torch.eye(D)[0] * (1 - 2 * labels[:, None]) + 0.01 * random(sum(sizes), D, seed=3)).float()
     rows = rows / rows.norm(dim=1, keepdim=True)
