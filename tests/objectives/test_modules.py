@@ -167,6 +167,13 @@ def test_a_scale_that_is_given_is_the_one_that_is_set_later(cls: Any) -> None:
         assert dict(given.named_parameters()).keys() == dict(later.named_parameters()).keys()
 
 
+@pytest.mark.parametrize("cls", [losses.CLIPLoss, losses.SigLIPLoss])
+def test_a_bound_is_checked_whatever_the_scale_is(cls: Any) -> None:
+    for scale in (7.0, torch.tensor(7.0), nn.Parameter(torch.tensor(7.0))):
+        with pytest.raises(ValueError, match="largest_scale: expected"):
+            cls(logit_scale=scale, largest_scale=1e39)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
