@@ -27,14 +27,14 @@ def modules_of(encoders: Iterable[Callable[..., Any]]) -> list[nn.Module]:
     file. A module too many does no harm: its buffers stay.
     """
     found: dict[nn.Module, None] = {}
-    seen: set[tuple[int, bool]] = set()
+    seen: set[tuple[int, bool, int]] = set()
     for encoder in encoders:
         _find(encoder, found, seen, True)
     return list(found)
 
 
 def _find(
-    value: Any, found: dict[nn.Module, None], seen: set[tuple[int, bool]], attributes: bool, within: int = 0
+    value: Any, found: dict[nn.Module, None], seen: set[tuple[int, bool, int]], attributes: bool, within: int = 0
 ) -> None:
     if isinstance(value, nn.Module):
         if value not in found:
@@ -44,9 +44,10 @@ def _find(
                     if name not in _OF_MODULES:
                         _find(held_apart, found, seen, False)
         return
-    if (id(value), attributes) in seen:
+    key = (id(value), attributes, within)  # met again further out, a container is looked into further
+    if key in seen:
         return
-    seen.add((id(value), attributes))
+    seen.add(key)
     held: Iterable[Any] = ()
     if isinstance(value, functools.partial):
         held = (value.func, *value.args, *value.keywords.values())

@@ -118,6 +118,9 @@ WAYS: dict[str, Any] = {
     "list of a part": lambda m: nn.Sequential(Apart(m)),
     "set": lambda m: (lambda models: lambda x: next(iter(models)).encode(x))({m}),
     "deque": lambda m: (lambda models: lambda x: models[0].encode(x))(deque([m])),
+    "list met within lists first": lambda m: (
+        lambda models: (lambda a, b: lambda x: (a, b[0].encode(x))[1])([[models]], models)
+    )([m]),
     "closure of an object": lambda m: (lambda holder: lambda x: holder.models[0].encode(x))(Holder(m)),
     "compiled": lambda m: torch.compile(m.encode, backend="eager"),
     "decorated": lambda m: torch.autocast("cpu", enabled=False)(m.encode),
