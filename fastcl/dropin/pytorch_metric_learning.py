@@ -43,6 +43,7 @@ __all__ = [
     "NTXentLoss",
     "SupConLoss",
 ]
+
 if not TYPE_CHECKING:  # to type checkers it would say that any name is there
     __getattr__ = absent(__name__)
 

@@ -75,11 +75,12 @@ def _check_bounds(name: str, initial: float, name_of_largest: str, largest: floa
 
 def given_or_learned(module: Any) -> None:
     """Make of a module's `logit_scale` a LogitScale where that is a number; what else is given is the scale itself."""
-    if module.largest_scale is not None:
-        checks.positive_number("largest_scale", module.largest_scale, torch.zeros(()))
-    if not (isinstance(module.logit_scale, (LogitScale, Tensor)) or stated(module, "logit_scale")):
-        _check_bounds("logit_scale", module.logit_scale, "largest_scale", module.largest_scale)
-        module.logit_scale = LogitScale(module.logit_scale, module.largest_scale, module.learnable)
+    if isinstance(module.logit_scale, (LogitScale, Tensor)) or stated(module, "logit_scale"):
+        if module.largest_scale is not None:
+            checks.positive_number("largest_scale", module.largest_scale, torch.zeros(()))
+        return
+    _check_bounds("logit_scale", module.logit_scale, "largest_scale", module.largest_scale)
+    module.logit_scale = LogitScale(module.logit_scale, module.largest_scale, module.learnable)
 
 
 def factor(scale: Any, group: Any) -> Any:
