@@ -7,7 +7,8 @@
   + 64 eps of float64                        of an objective's value: its constants, 1 or its numbers, may cancel
   + 4 eps z                                  of label smoothing: the mean of all z is taken out of their log-sum-exp
   + 4 eps of float64 |r| |T|                 what T itself is off by, whose weights are exp(z - r) of a log-sum-exp r
-  + 4 eps of float64 n z^2 / |leaf|          of the gradient of one number: the same of terms that cancel
+  + 4 eps of float64 n z^2 / |leaf|          of the gradient of one number: the same of terms that cancel (of a row: over n |x_i|)
+  + 2 eps z / (n |x_i|)                      of rows with labels, compiled: two sums over a class, each rounded (documented)
   + SAFETY min(|P - T|, EXCUSED |C - T|)     what plain PyTorch makes, unless the formula is to blame
                                              (where |z| < 0.1 / eps, so that terms are told apart)
 
@@ -66,8 +67,8 @@ class Terms:
     excusing: how far C excuses P, of the largest result; infinite where terms are not told apart. alike: whether all results lend
     each other their errors. natural: the size of a gradient's terms. own: what T is off by, relative. absolute: and absolutely.
     end, first: beyond the first it may be infinite, beyond the second it is. of_pairs: False of sums whose terms may be infinite
-    with both signs, as MINC's; they may be NaN where plain PyTorch's are. signed: False of a sum over ranks, each of whose parts is
-    infinite with a sign of its own.
+    with both signs, as MINC's, or second derivatives in float16; they may be NaN where plain PyTorch's are. signed: False of a sum
+    over ranks, each of whose parts is infinite with a sign of its own.
     """
 
     excusing: float
@@ -99,9 +100,11 @@ def compare(
         return Fault("NaN", where)
     for c in moved:  # the truth itself may be no more than what float64 left of terms that cancel
         certain = certain & (c.abs() >= terms.end * (1.0 - torch.finfo(got.dtype).eps)) & (c.sign() == t.sign())
+    for p in plain:  # nor is it what autocast rounded to 0 before it was multiplied
+        certain = certain & (p.abs() >= 0.5 * terms.end)
     if where.startswith("value") or terms.excusing < 1.0:  # else weights are any
         right_sign = (got.sign() == t.sign()) | (not terms.signed)
-        wrong_end = certain & asked & ~infinite & ~((got.double() == t) | ((got.abs() >= 0.5 * terms.end) & right_sign))
+        wrong_end = certain & asked & ~((got.double() == t) | ((got.abs() >= 0.5 * terms.end) & right_sign))
         if bool(wrong_end.any()):
             return Fault(f"expected {t[wrong_end][0]:.6g}, got {got[wrong_end][0]:.6g}", where)
     counted = asked & ~beyond & ~infinite & ~(lost & got.isnan())

@@ -52,6 +52,7 @@ class Truth:
             [getattr(torch, plain_autocast)] if plain_autocast else [t for t in dtypes if torch.finfo(t).bits == 16]
         )
         self.halves = bool(halves)
+        self.overflowing = case.derive == "twice" and torch.float16 in halves  # which has no loss scaling of ours
         # A gradient has the dtype of its leaf, and so have the weights of the sum that is differentiated again.
         leaves = [case.tensors()[name].dtype for name in case.wants if case.derive == "twice"]
         self.eps = max(torch.finfo(t).eps for t in (self.dtype, *halves, *leaves))
@@ -59,6 +60,7 @@ class Truth:
             self.found = run(replace(self.case, autocast=""), double, "reference", number=plain_number)
         self.on_gpu = case.backend in ("triton", "cuda")
         self.unscaled = self.on_gpu or case.function not in ("pair_reduce", "pair_total")
+        self.of_class_sums = case.compiled and "labels" in case.tensors()
         self.samples: list[tuple[Found, Found]] = []
         self.largest = self.largest_exponent = 0.0  # |z|, and that of log-sum-exps, as far as it was looked at
 
@@ -205,12 +207,22 @@ class Truth:
         own = 64.0 * torch.finfo(torch.float64).eps * max([1.0, *(n for n in numbers if n <= 1e3)]) if given else 0.0
         return own + of_equal_rows(self.case, self.eps)
 
-    def _of_scales(self, where: str) -> float:
-        """What the definition's own gradient of one number is off by: its terms are weights times z, each to eps |z| of float64."""
-        leaf = self.case.tensors().get(where.removeprefix("gradient of "))
-        if not isinstance(leaf, Tensor) or leaf.numel() != 1 or leaf.dim() > 1:
+    def _of_cancelling(self, where: str) -> Tensor | float:
+        """What the definition's own gradient of a number or a row is off by: weights, each to eps |z| of float64, are times z.
+
+        Under torch.compile, where nobody looks whether classes are points, each of a class's two sums is rounded.
+        """
+        leaf, z = self.case.tensors().get(where.removeprefix("gradient of ")), self.largest_exponent
+        if not isinstance(leaf, Tensor):
             return 0.0
-        z = self.largest_exponent
+        if leaf.dim() == 2:
+            keywords = (self.case.settings or {}) | self.case.keywords
+            rows_of_mean = len(leaf) if keywords.get("reduction", "'mean'") == "'mean'" else 1
+            size = leaf.detach().double().norm(dim=1).clamp(min=1e-12) * rows_of_mean
+            own = 4.0 * torch.finfo(torch.float64).eps * z + 2.0 * self.eps * self.of_class_sums
+            return own * abs(self.case.upstream) * z / size
+        if leaf.numel() != 1 or leaf.dim() > 1:
+            return 0.0
         terms = self.most_rows() * abs(self.case.upstream) * z / max(abs(float(leaf.detach())), 1e-30)
         return 4.0 * torch.finfo(torch.float64).eps * z * terms
 
@@ -264,7 +276,7 @@ class Truth:
         # Beyond 1 / eps a log-sum-exp no longer tells its terms apart: their weights are any, and a limit lets in any of them.
         told_apart = self.largest * (torch.finfo(self.dtype).eps if of_value else self.eps) < 0.1
         end = torch.finfo(given).max / (1.0 if of_value else self.times)
-        absolute = self._constants() if of_value else self._underflow() + self._of_scales(where)
+        absolute = self._constants() if of_value else self._underflow() + self._of_cancelling(where)
         # A gradient that is a world larger on its way is rounded once more as it is brought back.
         again = (self.times > 1 and not of_value) * torch.finfo(given).eps
         # Of a value of -inf the gradients are of an upstream of 0, times slopes that other terms may have beyond the dtype.
@@ -277,7 +289,7 @@ class Truth:
             absolute=absolute + self._smoothing(where),
             first=min(torch.finfo(self.dtype).max / (1.0 if of_value else self.first), end),
             end=end,
-            of_pairs=finite and "minc" not in self.case.function.lower(),
+            of_pairs=finite and not self.overflowing and "minc" not in self.case.function.lower(),
             signed=self.alone,
         )
 
@@ -313,8 +325,8 @@ def at_the_least_length(case: Case, eps: float) -> bool:
 def of_equal_rows(case: Case, eps: float) -> float:
     """What |x_i - y_i|^alpha may be of rows that are equal but for roundings: with alpha = 0.001 that is 0 or 0.98."""
     alpha, pair = ((case.settings or {}) | case.keywords).get("alpha", ""), matrices(case)[:2]
-    if not _is_number(alpha) or len({t.shape for t in pair}) != 1:
-        return 0.0
+    if not _is_number(alpha) or float(alpha) <= 0.0 or len({t.shape for t in pair}) != 1:
+        return 0.0  # f_micl's alpha, which may be negative, is no such exponent
     x, *y = (torch.nn.functional.normalize(t.double(), dim=1, eps=1e-12) for t in pair)
     apart = [float((x - other).norm(dim=1).min()) for other in y if other.numel()]
     return float((8.0 * eps) ** float(alpha)) * len(x) if min(apart, default=1.0) < 8.0 * eps else 0.0
