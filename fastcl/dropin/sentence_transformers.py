@@ -26,7 +26,7 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups, off_diagonal
 from ..equation.reductions import merge
 from ..functional.matching import row_dot
-from ..functional.rows import normalize_rows
+from ..functional.rows import normalize_rows, plain_number
 from ..ops import pair_reduce
 from ..precision import stacked
 from . import ranks
@@ -116,9 +116,9 @@ class MultipleNegativesRankingLoss(nn.Module):
         if hardness_mode not in HARDNESS_MODES:
             raise ValueError(f"hardness_mode: expected one of {HARDNESS_MODES}, got {hardness_mode!r}")
         self.hardness_mode = hardness_mode
-        if not hardness_strength >= 0.0:
+        self.hardness_strength = plain_number("hardness_strength", hardness_strength)
+        if self.hardness_strength < 0.0:
             raise ValueError(f"hardness_strength: expected a number >= 0, got {hardness_strength}")
-        self.hardness_strength = hardness_strength
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """The loss of one batch; each column is embedded by a forward pass of its own.

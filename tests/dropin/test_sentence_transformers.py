@@ -133,6 +133,9 @@ def test_what_is_not_supported_raises() -> None:
         with pytest.raises(ValueError, match=match):
             MultipleNegativesRankingLoss(model, **arguments)
     loss = MultipleNegativesRankingLoss(model)
+    for given in ("hard", torch.tensor(1.0), True):
+        with pytest.raises(TypeError, match="hardness_strength: expected a number"):
+            MultipleNegativesRankingLoss(model, hardness_strength=given)
     with pytest.raises(ValueError, match="expected queries and documents"):
         loss.compute_loss_from_embeddings(columns(1))
     with pytest.raises(ValueError, match="one row for each row"):
