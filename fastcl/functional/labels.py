@@ -15,12 +15,12 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups, within_groups
 from ..equation.names import Backend, Reduction
 from ..equation.problem import accumulation_dtype
-from ..precision import rounded_once, swept, widened
+from ..precision import rounded_once
 from .energy import visits
 from .matching import pair_dot, row_dot
-from .positives import counts, few, loss_of_few, may_be_counted, nearly_points, within_classes
+from .positives import counts, few, loss_of_few, may_be_counted, nearly_points, of_sweeps, within_classes
 from .reduction import check_reduction, reduced
-from .rows import beyond_range, inverse, normalize_rows, times, wide_enough
+from .rows import beyond_range, inverse, times, wide_enough
 
 
 @over_ranks
@@ -44,8 +44,9 @@ def sup_con(
     of large numbers. More of them, and those over ranks, on a GPU, in a graph or under torch.func, are class sums, O(n d). There
     the positive of a row that has but one is left out of the sweep, which keeps the gradient accurate when its loss is small;
     several share the log-sum-exp, and such a row's loss is at least the log of their number: where classes are nearly points (one
-    row in ten at a mean cosine of 0.75) a CPU takes both in float64, in twice the time. A GPU, a graph and torch.func do not look:
-    there pass rows in float64 at that stage, since float32 leaves of a gradient what is above 1e-6 of its terms (bfloat16: 4e-3).
+    row in ten at a mean cosine of 0.75) a CPU takes both in float64, in twice the time; always in a graph and under torch.func,
+    where it cannot look. Nor can a GPU: there pass rows in float64 at that stage, since float32 leaves of a gradient what is above
+    1e-6 of its terms (bfloat16: 4e-3).
 
     Source: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
 
@@ -86,11 +87,11 @@ def _losses(z: Tensor, labels: Tensor, a: float | Tensor, normalize: bool, backe
     n, listed = z.shape[0], None
     if not batch.beyond_this_process() and may_be_counted(labels):
         listed = within_classes(labels, few(n, n) // 2)
-    if listed is not None:
-        return _of_few(swept(normalize_rows(z) if normalize else z), labels, a, listed, backend)
     with rounded_once(z.device):
-        z = widened(z)
-        return _of_class_sums(swept(normalize_rows(z) if normalize else z), labels, a, normalize, backend)
+        z = of_sweeps(z, normalize)
+        if listed is not None:
+            return _of_few(z, labels, a, listed, backend)
+        return _of_class_sums(z, labels, a, normalize, backend)
 
 
 def _of_few(z: Tensor, labels: Tensor, a: float | Tensor, listed: tuple[Tensor, Tensor], backend: str | None) -> Tensor:

@@ -24,9 +24,9 @@ from ..equation.arguments import as_tensor, kind_of
 from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups
 from ..equation.problem import accumulation_dtype
-from ..precision import swept
+from ..precision import swept, widened
 from .matching import pair_dot
-from .rows import times
+from .rows import normalize_rows, times
 
 Positives: TypeAlias = Sequence[Tensor]
 # Positives whose logits are formed, for each row (of 1,024 at least): one costs about as much as 200 pairs of a sweep.
@@ -47,8 +47,9 @@ class Pairs:
     weight: Tensor
 
     @classmethod
-    def of(cls, positives: Any, groups: Any, x: Tensor, y: Tensor) -> Pairs:
-        """The checked pairs; groups, which say the same in another way, are not given beside them.
+    def of(cls, positives: Any, groups: Any, x: Tensor, y: Tensor, normalize: bool) -> Pairs:
+        """The checked pairs of rows, normalised when asked, those of a half dtype in float32 on a CPU (precision.widened: call this
+        and what is made of it within rounded_once); groups, which say the same in another way, are not given beside them.
 
         Raises:
             TypeError: positives are no sequence of two or three tensors, or of other dtypes.
@@ -73,7 +74,7 @@ class Pairs:
         j = _index("positives[1]", positives[1], i.shape[0], x)
         _within("positives[0]", i, x)
         _within("positives[1]", j, y)
-        x, y = (swept(x),) * 2 if x is y else (swept(x), swept(y))
+        x, y = (of_sweeps(x, normalize),) * 2 if x is y else (of_sweeps(x, normalize), of_sweeps(y, normalize))
         dtype = accumulation_dtype(x.dtype)
         if len(positives) == 2 or positives[2] is None:
             return cls(x, y, i, j, torch.ones(i.shape[0], dtype=dtype, device=x.device))
@@ -88,11 +89,16 @@ class Pairs:
     def exact(self, scale: float | Tensor, hidden: Tensor, backend: str | None) -> tuple[Pairs, Tensor, str | None]:
         """These, their products, and where to sweep: in float64 where the pairs that are visited too nearly are of one row each."""
         p = self.products(scale)
-        if p.dtype == torch.float64 or not transforms.values_are_here():
+        if p.dtype == torch.float64:
             return self, p, backend
-        of_x, of_y = (torch.linalg.vector_norm(t.detach(), dim=1, dtype=p.dtype) for t in (self.x, self.y))
-        own = times(scale, of_x.index_select(0, self.i) * of_y.index_select(0, self.j))
-        if not nearly_points(p, own, ~(hidden | (self.weight <= 0))):
+        if not transforms.values_are_here():
+            # More pairs than stars have: some are visited.
+            near = p.device.type == "cpu" and self.i.shape[0] > max(self.x.shape[0], self.y.shape[0])
+        else:
+            of_x, of_y = (torch.linalg.vector_norm(t.detach(), dim=1, dtype=p.dtype) for t in (self.x, self.y))
+            own = times(scale, of_x.index_select(0, self.i) * of_y.index_select(0, self.j))
+            near = nearly_points(p, own, ~(hidden | (self.weight <= 0)))
+        if not near:
             return self, p, backend
         x = self.x.double()
         wide = replace(self, x=x, y=x if self.y is self.x else self.y.double())
@@ -127,6 +133,12 @@ class Pairs:
         ordered, order = key.sort(stable=True)
         again = torch.cat([ordered[:1] != ordered[:1], ordered[1:] == ordered[:-1]])
         return again.scatter(0, order, again)
+
+
+def of_sweeps(rows: Tensor, normalize: bool) -> Tensor:
+    """Rows as sweeps take them, of which no half dtype rounds a part on a CPU."""
+    rows = widened(rows)
+    return swept(normalize_rows(rows) if normalize else rows)
 
 
 @dataclass(frozen=True)
@@ -226,10 +238,11 @@ def nearly_points(mean: Tensor, own: Tensor, some: Tensor) -> bool:
     """Whether rows of a label nearly are one: of a tenth of those that have positives, their mean logit is above 3/4 of `own`.
 
     There the gradients of the log-sum-exp and of that mean cancel, down to the spread of a class: float32 rounds its log-sum-exp,
-    and with it all weights of a row, to 5e-8 of the sum that cancels. False where values may not be looked at.
+    and with it all weights of a row, to 5e-8 of the sum that cancels. Where values may not be looked at a CPU, on which float64
+    takes twice the time, is on the safe side, and a GPU is not.
     """
     if not (transforms.values_are_here() and is_known(mean) and is_known(own)):
-        return False
+        return mean.device.type == "cpu"
     near = some & (mean.detach() > 0.75 * own.detach())
     found, all_of_them = (batch.total(which.to(own.dtype)) for which in (near, some))
     return bool(found > 0.1 * all_of_them)

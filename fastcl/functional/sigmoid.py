@@ -13,6 +13,7 @@ from ..equation.masks import Mask
 from ..equation.names import Backend, MarginStrategy, Reduction
 from ..equation.pairs import Softplus
 from ..equation.problem import accumulation_dtype
+from ..precision import rounded_once
 from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .energy import Potential
@@ -83,9 +84,11 @@ def siglip(
     )  # fmt: skip
     if loss is not None:
         return loss
-    x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
-        return _siglip_of_pairs(Pairs.of(positives, groups, x, y), a, b, reduction, backend)
+        checks.pair_of_matrices("x", x, "y", y)
+        with rounded_once(x.device):
+            return _siglip_of_pairs(Pairs.of(positives, groups, x, y, normalize), a, b, reduction, backend)
+    x, y, s = aligned_views(x, y, normalize, same_rows=False)
     n, m = x.shape[0], y.shape[0]
     if m < n:
         raise ValueError(

@@ -18,7 +18,7 @@ from ..equation.intrinsics import softplus
 from ..equation.masks import across_groups
 from ..equation.names import Backend, MarginStrategy, Reduction
 from ..equation.problem import accumulation_dtype
-from ..precision import stacked
+from ..precision import rounded_once, stacked
 from .aligned import aligned_views
 from .at_once import Whole, at_once
 from .false_negatives import Guide, Guides, check_margin, spared
@@ -99,9 +99,11 @@ def info_nce(
     )  # fmt: skip
     if loss is not None:
         return loss
-    x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
-        return _of_pairs(Pairs.of(positives, groups, x, y), a, eps, reduction, backend, "info_nce")[0]
+        checks.pair_of_matrices("x", x, "y", y)
+        with rounded_once(x.device):
+            return _of_pairs(Pairs.of(positives, groups, x, y, normalize), a, eps, reduction, backend, "info_nce")[0]
+    x, y, s = aligned_views(x, y, normalize, same_rows=False)
     every_row_matched(x, y)
     guides = Guides.of(guide, x, y, normalize)
     mask = spared(
@@ -214,15 +216,17 @@ def clip(
     )  # fmt: skip
     if loss is not None:
         return loss
-    x, y, s = aligned_views(x, y, normalize, same_rows=False)
     if positives is not None:
+        checks.pair_of_matrices("x", x, "y", y)
         if pairs is not None:
             raise ValueError(
                 f"pairs: expected None beside positives, which list what matches, got {pairs}; leave one of them out"
             )
-        listed = Pairs.of(positives, groups, x, y)
-        halves = [0.5 * part for part in _of_pairs(listed, a, eps, reduction, backend, "clip", columns=True)]
+        with rounded_once(x.device):
+            listed = Pairs.of(positives, groups, x, y, normalize)
+            halves = [0.5 * part for part in _of_pairs(listed, a, eps, reduction, backend, "clip", columns=True)]
         return torch.cat(halves) if reduction == "none" else halves[0] + halves[1]
+    x, y, s = aligned_views(x, y, normalize, same_rows=False)
     k = _matching(pairs, x, y)
     p = times(a, leading(s, k))
     # A row beyond the pairs leaves out the row of its own index, which is beyond them too: neither has a term.
@@ -313,10 +317,13 @@ def nt_xent(
     )  # fmt: skip
     if loss is not None:
         return loss
+    if positives is not None:
+        checks.pair_of_matrices("u", u, "v", v, same_rows=True)
+        with rounded_once(u.device):
+            z = stacked(u, v)
+            return _nt_xent_of_pairs(Pairs.of(positives, groups, z, z, normalize), a, reduction, backend)
     u, v, s = aligned_views(u, v, normalize, ("u", "v"))
     z = stacked(u, v)
-    if positives is not None:
-        return _nt_xent_of_pairs(Pairs.of(positives, groups, z, z), a, reduction, backend)
     s = s.repeat(2)
     p = times(a, s)
     guides = Guides.of(guide, u, v, normalize)

@@ -8,7 +8,6 @@
   + 4 eps z                                  of label smoothing: the mean of all z is taken out of their log-sum-exp
   + 4 eps of float64 |r| |T|                 what T itself is off by, whose weights are exp(z - r) of a log-sum-exp r
   + 4 eps of float64 n z^2 / |leaf|          of the gradient of one number: the same of terms that cancel (of a row: over n |x_i|)
-  + 2 eps z / (n |x_i|)                      of rows with labels, compiled: two sums over a class, each rounded (documented)
   + SAFETY min(|P - T|, EXCUSED |C - T|)     what plain PyTorch makes, unless the formula is to blame
                                              (where |z| < 0.1 / eps, so that terms are told apart)
 

@@ -60,7 +60,6 @@ class Truth:
             self.found = run(replace(self.case, autocast=""), double, "reference", number=plain_number)
         self.on_gpu = case.backend in ("triton", "cuda")
         self.unscaled = self.on_gpu or case.function not in ("pair_reduce", "pair_total")
-        self.of_class_sums = case.compiled and "labels" in case.tensors()
         self.samples: list[tuple[Found, Found]] = []
         self.largest = self.largest_exponent = 0.0  # |z|, and that of log-sum-exps, as far as it was looked at
 
@@ -208,10 +207,7 @@ class Truth:
         return own + of_equal_rows(self.case, self.eps)
 
     def _of_cancelling(self, where: str) -> Tensor | float:
-        """What the definition's own gradient of a number or a row is off by: weights, each to eps |z| of float64, are times z.
-
-        Under torch.compile, where nobody looks whether classes are points, each of a class's two sums is rounded.
-        """
+        """What the definition's own gradient of a number or a row is off by: weights, each to eps |z| of float64, are times z."""
         leaf, z = self.case.tensors().get(where.removeprefix("gradient of ")), self.largest_exponent
         if not isinstance(leaf, Tensor):
             return 0.0
@@ -219,8 +215,7 @@ class Truth:
             keywords = (self.case.settings or {}) | self.case.keywords
             rows_of_mean = len(leaf) if keywords.get("reduction", "'mean'") == "'mean'" else 1
             size = leaf.detach().double().norm(dim=1).clamp(min=1e-12) * rows_of_mean
-            own = 4.0 * torch.finfo(torch.float64).eps * z + 2.0 * self.eps * self.of_class_sums
-            return own * abs(self.case.upstream) * z / size
+            return 4.0 * torch.finfo(torch.float64).eps * z * abs(self.case.upstream) * z / size
         if leaf.numel() != 1 or leaf.dim() > 1:
             return 0.0
         terms = self.most_rows() * abs(self.case.upstream) * z / max(abs(float(leaf.detach())), 1e-30)

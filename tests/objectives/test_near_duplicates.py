@@ -1,6 +1,7 @@
 """Positives that are near-duplicates, late in training: float32 beside plain PyTorch in float32, both against float64."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -176,35 +177,82 @@ def plain_of_classes(name: str, x: Tensor, y: Tensor, labels: Tensor, temperatur
     return rows if name == "info_nce" else (rows + columns) / 2
 
 
+def listed_and_labels(name: str, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs of a label, of x with y; of nt_xent those of two rows of [x; y]."""
+    labels = labels.repeat(2) if name == "nt_xent" else labels
+    same = labels[:, None] == labels
+    i, j = (same if name != "nt_xent" else same & ~torch.eye(len(labels), dtype=torch.bool)).nonzero().T
+    return i, j
+
+
+def of_classes(name: str, labels: Tensor, temperature: float, backend: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The objective of two views where every pair of a label is a positive."""
+    if name == "sup_con":
+        more = {"temperature": temperature, "base_temperature": temperature, "backend": backend}
+        return lambda x, y: functional.sup_con(torch.cat([x, y]), labels.repeat(2), **more)
+    more = {"positives": listed_and_labels(name, labels), "backend": backend}
+    more |= {"logit_scale": 1 / temperature} if name in ("clip", "siglip") else {"temperature": temperature}
+    return partial(getattr(functional, name), **more, **({"logit_bias": -10.0} if name == "siglip" else {}))
+
+
+def near_points(n: int, classes: int, spread: float) -> tuple[Tensor, list[Tensor]]:
+    """Labels, and two float64 views of n rows of 32 columns each, apart by `spread` within a class."""
+    labels = torch.arange(n) % classes
+    # Centres along no axis: rounding errors in the direction of a row are none of its gradient's.
+    drawn = torch.randn(2 * n + classes, 32, generator=torch.Generator().manual_seed(0)).double()
+    centres, *made = drawn.split([classes, n, n])
+    return labels, [F.normalize(centres, dim=1)[labels] + spread * part / 32**0.5 for part in made]
+
+
+NAMES = ("sup_con", "info_nce", "clip", "nt_xent", "siglip")
+
+
 @pytest.mark.parametrize("backend", ["auto", "blocked"])
 @pytest.mark.parametrize("temperature", [0.1, 0.05])
 @pytest.mark.parametrize("spread", [0.1, 0.01])
-@pytest.mark.parametrize("name", ["sup_con", "info_nce", "clip", "nt_xent", "siglip"])
+@pytest.mark.parametrize("name", NAMES)
 def test_classes_that_are_nearly_points(name: str, spread: float, temperature: float, backend: str) -> None:
     """The end of supervised training: many positives, and rows of a class that are apart by `spread`."""
-    n, d, classes = 100, 32, 4
-    labels, same = torch.arange(n) % classes, torch.arange(n) % classes
-    made = torch.randn(2 * n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rows = [(torch.eye(d)[labels] + spread * part / d**0.5).float() for part in made.split(n)]
-    pairs = tuple((labels[:, None] == same).nonzero().T)
-    if name == "nt_xent":
-        pairs = tuple(((labels.repeat(2)[:, None] == same.repeat(2)) & ~torch.eye(2 * n, dtype=torch.bool)).nonzero().T)
-
-    def ours(x: Tensor, y: Tensor) -> Tensor:
-        more = {"temperature": temperature, "backend": backend}
-        if name == "sup_con":
-            return functional.sup_con(torch.cat([x, y]), labels.repeat(2), base_temperature=temperature, **more)
-        if name in ("clip", "siglip"):
-            more = {"logit_scale": 1 / temperature, "backend": backend}
-        if name == "siglip":
-            more["logit_bias"] = -10.0
-        found: Tensor = getattr(functional, name)(x, y, positives=pairs, **more)
-        return found
-
+    labels, rows = near_points(100, 4, spread)
+    rows = [x.float() for x in rows]
     right = evaluated(lambda x, y: plain_of_classes(name, x, y, labels, temperature), [x.double() for x in rows])
-    mine = errors(ours, rows, right)
+    mine = errors(of_classes(name, labels, temperature, backend), rows, right)
     theirs = errors(lambda x, y: plain_of_classes(name, x, y, labels, temperature), rows, right)
     assert all(a <= b + 2e-6 for a, b in zip(mine, theirs, strict=True)), (mine, theirs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+@pytest.mark.parametrize("how", ["compiled", "torch.func"])
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_where_nobody_looks(name: str, how: str) -> None:
+    """In a graph and under torch.func, on a CPU."""
+    labels, rows = near_points(100, 4, 0.01)
+    rows = [x.float() for x in rows]
+    ours = of_classes(name, labels, 0.1, "auto")
+    if how == "compiled":
+        ours = torch.compile(ours, backend="aot_eager")
+    right = evaluated(lambda x, y: plain_of_classes(name, x, y, labels, 0.1), [x.double() for x in rows])
+    theirs = errors(lambda x, y: plain_of_classes(name, x, y, labels, 0.1), rows, right)
+    if how == "compiled":
+        mine = errors(ours, rows, right)
+    else:
+        found = torch.func.grad(ours, argnums=(0, 1))(*rows)
+        mine = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, right[1:], strict=True)]
+        theirs = theirs[1:]
+    assert all(a <= 2.0 * max(theirs) + 2e-6 for a in mine), (mine, theirs)
+
+
+@pytest.mark.parametrize("classes", [4, 25])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_in_a_half_dtype(name: str, dtype: torch.dtype, classes: int) -> None:
+    """As accurate as plain PyTorch on the same rows in float32, but for the rounding of a gradient; few positives or many."""
+    labels, rows = near_points(100, classes, 0.1)
+    rows = [x.to(dtype) for x in rows]
+    right = evaluated(lambda x, y: plain_of_classes(name, x, y, labels, 0.05), [x.double() for x in rows])
+    mine = errors(of_classes(name, labels, 0.05, "auto"), rows, right)
+    theirs = errors(lambda x, y: plain_of_classes(name, x.float(), y.float(), labels, 0.05), rows, right)
+    assert all(a <= 2.0 * b + 2e-6 for a, b in zip(mine, theirs, strict=True)), (mine, theirs)
 
 
 def test_pairs_without_weight_have_no_say_in_what_is_near() -> None:
