@@ -8,6 +8,8 @@
   + 4 eps z                                  of label smoothing: the mean of all z is taken out of their log-sum-exp
   + 4 eps of float64 |r| |T|                 what T itself is off by, whose weights are exp(z - r) of a log-sum-exp r
   + 4 eps of float64 n z^2 / |leaf|          of the gradient of one number: the same of terms that cancel (of a row: over n |x_i|)
+  + 8 eps z / (n |x_i|)                      of a row in a half dtype, of no labels or listed positives: it has two gradients that
+                                             may cancel, each rounded
   + SAFETY min(|P - T|, EXCUSED |C - T|)     what plain PyTorch makes, unless the formula is to blame
                                              (where |z| < 0.1 / eps, so that terms are told apart)
 

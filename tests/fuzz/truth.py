@@ -207,7 +207,10 @@ class Truth:
         return own + of_equal_rows(self.case, self.eps)
 
     def _of_cancelling(self, where: str) -> Tensor | float:
-        """What the definition's own gradient of a number or a row is off by: weights, each to eps |z| of float64, are times z."""
+        """What the definition's own gradient of a number or a row is off by: weights, each to eps |z| of float64, are times z.
+
+        Of a row in a half dtype, what each of two gradients is rounded by that cancel: of a positive and of a log-sum-exp.
+        """
         leaf, z = self.case.tensors().get(where.removeprefix("gradient of ")), self.largest_exponent
         if not isinstance(leaf, Tensor):
             return 0.0
@@ -215,7 +218,8 @@ class Truth:
             keywords = (self.case.settings or {}) | self.case.keywords
             rows_of_mean = len(leaf) if keywords.get("reduction", "'mean'") == "'mean'" else 1
             size = leaf.detach().double().norm(dim=1).clamp(min=1e-12) * rows_of_mean
-            return 4.0 * torch.finfo(torch.float64).eps * z * abs(self.case.upstream) * z / size
+            each = self.eps * (self.halves and not {"labels", "positives"} & {*self.case.tensors(), *keywords})
+            return (4.0 * torch.finfo(torch.float64).eps * z + 8.0 * each) * abs(self.case.upstream) * z / size
         if leaf.numel() != 1 or leaf.dim() > 1:
             return 0.0
         terms = self.most_rows() * abs(self.case.upstream) * z / max(abs(float(leaf.detach())), 1e-30)
