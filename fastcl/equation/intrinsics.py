@@ -15,8 +15,8 @@ def exp(z: Tensor) -> Tensor:
 
 
 def expm1(z: Tensor) -> Tensor:
-    """e^z - 1, of which near 0 the difference keeps no digit."""
-    return torch.expm1(z)
+    """e^z - 1, of which near 0 the difference keeps no digit; far below 0 it does, and torch.expm1's slope, (e^z - 1) + 1, none."""
+    return torch.where(z < -1.0, torch.exp(torch.clamp(z, max=-1.0)) - 1.0, torch.expm1(torch.clamp(z, min=-1.0)))
 
 
 def log(z: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ..distributed import Group, over_ranks
 from ..equation import checks
 from ..equation.arguments import Positive, PositiveReal
 from ..equation.divergence import LEAST, Divergence
-from ..equation.intrinsics import softplus
+from ..equation.intrinsics import expm1, softplus
 from ..equation.names import Backend, DivergenceName, Negatives, Operand, Reduction, Similarity
 from ..equation.pairs import LOG_2, CosineJS, Exp, Power, SigmoidSquared, Softplus, Square
 from ..equation.problem import accumulation_dtype
@@ -58,8 +58,12 @@ def _of_js(l: Tensor) -> Tensor:
 
 
 def _of_vlc(l: Tensor) -> Tensor:
-    """1 - 4 sigmoid(-l)^2 = (1 - 2 sigmoid(-l)) (1 + 2 sigmoid(-l))"""
-    return torch.tanh(0.5 * l) * (1.0 + 2.0 * torch.sigmoid(-l))
+    """1 - 4 sigmoid(-l)^2 = (1 - 2 sigmoid(-l)) (1 + 2 sigmoid(-l)); far from 0 in the small sigmoid, whose slope has digits."""
+    near = l.clamp(-1.0, 1.0)
+    near = torch.tanh(0.5 * near) * (1.0 + 2.0 * torch.sigmoid(-near))
+    below, above = torch.sigmoid(l.clamp(max=-1.0)), torch.sigmoid(-l.clamp(min=1.0))
+    far = torch.where(l < 0.0, 4.0 * below * (2.0 - below) - 3.0, 1.0 - 4.0 * above * above)
+    return torch.where(l.abs() < 1.0, near, far)
 
 
 class Composition(NamedTuple):
@@ -90,15 +94,15 @@ def gaussian_divergence(name: str | Divergence, q: float | None) -> Composition:
         "js": Composition(
             Critic(Softplus(), -1.0, slope=-1.0, constant=LOG_2, exact=_of_js), Potential(Softplus(), constant=-LOG_2)
         ),
-        "pearson": Composition(lambda l: 2.0 * torch.expm1(l), Potential(Exp(), slope=2.0, constant=-1.0)),
-        "sh": Composition(lambda l: -torch.expm1(-0.5 * l), Potential(Exp(), slope=0.5, constant=-1.0)),
+        "pearson": Composition(lambda l: 2.0 * expm1(l), Potential(Exp(), slope=2.0, constant=-1.0)),
+        "sh": Composition(lambda l: -expm1(-0.5 * l), Potential(Exp(), slope=0.5, constant=-1.0)),
         "vlc": Composition(
             Critic(SigmoidSquared(), -4.0, slope=-1.0, constant=1.0, exact=_of_vlc),
             Potential(SigmoidSquared(), 4.0, constant=-1.0),
         ),
         "rkl": Composition(Potential(Exp(), -1.0, slope=-1.0), Potential(linear=1.0, constant=-1.0)),
-        "neyman": Composition(lambda l: -torch.expm1(-2.0 * l), Potential(Exp(), -2.0, slope=-1.0, constant=2.0)),
-        "jeffrey": Composition(lambda l: l - torch.expm1(-l), Potential(Exp(), linear=1.0, constant=-1.0)),
+        "neyman": Composition(lambda l: -expm1(-2.0 * l), Potential(Exp(), -2.0, slope=-1.0, constant=2.0)),
+        "jeffrey": Composition(lambda l: l - expm1(-l), Potential(Exp(), linear=1.0, constant=-1.0)),
     }
     return table[name]
 

@@ -12,6 +12,7 @@ from .. import batch, transforms
 from ..backends.sides import is_known
 from ..distributed import Group, over_ranks
 from ..equation.arguments import PositiveReal
+from ..equation.intrinsics import expm1
 from ..equation.names import Backend, Reduction
 from ..equation.pairs import Log, Power
 from ..equation.problem import accumulation_dtype
@@ -88,7 +89,7 @@ def f_mi_alpha(
     else:
         energy = pairs.energy(Potential(Power(a, eps), 1.0 / a)) - pairs.energy(Potential(constant=1.0 / a)) / factor
     if abs(a - 1.0) < 0.5:  # near 1 the difference of powers would keep few digits
-        critic = s.log() if a == 1.0 else shrunk ** (a - 1.0) * torch.expm1((a - 1.0) * (s / shrunk).log()) / (a - 1.0)
+        critic = s.log() if a == 1.0 else shrunk ** (a - 1.0) * expm1((a - 1.0) * (s / shrunk).log()) / (a - 1.0)
     else:
         critic = (s ** (a - 1.0) - shrunk ** (a - 1.0)) / (a - 1.0)
     grow = torch.mul if transforms.active() else _Grown.apply

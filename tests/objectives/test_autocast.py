@@ -236,12 +236,17 @@ COMPARED: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("name", COMPARED)
 def test_what_is_compared_with_a_sweep_is_of_its_rows(name: str, normalize: bool, dtype: torch.dtype) -> None:
-    """Autocast rounds a sweep's rows; a positive that is in it, or an own term that is taken out again, is of these."""
+    """Autocast rounds a sweep's rows; a positive that is in it, or an own term that is taken out again, is of these.
+
+    On a CPU many positives and their sweep, whose gradients cancel, are not rounded: of these, too, both are the same.
+    """
     x, y = torch.randn(N, D), torch.randn(N, D)
     if not normalize:
         x, y = x.to(dtype).float() + 2.0**-13 * x, y.to(dtype).float() + 2.0**-13 * y
-    rounded = [(torch.nn.functional.normalize(rows) if normalize else rows).to(dtype).float() for rows in (x, y)]
-    want = COMPARED[name](*rounded, normalize=False)
+    swept = [torch.nn.functional.normalize(rows) if normalize else rows for rows in (x, y)]
+    if name == "sincere":
+        swept = [rows.to(dtype).float() for rows in swept]
+    want = COMPARED[name](*swept, normalize=False)
     with torch.autocast("cpu", dtype):
         got = COMPARED[name](x, y, normalize=normalize)
     close(got, want, rtol=2e-5)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcl.functional import positives
+from fastcl.functional import f_micl, positives
 from fastcl.functional.debiasing import _log1mexp
+from fastcl.functional.divergence import gaussian_divergence
 
 from .cases import CASES, Case, generator
 from .witnesses import HALF, double_loop, gradients, library, name_of, served, sets_of, upstream_for
@@ -242,3 +243,48 @@ def test_the_share_that_debiasing_leaves_keeps_its_digits() -> None:
         gradients(truth, [exact], torch.ones_like(truth)),
     )
     torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=0.0)
+
+
+# f''(u) u = d f'(e^l) / dl, each as a sum of terms of one sign.
+SLOPES = {
+    "kl": lambda l: l.exp() / l.exp(),
+    "js": lambda l: (1.0 + l.exp()).reciprocal(),
+    "pearson": lambda l: 2.0 * l.exp(),
+    "sh": lambda l: 0.5 * (-0.5 * l).exp(),
+    "vlc": lambda l: 8.0 * l.exp() / (1.0 + l.exp()) ** 3,
+    "neyman": lambda l: 2.0 * (-2.0 * l).exp(),
+    "jeffrey": lambda l: 1.0 + (-l).exp(),
+    "rkl": lambda l: (-l).exp(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes_of_critics_far_from_0(name: str, dtype: torch.dtype) -> None:
+    """A positive at a large distance, or under a large mu, has a small gradient, and no less of it than its digits."""
+    l = torch.tensor(
+        [-43.0, -40.0, -17.0, -5.0, -1.0, -0.3, 0.0, 0.3, 1.0, 5.0, 17.0, 40.0], dtype=dtype, requires_grad=True
+    )
+    (found,) = torch.autograd.grad(gaussian_divergence(name, None).critic(l).sum(), l)
+    right = SLOPES[name](l.detach().double())
+    allowed = 4.0 * torch.finfo(dtype).eps * (1.0 + l.detach().double().abs())  # exp of a rounded number
+    assert bool(((found.double() / right - 1.0).abs() <= allowed).all()), found.double() / right - 1.0
+
+
+@pytest.mark.parametrize("divergence", ["pearson", "vlc"])
+def test_f_micl_of_far_positives(divergence: str) -> None:
+    """Rows at right angles under the paper's beta for text: u = e^-40."""
+    made = torch.randn(2, 32, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x, y = (part.to(dtype).requires_grad_() for part in made)
+        loss = f_micl(x, y, divergence=divergence, beta=20.0, alpha=0.0, reduction="none").sum()
+        found.append(torch.autograd.grad(loss, (x, y)))
+    for got, right in zip(*found, strict=True):
+        assert bool(((got - right).norm(dim=1) <= 1e-4 * right.norm(dim=1)).all())
+    x, y = (torch.nn.functional.normalize(part, dim=1).requires_grad_() for part in made)
+    square = (x - y).square().sum(1)
+    slope = SLOPES[divergence](-20.0 * square.detach()) * 20.0
+    right = torch.autograd.grad((slope * square).sum(), x)[0]  # of unit rows: what is across them is that of the rows
+    across = right - (right * x).sum(1, keepdim=True) * x
+    torch.testing.assert_close(found[1][0] * made[0].norm(dim=1, keepdim=True), across, rtol=1e-9, atol=0.0)
