@@ -25,13 +25,16 @@ from .backends.sides import is_known
 from .equation.problem import DIFFERENTIABLE, LENGTH, REDUCE, TENSORS, Problem, unpack
 from .precision import full_precision
 
+TWICE_ON = (
+    "pass backend='reference', which is differentiable twice, or set FASTCL_BACKEND=reference for a loss that takes no backend"
+)
 CREATE_GRAPH = (
     "fastcl: create_graph=True asks for second derivatives, which the {name!r} backend does not have (its gradients are formed "
-    "outside autograd, so they would silently be zero); pass backend='reference', which is differentiable twice"
+    f"outside autograd, so they would silently be zero); {TWICE_ON}"
 )
 TWICE = (
     "fastcl: a derivative of a gradient (a Hessian, jacfwd of grad, a double backward) is asked for, which the {name!r} backend "
-    "does not have (its gradients are formed outside autograd); pass backend='reference', which is differentiable twice"
+    f"does not have (its gradients are formed outside autograd); {TWICE_ON}"
 )
 
 

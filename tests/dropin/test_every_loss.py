@@ -182,6 +182,29 @@ def test_batched_gradients_are_those_one_by_one(case: str) -> None:
         torch.testing.assert_close(got, torch.stack([want, -2.0 * want]), rtol=1e-10, atol=1e-14)
 
 
+# Weights or teachers without gradient: differences of gradients see them move, derivatives do not.
+HELD = ("DistillClipLoss", "DCLWLoss", "MACLLoss", "MultipleNegativesRankingLoss, hard")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in HELD])
+def test_second_derivatives_by_the_advice_of_their_error(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take no backend: FASTCL_BACKEND says it."""
+    loss, at = CASES[case](), leaves()
+    along = [rows(N, D, seed=5), rows(N, D, seed=6), torch.tensor(0.7, dtype=torch.float64)]
+    monkeypatch.setenv("FASTCL_BACKEND", "reference")
+
+    def slope(step: float) -> Tensor:
+        moved = [(t.detach() + step * a).requires_grad_() for t, a in zip(at, along, strict=True)]
+        return sum(g.sum() for g in gradients(loss(*moved), moved))
+
+    first = gradients(loss(*at), at, create_graph=True)
+    second = torch.autograd.grad(sum(g.sum() for g in first), at, allow_unused=True)
+    found = sum((s * a).sum() for s, a in zip(second, along, strict=True) if s is not None)
+    h = 1e-5
+    want = (slope(h) - slope(-h)) / (2.0 * h)
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_row_of_nan_gives_nan(case: str) -> None:
     loss, (x, *others) = CASES[case](), leaves()

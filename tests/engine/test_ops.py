@@ -110,7 +110,8 @@ def test_create_graph_has_one_clear_error(form: str, monkeypatch: pytest.MonkeyP
         torch.autograd.grad(loss("blocked"), x, create_graph=True)
     assert str(error.value) == (
         "fastcl: create_graph=True asks for second derivatives, which the 'blocked' backend does not have (its gradients are "
-        "formed outside autograd, so they would silently be zero); pass backend='reference', which is differentiable twice"
+        "formed outside autograd, so they would silently be zero); pass backend='reference', which is differentiable twice, or set "
+        "FASTCL_BACKEND=reference for a loss that takes no backend"
     )
     (dx,) = torch.autograd.grad(loss("reference"), x, create_graph=True)
     (by_argument,) = torch.autograd.grad(dx.square().sum(), x)
