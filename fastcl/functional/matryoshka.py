@@ -58,7 +58,7 @@ class Side(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, asked: Prefixes) -> Side:
-        unit, norm = passes.unit_rows(x)
+        unit, norm = passes.unit_rows(x, 1e-12)
         parts = [torch.linalg.vector_norm(unit[:, s], dim=1).square() for s in asked.segments]
         return cls(unit, norm, torch.stack(parts).cumsum(0).rsqrt())
 

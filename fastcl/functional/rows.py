@@ -33,7 +33,7 @@ class _Normalize(torch.autograd.Function):
         if in_one_pass(x, dtypes=UNIT):
             one_pass: Tensor = torch.ops.fastcl.cpu_unit_rows(x)
             return one_pass
-        unit = unit_rows(x)[0]
+        unit = unit_rows(x, 1e-12)[0]
         # torch.compile of torch 2.11 gives no gradient at all to a Function that writes over what it returns, or returns it by a
         # second name, as .to() of its own dtype does.
         return unit if unit.dtype == x.dtype else unit.to(x.dtype)
@@ -64,7 +64,7 @@ def gradient_of_unit(g: Tensor, x: Tensor) -> Tensor:
     if in_one_pass(x, dtypes=UNIT) and not torch.is_grad_enabled():
         gradient: Tensor = torch.ops.fastcl.cpu_unit_rows_backward(g, x)
         return gradient
-    unit, norm = unit_rows(x)
+    unit, norm = unit_rows(x, 1e-12)
     g = g.to(accumulation_dtype(x.dtype))
     return tangent(g, unit, norm > 1e-12, norm.clamp(min=1e-12)).rows.to(x.dtype)
 
@@ -101,8 +101,8 @@ def tangent(g: Tensor, unit: Tensor, along: Tensor, divisor: Tensor) -> Tangent:
     return Tangent(g.sub_(unit.mul_(radial)).div_(divisor), radial, unscaled)
 
 
-def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / max(|x|, 1e-12) and |x|, (n, 1), in the accumulation dtype; norms beyond the dtype's range are infinite, units right.
+def unit_rows(x: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """x / max(|x|, least) and |x|, (n, 1), in the accumulation dtype; norms beyond the dtype's range are infinite, units right.
 
     In plain PyTorch, which every transform differentiates: neither result depends on the factor that rows are scaled by first.
     """
@@ -115,12 +115,12 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     norm = largest * length
     # Asked this way round, a row with an infinity (its norm is NaN here) becomes NaN, as in F.normalize, and is not hidden.
-    short = norm <= 1e-12
+    short = norm <= least
     if (
         torch.is_grad_enabled() or transforms.active()
-    ):  # a gradient over 1e-12 / largest would leave the range on its way
-        return torch.where(short, x / 1e-12, scaled / torch.where(short, 1.0, length)), norm
-    divisor = torch.where(short, 1e-12 / largest, length)
+    ):  # a gradient over least / largest would leave the range on its way
+        return torch.where(short, x / least, scaled / torch.where(short, 1.0, length)), norm
+    divisor = torch.where(short, least / largest, length)
     apart = torch.compiler.is_compiling() or transforms.watched()
     return (scaled / divisor if apart else scaled.div_(divisor)), norm
 
@@ -166,7 +166,7 @@ def normalize_rows(x: Tensor) -> Tensor:
     """Rows of unit length, in the dtype of x: x_i / max(|x_i|, 1e-12)."""
     if not x.shape[1]:
         return x
-    unit: Tensor = unit_rows(x)[0].to(x.dtype) if transforms.active() else _Normalize.apply(x)
+    unit: Tensor = unit_rows(x, 1e-12)[0].to(x.dtype) if transforms.active() else _Normalize.apply(x)
     return unit
 
 

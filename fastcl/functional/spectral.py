@@ -115,9 +115,14 @@ def clip_norms(x: Tensor, limit: Tensor) -> Tensor:
     if not x.shape[1]:
         return x
     if transforms.active():
-        return torch.where(_norms(x) < limit, x, (unit_rows(x)[0] * limit).to(x.dtype))
+        return torch.where(_norms(x) < limit, x, (_units(x)[0] * limit).to(x.dtype))
     clipped: Tensor = _ClipNorms.apply(x, limit)
     return clipped
+
+
+def _units(x: Tensor) -> tuple[Tensor, Tensor]:
+    """unit_rows of rows that are longer than the limit, however short that is."""
+    return unit_rows(x, torch.finfo(torch.promote_types(x.dtype, torch.float32)).tiny)
 
 
 class _ClipNorms(torch.autograd.Function):
@@ -128,7 +133,7 @@ class _ClipNorms(torch.autograd.Function):
         ctx.save_for_backward(x, limit)
 
         def carefully() -> Tensor:
-            return torch.where(_norms(x) < limit, x, unit_rows(x)[0].mul_(limit).to(x.dtype))
+            return torch.where(_norms(x) < limit, x, _units(x)[0].mul_(limit).to(x.dtype))
 
         plain = plain_norms(x)
         if plain is None or limit < 2.0**-60:
@@ -141,7 +146,7 @@ class _ClipNorms(torch.autograd.Function):
         g = upstream[0].to(limit.dtype)
 
         def carefully() -> Tangent:
-            unit, norm = unit_rows(x)
+            unit, norm = _units(x)
             clipped = ~(_norms(x) < limit)
             return tangent(g, unit, clipped, torch.where(clipped, norm / limit, 1.0))
 

@@ -240,6 +240,30 @@ def test_rows_are_clipped_not_normalised() -> None:
     close(beyond, F.spectral(unit_u * 2, unit_v * 2, mu=2.0**20) * 2.0**20 / 4.0, rtol=1e-12)
 
 
+@pytest.mark.parametrize("how", ["plainly", "torch.func"])
+@pytest.mark.parametrize("size", [1e-11, 1e-13, 1e-15])
+def test_rows_are_clipped_however_short(size: float, how: str) -> None:
+    """1e-12, the least length that a row is normalised from, is none of clipping's."""
+    views, mu = [size * x for x in two_views(9, 4)], 2.0 * size**2
+
+    def plain(*views: Tensor) -> Tensor:
+        u, v = (x * (mu**0.5 / x.norm(dim=1, keepdim=True)).clamp(max=1.0) for x in views)
+        s = u @ v.T
+        away = s.square().sum() - s.diagonal().square().sum()
+        return (away / (9 * 8) - 2.0 * s.diagonal().mean()) / mu
+
+    found = []
+    for run in (lambda *views: F.spectral(*views, mu=mu), plain):
+        if how == "plainly":
+            at = [x.detach().clone().requires_grad_() for x in views]
+            value = run(*at)
+            found.append([value.detach(), *gradients(value, at)])
+        else:
+            found.append([run(*views), *torch.func.grad(run, argnums=(0, 1))(*views)])
+    for got, want in zip(*found, strict=True):
+        close(got, want, rtol=1e-12)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_the_biased_estimator_keeps_own_pairs_beside_groups(reduction: str) -> None:
     """Equal groups are left out, but i = j stays, and counts in the mean."""
