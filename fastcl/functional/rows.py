@@ -181,6 +181,8 @@ def views(
 def inverse(name: str, value: float | Tensor) -> float | Tensor:
     """1 / value for a positive number or a tensor with one element."""
     value = checks.positive_number(name, value)
+    if isinstance(value, Tensor) and value.requires_grad:
+        return (1.0 / widest(value)).to(value.dtype)  # the gradient, g / value^2, is in range where that square is not
     return 1.0 / value
 
 
