@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from . import chunks
-from .encoder_state import Buffers, modules_of
+from .encoder_state import Buffers, modules_of, own_parametrizations
 from .equation.arguments import kind_of
 from .precision import stacked
 from .progress import bar
@@ -47,7 +47,7 @@ def cached_step(
 
     It equals the step that embeds in the same chunks and keeps every graph, to rounding. Both passes see the same random states and
     start from the same buffers, so that dropout and spectral_norm repeat; autocast is that of the call. Layers that look across
-    rows (BatchNorm) see chunks, as in gradient accumulation.
+    rows (BatchNorm) see chunks, as in gradient accumulation, and torch.nn.utils.parametrize.cached() caches within a chunk.
 
     Buffers move once: those of every module that is an encoder or in `ddp`, that a bound method, a functools.partial or an object
     holds (its own attributes), or that a function has in its closure, its defaults or the globals it names, be it by a further
@@ -319,9 +319,10 @@ class Replay:
 
     def _run(self, job: _Job) -> Any:
         encoder, batch = self.encoders[job.encoder], chunks.cut(self.batches[job.encoder], job.start, job.stop)
-        if isinstance(batch, tuple):
-            return encoder(*batch)
-        return encoder(**batch) if isinstance(batch, Mapping) else encoder(batch)
+        with own_parametrizations():
+            if isinstance(batch, tuple):
+                return encoder(*batch)
+            return encoder(**batch) if isinstance(batch, Mapping) else encoder(batch)
 
     @contextmanager
     def _as_before(self, job: _Job) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What encoders keep between their calls: the modules that callables hold, and the buffers of those."""
+"""What encoders keep between their calls: the modules that callables hold, the buffers of those, and parametrised weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 _OF_MODULES = vars(nn.Module()).keys()  # the module's own books
 FEW = 100  # items of a container that is looked into: towers are few, and a data set is not searched
@@ -92,6 +93,16 @@ def _names(code: CodeType) -> Iterator[str]:
     for inner in code.co_consts:  # comprehensions and functions inside
         if isinstance(inner, CodeType):
             yield from _names(inner)
+
+
+@contextmanager
+def own_parametrizations() -> Iterator[None]:
+    """Under torch.nn.utils.parametrize.cached(), a cache of its own: weights made before have another graph, or none."""
+    cache, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = cache
 
 
 class Buffers:

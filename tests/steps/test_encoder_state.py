@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fastcl
 from fastcl import losses
@@ -388,6 +390,25 @@ def test_graphs_that_saved_a_buffer_find_it() -> None:
         x = fastcl.cached_embeddings(model.encode, [rows(12, 0)], chunk=12)[0] if cached else model.encode(rows(12, 0))
         (x.square().sum() + (before * rows(5, 3)[:, :1]).sum()).backward()
         found.append([*model.buffers(), *gradients(model)])
+    same(*found)
+
+
+@pytest.mark.parametrize("make", [weight_norm, spectral_norm])
+@pytest.mark.parametrize("lazily", [True, False])
+def test_parametrised_weights_are_cached_within_a_chunk(make: Any, lazily: bool) -> None:
+    """Of one chunk, so that the plain step makes each weight as often."""
+    batches, loss, found = [rows(11, 0)], lambda x: LOSS(x, x.roll(1, 1)), []
+    for cached in (True, False):
+        torch.manual_seed(1)
+        encoder = nn.Sequential(make(nn.Linear(5, 16)), nn.GELU(), nn.Linear(16, WIDTH)).double()
+        with parametrize.cached():
+            if not cached:
+                step_with_every_graph([encoder], batches, loss, 11)
+            elif lazily:
+                loss(*fastcl.cached_embeddings(encoder, batches, chunk=11)).backward()
+            else:
+                fastcl.cached_step(encoder, batches, loss, chunk=11)
+        found.append([*encoder.buffers(), *gradients(encoder)])
     same(*found)
 
 
