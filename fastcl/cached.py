@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from . import chunks
+from .encoder_ranks import hand_out, handing_out, not_waiting, takes_several, waits
 from .encoder_state import Buffers, modules_of, own_parametrizations
 from .equation.arguments import kind_of
 from .precision import stacked
@@ -68,14 +69,15 @@ def cached_step(
         ddp: modules that encoders call and that are not found in them as above. Where modules wait for their peers at the end of a
             backward (DistributedDataParallel, fully_shard), all but the last chunk that calls one go without. (fully_shard meets
             its peers in each forward too: there every rank needs as many chunks. One of which only a registered method is called
-            meets them in each backward too.)
+            meets them in each backward too. DistributedDataParallel hands out buffers as each tower starts.)
         progress: whether to show a progress bar (needs tqdm).
 
     Returns:
         The loss without a graph, not scaled.
 
     Raises:
-        ValueError: for batches, chunks or rows that do not fit, one name from two encoders, or a loss that is no single number.
+        ValueError: for batches, chunks or rows that do not fit, one name from two encoders, a loss that is no single number, or
+            DistributedDataParallel(static_graph=True) around what is called for several chunks.
         TypeError: for an encoder that returns something else, or a single tensor in place of a sequence.
         RuntimeError: where gradients are not recorded, or for an encoder whose rows differ in the second pass by more than 5% of
             the largest entry (the first 16 are compared where a loss wrote into them); the gradients are then those of something
@@ -201,7 +203,7 @@ class Replay:
         sizes = [chunks.sizes(chunks.rows(batch, i), given[i]) for i, batch in enumerate(batches)]
         self.jobs = [job for i, parts in enumerate(sizes) for job in _jobs(i, parts)]
         self.modules = modules_of([*self.encoders, *([ddp] if isinstance(ddp, nn.Module) else ddp)])
-        self.waiting = list(dict.fromkeys(part for m in self.modules for part in m.modules() if _waits(part)))
+        self.waiting = list(dict.fromkeys(part for m in self.modules for part in m.modules() if waits(part)))
         self.last: dict[nn.Module, _Job] = {}  # of each module that waits, the last chunk that calls it
         tensors = [t for batch in batches for t in chunks.tensors(batch)]
         tensors += [p for m in self.modules for p in list(m.parameters())[:1]]
@@ -213,21 +215,19 @@ class Replay:
         self.shapes: list[list[bool]] = []  # of each encoder, which of its outputs are rows
         self.names: list[Any] = []
         self.leaves: list[Tensor] = []
-        self.buffers = Buffers()
+        self.buffers, self.recorded = Buffers(), torch.is_grad_enabled()
 
     def embed(self) -> list[Tensor]:
         """The first pass: every output of every encoder, of all rows."""
         parts: list[list[list[Tensor]]] = [[] for _ in self.encoders]
-        recorded = torch.is_grad_enabled()
         with torch.no_grad(), ExitStack() as stack, bar("embed", len(self.jobs), "chunk", self.progress) as shown:
-            now: list[_Job] = []
             for module in self.waiting:
-                hook = module.register_forward_pre_hook(lambda m, _: self.last.__setitem__(m, now[-1]))
-                stack.callback(hook.remove)
-            if recorded:
+                stack.callback(module.register_forward_pre_hook(self._note_last).remove)
+            if self.recorded:
+                self.handing_out = handing_out(self.waiting)
+                stack.enter_context(hand_out(self.handing_out, self._starts, again=False))
                 self._note_buffers(stack)
             for job in self.jobs:
-                now.append(job)
                 job.random = (torch.get_rng_state(), *get_device_states(*self.tensors))
                 names, found = _outputs(self._run(job), job)
                 if not parts[job.encoder]:
@@ -247,6 +247,11 @@ class Replay:
         self.kept = [t[:KEPT].clone() if t.dim() else t.clone() for found in parts for t in found[0]]
         self.versions = [0 if t.is_inference() else t._version for t in self.leaves]
         return [t.detach() for t in self.leaves]
+
+    def _note_last(self, module: nn.Module, _: Any) -> None:
+        if self.recorded and self.last.get(module, self.now) is not self.now:
+            takes_several(module)
+        self.last[module] = self.now
 
     def _note_buffers(self, stack: ExitStack) -> None:
         """As the first pass starts; DistributedDataParallel hands out those of the first rank when it is called."""
@@ -269,12 +274,16 @@ class Replay:
         written = [not t.is_inference() and t._version != v for t, v in zip(self.leaves, self.versions, strict=True)]
         first = [sum(len(kinds) for kinds in self.shapes[:i]) for i in range(len(self.shapes))]
         begin, last = ({job.encoder: job for job in jobs} for jobs in (reversed(self.jobs), self.jobs))
-        with self.buffers.as_before(), bar("embed again", len(self.jobs), "chunk", self.progress) as shown:
+        with (
+            self.buffers.as_before(),
+            hand_out(self.handing_out, self._starts, again=True),
+            bar("embed again", len(self.jobs), "chunk", self.progress) as shown,
+        ):
             for job in self.jobs:
                 with ExitStack() as stack:
                     for module in self.waiting:
                         if self.last.get(module, job) is not job:
-                            stack.enter_context(_not_waiting(module))
+                            stack.enter_context(not_waiting(module))
                     with torch.enable_grad(), self._as_before(job):
                         found = _outputs(self._run(job), job)[1]
                     outputs, shares = [], []
@@ -317,7 +326,12 @@ class Replay:
             raise ValueError(f"loss: expected a tensor with one element, got {got}; return what to call backward on")
         return value
 
+    def _starts(self) -> bool:
+        """Whether this is the first chunk of a tower."""
+        return self.now.start == 0
+
     def _run(self, job: _Job) -> Any:
+        self.now = job
         encoder, batch = self.encoders[job.encoder], chunks.cut(self.batches[job.encoder], job.start, job.stop)
         with own_parametrizations():
             if isinstance(batch, tuple):
@@ -387,24 +401,6 @@ def _apart(now: Tensor, before: Tensor) -> Tensor:
 def _largest(t: Tensor) -> Tensor:
     size = t if t.dtype != torch.bool else t.byte()
     return size.abs().amax() if t.numel() else size.new_zeros(())
-
-
-def _waits(module: Any) -> bool:
-    return hasattr(module, "no_sync") or hasattr(module, "set_requires_gradient_sync")
-
-
-@contextmanager
-def _not_waiting(module: Any) -> Iterator[None]:
-    """Gradients stay with this process: DistributedDataParallel's no_sync, or fully_shard's setting."""
-    if hasattr(module, "no_sync"):
-        with module.no_sync():
-            yield
-        return
-    module.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        module.set_requires_gradient_sync(True)
 
 
 def _with_autocast(devices: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -29,9 +30,9 @@ from .towers import gradients, normed_tower, rows, tower
 SIZES = (7, 5)  # rows of each rank: 3 and 2 chunks of 3, and each rank waits once; 2 and 2 of 4
 
 
-def counted(module: nn.Module, met: list[int]) -> DistributedDataParallel:
+def counted(module: nn.Module, met: list[int], **settings: Any) -> DistributedDataParallel:
     """The module, its parameters in one bucket; every meeting for it is noted."""
-    wrapped = DistributedDataParallel(module)
+    wrapped = DistributedDataParallel(module, **settings)
 
     def average(_, bucket):  # type: ignore[no-untyped-def]  # annotations that are texts are refused
         met.append(1)
@@ -108,17 +109,75 @@ def step_of_state(lazily: int, rank: int) -> tuple[float, int]:
     return max(errors), len(met)
 
 
-CHECKS: dict[str, Callable[[int], tuple[float, int]]] = {
-    f"{kind}, {'shared' if shared else 'two'}, {'lazily' if lazily else 'step'}": (
-        lambda rank, kind=kind, shared=shared, lazily=lazily: step(kind, shared, lazily, rank)
-    )
-    for kind in ("ddp", "function of ddp", "fully_shard", "method of fully_shard")
-    for shared in (False, True)
-    for lazily in (False, True)
-} | {
-    f"ddp with state, shared, {way}": (lambda rank, lazily=lazily: step_of_state(lazily, rank))
-    for lazily, way in enumerate(("step", "lazily"))
-}
+class Moving(nn.Module):
+    """An output that depends on buffers which every call moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.linear = nn.BatchNorm1d(5).double(), nn.Linear(5, 6).double()
+        self.register_buffer("mean", torch.zeros(6, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(self.norm(x))
+        self.mean.lerp_(x.detach().mean(0), 0.3)
+        return nn.functional.gelu(x - self.mean.clone())
+
+
+def step_of_moving_buffers(chunk: int, lazily: int, rank: int) -> tuple[float, int]:
+    """As in a plain step DistributedDataParallel hands out the buffers of rank 0 as each tower starts."""
+    found, met = [], []
+    for cached in (False, True):
+        met.clear()
+        wrapped, loss = counted(Moving(), met), losses.CLIPLoss(group=dist.group.WORLD)
+        if not cached:
+            parts = [b.split(chunk) for b in batches(rank)]
+            loss(*(torch.cat([wrapped(first), *map(wrapped.module, rest)]) for first, *rest in parts)).backward()
+        elif lazily:
+            loss(*fastcl.cached_embeddings(wrapped, batches(rank), chunk=chunk)).backward()
+        else:
+            fastcl.cached_step(wrapped, batches(rank), loss, chunk=chunk)
+        found.append([*gradients(wrapped), *wrapped.buffers()])
+    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(*reversed(found), strict=True)]
+    return max(errors), len(met)
+
+
+def static_graph(rank: int) -> tuple[float, int]:
+    """Which DistributedDataParallel has for one backward alone."""
+    met: list[int] = []
+    towers = [counted(tower(seed, 0.0), met, static_graph=True) for seed in (0, 1)]
+    with torch.no_grad():
+        fastcl.cached_embeddings(towers, batches(rank), chunk=2)
+    wanted = r"encoders: expected DistributedDataParallel without static_graph=True .* got it for 2; leave it out"
+    for chunk, encoders in ((2, towers), (7, towers[0])):
+        with pytest.raises(ValueError, match=wanted):
+            fastcl.cached_step(encoders, batches(rank), losses.CLIPLoss(), chunk=chunk)
+    fastcl.cached_step(towers, batches(rank), losses.CLIPLoss(), chunk=7)
+    return 0.0, len(met)
+
+
+CHECKS: dict[str, Callable[[int], tuple[float, int]]] = (
+    {
+        f"{kind}, {'shared' if shared else 'two'}, {'lazily' if lazily else 'step'}": (
+            lambda rank, kind=kind, shared=shared, lazily=lazily: step(kind, shared, lazily, rank)
+        )
+        for kind in ("ddp", "function of ddp", "fully_shard", "method of fully_shard")
+        for shared in (False, True)
+        for lazily in (False, True)
+    }
+    | {
+        f"ddp with state, shared, {way}": (lambda rank, lazily=lazily: step_of_state(lazily, rank))
+        for lazily, way in enumerate(("step", "lazily"))
+    }
+    | {
+        f"ddp with moving buffers in chunks of {chunk}, shared, {way}": (
+            lambda rank, chunk=chunk, lazily=lazily: step_of_moving_buffers(chunk, lazily, rank)
+        )
+        for chunk in (7, 5)
+        for lazily, way in enumerate(("step", "lazily"))
+    }
+    | {"ddp of a static graph, two": static_graph}
+)
 
 
 def main(rank: int, world: int, meeting: str, result: str) -> None:
