@@ -52,8 +52,9 @@ def cached_step(
 
     Buffers move once: those of every module that is an encoder or in `ddp`, that a bound method, a functools.partial or an object
     holds (its own attributes), or that a function has in its closure, its defaults or the globals it names, be it by a further
-    function of its file. With them go the numbers, names and flags of a module that makes or replaces buffers. Those of modules
-    reached in another way (name them in `ddp`), and other state, move twice.
+    function of its file. With them go the numbers, names and flags of a module whose buffers move, be it in a call of the encoder
+    or of the loss. A copy of all of them is held until the second pass. Those of modules reached in another way (name them in
+    `ddp`), and other state, move twice.
     Source: Gao et al. 2021 (arXiv 2101.06983).
 
     Args:
@@ -237,7 +238,6 @@ class Replay:
                 self._check_rows(job, found)
                 parts[job.encoder].append(found)
                 shown.update(1)
-        self.buffers.keep_moved()
         self.leaves = [
             stacked(*cut) if are_rows else cut[0].clone()
             for found, kinds in zip(parts, self.shapes, strict=True)

@@ -106,42 +106,36 @@ def own_parametrizations() -> Iterator[None]:
 
 
 class Buffers:
-    """The buffers that a first pass moves, as they were before it: a second pass starts there, and moves nothing.
+    """The buffers of modules as a first pass finds them: a second pass starts there, and moves nothing.
 
-    With them go the plain values that it changed of parts whose buffers it moved: flags and counts, by which they know that it did.
+    With those that are others by then go the plain values of their part that are: flags and counts, by which it knows that they
+    moved. A copy of every buffer is held, since versions do not tell: BatchNorm moves its own unseen.
     """
 
     def __init__(self) -> None:
+        self.roots: list[nn.Module] = []
         self.before: _State = {}
 
     def note(self, module: nn.Module) -> None:
         """Those of a module and its parts as they are, in place of what was noted of them."""
+        self.roots.append(module)
         self.before |= _noted(module.modules())
-
-    def keep_moved(self) -> None:
-        """Let go of those that the first pass left alone. (Their versions do not tell: BatchNorm moves its own unseen.)"""
-        for part, held in list(self.before.items()):
-            found = _buffers(part)
-            moved: dict[str, _Held | None] = dict.fromkeys(found.keys() - held.buffers.keys())
-            for name, b in held.buffers.items():
-                if b is not None and (found.get(name) is not b.buffer or not b.is_right()):
-                    moved[name] = b
-            if moved:
-                self.before[part] = _Part(moved, held.plain)
-            else:
-                del self.before[part]
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
-        """As before the first pass; afterwards as found, be it the end of the first pass or of calls after it."""
+        """As before the first pass; afterwards as found, be it the end of the first pass or of calls after it.
+
+        Parts that the first pass made start as found.
+        """
         now = {part: held.as_found(part) for part, held in self.before.items()}
+        made = _noted(part for root in self.roots for part in root.modules() if part not in now)
         for part, held in self.before.items():
-            held.put_back(part, now[part].plain.keys())
+            held.put_back(part, now[part])
         try:
             yield
         finally:
-            for part, held in now.items():
-                held.put_back(part, held.plain.keys())
+            for part, held in (now | made).items():
+                held.put_back(part)
 
 
 class _Held(NamedTuple):
@@ -179,28 +173,34 @@ class _Held(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Of a module without its parts: buffers by name, None where there is none of that name, and plain values."""
+    """Of a module without its parts: buffers by name, and plain values."""
 
-    buffers: dict[str, _Held | None]
+    buffers: dict[str, _Held]
     plain: dict[str, Any]
 
     def as_found(self, part: nn.Module) -> _Part:
-        """The same buffers as they are now, and the plain values that are others now; what came to hold an object is let be."""
-        found, now = _buffers(part), _plain(part)
-        buffers = {name: _Held.of(found[name]) if name in found else None for name in self.buffers}
+        """As it is now: what is as it was by the same _Held, and of plain values, where a buffer moved, those that are others."""
+        buffers = {}
+        for name, b in _buffers(part).items():
+            held = self.buffers.get(name)
+            buffers[name] = held if held is not None and held.buffer is b and held.is_right() else _Held.of(b)
+        if len(buffers) == len(self.buffers) and all(buffers[name] is held for name, held in self.buffers.items()):
+            return _Part(buffers, {})
+        now, objects = _plain(part), {*vars(part), *part._modules.keys(), *part._parameters.keys()}
         names = [n for n in self.plain.keys() | now.keys() if self.plain.get(n, _NOTHING) != now.get(n, _NOTHING)]
-        return _Part(buffers, {n: now.get(n, _NOTHING) for n in names if n in now or n not in vars(part)})
+        return _Part(buffers, {n: now.get(n, _NOTHING) for n in names if n in now or n not in objects})
 
-    def put_back(self, part: nn.Module, names: Iterable[str]) -> None:
-        """These buffers, and the plain values of those names."""
+    def put_back(self, part: nn.Module, found: _Part | None = None) -> None:
+        """All of it, or what was found to be another."""
+        for name in _buffers(part).keys() - self.buffers.keys():
+            part._buffers.pop(name)
         for name, held in self.buffers.items():
-            if held is None:
-                part._buffers.pop(name, None)
+            if found is not None and found.buffers.get(name) is held:
                 continue
             if name not in part._buffers or part._buffers[name] is not held.buffer:
                 part._buffers[name] = held.buffer
             held.put_back()
-        for name in names:
+        for name in (found or self).plain:
             value = self.plain.get(name, _NOTHING)
             if value is _NOTHING:
                 vars(part).pop(name, None)

@@ -168,6 +168,51 @@ def test_buffers_stay_where_later_calls_left_them() -> None:
     same(*found)
 
 
+class Centred(nn.Module):
+    """A buffer that forward reads alone, and another method moves in place, by another tensor, or past its version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.head = nn.Linear(5, 16).double(), nn.Linear(16, WIDTH).double()
+        self.register_buffer("centre", torch.zeros(16, dtype=torch.float64))
+        self.moves = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.linear(x) - (1 + self.moves) * self.centre))
+
+    def move(self, way: str) -> None:
+        self.moves += 1
+        if way == "another":
+            self.centre = self.centre + 0.1
+        else:
+            (self.centre.data if way == "unseen" else self.centre).add_(0.1)
+
+
+@pytest.mark.parametrize("way", ["in place", "another", "unseen"])
+@pytest.mark.parametrize("lazily", [True, False])
+def test_a_loss_may_move_what_encoders_read(way: str, lazily: bool) -> None:
+    """The second pass sees it as the first did, and it stays as the loss left it."""
+    batches, found = [rows(11, 0), rows(11, 1)], []
+    for cached in (True, False):
+        torch.manual_seed(1)
+        encoder = Centred()
+        encoder.move(way)
+
+        def loss(a: Tensor, b: Tensor, encoder: Centred = encoder) -> Tensor:
+            encoder.move(way)
+            return LOSS(a, b)
+
+        if not cached:
+            step_with_every_graph([encoder, encoder], batches, loss, 4)
+        elif lazily:
+            loss(*fastcl.cached_embeddings(encoder, batches, chunk=4)).backward()
+        else:
+            fastcl.cached_step(encoder, batches, loss, chunk=4)
+        assert encoder.moves == 2
+        found.append([*encoder.buffers(), *gradients(encoder)])
+    same(*found)
+
+
 class Counting(nn.Module):
     """State that makes each output: a buffer written in place, and one replaced."""
 
@@ -331,6 +376,37 @@ def test_buffers_of_every_layout_serve(layout: str, moves: str) -> None:
             step_with_every_graph([encoder, encoder], batches, LOSS, 4)
         mixed = encoder.mixed.to_dense() if layout in ("coo", "csr") else torch.cat(list(encoder.mixed.unbind()))
         found.append([mixed, *gradients(encoder)])
+    same(*found)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_modules_that_the_first_call_makes_are_made_once(moving: bool) -> None:
+    """Be it in a module with buffers that move."""
+    made: list[nn.Module] = []
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower, self.norm = tower(1, 0.0), None
+            self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += moving
+            if self.norm is None:
+                self.norm = nn.BatchNorm1d(WIDTH, dtype=torch.float64)
+                made.append(self.norm)
+            return self.norm(self.tower(x)) * (1 + self.calls)
+
+    batches, found = [rows(12, 0), rows(12, 1)], []
+    for cached in (True, False):
+        encoder = Late()
+        made.clear()
+        if cached:
+            fastcl.cached_step(encoder, batches, LOSS, chunk=4)
+        else:
+            step_with_every_graph([encoder, encoder], batches, LOSS, 4)
+        assert made == [encoder.norm] and encoder.norm.num_batches_tracked == 6
+        found.append([*encoder.buffers(), *gradients(encoder)])
     same(*found)
 
 
