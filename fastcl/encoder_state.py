@@ -6,7 +6,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from types import CodeType, FunctionType, MemberDescriptorType, MethodType
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,8 @@ from torch.nn.utils import parametrize
 _OF_MODULES = vars(nn.Module()).keys()  # the module's own books
 FEW = 100  # items of a container that is looked into: towers are few, and a data set is not searched
 DEPTH = 2  # containers within containers
+_CONTAINERS: tuple[Any, ...] = (list, tuple, set, frozenset, deque, dict)
+_NAMES, _ORDER = (type.__dict__[name].__get__ for name in ("__dict__", "__mro__"))  # past what a metaclass may run
 
 
 def modules_of(encoders: Iterable[Callable[..., Any]]) -> list[nn.Module]:
@@ -37,7 +39,8 @@ def modules_of(encoders: Iterable[Callable[..., Any]]) -> list[nn.Module]:
 def _find(
     value: Any, found: dict[nn.Module, None], seen: set[tuple[int, bool, int]], attributes: bool, within: int = 0
 ) -> None:
-    if isinstance(value, nn.Module):
+    kind = type(value)  # isinstance asks a proxy for its __class__
+    if issubclass(kind, nn.Module):
         if value not in found:
             found[value] = None
             for part in value.modules():
@@ -50,27 +53,32 @@ def _find(
         return
     seen.add(key)
     held: Iterable[Any] = ()
-    if isinstance(value, functools.partial):
+    if issubclass(kind, functools.partial):
         held = (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, MethodType):
+    elif kind is MethodType:
         held = (value.__self__, value.__func__)
-    elif isinstance(value, FunctionType):
+    elif kind is FunctionType:
         held = _held_by(value)
-    elif isinstance(value, (list, tuple, set, frozenset, deque, dict)):  # no Mapping, whose values() may run anything
-        held = () if len(value) > FEW or within == DEPTH else value.values() if isinstance(value, dict) else value
+    elif container := next((c for c in _CONTAINERS if issubclass(kind, c)), None):
+        if container.__len__(value) <= FEW and within < DEPTH:  # its own methods may run anything
+            held = dict.values(value) if container is dict else container.__iter__(value)
         within += 1
-    elif attributes and not isinstance(value, (Tensor, type, type(torch))):
-        held, attributes = (*_attributes(value), getattr(type(value), "__call__", None)), False  # noqa: B004
+    elif attributes and not issubclass(kind, (Tensor, type, ModuleType)):
+        held, attributes = _attributes(value, kind), False
     for part in held:
         _find(part, found, seen, attributes, within)
 
 
-def _attributes(value: Any) -> Iterator[Any]:
-    """Those of an object itself, in __slots__ too."""
-    yield from getattr(value, "__dict__", {}).values()
-    for slot in (s for kind in type(value).__mro__ for s in vars(kind).values() if isinstance(s, MemberDescriptorType)):
+def _attributes(value: Any, kind: type) -> Iterator[Any]:
+    """Those of an object itself, in __slots__ too, and what calls it."""
+    with suppress(Exception):  # a proxy's
+        held = object.__getattribute__(value, "__dict__")
+        yield from dict.values(held)
+    of_kinds = [_NAMES(k) for k in _ORDER(kind)]
+    for slot in (s for names in of_kinds for s in names.values() if type(s) is MemberDescriptorType):
         with suppress(AttributeError):  # not set
             yield slot.__get__(value)
+    yield next((names["__call__"] for names in of_kinds if "__call__" in names), None)
 
 
 def _held_by(function: FunctionType) -> Iterator[Any]:
@@ -84,7 +92,7 @@ def _held_by(function: FunctionType) -> Iterator[Any]:
     yield from (function.__kwdefaults__ or {}).values()
     for name in _names(function.__code__):
         value = function.__globals__.get(name)
-        if not isinstance(value, FunctionType) or value.__globals__ is function.__globals__:
+        if type(value) is not FunctionType or value.__globals__ is function.__globals__:
             yield value
 
 
@@ -222,7 +230,9 @@ def _buffers(part: nn.Module) -> dict[str, Tensor | None]:
 
 
 def _plain(part: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(part).items() if isinstance(value, _PLAIN) and name not in _OF_MODULES}
+    return {
+        name: value for name, value in vars(part).items() if issubclass(type(value), _PLAIN) and name not in _OF_MODULES
+    }
 
 
 def _strided(buffer: Tensor) -> list[Tensor]:

@@ -506,3 +506,52 @@ def test_attributes_that_run_code_are_not_asked() -> None:
         deep = [deep]
     model.deep = deep
     assert modules_of([model]) == [model]
+
+
+class Refusing:
+    """As a proxy of nothing: every question is an error."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    __class__ = __dict__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+
+
+class RefusingKind(type):
+    """Of classes that answer nothing either."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class RefusingDict(dict):
+    """With methods of its own."""
+
+    __iter__ = __len__ = values = lambda self: 1 / 0
+
+
+class RefusingList(list):
+    """With methods of its own."""
+
+    __iter__ = __len__ = lambda self: 1 / 0
+
+
+class RefusingAttributes:
+    """A model is among those that it does not show."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def test_no_code_of_what_is_found_runs() -> None:
+    """Of proxies, containers and classes; what containers hold is found all the same."""
+    model, kind = Towers(), RefusingKind("Kind", (), {})
+    refusing = (Refusing(), RefusingDict(a=[Refusing()]), object.__new__(kind))
+    assert modules_of([lambda: refusing, *refusing]) == []
+    for holder in (RefusingDict(a=model), RefusingList([model]), RefusingAttributes(model)):
+        assert modules_of([lambda holder=holder: holder]) == [model]
+    vars(model)["held"] = refusing[0]
+    fastcl.cached_step(model.encode, [rows(12, 0), rows(12, 1)], LOSS, chunk=4)
