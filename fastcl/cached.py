@@ -238,6 +238,7 @@ class Replay:
                 self._check_rows(job, found)
                 parts[job.encoder].append(found)
                 shown.update(1)
+        self.buffers.note_moved()
         self.leaves = [
             stacked(*cut) if are_rows else cut[0].clone()
             for found, kinds in zip(parts, self.shapes, strict=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.masked import MaskedTensor
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -116,8 +117,9 @@ def own_parametrizations() -> Iterator[None]:
 class Buffers:
     """The buffers of modules as a first pass finds them: a second pass starts there, and moves nothing.
 
-    With those that are others by then go the plain values of their part that are: flags and counts, by which it knows that they
-    moved. A copy of every buffer is held, since versions do not tell: BatchNorm moves its own unseen.
+    Those that the second pass alone moves stay so. With those that are others when it starts go the plain values of their part that
+    are: flags and counts, by which it knows that they moved. A copy of every buffer is held, since versions do not tell: BatchNorm
+    moves its own unseen.
     """
 
     def __init__(self) -> None:
@@ -129,21 +131,29 @@ class Buffers:
         self.roots.append(module)
         self.before |= _noted(module.modules())
 
+    def note_moved(self) -> None:
+        """At the end of the first pass; what runs between both may move them back."""
+        for part, held in self.before.items():
+            held.note_moved(part)
+
     @contextmanager
     def as_before(self) -> Iterator[None]:
         """As before the first pass; afterwards as found, be it the end of the first pass or of calls after it.
 
         Parts that the first pass made start as found.
         """
-        now = {part: held.as_found(part) for part, held in self.before.items()}
-        made = _noted(part for root in self.roots for part in root.modules() if part not in now)
-        for part, held in self.before.items():
-            held.put_back(part, now[part])
+        self.note_moved()
+        now = {part: held.as_found(part) for part, held in self.before.items() if held.moved}
+        made = _noted(part for root in self.roots for part in root.modules() if part not in self.before)
+        for part, found in now.items():
+            self.before[part].put_back(part, found.plain)
+        for found in made.values():
+            found.moved.update(dict.fromkeys(found.buffers))
         try:
             yield
         finally:
-            for part, held in (now | made).items():
-                held.put_back(part)
+            for part, found in (now | made).items():
+                found.put_back(part, found.plain)
 
 
 class _Held(NamedTuple):
@@ -164,7 +174,7 @@ class _Held(NamedTuple):
             return True
         if self.value is None:
             return is_lazy(self.buffer) or self.buffer.is_meta
-        return all(a.shape == b.shape and torch.equal(a, b) for a, b in self._parts(self.value))
+        return all(a.shape == b.shape and _equal(a, b) for a, b in self._parts(self.value))
 
     def put_back(self) -> None:
         """Past the version, since graphs that saved a buffer find the same in it afterwards."""
@@ -177,38 +187,41 @@ class _Held(NamedTuple):
 
     def _parts(self, value: Tensor) -> list[tuple[Tensor, Tensor]]:
         assert self.buffer is not None
-        return list(zip(_strided(self.buffer.data), _strided(value), strict=True))
+        return list(zip(_strided(self.buffer), _strided(value), strict=True))
 
 
 class _Part(NamedTuple):
-    """Of a module without its parts: buffers by name, and plain values."""
+    """Of a module without its parts: buffers by name, plain values, and the names of buffers that moved."""
 
     buffers: dict[str, _Held]
     plain: dict[str, Any]
+    moved: dict[str, None]
+
+    def note_moved(self, part: nn.Module) -> None:
+        found = _buffers(part)
+        for name in (n for n in {**self.buffers, **found} if n not in self.moved):
+            held = self.buffers.get(name)
+            if held is None or held.buffer is not found.get(name, _NOTHING) or not held.is_right():
+                self.moved[name] = None
 
     def as_found(self, part: nn.Module) -> _Part:
-        """As it is now: what is as it was by the same _Held, and of plain values, where a buffer moved, those that are others."""
-        buffers = {}
-        for name, b in _buffers(part).items():
-            held = self.buffers.get(name)
-            buffers[name] = held if held is not None and held.buffer is b and held.is_right() else _Held.of(b)
-        if len(buffers) == len(self.buffers) and all(buffers[name] is held for name, held in self.buffers.items()):
-            return _Part(buffers, {})
+        """The moved buffers as they are now, and the plain values that are others now; what came to hold an object is let be."""
+        buffers = {name: _Held.of(b) for name, b in _buffers(part).items() if name in self.moved}
         now, objects = _plain(part), {*vars(part), *part._modules.keys(), *part._parameters.keys()}
         names = [n for n in self.plain.keys() | now.keys() if self.plain.get(n, _NOTHING) != now.get(n, _NOTHING)]
-        return _Part(buffers, {n: now.get(n, _NOTHING) for n in names if n in now or n not in objects})
+        return _Part(buffers, {n: now.get(n, _NOTHING) for n in names if n in now or n not in objects}, self.moved)
 
-    def put_back(self, part: nn.Module, found: _Part | None = None) -> None:
-        """All of it, or what was found to be another."""
-        for name in _buffers(part).keys() - self.buffers.keys():
-            part._buffers.pop(name)
-        for name, held in self.buffers.items():
-            if found is not None and found.buffers.get(name) is held:
+    def put_back(self, part: nn.Module, plain: Iterable[str]) -> None:
+        """The buffers that moved, and the plain values of these names."""
+        for name in self.moved:
+            held = self.buffers.get(name)
+            if held is None:
+                part._buffers.pop(name, None)
                 continue
             if name not in part._buffers or part._buffers[name] is not held.buffer:
                 part._buffers[name] = held.buffer
             held.put_back()
-        for name in (found or self).plain:
+        for name in plain:
             value = self.plain.get(name, _NOTHING)
             if value is _NOTHING:
                 vars(part).pop(name, None)
@@ -222,7 +235,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def _noted(parts: Iterable[nn.Module]) -> _State:
-    return {p: _Part({name: _Held.of(b) for name, b in _buffers(p).items()}, _plain(p)) for p in parts}
+    return {p: _Part({name: _Held.of(b) for name, b in _buffers(p).items()}, _plain(p), {}) for p in parts}
 
 
 def _buffers(part: nn.Module) -> dict[str, Tensor | None]:
@@ -236,7 +249,10 @@ def _plain(part: nn.Module) -> dict[str, Any]:
 
 
 def _strided(buffer: Tensor) -> list[Tensor]:
-    """What a buffer is made of, as torch compares it."""
+    """What a buffer is made of, as torch compares it, past its version."""
+    if isinstance(buffer, MaskedTensor):  # of which data is a copy
+        return [buffer._masked_data.data, buffer._masked_mask.data]
+    buffer = buffer.data
     if buffer.is_nested:
         return list(buffer.unbind())
     if buffer.layout == torch.sparse_coo:
@@ -246,6 +262,15 @@ def _strided(buffer: Tensor) -> list[Tensor]:
     if buffer.layout in (torch.sparse_csc, torch.sparse_bsc):
         return [buffer.ccol_indices(), buffer.row_indices(), buffer.values()]
     return [buffer] if buffer.layout == torch.strided else []  # oneDNN's, which train nothing
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether they hold the same; not, where torch has no way to tell."""
+    with suppress(RuntimeError, TypeError):
+        return torch.equal(a, b)
+    with suppress(RuntimeError, TypeError):  # float4
+        return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    return False
 
 
 def _repeats(buffer: Tensor) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.masked import masked_tensor
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
@@ -213,6 +214,24 @@ def test_a_loss_may_move_what_encoders_read(way: str, lazily: bool) -> None:
     same(*found)
 
 
+def test_buffers_that_the_second_pass_alone_moves_stay_so() -> None:
+    """By a hook of the backward; not those that the first pass moved and the loss took back."""
+    encoder = tower(0, 0.0)
+    for name in ("calls", "backwards"):
+        encoder.register_buffer(name, torch.zeros(()))
+    encoder.register_forward_pre_hook(lambda *_: (encoder.calls.add_(1), None)[1])
+    encoder[4].register_full_backward_hook(lambda *_: (encoder.backwards.add_(1), None)[1])
+    batches = [rows(12, 0), rows(12, 1)]
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        assert encoder.calls == 6
+        encoder.calls.zero_()
+        return LOSS(a, b)
+
+    fastcl.cached_step(encoder, batches, loss, chunk=4)
+    assert encoder.calls == 0 and encoder.backwards == 6
+
+
 class Counting(nn.Module):
     """State that makes each output: a buffer written in place, and one replaced."""
 
@@ -377,6 +396,20 @@ def test_buffers_of_every_layout_serve(layout: str, moves: str) -> None:
         mixed = encoder.mixed.to_dense() if layout in ("coo", "csr") else torch.cat(list(encoder.mixed.unbind()))
         found.append([mixed, *gradients(encoder)])
     same(*found)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of Masked:UserWarning")
+def test_buffers_that_torch_does_not_compare_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, float4 = tower(0), getattr(torch, "float4_e2m1fn_x2", torch.bits8)  # from torch 2.8 on
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # it does not know these
+    encoder.register_buffer("masked", masked_tensor(torch.ones(2), torch.tensor([True, False])))
+    encoder.register_buffer("packed", torch.arange(4, dtype=torch.uint8).view(float4))
+    encoder.register_forward_pre_hook(
+        lambda *_: (encoder.packed.view(torch.uint8).add_(1), encoder.masked.mul_(2), None)[2]
+    )
+    fastcl.cached_step(encoder, [rows(12, 0), rows(12, 1)], LOSS, chunk=4)
+    assert encoder.packed.view(torch.uint8).tolist() == [6, 7, 8, 9]
+    assert encoder.masked.to_tensor(0.0).tolist() == [2.0**6, 0.0]
 
 
 @pytest.mark.parametrize("moving", [False, True])
