@@ -22,7 +22,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from . import chunks
 from .encoder_ranks import hand_out, handing_out, not_waiting, takes_several, waits
-from .encoder_state import Buffers, modules_of, own_parametrizations
+from .encoder_state import Buffers, modules_of, own_parametrizations, refuse_hooks, unchanged, versions_of
 from .equation.arguments import kind_of
 from .precision import stacked
 from .progress import bar
@@ -54,7 +54,7 @@ def cached_step(
     holds (its own attributes), or that a function has in its closure, its defaults or the globals it names, be it by a further
     function of its file. With them go the numbers, names and flags of a module whose buffers move, be it in a call of the encoder
     or of the loss. A copy of all of them is held until the second pass. Those of modules reached in another way (name them in
-    `ddp`), and other state, move twice.
+    `ddp`), and other state, move twice. Hooks of parameters (register_hook) see the gradient of each chunk, not the sum.
     Source: Gao et al. 2021 (arXiv 2101.06983).
 
     Args:
@@ -78,7 +78,9 @@ def cached_step(
 
     Raises:
         ValueError: for batches, chunks or rows that do not fit, one name from two encoders, a loss that is no single number, or
-            DistributedDataParallel(static_graph=True) around what is called for several chunks.
+            DistributedDataParallel(static_graph=True) around what is called for several chunks; also for several chunks and a
+            parameter of the encoders with a register_post_accumulate_grad_hook (an optimizer in the backward), which would run
+            for each.
         TypeError: for an encoder that returns something else, or a single tensor in place of a sequence.
         RuntimeError: where gradients are not recorded, or for an encoder whose rows differ in the second pass by more than 5% of
             the largest entry (the first 16 are compared where a loss wrote into them); the gradients are then those of something
@@ -133,7 +135,7 @@ def cached_embeddings(
 
     Raises:
         ValueError, TypeError: see fastcl.cached_step.
-        RuntimeError: from backward, for an encoder that does not repeat itself.
+        RuntimeError: from backward, for an encoder that does not repeat itself, or whose parameters were changed in place since.
 
     Examples:
         >>> encoder, loss = torch.nn.Linear(8, 4), fastcl.losses.CLIPLoss()
@@ -225,6 +227,7 @@ class Replay:
             for module in self.waiting:
                 stack.callback(module.register_forward_pre_hook(self._note_last).remove)
             if self.recorded:
+                refuse_hooks(self.modules, len(self.jobs))
                 self.handing_out = handing_out(self.waiting)
                 stack.enter_context(hand_out(self.handing_out, self._starts, again=False))
                 self._note_buffers(stack)
@@ -239,6 +242,7 @@ class Replay:
                 parts[job.encoder].append(found)
                 shown.update(1)
         self.buffers.note_moved()
+        self.parameters = versions_of(self.modules)
         self.leaves = [
             stacked(*cut) if are_rows else cut[0].clone()
             for found, kinds in zip(parts, self.shapes, strict=True)
@@ -276,6 +280,7 @@ class Replay:
         first = [sum(len(kinds) for kinds in self.shapes[:i]) for i in range(len(self.shapes))]
         begin, last = ({job.encoder: job for job in jobs} for jobs in (reversed(self.jobs), self.jobs))
         with (
+            unchanged(self.parameters),
             self.buffers.as_before(),
             hand_out(self.handing_out, self._starts, again=True),
             bar("embed again", len(self.jobs), "chunk", self.progress) as shown,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -112,6 +112,44 @@ def own_parametrizations() -> Iterator[None]:
         yield
     finally:
         parametrize._cache = cache
+
+
+def refuse_hooks(modules: Iterable[nn.Module], chunks: int) -> None:
+    """Those that follow a parameter's accumulation, as optimizers in the backward do, would run for each chunk."""
+    for name, p in (named for m in modules for named in m.named_parameters() if chunks > 1):
+        for hook in (p._post_accumulate_grad_hooks or {}).values() if p.requires_grad else ():
+            if not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith(
+                ("torch.distributed.", "torch.nn.parallel.")
+            ):
+                raise ValueError(
+                    "encoders: expected parameters without register_post_accumulate_grad_hook, which would run for each of "
+                    f"{chunks} chunks, got one on {name}; remove it, and step after cached_step or the backward"
+                )
+
+
+def versions_of(modules: Iterable[nn.Module]) -> dict[Tensor, int]:
+    """How often each parameter changed in place."""
+    parameters = (
+        p for m in modules for p in m.parameters() if p.requires_grad and not (is_lazy(p) or p.is_inference())
+    )
+    return {p: p._version for p in parameters}
+
+
+@contextmanager
+def unchanged(versions: dict[Tensor, int]) -> Iterator[None]:
+    """Parameters that get gradients here have these versions, as what a graph saved."""
+
+    def refuse(gradient: Tensor) -> None:
+        raise RuntimeError(
+            f"encoders: expected the parameters of the first pass, and one parameter of shape {tuple(gradient.shape)} was "
+            "changed in place since; let the optimizer step after the backward"
+        )
+
+    with ExitStack() as stack:
+        for p, version in versions.items():
+            if p._version != version and p.requires_grad:
+                stack.callback(p.register_hook(refuse).remove)
+        yield
 
 
 class Buffers:

@@ -242,6 +242,41 @@ def test_an_encoder_that_does_not_repeat_itself_is_told_of_written_embeddings_to
         fastcl.cached_step(noisy, [rows(40, 0), rows(40, 1)], lambda a, b: LOSS(a.mul_(2.0), b.mul_(2.0)), chunk=30)
 
 
+def test_hooks_that_run_for_each_chunk_are_told() -> None:
+    """Before anything is computed, and where there are several; not those of loss, and of frozen parameters."""
+    encoder, loss, calls = tower(0), losses.CLIPLoss(), []
+    encoder[2].register_forward_hook(lambda *_: calls.append("forward"))
+    handle = encoder[0].weight.register_post_accumulate_grad_hook(lambda p: calls.append("step"))
+    loss.logit_scale.log.register_post_accumulate_grad_hook(lambda p: calls.append("loss"))
+    for step in (fastcl.cached_step, lambda *a, **k: fastcl.cached_embeddings(*a[:2], **k)):
+        with pytest.raises(
+            ValueError, match=r"encoders: .*register_post_accumulate_grad_hook.* 4 chunks, got one on 0.weight; "
+        ):
+            step(encoder, [X, X], loss, chunk=3)
+    with torch.no_grad():
+        fastcl.cached_embeddings(encoder, [X], chunk=3)
+    assert calls == ["forward"] * 2
+    fastcl.cached_step(encoder, [X], lambda x: loss(x, x), chunk=6)
+    assert calls[2:] == ["forward", "loss", "forward", "step"]
+    encoder[0].weight.requires_grad_(False)
+    fastcl.cached_step(encoder, [X, X], loss, chunk=3)
+    handle.remove()
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_parameters_that_change_before_backward_are_told(used: bool) -> None:
+    """As those that a graph saved: a RuntimeError, where they get gradients."""
+    model = nn.ModuleList([tower(0), tower(1)])
+    (x,) = fastcl.cached_embeddings(lambda x: model[0](x), [X], chunk=4)
+    with torch.no_grad():
+        model[not used][4].weight.mul_(1.001)
+    if not used:
+        x.sum().backward()
+        return
+    with pytest.raises(RuntimeError, match=r"parameter of shape .6, 16. .* changed in place .* step after"):
+        x.sum().backward()
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [

@@ -348,12 +348,13 @@ def test_lazy_buffers_move_once() -> None:
     batches, found = [rows(11, 0), rows(11, 1)], []
     for cached in (True, False):
         encoder = nn.Sequential(tower(1), nn.LazyBatchNorm1d(dtype=torch.float64))
+        encoder[0][0].uncalled = nn.LazyLinear(3)
         torch.manual_seed(1)
         if cached:
             fastcl.cached_step(encoder, batches, LOSS, chunk=4)
         else:
             step_with_every_graph([encoder, encoder], batches, LOSS, 4)
-        found.append([*encoder.buffers(), *gradients(encoder)])
+        found.append([*encoder.buffers(), *gradients(encoder[0][4], encoder[1])])
     assert int(encoder[1].num_batches_tracked) == 6
     same(*found)
 
