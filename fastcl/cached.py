@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from . import chunks
-from .encoder_ranks import hand_out, handing_out, not_waiting, takes_several, waits
+from .encoder_ranks import hand_out, handing_out, not_waiting, refuse_static_graph, waits
 from .encoder_state import Buffers, modules_of, own_parametrizations, refuse_hooks, unchanged, versions_of
 from .equation.arguments import kind_of
 from .precision import stacked
@@ -233,7 +233,8 @@ class Replay:
                 self._note_buffers(stack)
             for job in self.jobs:
                 job.random = (torch.get_rng_state(), *get_device_states(*self.tensors))
-                names, found = _outputs(self._run(job), job)
+                with own_parametrizations():
+                    names, found = _outputs(self._run(job), job)
                 if not parts[job.encoder]:
                     rows = job.stop - job.start
                     self.names.append(names)
@@ -255,7 +256,7 @@ class Replay:
 
     def _note_last(self, module: nn.Module, _: Any) -> None:
         if self.recorded and self.last.get(module, self.now) is not self.now:
-            takes_several(module)
+            refuse_static_graph(module)
         self.last[module] = self.now
 
     def _note_buffers(self, stack: ExitStack) -> None:
@@ -287,6 +288,7 @@ class Replay:
         ):
             for job in self.jobs:
                 with ExitStack() as stack:
+                    stack.enter_context(own_parametrizations())  # of the backward too, where checkpoints call modules
                     for module in self.waiting:
                         if self.last.get(module, job) is not job:
                             stack.enter_context(not_waiting(module))
@@ -339,10 +341,9 @@ class Replay:
     def _run(self, job: _Job) -> Any:
         self.now = job
         encoder, batch = self.encoders[job.encoder], chunks.cut(self.batches[job.encoder], job.start, job.stop)
-        with own_parametrizations():
-            if isinstance(batch, tuple):
-                return encoder(*batch)
-            return encoder(**batch) if isinstance(batch, Mapping) else encoder(batch)
+        if isinstance(batch, tuple):
+            return encoder(*batch)
+        return encoder(**batch) if isinstance(batch, Mapping) else encoder(batch)
 
     @contextmanager
     def _as_before(self, job: _Job) -> Iterator[None]:

@@ -29,8 +29,8 @@ def not_waiting(module: Any) -> Iterator[None]:
         module.set_requires_gradient_sync(True)
 
 
-def takes_several(module: nn.Module) -> None:
-    """A module that is called for a second chunk may have more than one backward in a step."""
+def refuse_static_graph(module: nn.Module) -> None:
+    """Of what is called for a second chunk, and has a backward for each."""
     if isinstance(module, DistributedDataParallel) and module.static_graph:
         raise ValueError(
             "encoders: expected DistributedDataParallel without static_graph=True where it is called for several chunks, each of "
