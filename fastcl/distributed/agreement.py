@@ -20,6 +20,7 @@ from torch import distributed as dist
 
 from .. import batch, transforms
 from ..backends import choice
+from ..equation.arguments import unexpected
 from ..equation.problem import accumulation_dtype
 from . import in_graph
 from .ranks import check_settings
@@ -63,7 +64,7 @@ class Call:
         try:
             self.arguments = bound(function, args, kwargs)
         except TypeError as error:
-            self.unlike = TypeError(f"{self.name}(): {error}")
+            self.unlike = error if str(error) in kwargs else TypeError(f"{self.name}(): {error}")
             return
         self.arguments.pop("group", None)
         self.refusal = transforms.refusal("group=", self.arguments.values())
@@ -272,6 +273,9 @@ class Rehearsal:
 def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments by name, with defaults filled in; those of a `*views` are views[0], views[1], ... (see `named`)."""
     signature = inspect.signature(function)
+    for name in kwargs:
+        if not name.isidentifier():
+            raise unexpected(function.__name__, name, signature.parameters)
     arguments = signature.bind(*args, **kwargs)
     arguments.apply_defaults()
     found = dict(arguments.arguments)

@@ -169,7 +169,12 @@ def meant(name: str, known: Iterable[str]) -> str:
 
 
 def unexpected(function: str, name: str, known: Iterable[str]) -> TypeError:
-    """The error of a keyword that is not taken, as Python words it, with the nearest that is."""
+    """The error of a keyword that is not taken, as Python words it, with the nearest that is.
+
+    One that nobody can write is itself what is wrong with a call: a module says it so, for it travels as any wrong call does.
+    """
+    if not name.isidentifier():
+        return TypeError(name)
     return TypeError(f"{function}() got an unexpected keyword argument {name!r}{meant(name, known)}")
 
 

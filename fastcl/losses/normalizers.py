@@ -93,7 +93,8 @@ class _OfSamples(Objective):
                 f"{type(self).__name__}: expected plain tensors, got a DTensor; pass each rank's own rows, and group="
             )
         kept = {"log_u": self._known(index), "size": self.size, "training": self.training}
-        loss, log_u = self.step(*rows, **kept, **data, **self.arguments())
+        settings = self.arguments()
+        loss, log_u = self.step(*rows, **kept, **self._apart(data, settings, tuple(kept)), **settings)
         if self.training and isinstance(index, Tensor):  # else the step has raised, or raises where a graph is run
             self._keep(index, log_u.detach())
         return loss

@@ -122,6 +122,32 @@ class Objective(_Declared):
         """The settings as the function takes them."""
         return {name: getattr(self, name) for name in self.settings}
 
+    def _apart(self, data: dict[str, Any], settings: dict[str, Any], kept: tuple[str, ...] = ()) -> dict[str, Any]:
+        """What is given at a call beside the rows. In the place of what the module itself gives stands what is wrong with that.
+
+        Args:
+            data: what is given.
+            settings: of the module.
+            kept: other names that it gives.
+        """
+        twice = next((name for name in data if name in settings or name in kept), None)
+        if twice is None:
+            return data
+        kind, function = type(self).__name__, self.function
+        if twice in settings:
+            place = "fastcl.functional." if function.__module__.startswith("fastcl.functional.") else ""
+            advice = f"make {kind}({twice}=...), or call {place}{function.__name__}"
+            said = f"{twice}: expected as a setting of the module, got it at its call; {advice}"
+        else:
+            said = f"{twice}: expected what {kind} keeps, got it at its call; leave it out"
+        if not self._speaks_to_all():
+            raise TypeError(said)
+        return {name: value for name, value in data.items() if name != twice} | {said: None}  # see arguments.unexpected
+
+    def _speaks_to_all(self) -> bool:
+        """Whether a call that is wrong must be made all the same, for the other ranks to hear of it."""
+        return self.group is not None
+
     def extra_repr(self) -> str:
         shown = (s for s in self.settings if s != "group" or self.group is not None)
         kept = ((name, getattr(self, name)) for name in shown)
@@ -173,7 +199,8 @@ def _forward_of(cls: type[Objective], function: Callable[..., Any]) -> Callable[
 
     def forward(self: Objective, *rows: Tensor, **data: Tensor | None) -> Any:
         """The objective of these rows; keywords are what differs from batch to batch, such as groups."""
-        return self.function(*rows, **data, **self.arguments())
+        settings = self.arguments()
+        return self.function(*rows, **self._apart(data, settings), **settings)
 
     found = cls.__dict__.get("forward", forward)
     if found is forward or Parameter.VAR_POSITIONAL in (p.kind for p in signature(found).parameters.values()):

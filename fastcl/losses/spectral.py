@@ -118,13 +118,18 @@ class MINCLoss(Objective, function=functional.minc):
 
     def forward(self, *rows: Any, **data: Any) -> Tensor:
         """The surrogate of these rows; in training the statistic takes them in first."""
+        settings = self.arguments()
+        data = self._apart(data, settings, ("statistic", "width", "training"))
         targets = dict(zip(("target_u", "target_v"), rows[2:], strict=False)) | data
         alone = targets.get("target_u") is None and targets.get("target_v") is None
         if alone and self.ema > 0.0 and self.training and not torch.compiler.is_compiling():  # which takes no warning
             warnings.warn(SWINGS.format(ema=self.ema), stacklevel=2)
         self._take_in(*rows, **data)
-        loss: Tensor = self.function(*rows[:2], statistic=self.statistic, **targets, **self.arguments())
+        loss: Tensor = self.function(*rows[:2], statistic=self.statistic, **targets, **settings)
         return loss
+
+    def _speaks_to_all(self) -> bool:
+        return True  # in training also without a group
 
     @torch.no_grad()
     def _take_in(self, *rows: Any, **data: Any) -> None:

@@ -232,6 +232,12 @@ def mistakes(rank: int, world: int) -> float:
         "info_nce(): got an unexpected keyword argument 'grops'": lambda: module(
             x, y, **({"grops": labels} if odd else {})
         ),
+        "temperature: expected as a setting of the module, got it at its call; make InfoNCELoss(temperature=...)": lambda: module(
+            x, y, **({"temperature": 0.5} if odd else {})
+        ),
+        "gamma: expected as a setting of the module, got it at its call; make SogCLRLoss(gamma=...)": lambda: sogclr(
+            x, y, torch.arange(len(x)), **({"gamma": 0.5} if odd else {})
+        ),
         "reduction: expected one of": lambda: functional.clip(x, y, logit_scale=9.0, reduction="avg", group=here()),
         "objective: expected the same on every rank": lambda: (functional.nt_xent if odd else functional.info_nce)(
             x, y, temperature=0.5, group=here()

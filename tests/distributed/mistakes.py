@@ -67,6 +67,18 @@ def mistakes(rank: int, world: int) -> float:
         "info_nce(): got an unexpected keyword argument 'grops'": lambda: losses.InfoNCELoss(group=group)(
             x, y, **({"grops": short} if odd else {})
         ),
+        f"or call fastcl.functional.clip (on rank {world - 1} of {world})": lambda: losses.CLIPLoss(group=group)(
+            x, y, **({"logit_scale": 5.0} if odd else {})
+        ),
+        "gamma: expected as a setting of the module, got it at its call": lambda: kept(
+            x, y, torch.arange(4), **({"gamma": 0.5} if odd else {})
+        ),
+        "log_u: expected what FastCLIPLoss keeps, got it at its call": lambda: kept(
+            x, y, torch.arange(4), **({"log_u": x} if odd else {})
+        ),
+        "mu: expected as a setting of the module, got it at its call": lambda: losses.MINCLoss(D)(
+            x, y, **({"mu": 2.0} if odd else {})
+        ),
         "y: expected the same on every rank, got float64 (rows, 6) on cpu on rank 0 and nested": lambda: functional.info_nce(
             x, torch.nested.nested_tensor([*y], layout=torch.jagged) if odd else y, group=group
         ),

@@ -129,6 +129,16 @@ def test_the_settings_show_and_unknown_ones_are_errors(name: str) -> None:
         cls(**given, backend="bloked")
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_a_setting_that_is_given_at_the_call_is_named(name: str) -> None:
+    module = MODULES[name](**STATEFUL.get(name, {}))
+    advice = f"make {type(module).__name__}({{0}}=...), or call fastcl.functional.{name}"
+    for setting in module.settings:
+        said = f"{setting}: expected as a setting of the module, got it at its call; {advice.format(setting)}"
+        with pytest.raises(TypeError, match=f"^{re.escape(said)}$"):
+            module(torch.eye(4), torch.eye(4), **{setting: 0.5})
+
+
 def test_clip_learns_its_scale_and_never_exceeds_its_bound() -> None:
     """Radford et al. 2021: initialised at 1 / 0.07, clipped at 100."""
     x, y = CASES[0].rows_of(N, D, torch.float32)
