@@ -305,7 +305,10 @@ def _several(signature: inspect.Signature) -> str | None:
 
 
 def agreed(
-    check: Callable[..., None], across: Callable[[Any], dict[str, Any] | None], even: tuple[str, ...] = ()
+    check: Callable[..., None],
+    across: Callable[[Any], dict[str, Any] | None],
+    even: tuple[str, ...] = (),
+    over: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Decorate a method that talks to all ranks, so that they agree on its call first, as objectives with group= do.
 
@@ -314,6 +317,7 @@ def agreed(
             `across` says, and nothing else.
         across: of the module; the settings that all ranks must share, or None where the call stays within this process.
         even: arguments of which every rank must have as many rows.
+        over: of the module; the process group of these ranks. None for that of all.
     """
 
     def decorated(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -324,9 +328,10 @@ def agreed(
         def call(module: Any, *args: Any, **kwargs: Any) -> Any:
             args, kwargs = transforms.keepable((args, kwargs))
             settings = across(module) if dist.is_available() and dist.is_initialized() else None
-            if settings is not None and dist.get_world_size() > 1:
-                if not (in_graph.traced() and in_graph.agreed(name, args, kwargs, settings)):
-                    agree_on(args, kwargs, settings)
+            group = dist.group.WORLD if settings is None or over is None else over(module)
+            if settings is not None and dist.get_world_size(group) > 1:
+                if not (in_graph.traced() and in_graph.agreed(name, args, kwargs, settings, group)):
+                    agree_on(args, kwargs, settings, group)
                 elif not _passes(check, module, args, kwargs):
                     return torch.zeros(())  # the op in the graph raises, on all ranks, before this is anything
             return method(module, *args, **kwargs)
@@ -356,10 +361,10 @@ class Checked:
         self.known[self.name] = self
 
     @torch._disable_dynamo
-    def agree(self, args: tuple[Any, ...], kwargs: dict[str, Any], settings: dict[str, Any]) -> None:
+    def agree(self, args: tuple[Any, ...], kwargs: dict[str, Any], settings: dict[str, Any], group: Any) -> None:
         """Raise on all ranks what is wrong with the call of one."""
         call = Call(MethodType(self.check, SimpleNamespace(**settings)), args, kwargs, settings, self.method)
-        layouts, _ = agree(Wire(dist.group.WORLD), call)
+        layouts, _ = agree(Wire(group), call)
         for name, layout in zip(call.rows, layouts, strict=False):
             if name.split("[")[0] not in self.even:
                 continue

@@ -68,7 +68,7 @@ def called(spelt: Spelt, args: tuple[Any, ...], kwargs: dict[str, Any], ranks: R
     return spelt.form(*parts) if several else parts[0]
 
 
-def agreed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], settings: dict[str, Any]) -> bool:
+def agreed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], settings: dict[str, Any], group: Any) -> bool:
     """Let all ranks agree on the call of a method, by one op in the graph; False where it has something that is not spelt."""
     spelling = Spelling()
     positional = spelling.of(list(args))
@@ -76,7 +76,8 @@ def agreed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], settings: d
     if spelling.unknown:
         return False
     wanted = [t.requires_grad for t in spelling.tensors]
-    call = f"({name!r}, {positional}, {by_name}, {across}, {torch.is_grad_enabled()}, {wanted!r})"
+    place = (torch.is_grad_enabled(), wanted, group_name(group))
+    call = f"({name!r}, {positional}, {by_name}, {across}, {place!r})"
     rows = next((t for t in spelling.tensors if t.dim() == 2), None)
     reals = spelling.numbers(torch.device("cpu") if rows is None else rows.device)
     torch.ops.fastcl.agree_over_ranks(spelling.tensors, reals, spelling.integers, call)
@@ -284,11 +285,11 @@ def _gradients_again(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
 def _agree_over_ranks(tensors: list[Tensor], reals: Tensor, integers: list[int], call: str) -> Tensor:
     from .agreement import Checked
 
-    name, args, *named, grad_mode, wanted = read(call)
+    name, args, *named, (grad_mode, wanted, group) = read(call)
     parts = {"tensor": _leaves(tensors, wanted), "real": reals.tolist(), "integer": integers}
     kwargs, settings = ({key: restored(each, parts) for key, each in values.items()} for values in named)
     with torch.set_grad_enabled(grad_mode):
-        found(name, Checked.known).agree(tuple(restored(args, parts)), kwargs, settings)
+        found(name, Checked.known).agree(tuple(restored(args, parts)), kwargs, settings, group_of(group))
     return reals.new_empty(0)
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
+from ..distributed import Ranks, agreed
+from ..distributed.ranks import process_group
 from ..equation import arguments, checks
 from ..functional.matryoshka import in_one_visit
 from ..functional.reduction import check_reduction
@@ -42,6 +45,8 @@ class MatryoshkaLoss(nn.Module):
     Raises:
         ValueError: for widths that are not increasing or beyond the rows', or another number of losses or weights than of widths.
         TypeError: for widths that are no integers, or a loss that cannot be called.
+        MismatchError: over the ranks of a loss's `group=`, for what differs from rank to rank (a ValueError). Of a function that
+            passes a group itself it is not seen: each rank checks its own rows.
 
     Examples:
         >>> loss = fastcl.losses.MatryoshkaLoss(fastcl.losses.InfoNCELoss(temperature=0.5), dims=(2, 4), weights=(0.5, 1.0))
@@ -76,16 +81,51 @@ class MatryoshkaLoss(nn.Module):
 
     @of_keepable  # once, not for each prefix
     def forward(self, *rows: Any, **data: Any) -> Tensor:
-        if not rows:
-            raise TypeError(
-                "rows: expected them in their places, as loss(x, y), got none; what is passed by name is not cut"
-            )
-        cut = [_prefixes(f"rows[{i}]", x, self.dims) for i, x in enumerate(rows)]
+        if self._group() is None or any(map(checks.is_dtensor, rows)):
+            self._check(rows)
+        elif self._agree(rows) is not None:
+            return torch.zeros(())  # the op in the graph raises, on all ranks, before this is anything
+        cut = [_prefixes(x, self.dims) for x in rows]
         loss = self._in_one_visit([x[-1] for x in cut], data)
         if loss is not None:
             return loss
         calls = zip(self.weights, self.order, zip(*cut, strict=True), strict=True)
         return torch.stack([w * self.losses[k](*prefixes, **data) for w, k, prefixes in calls]).sum(0)
+
+    def _check(self, rows: Sequence[Any]) -> None:
+        if not rows:
+            raise TypeError(
+                "rows: expected them in their places, as loss(x, y), got none; what is passed by name is not cut"
+            )
+        for i, x in enumerate(rows):
+            if not _are_cut(x):
+                continue
+            arguments.dense(f"rows[{i}]", x)
+            if x.shape[1] < self.dims[-1]:
+                raise ValueError(
+                    f"rows[{i}]: expected at least {self.dims[-1]} columns, the largest of dims, got {x.shape[1]}; "
+                    "pass smaller dims"
+                )
+
+    def _across(self) -> dict[str, Any]:
+        """What all ranks must share."""
+        return {"dims": self.dims, "weights": self.weights}
+
+    def _group(self) -> Any:
+        """The ranks that a loss talks to, as its `group=` or its state says; None where none does."""
+        for loss in self.losses:
+            group, state = (getattr(loss, name, None) for name in ("group", "wide"))
+            if group is not None and Ranks.of(group) is not None:
+                return group
+            if state and self.training and dist.is_available() and dist.is_initialized():
+                return dist.group.WORLD  # a state takes in the rows of all
+        return None
+
+    @torch.no_grad()  # which rank trains its rows is for the losses to compare
+    @agreed(_check, _across, over=lambda self: process_group(self._group()))
+    def _agree(self, rows: Sequence[Any]) -> None:
+        """Raise what is wrong with the rows of one rank on all."""
+        self._check(rows)
 
     def _in_one_visit(self, rows: list[Any], data: dict[str, Any]) -> Tensor | None:
         """The same of a softmax contrast in its plainest form, or None."""
@@ -114,6 +154,11 @@ class _Function(nn.Module):
     def __init__(self, function: Loss) -> None:
         super().__init__()
         self.function = function
+
+    @property
+    def group(self) -> Any:
+        """That of a partial; another function does not say."""
+        return getattr(self.function, "keywords", {}).get("group")
 
     def forward(self, *rows: Any, **data: Any) -> Tensor:
         return self.function(*rows, **data)
@@ -144,15 +189,14 @@ def _increasing(dims: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-def _prefixes(name: str, x: Any, dims: tuple[int, ...]) -> list[Any]:
+def _are_cut(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dim() == 2 and x.is_floating_point()
+
+
+def _prefixes(x: Any, dims: tuple[int, ...]) -> list[Any]:
     """The prefixes of rows, each a part of the next, whose gradients are then added from the narrowest on; else x itself."""
-    if not (isinstance(x, Tensor) and x.dim() == 2 and x.is_floating_point()):
+    if not _are_cut(x):
         return [x for _ in dims]
-    arguments.dense(name, x)
-    if x.shape[1] < dims[-1]:
-        raise ValueError(
-            f"{name}: expected at least {dims[-1]} columns, the largest of dims, got {x.shape[1]}; pass smaller dims"
-        )
     found = []
     for d in reversed(dims):
         x = x if x.shape[1] == d else x[:, :d]

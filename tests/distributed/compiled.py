@@ -144,6 +144,7 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
     "siglip": losses.SigLIPLoss,
     "nt_xent": losses.NTXentLoss,
     "info_nce, learned": lambda **given: losses.InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.5)), **given),
+    "matryoshka": lambda **given: losses.MatryoshkaLoss(losses.NTXentLoss(**given), (2, D), (0.5, 1.0)),
 }
 
 
@@ -219,6 +220,7 @@ def mistakes(rank: int, world: int) -> float:
     queue, sogclr = losses.MoCoQueue(D, 8), losses.SogCLRLoss(9, group=here())
     minc, unlike = losses.MINCLoss(4, group=here()), losses.MINCLoss(D, group=here()).train(odd)
     clip = open_clip.ClipLoss(rank=rank, world_size=2)
+    nested = losses.MatryoshkaLoss(losses.NTXentLoss(group=here()), (2, D))
     wrong: dict[str, Callable[[], Any]] = {
         "temperature: expected the same on every rank, got 0.1 on rank 0 and 0.2 on rank 1": lambda: functional.info_nce(
             x, y, temperature=0.2 if odd else 0.1, group=here()
@@ -238,6 +240,8 @@ def mistakes(rank: int, world: int) -> float:
         "gamma: expected as a setting of the module, got it at its call; make SogCLRLoss(gamma=...)": lambda: sogclr(
             x, y, torch.arange(len(x)), **({"gamma": 0.5} if odd else {})
         ),
+        "rows[0]: expected the same on every rank, got float32 (rows, 6)": lambda: nested(*(t[:, : D - odd] for t in (x, y))),
+        "columns, the largest of dims, got 5; pass smaller dims (on rank 0": lambda: nested(x, y[:, :5]),
         "reduction: expected one of": lambda: functional.clip(x, y, logit_scale=9.0, reduction="avg", group=here()),
         "objective: expected the same on every rank": lambda: (functional.nt_xent if odd else functional.info_nce)(
             x, y, temperature=0.5, group=here()

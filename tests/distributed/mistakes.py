@@ -29,6 +29,8 @@ def mistakes(rank: int, world: int) -> float:
     group = dist.group.WORLD
     keys = losses.MoCoQueue(D, 8)
     short = torch.arange(3 if odd else 4)
+    nested = losses.MatryoshkaLoss(losses.NTXentLoss(group=group), (2, D))
+    by_call = losses.MatryoshkaLoss(partial(functional.clip, logit_scale=9.0, group=group), (2, D))
     kept = losses.FastCLIPLoss(9, group=group)
     calls: dict[str, Callable[[], Any]] = {
         "objective: expected the same on every rank": lambda: (functional.nt_xent if odd else functional.info_nce)(
@@ -118,6 +120,25 @@ def mistakes(rank: int, world: int) -> float:
         "training: expected the same on every rank, got False on rank 0 and True": lambda: losses.MINCLoss(D, group=group).train(
             odd
         )(x, y),
+        f"on rank 0 and float64 (rows, 5) on cpu on rank {world - 1}; make": lambda: nested(*(t[:, : D - odd] for t in (x, y))),
+        "rows[1]: expected the same on every rank, got float64 (rows, 6)": lambda: by_call(x, y[:, :5] if odd else y),
+        "rows[1]: expected at least 6 columns, the largest of dims, got 5": lambda: nested(x, y[:, :5]),
+        "rows[1]: expected a dense tensor": lambda: nested(x, y.to_sparse()),
+        "rows[0]: expected the same on every rank, got float64 (rows, 6) on cpu on rank 0 and nothing": lambda: nested(
+            *(() if odd else (x, y))
+        ),
+        "rows[0]: expected the same on every rank, got float64 (rows, 6) on cpu on rank 0 and [[": lambda: nested(
+            x.tolist() if odd else x, y
+        ),
+        "weights: expected the same on every rank, got (1.0, 2.0) on rank 0 and (2.0, 1.0)": lambda: losses.MatryoshkaLoss(
+            losses.NTXentLoss(group=group), (2, D), (2.0, 1.0) if odd else (1.0, 2.0)
+        )(x, y),
+        "dims: expected the same on every rank, got (2, 6) on rank 0 and (3, 6)": lambda: losses.MatryoshkaLoss(
+            losses.InfoNCELoss(group=Ranks(group)), (3 if odd else 2, D)
+        )(x, y),
+        "rows[0]: expected the same on every rank, got float64 (rows, 6) on cpu on rank 0 and float64 (rows, 5)": (
+            lambda: losses.MatryoshkaLoss([losses.MINCLoss(2), losses.MINCLoss(D)], (2, D))(*(t[:, : D - odd] for t in (x, y)))
+        ),
         f"dhel: expected at least 2 rows, or there is no pair of different rows, got {1}": (
             lambda: functional.dhel(x[: int(odd)], y[: int(odd)], group=group)
         ),
