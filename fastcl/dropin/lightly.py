@@ -56,6 +56,20 @@ def _gathers(module: nn.Module) -> dict[str, object] | None:
     return shared if module.gather_distributed else None
 
 
+def _check_maps(out0: Tensor, out1: Tensor) -> None:
+    """Raise what is wrong with features that are yet to be made rows."""
+    for name, out in (("out0", out0), ("out1", out1)):
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{name}: expected a floating-point tensor, got {kind_of(out)}; pass features (n, d)")
+        dense(name, out)
+        if out.dim() < 2:
+            raise ValueError(
+                f"{name}: expected shape (n, d) or (n, d, ...), got {tuple(out.shape)}; pass a row a sample"
+            )
+    if out0.shape != out1.shape:
+        raise ValueError(f"out1: expected the shape of out0, {tuple(out0.shape)}, got {tuple(out1.shape)}")
+
+
 class MemoryBank(nn.Module):
     """The last unit rows of the second view, overwritten batch by batch; a batch that passes the end is cut off there.
 
@@ -202,16 +216,13 @@ class DirectCLRLoss(NTXentLoss):
             ValueError: for shapes that do not fit, or no rows.
             TypeError: for unsupported or mixed dtypes.
         """
-        for name, out in (("out0", out0), ("out1", out1)):
-            if not isinstance(out, Tensor):
-                raise TypeError(f"{name}: expected a floating-point tensor, got {kind_of(out)}; pass features (n, d)")
-            dense(name, out)
-            if out.dim() < 2:
-                raise ValueError(
-                    f"{name}: expected shape (n, d) or (n, d, ...), got {tuple(out.shape)}; pass a row a sample"
-                )
-        if out0.shape != out1.shape:
-            raise ValueError(f"out1: expected the shape of out0, {tuple(out0.shape)}, got {tuple(out1.shape)}")
+        try:
+            _check_maps(out0, out1)
+        except (ValueError, TypeError) as error:
+            if _gathers(self) is None or ranks.world_size() == 1:
+                raise
+            refused: Tensor = super().forward(out0, out1, **{str(error): None})  # on all ranks
+            return refused
         loss: Tensor = super().forward(*(out.flatten(1)[:, : self.loss_dim] for out in (out0, out1)))
         return loss
 

@@ -92,8 +92,10 @@ class ClipLoss(nn.Module):
 
     def _across(self) -> dict[str, object] | None:
         """What all ranks must share, where rows of all are taken in."""
-        shared: dict[str, object] = {"local_loss": self.local_loss, "gather_with_grad": self.gather_with_grad}
-        return None if self.world_size == 1 else shared
+        if self.world_size == 1:
+            return None
+        shared = {"local_loss": self.local_loss, "gather_with_grad": self.gather_with_grad}
+        return {**shared, **ranks.named(self.rank, self.world_size)}
 
     @agreed(_check, _across, even=("image_features", "text_features"))
     def forward(
@@ -207,24 +209,33 @@ class CoCaLoss(ClipLoss):
         Raises:
             ValueError, TypeError: as ClipLoss; PyTorch's cross entropy says what is wrong with logits and labels.
         """
+        error, several = _of_captions(logits), self.world_size > 1 and ranks.world_size() > 1
         if self.clip_loss_weight:
-            loss = super().forward(image_features, text_features, logit_scale)
+            said = {str(error): None} if error is not None and several else {}  # which no rank takes
+            loss = super().forward(image_features, text_features, logit_scale, **said)
+            if said:  # in a graph, whose op raises, on all ranks, before this is anything
+                return loss, loss
             assert isinstance(loss, Tensor)
             clip_loss = self.clip_loss_weight * loss
         else:  # as the original's: nothing to train
             clip_loss = torch.zeros((), dtype=torch.int64, device=image_features.device)
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"logits: expected a floating-point tensor, got {kind_of(logits)}; pass the decoder's logits"
-            )
-        if logits.dim() != 3:
-            raise ValueError(
-                f"logits: expected shape (n, positions, vocabulary), got {tuple(logits.shape)}; pass all positions"
-            )
+        if error is not None:
+            raise error
         caption_loss = self.caption_loss_weight * self.caption_loss(logits.permute(0, 2, 1), labels)
         if output_dict:
             return {"contrastive_loss": clip_loss, "caption_loss": caption_loss}
         return clip_loss, caption_loss
+
+
+def _of_captions(logits: Tensor) -> Exception | None:
+    """What is wrong with the decoder's logits, before PyTorch says it."""
+    if not isinstance(logits, Tensor):
+        return TypeError(f"logits: expected a floating-point tensor, got {kind_of(logits)}; pass the decoder's logits")
+    if logits.dim() != 3:
+        return ValueError(
+            f"logits: expected shape (n, positions, vocabulary), got {tuple(logits.shape)}; pass all positions"
+        )
+    return None
 
 
 class DistillClipLoss(ClipLoss):
@@ -239,7 +250,33 @@ class DistillClipLoss(ClipLoss):
         local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: see ClipLoss.
     """
 
-    @of_keepable
+    def _check_both(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        dist_image_features: Tensor,
+        dist_text_features: Tensor,
+        dist_logit_scale: Tensor | float,
+        output_dict: bool = False,
+    ) -> None:
+        ClipLoss._check(self, image_features, text_features, logit_scale)
+        names = ("dist_image_features", "dist_text_features")
+        checks.pair_of_matrices(names[0], dist_image_features, names[1], dist_text_features, same_rows=True)
+        checks.pair_of_matrices("image_features", image_features, "text_features", text_features, same_rows=True)
+        if dist_image_features.shape[0] != image_features.shape[0]:
+            raise ValueError(
+                f"dist_image_features: expected one row for each row of image_features, {image_features.shape[0]}, got "
+                f"{dist_image_features.shape[0]}"
+            )
+        if dist_image_features.device != image_features.device:
+            raise ValueError(
+                f"dist_image_features: expected the device of image_features, {image_features.device}, got "
+                f"{dist_image_features.device}; move the teacher's"
+            )
+        checks.positive_number("dist_logit_scale", dist_logit_scale)
+
+    @agreed(_check_both, ClipLoss._across, even=("image_features", "text_features"))
     def forward(
         self,
         image_features: Tensor,
@@ -265,22 +302,10 @@ class DistillClipLoss(ClipLoss):
         Raises:
             ValueError, TypeError: as ClipLoss, for student and teacher.
         """
-        contrastive = super().forward(image_features, text_features, logit_scale)
-        assert isinstance(contrastive, Tensor)
-        names = ("dist_image_features", "dist_text_features")
-        checks.pair_of_matrices(names[0], dist_image_features, names[1], dist_text_features, same_rows=True)
-        checks.pair_of_matrices("image_features", image_features, "text_features", text_features, same_rows=True)
-        if dist_image_features.shape[0] != image_features.shape[0]:
-            raise ValueError(
-                f"dist_image_features: expected one row for each row of image_features, {image_features.shape[0]}, got "
-                f"{dist_image_features.shape[0]}"
-            )
-        if dist_image_features.device != image_features.device:
-            raise ValueError(
-                f"dist_image_features: expected the device of image_features, {image_features.device}, got "
-                f"{dist_image_features.device}; move the teacher's"
-            )
-        checks.positive_number("dist_logit_scale", dist_logit_scale)
+        self._check_both(
+            image_features, text_features, logit_scale, dist_image_features, dist_text_features, dist_logit_scale
+        )
+        contrastive = self._loss(image_features, text_features, logit_scale)
         sides = self._sides(image_features, text_features)
         teacher = self._sides(dist_image_features, dist_text_features)
         offset = self.rank * image_features.shape[0] if self.world_size > 1 and self.local_loss else 0
@@ -356,7 +381,9 @@ class SigLipLoss(nn.Module):
 
     def _across(self) -> dict[str, object] | None:
         """What all ranks must share, where texts of all are taken in."""
-        return None if self.world_size == 1 else {"dist_impl": self.dist_impl}
+        if self.world_size == 1:
+            return None
+        return {"dist_impl": self.dist_impl, **ranks.named(self.rank, self.world_size)}
 
     @agreed(_check, _across, even=("image_features", "text_features"))
     def forward(

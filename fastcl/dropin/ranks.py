@@ -42,6 +42,11 @@ def require(own: int, world: int) -> None:
         )
 
 
+def named(own: int, world: int) -> dict[str, bool]:
+    """For all ranks to agree on: whether what a caller names is right, where `require` would raise on some of them alone."""
+    return {"rank is torch.distributed's": (rank(), world_size()) == (own, world)}
+
+
 def gathered(rows: Tensor) -> Tensor:
     """The rows of all ranks, without gradient."""
     return equal.gathered(rows.detach()).flatten(0, 1)

@@ -13,6 +13,7 @@ import torch
 from torch import distributed as dist
 
 from fastcl import Ranks, functional, losses
+from fastcl.dropin import lightly, open_clip
 from tests.objectives.cases import CASES
 
 from .shards import cut, random
@@ -29,6 +30,8 @@ def mistakes(rank: int, world: int) -> float:
     group = dist.group.WORLD
     keys = losses.MoCoQueue(D, 8)
     short = torch.arange(3 if odd else 4)
+    distill = open_clip.DistillClipLoss(rank=rank, world_size=world, gather_with_grad=True)
+    coca, tokens = open_clip.CoCaLoss(1.0, 1.0, rank=rank, world_size=world), torch.ones(4, 3 + odd, 5)
     nested = losses.MatryoshkaLoss(losses.NTXentLoss(group=group), (2, D))
     by_call = losses.MatryoshkaLoss(partial(functional.clip, logit_scale=9.0, group=group), (2, D))
     kept = losses.FastCLIPLoss(9, group=group)
@@ -139,6 +142,25 @@ def mistakes(rank: int, world: int) -> float:
         "rows[0]: expected the same on every rank, got float64 (rows, 6) on cpu on rank 0 and float64 (rows, 5)": (
             lambda: losses.MatryoshkaLoss([losses.MINCLoss(2), losses.MINCLoss(D)], (2, D))(*(t[:, : D - odd] for t in (x, y)))
         ),
+        "dist_image_features: expected the same on every rank, got float64 (rows, 6)": lambda: distill(
+            x, y, 9.0, *(t[:, : D - odd] for t in (x, y)), 9.0
+        ),
+        "dist_text_features: expected the same on every rank, got float64 (rows, 6)": lambda: distill(
+            x, y, 9.0, x, y.float() if odd else y, 9.0
+        ),
+        f"dist_image_features: expected one row for each row of image_features, 4, got 3 (on rank {world - 1}": lambda: distill(
+            x, y, 9.0, *(t[: 4 - odd] for t in (x, y)), 9.0
+        ),
+        "dist_logit_scale: expected the same on every rank, got 9.0": lambda: distill(x, y, 9.0, x, y, 8.0 if odd else 9.0),
+        f"logits: expected shape (n, positions, vocabulary), got (4, 5); pass all positions (on rank {world - 1}": lambda: coca(
+            x, y, tokens[:, 0] if odd else tokens, tokens[..., 0].long(), 9.0
+        ),
+        f"out1: expected the shape of out0, (4, 6), got (4, 5) (on rank {world - 1}": lambda: lightly.DirectCLRLoss(
+            5, gather_distributed=True
+        )(x, y[:, : D - odd]),
+        "rank is torch.distributed's: expected the same on every rank, got True on rank 0 and False": lambda: open_clip.SigLipLoss(
+            rank=0 if odd else rank, world_size=world
+        )(x, y, 9.0, 0.0),
         f"dhel: expected at least 2 rows, or there is no pair of different rows, got {1}": (
             lambda: functional.dhel(x[: int(odd)], y[: int(odd)], group=group)
         ),
