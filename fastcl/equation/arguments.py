@@ -53,7 +53,9 @@ def boolean(name: str, value: Any, rows: Tensor | None = None) -> bool:
         return value  # type: ignore[return-value]
     if _is_scalar(value, "b"):
         return bool(value)
-    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    got = repr(value)
+    if isinstance(value, Tensor):
+        got = "a nested tensor" if value.is_nested else f"a tensor of shape {tuple(value.shape)}"
     raise TypeError(f"{name}: expected True or False, got {got}; pass one of them")
 
 
@@ -223,6 +225,16 @@ def cast(x: Tensor, to: str = "float") -> str:
     if x.is_quantized:
         return ".dequantize()" if to == "float" else f".int_repr().{to}()"
     return f".real.{to}()" if x.is_complex() else f".{to}()"
+
+
+def no_tensor(name: str, value: Any, rows: Tensor | None = None) -> Any:
+    """A group, by what it is not: what else it may be is asked where it is used."""
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: expected a ProcessGroup or one dimension of a DeviceMesh, got a tensor; "
+            "torch.distributed.group.WORLD is the group of all"
+        )
+    return value
 
 
 def as_tensor(name: str, x: Any, more: str = "") -> str:

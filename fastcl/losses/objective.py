@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, dataclass_transform
 
 from ..distributed import Group, SavedGroup
-from ..equation.arguments import Check, checks_of_fields, checks_of_function, unexpected
+from ..equation.arguments import Check, checks_of_fields, checks_of_function, no_tensor, unexpected
 from ..equation.names import Backend, Reduction
 from .scale import number, reshape_numbers, stated
 
@@ -54,13 +54,16 @@ class Objective(_Declared):
     function: ClassVar[Callable[..., Tensor]]
     settings: ClassVar[tuple[str, ...]] = ()  # the fields that are arguments of the function
     wide: ClassVar[tuple[str, ...]] = ()  # buffers that stay out of half precision, whatever becomes of the model
-    checks: ClassVar[dict[str, Check]] = {}  # of settings and other fields, as the function and the class declare them
+    checks: ClassVar[dict[str, Check]] = {"group": no_tensor}  # of all fields, as the function and the class declare them
 
     def __new__(cls, *_: Any, **given: Any) -> Self:
         taken = signature(cls.__init__).parameters
         if Parameter.VAR_KEYWORD not in (p.kind for p in taken.values()):
             for name in given.keys() - taken.keys():
                 raise unexpected(cls.__name__, name, taken)
+        for name in given.keys() & cls.checks.keys():
+            if isinstance(given[name], Tensor):  # torch has an error of its own where a parameter may not be
+                cls.checks[name](name, given[name], None)
         module = super().__new__(cls)
         nn.Module.__init__(module)  # before the fields are assigned: some are parameters
         return module

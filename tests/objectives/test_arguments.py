@@ -33,15 +33,18 @@ with warnings.catch_warnings():  # of torch's own about kinds of tensors that ar
     QUANTIZED = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
     ONE_QUANTIZED = torch.quantize_per_tensor(torch.tensor([0.5]), 0.1, 0, torch.qint8)
     CSR, JAGGED = X.to_sparse_csr(), torch.nested.nested_tensor([X[:4], X[:2]], layout=torch.jagged)
+    NESTED = torch.nested.nested_tensor([X[0], X[1, :2]])
+PARAMETER = torch.nn.Parameter(torch.tensor(1.0))
 
 # Values of no parameter's kind, by what annotations say of it.
 NO_BOOLEAN = ["no", None, 1, 0, 1.0, np.array([True, False]), torch.tensor([True, False]), torch.tensor(True)]
-NO_INTEGER = ["3", None, True, 1.5, np.float32(2.0), torch.tensor(3), 0, -1]
+NO_BOOLEAN += [PARAMETER, NESTED, JAGGED]
+NO_INTEGER = ["3", None, True, 1.5, np.float32(2.0), torch.tensor(3), 0, -1, NESTED]
 NO_NUMBER = [
     "0.5", True, np.bool_(True), [0.5], 1j, float("nan"), float("inf"), 10**400, np.array([0.5, 0.5]), np.array("0.5"),
     torch.tensor([0.5, 0.5]), torch.tensor(1), torch.tensor(0.5 + 0j), torch.tensor(True), torch.empty((), device="meta"),
     torch.tensor([0.5]).to(torch.float8_e4m3fn), torch.tensor([0.5]).to_sparse(),
-    ONE_QUANTIZED, object(),
+    ONE_QUANTIZED, NESTED, object(),
 ]  # fmt: skip
 NO_NAME = [
     "meen",
@@ -51,6 +54,8 @@ NO_NAME = [
     np.array("mean"),
     np.array(["mean", "sum"]),
     torch.tensor([1.0, 2.0]),
+    PARAMETER,
+    NESTED,
     ["mean"],
     object(),
 ]
@@ -67,7 +72,7 @@ NO_GROUPS = [
 ]
 NO_ROWS = [
     None, [[1.0]], X.numpy(), X.long(), X.to(torch.complex64), X.to(torch.float8_e4m3fn), X.to_sparse(), CSR, X[0],
-    QUANTIZED, JAGGED, "x",
+    QUANTIZED, JAGGED, NESTED, "x",
 ]  # fmt: skip
 
 
@@ -132,9 +137,9 @@ def test_every_setting_of_every_class_at_construction(kind: type) -> None:
     of_function = inspect.signature(kind.function).parameters if hasattr(kind, "function") else {}
     for parameter, p in inspect.signature(kind).parameters.items():
         annotation = str(of_function[parameter].annotation if parameter in of_function else p.annotation)
-        if parameter in ("group", "device", "dtype"):
+        if parameter in ("device", "dtype"):
             continue
-        for value in wrong(parameter, annotation):
+        for value in [torch.tensor(0), PARAMETER, NESTED] if parameter == "group" else wrong(parameter, annotation):
             if (p.default is None and value is None) or (isinstance(value, torch.Tensor) and value.is_meta):
                 continue
             given = settings_of(kind) | {parameter: value}
