@@ -69,7 +69,8 @@ def kcl(
         u: (n, d) floating, n >= 2, the first views.
         v: (n, d), dtype of u, the second views.
         kernel: "gaussian", "log", "imq", "riesz" or "gaussian_riesz".
-        t: the kernel's parameter, > 0, a number or a tensor with one element; for the Riesz kernels any number but 0.
+        t: the kernel's parameter, > 0, a number or a tensor with one element; for the Riesz kernels any number but 0,
+            of which each value makes a graph of torch.compile.
         gamma: weight of the energies, a number or a tensor with one element.
         groups: (n,) int64, one group per row: pairs of equal groups are left out of the energies.
         normalize: whether to scale rows to unit length first.

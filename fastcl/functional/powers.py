@@ -52,7 +52,7 @@ def f_mi_alpha(
         u: (n, d) floating, n >= 2, the first views.
         v: (n, d), dtype of u, the second views.
         alpha: the order a of the divergence, a number; 2 is Pearson's, 1 KL, 0 reverse KL.
-        eps: the least s, > 0, a number; below it the gradient is 0.
+        eps: the least s, > 0, a number; below it the gradient is 0. Each value of either makes a graph of torch.compile.
         groups: (n,) int64, one group per row: pairs of equal groups are no negatives.
         normalize: whether to scale rows to unit length first.
         reduction: "mean", "sum" or "none" (n values: the row's own terms, its energy being its row sum over

@@ -43,7 +43,7 @@ def temperature_free_info_nce(
     Args:
         x: (n, d) floating, the anchors.
         y: (m, d) with m >= n, dtype of x; y_i is the positive of x_i, rows beyond n are negatives only.
-        eps: the least 1 - s, and the least 1 + s of a positive, a number > 0.
+        eps: the least 1 - s, and the least 1 + s of a positive, a number > 0; each value makes a graph of torch.compile.
         groups: (m,) int64, one group per row of y (the first n also name the rows of x): equal groups are no negatives.
         normalize: whether to scale rows to unit length first; without, they have it already.
         reduction: "mean", "sum" or "none" (n values).

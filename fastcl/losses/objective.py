@@ -54,7 +54,8 @@ class Objective(_Declared):
     function: ClassVar[Callable[..., Tensor]]
     settings: ClassVar[tuple[str, ...]] = ()  # the fields that are arguments of the function
     wide: ClassVar[tuple[str, ...]] = ()  # buffers that stay out of half precision, whatever becomes of the model
-    checks: ClassVar[dict[str, Check]] = {"group": no_tensor}  # of all fields, as the function and the class declare them
+    # Of settings and other fields, as the function and the class declare them.
+    checks: ClassVar[dict[str, Check]] = {"group": no_tensor}
 
     def __new__(cls, *_: Any, **given: Any) -> Self:
         taken = signature(cls.__init__).parameters
