@@ -260,8 +260,8 @@ class Rehearsal:
     def total(self, values: Tensor) -> Tensor:
         return values.sum()
 
-    def log_total(self, values: Tensor) -> Tensor:
-        return values.sum()
+    def softmax(self, values: Tensor) -> Tensor:
+        return values
 
     def largest(self, value: Tensor) -> Tensor:
         return value

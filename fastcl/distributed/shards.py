@@ -87,6 +87,11 @@ class Shards:
         mine = outer_value("pooled", values.double(), None)
         return outer_value("pooled", _Everywhere.apply(self.wire, mine), None).to(values.dtype)
 
+    def softmax(self, values: Tensor) -> Tensor:
+        """Over all rows of the union, of own rows."""
+        wide = values.double()
+        return torch.exp(wide - self.log_total(wide)).to(values.dtype)
+
     def largest(self, value: Tensor) -> Tensor:
         """The largest of the ranks' numbers."""
         return self.wire.everywhere(value).amax()

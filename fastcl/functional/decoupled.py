@@ -93,8 +93,7 @@ def dcl(
     at_least(2, u, "dcl")
     p = times(a, aligned)
     if sigma is not None:
-        z = times(1.0 / sigma, aligned)
-        weight = 2.0 - batch.count(u) * torch.exp(z - batch.log_total(z))
+        weight = 2.0 - batch.count(u) * batch.softmax(times(1.0 / sigma, aligned))
         p = (weight.detach() if detach_weight else weight) * p
     z = stacked(u, v)
     mask = own_pairs_left_out(groups, z, views=2)

@@ -68,8 +68,8 @@ class Terms:
     excusing: how far C excuses P, of the largest result; infinite where terms are not told apart. alike: whether all results lend
     each other their errors. natural: the size of a gradient's terms. own: what T is off by, relative. absolute: and absolutely.
     end, first: beyond the first it may be infinite, beyond the second it is. of_pairs: False of sums whose terms may be infinite
-    with both signs, as MINC's, or second derivatives in float16; they may be NaN where plain PyTorch's are. signed: False of a sum
-    over ranks, each of whose parts is infinite with a sign of its own.
+    with both signs, as MINC's and f-MICL's, or second derivatives in float16; they may be NaN where plain PyTorch's are. signed:
+    False of a sum over ranks, each of whose parts is infinite with a sign of its own.
     """
 
     excusing: float

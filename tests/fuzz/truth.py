@@ -53,6 +53,7 @@ class Truth:
         )
         self.halves = bool(halves)
         self.overflowing = case.derive == "twice" and torch.float16 in halves  # which has no loss scaling of ours
+        self.of_both_signs = any(name in case.function.lower() for name in ("minc", "f_micl", "fmicl"))
         # A gradient has the dtype of its leaf, and so have the weights of the sum that is differentiated again.
         leaves = [case.tensors()[name].dtype for name in case.wants if case.derive == "twice"]
         self.eps = max(torch.finfo(t).eps for t in (self.dtype, *halves, *leaves))
@@ -288,7 +289,7 @@ class Truth:
             absolute=absolute + self._smoothing(where),
             first=min(torch.finfo(self.dtype).max / (1.0 if of_value else self.first), end),
             end=end,
-            of_pairs=finite and not self.overflowing and "minc" not in self.case.function.lower(),
+            of_pairs=finite and not (self.overflowing or self.of_both_signs),
             signed=self.alone,
         )
 

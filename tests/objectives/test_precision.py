@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcl.functional import f_micl, positives
+from fastcl.functional import dcl, f_micl, positives
 from fastcl.functional.debiasing import _log1mexp
 from fastcl.functional.divergence import gaussian_divergence
 
@@ -288,3 +288,23 @@ def test_f_micl_of_far_positives(divergence: str) -> None:
     right = torch.autograd.grad((slope * square).sum(), x)[0]  # of unit rows: what is across them is that of the rows
     across = right - (right * x).sum(1, keepdim=True) * x
     torch.testing.assert_close(found[1][0] * made[0].norm(dim=1, keepdim=True), across, rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.01, 0.002])
+def test_weights_of_dcl_add_up(sigma: float) -> None:
+    """A softmax of logits of 1 / sigma, whose rounded log-sum-exp would leave its rounding of the gradient of sigma."""
+    made = torch.randn(2, 200, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    made[1] = made[0] + 1e-3 * made[1]
+
+    def slope(dtype: torch.dtype, plainly: bool) -> Tensor:
+        (u, v), s = made.float().to(dtype), torch.tensor(sigma).to(dtype).requires_grad_()
+        loss = dcl(u, v, temperature=0.1, sigma=s, detach_weight=False)
+        if plainly:  # what of it has weights
+            aligned = torch.nn.functional.cosine_similarity(u, v)
+            loss = -((2.0 - len(u) * torch.softmax(aligned / s, 0)) * aligned / 0.1).mean()
+        return torch.autograd.grad(loss, s)[0].double()
+
+    right = slope(torch.float64, False)
+    torch.testing.assert_close(slope(torch.float64, True), right, rtol=1e-6, atol=1e-12 / sigma**2)
+    allowed = 4.0 * abs(slope(torch.float32, True) - right) + torch.finfo(torch.float32).eps * 10.0 / sigma**2
+    assert abs(slope(torch.float32, False) - right) <= allowed
