@@ -70,16 +70,18 @@ def temperature_free_info_nce(
     own = leading(y, x.shape[0])
     pair: dict[str, Any] = {"pair": Power(-1.0, least), "reduce": "sum", "mask": mask, "backend": backend}
     if normalize:
-        # 1 - s of unit rows is half of their squared distance, which near ones keep the digits of. Rows of zeros have no length.
+        # 1 - s of unit rows is half of their squared distance, which near ones keep the digits of, and 1 + s that of opposed ones.
+        # Rows of zeros have no length.
         of_x, of_y = (_from_unit(rows) for rows in (x, y))
-        away = 0.5 * row_sqdist(x, own) + of_x + leading(of_y, x.shape[0])
+        lacking = of_x + leading(of_y, x.shape[0])
+        away, opposed = (0.5 * row_sqdist(x, other) + lacking for other in (own, -own))
         inverse = pair_reduce(x, y, operand="sqdist", scale=0.5, bias_x=of_x, bias_y=of_y, **pair)
     else:
-        away = 1.0 - aligned
+        away, opposed = 1.0 - aligned, 1.0 + aligned
         inverse = pair_reduce(x, y, scale=-1.0, shift=1.0, **pair)
     odds = (2.0 * inverse - visits(x, y, mask)).clamp(min=0.0)
     # Of rows that are no unit rows the product of the other two may be beyond the dtype, and odds 0.
-    odds = odds / (1.0 + aligned).clamp(min=least)
+    odds = odds / opposed.clamp(min=least)
     return reduced(torch.log1p(away.clamp(min=least) * odds), reduction, "temperature_free_info_nce")
 
 

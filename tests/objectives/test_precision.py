@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcl.functional import dcl, f_micl, positives
+from fastcl.functional import dcl, f_micl, positives, temperature_free_info_nce
 from fastcl.functional.debiasing import _log1mexp
 from fastcl.functional.divergence import gaussian_divergence
 
@@ -308,3 +308,20 @@ def test_weights_of_dcl_add_up(sigma: float) -> None:
     torch.testing.assert_close(slope(torch.float64, True), right, rtol=1e-6, atol=1e-12 / sigma**2)
     allowed = 4.0 * abs(slope(torch.float32, True) - right) + torch.finfo(torch.float32).eps * 10.0 / sigma**2
     assert abs(slope(torch.float32, False) - right) <= allowed
+
+
+@pytest.mark.parametrize("how", ["plainly", "torch.func"])
+def test_temperature_free_of_opposed_positives(how: str) -> None:
+    """1 + s of a row and its positive keeps its digits near s = -1, as 1 - s does near 1."""
+    made = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.nn.functional.normalize(made[0], dim=1).float()
+    y = (-x.double() + 1e-3 * made[1]).float()
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        if how == "torch.func":
+            found.append(torch.func.grad(temperature_free_info_nce)(x.to(dtype), y.to(dtype)).double())
+        else:
+            at = x.to(dtype).requires_grad_()
+            found.append(torch.autograd.grad(temperature_free_info_nce(at, y.to(dtype)), at)[0].double())
+    got, right = found
+    assert float(((got - right).norm(dim=1) / right.norm(dim=1)).max()) <= 1e-4

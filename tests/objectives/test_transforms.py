@@ -122,6 +122,33 @@ def test_compiles_whole_for_any_size(case: Case) -> None:
             close(got, want, rtol=1e-6)
 
 
+LISTED: dict[str, dict[str, float]] = {
+    "info_nce": {"temperature": 0.2},
+    "clip": {"logit_scale": 5.0},
+    "nt_xent": {"temperature": 0.2},
+    "siglip": {"logit_scale": 10.0, "logit_bias": -5.0},
+}
+
+
+@compiling
+@pytest.mark.parametrize("name", LISTED)
+def test_listed_positives_compile_whole_for_any_size(name: str) -> None:
+    """One graph for every batch and list: no message of an error that is not raised may ask for a size."""
+    torch._dynamo.reset()
+
+    def run(x, y, i, j):
+        return getattr(fastcl.functional, name)(x, y, positives=(i, j), **LISTED[name])
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (9, 17, 33):
+        x, y = torch.randn(2, n, 5, generator=torch.Generator().manual_seed(n)).unbind()
+        i = torch.arange(2 * n + 3) % n
+        j = (i * 3 + torch.arange(2 * n + 3) // n + 1) % n
+        with torch.compiler.set_stance("fail_on_recompile" if n > 9 else "default"):
+            value = compiled(x, y, i, j)
+        close(value, run(x, y, i, j), rtol=1e-6)
+
+
 @compiling
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip"])
