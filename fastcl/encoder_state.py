@@ -117,6 +117,11 @@ def own_parametrizations() -> Iterator[None]:
 def refuse_hooks(modules: Iterable[nn.Module], chunks: int) -> None:
     """Those that follow a parameter's accumulation, as optimizers in the backward do, would run for each chunk."""
     for name, p in (named for m in modules for named in m.named_parameters() if chunks > 1):
+        if getattr(p, "_in_backward_optimizers", ()):  # torch.distributed.optim's, on a node that does not tell its hooks
+            raise ValueError(
+                "encoders: expected parameters without an optimizer in the backward, which would step for each of "
+                f"{chunks} chunks, got one on {name}; leave it out, and step after cached_step or the backward"
+            )
         for hook in (p._post_accumulate_grad_hooks or {}).values() if p.requires_grad else ():
             if not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith(
                 ("torch.distributed.", "torch.nn.parallel.")

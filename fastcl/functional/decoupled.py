@@ -82,7 +82,7 @@ def dcl(
     check_reduction(reduction)
     a = inverse("temperature", temperature)
     check_margin(false_negative_margin, guide)
-    sigma = None if sigma is None else checks.positive_number("sigma", sigma)
+    concentration = None if sigma is None else inverse("sigma", sigma)
     loss = at_once(
         DECOUPLED, u, v, a, normalize=normalize, reduction=reduction, backend=backend, energy=0.5,
         unless=(sigma, groups, false_negative_margin, None if symmetric else symmetric),
@@ -92,8 +92,8 @@ def dcl(
     u, v, aligned = aligned_views(u, v, normalize, ("u", "v"))
     at_least(2, u, "dcl")
     p = times(a, aligned)
-    if sigma is not None:
-        weight = 2.0 - batch.count(u) * batch.softmax(times(1.0 / sigma, aligned))
+    if concentration is not None:
+        weight = 2.0 - batch.count(u) * batch.softmax(times(concentration, aligned))
         p = (weight.detach() if detach_weight else weight) * p
     z = stacked(u, v)
     mask = own_pairs_left_out(groups, z, views=2)

@@ -181,9 +181,9 @@ def views(
 def inverse(name: str, value: float | Tensor) -> float | Tensor:
     """1 / value for a positive number or a tensor with one element."""
     value = checks.positive_number(name, value)
-    if isinstance(value, Tensor) and value.requires_grad:
-        return (1.0 / widest(value)).to(value.dtype)  # the gradient, g / value^2, is in range where that square is not
-    return 1.0 / value
+    if not (isinstance(value, Tensor) and value.requires_grad) or (is_known(value) and value.detach().item() > 1e-18):
+        return 1.0 / value
+    return (1.0 / widest(value)).to(value.dtype)  # the gradient, g / value^2, is in range where that square is not
 
 
 def logarithm(value: float | Tensor, like: Tensor) -> float | Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..functional.matryoshka import in_one_visit
 from ..functional.reduction import check_reduction
 from ..functional.rows import inverse
 from ..transforms import of_keepable
+from .objective import Objective
 from .softmax import CLIPLoss, InfoNCELoss
 
 Loss = Callable[..., Tensor]
@@ -114,7 +116,9 @@ class MatryoshkaLoss(nn.Module):
     def _group(self) -> Any:
         """The ranks that a loss talks to, as its `group=` or its state says; None where none does."""
         for loss in self.losses:
-            group, state = (getattr(loss, name, None) for name in ("group", "wide"))
+            if not isinstance(loss, (Objective, _Function)):
+                continue  # what a module of another kind calls its group is its own
+            group, state = loss.group, isinstance(loss, Objective) and loss.wide
             if group is not None and Ranks.of(group) is not None:
                 return group
             if state and self.training and dist.is_available() and dist.is_initialized():
@@ -158,7 +162,7 @@ class _Function(nn.Module):
     @property
     def group(self) -> Any:
         """That of a partial; another function does not say."""
-        return getattr(self.function, "keywords", {}).get("group")
+        return self.function.keywords.get("group") if isinstance(self.function, partial) else None
 
     def forward(self, *rows: Any, **data: Any) -> Tensor:
         return self.function(*rows, **data)

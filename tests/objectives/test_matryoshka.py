@@ -130,3 +130,17 @@ def test_other_calls_are_refused(call, error, said):
 def test_narrow_rows_are_refused():
     with pytest.raises(ValueError, match=r"^rows\[1\]: expected at least 6 columns, the largest of dims, got 5"):
         losses.MatryoshkaLoss(losses.InfoNCELoss(), DIMS)(torch.ones(3, 6), torch.ones(3, 5))
+
+
+def test_what_another_module_calls_its_group_is_its_own():
+    """Only losses of this library say over which ranks they are."""
+
+    class Own(torch.nn.Module):
+        group, wide = 4, True
+
+        def forward(self, x):
+            return x.sum()
+
+    loss = losses.MatryoshkaLoss([Own(), Own()], (2, 6))
+    assert loss._group() is None
+    assert loss(torch.ones(3, 6)) == 24.0

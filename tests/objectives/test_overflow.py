@@ -136,13 +136,16 @@ def test_logits_of_sup_con_beyond_float32(few: int, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("tau", [2e-18, 1e-20, 2e-22])
-@pytest.mark.parametrize("name", ["info_nce", "nt_xent", "dcl", "moco_v3"])
+@pytest.mark.parametrize("name", ["info_nce", "nt_xent", "dcl", "moco_v3", "sigma"])
 def test_a_learned_temperature_whose_square_leaves_float32(name: str, tau: float) -> None:
     """Rows as they are, of squares near tau: its gradient has one power of 1 / tau, its inverse's slope two."""
     made, found = (tau / 2.0) ** 0.5 * torch.randn(4, 20, 6, generator=torch.Generator().manual_seed(0)), []
     rows = made if name == "moco_v3" else made[:2]
     for dtype in (torch.float32, torch.float64):
         t = torch.tensor(tau).to(dtype).requires_grad_()
-        loss = getattr(F, name)(*rows.to(dtype), temperature=t, normalize=False)
+        if name == "sigma":
+            loss = F.dcl(*rows.to(dtype), temperature=tau, sigma=t, detach_weight=False, normalize=False)
+        else:
+            loss = getattr(F, name)(*rows.to(dtype), temperature=t, normalize=False)
         found.append(torch.autograd.grad(loss, t)[0].double())
     torch.testing.assert_close(*found, rtol=2e-3 if name == "moco_v3" else 1e-5, atol=0.0)

@@ -242,6 +242,18 @@ def test_an_encoder_that_does_not_repeat_itself_is_told_of_written_embeddings_to
         fastcl.cached_step(noisy, [rows(40, 0), rows(40, 1)], lambda a, b: LOSS(a.mul_(2.0), b.mul_(2.0)), chunk=30)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.distributed.optim's own import
+def test_an_optimizer_in_the_backward_is_told() -> None:
+    """torch.distributed.optim's, whose hook is on a node of the graph."""
+    from torch.distributed.optim import _apply_optimizer_in_backward
+
+    encoder, before = tower(0), tower(0).state_dict()
+    _apply_optimizer_in_backward(torch.optim.SGD, encoder.parameters(), {"lr": 1e-4})
+    with pytest.raises(ValueError, match=r"encoders: .* an optimizer in the backward, .* 4 chunks"):
+        fastcl.cached_step(encoder, [X, X], LOSS, chunk=3)
+    assert all(torch.equal(t, before[name]) for name, t in encoder.state_dict().items())
+
+
 def test_hooks_that_run_for_each_chunk_are_told() -> None:
     """Before anything is computed, and where there are several; not those of loss, and of frozen parameters."""
     encoder, loss, calls = tower(0), losses.CLIPLoss(), []
