@@ -63,8 +63,9 @@ class Call:
         self.refusal: RuntimeError | None = None
         try:
             self.arguments = bound(function, args, kwargs)
-        except TypeError as error:
-            self.unlike = error if str(error) in kwargs else TypeError(f"{self.name}(): {error}")
+        except (TypeError, ValueError) as error:
+            told = any(not name.isidentifier() for name in kwargs)
+            self.unlike = error if told else TypeError(f"{self.name}(): {error}")
             return
         self.arguments.pop("group", None)
         self.refusal = transforms.refusal("group=", self.arguments.values())

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..distributed import agreed
 from ..equation import checks
-from ..equation.arguments import absent, dense, kind_of, positive_real
+from ..equation.arguments import absent, dense, kind_of, positive_real, said
 from ..equation.intrinsics import softplus
 from ..equation.masks import Mask, across_groups
 from ..functional.matching import row_dot
@@ -221,7 +221,7 @@ class DirectCLRLoss(NTXentLoss):
         except (ValueError, TypeError) as error:
             if _gathers(self) is None or ranks.world_size() == 1:
                 raise
-            refused: Tensor = super().forward(out0, out1, **{str(error): None})  # on all ranks
+            refused: Tensor = super().forward(out0, out1, **said(error))  # on all ranks
             return refused
         loss: Tensor = super().forward(*(out.flatten(1)[:, : self.loss_dim] for out in (out0, out1)))
         return loss

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..distributed import agreed
 from ..equation import checks
-from ..equation.arguments import absent, kind_of
+from ..equation.arguments import absent, kind_of, said
 from ..functional.rows import leading
 from ..functional.sigmoid import siglip
 from ..functional.softmax import clip
@@ -211,9 +211,9 @@ class CoCaLoss(ClipLoss):
         """
         error, several = _of_captions(logits), self.world_size > 1 and ranks.world_size() > 1
         if self.clip_loss_weight:
-            said = {str(error): None} if error is not None and several else {}  # which no rank takes
-            loss = super().forward(image_features, text_features, logit_scale, **said)
-            if said:  # in a graph, whose op raises, on all ranks, before this is anything
+            wrong = said(error) if error is not None and several else {}  # which no rank takes
+            loss = super().forward(image_features, text_features, logit_scale, **wrong)
+            if wrong:  # in a graph, whose op raises, on all ranks, before this is anything
                 return loss, loss
             assert isinstance(loss, Tensor)
             clip_loss = self.clip_loss_weight * loss

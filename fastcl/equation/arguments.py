@@ -170,13 +170,16 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {spelt[near[0]]!r}?" if near else ""
 
 
-def unexpected(function: str, name: str, known: Iterable[str]) -> TypeError:
-    """The error of a keyword that is not taken, as Python words it, with the nearest that is.
+def said(error: Exception) -> dict[str, None]:
+    """What is wrong with a call, as a keyword that nobody writes: it travels as any wrong call does, and `unexpected` tells it."""
+    return {f"{type(error).__name__}: {error}": None}
 
-    One that nobody can write is itself what is wrong with a call: a module says it so, for it travels as any wrong call does.
-    """
-    if not name.isidentifier():
-        return TypeError(name)
+
+def unexpected(function: str, name: str, known: Iterable[str]) -> TypeError | ValueError:
+    """The error of a keyword that is not taken, as Python words it, with the nearest that is; of one of `said` its error."""
+    kind, _, message = name.partition(": ")
+    if message and kind in ("TypeError", "ValueError"):
+        return TypeError(message) if kind == "TypeError" else ValueError(message)
     return TypeError(f"{function}() got an unexpected keyword argument {name!r}{meant(name, known)}")
 
 

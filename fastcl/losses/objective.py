@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, dataclass_transform
 
 from ..distributed import Group, SavedGroup
-from ..equation.arguments import Check, checks_of_fields, checks_of_function, no_tensor, unexpected
+from ..equation.arguments import Check, checks_of_fields, checks_of_function, no_tensor, said, unexpected
 from ..equation.names import Backend, Reduction
 from .scale import number, reshape_numbers, stated
 
@@ -141,12 +141,12 @@ class Objective(_Declared):
         if twice in settings:
             place = "fastcl.functional." if function.__module__.startswith("fastcl.functional.") else ""
             advice = f"make {kind}({twice}=...), or call {place}{function.__name__}"
-            said = f"{twice}: expected as a setting of the module, got it at its call; {advice}"
+            message = f"{twice}: expected as a setting of the module, got it at its call; {advice}"
         else:
-            said = f"{twice}: expected what {kind} keeps, got it at its call; leave it out"
+            message = f"{twice}: expected what {kind} keeps, got it at its call; leave it out"
         if not self._speaks_to_all():
-            raise TypeError(said)
-        return {name: value for name, value in data.items() if name != twice} | {said: None}  # see arguments.unexpected
+            raise TypeError(message)
+        return {name: value for name, value in data.items() if name != twice} | said(TypeError(message))
 
     def _speaks_to_all(self) -> bool:
         """Whether a call that is wrong must be made all the same, for the other ranks to hear of it."""
