@@ -221,7 +221,7 @@ class DirectCLRLoss(NTXentLoss):
         except (ValueError, TypeError) as error:
             if _gathers(self) is None or ranks.world_size() == 1:
                 raise
-            refused: Tensor = super().forward(out0, out1, **said(error))  # on all ranks
+            refused: Tensor = super().forward(out0, out1, **said(str(error), isinstance(error, ValueError)))  # on all ranks
             return refused
         loss: Tensor = super().forward(*(out.flatten(1)[:, : self.loss_dim] for out in (out0, out1)))
         return loss

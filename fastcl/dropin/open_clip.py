@@ -211,7 +211,7 @@ class CoCaLoss(ClipLoss):
         """
         error, several = _of_captions(logits), self.world_size > 1 and ranks.world_size() > 1
         if self.clip_loss_weight:
-            wrong = said(error) if error is not None and several else {}  # which no rank takes
+            wrong = said(str(error), isinstance(error, ValueError)) if error is not None and several else {}  # which no rank takes
             loss = super().forward(image_features, text_features, logit_scale, **wrong)
             if wrong:  # in a graph, whose op raises, on all ranks, before this is anything
                 return loss, loss

@@ -170,9 +170,11 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {spelt[near[0]]!r}?" if near else ""
 
 
-def said(error: Exception) -> dict[str, None]:
-    """What is wrong with a call, as a keyword that nobody writes: it travels as any wrong call does, and `unexpected` tells it."""
-    return {f"{type(error).__name__}: {error}": None}
+def said(message: str, value: bool = False) -> dict[str, None]:
+    """A TypeError (`value`: a ValueError) of a call, as a keyword that nobody writes: it travels as any wrong call does, and
+    `unexpected` tells it. In words, since torch.compile traces no exception.
+    """
+    return {f"{'Value' if value else 'Type'}Error: {message}": None}
 
 
 def unexpected(function: str, name: str, known: Iterable[str]) -> TypeError | ValueError:

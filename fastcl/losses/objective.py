@@ -146,7 +146,7 @@ class Objective(_Declared):
             message = f"{twice}: expected what {kind} keeps, got it at its call; leave it out"
         if not self._speaks_to_all():
             raise TypeError(message)
-        return {name: value for name, value in data.items() if name != twice} | said(TypeError(message))
+        return {name: value for name, value in data.items() if name != twice} | said(message)
 
     def _speaks_to_all(self) -> bool:
         """Whether a call that is wrong must be made all the same, for the other ranks to hear of it."""
