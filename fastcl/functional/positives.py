@@ -230,7 +230,7 @@ def log_sum_exp(z: Tensor, index: Tensor, rows: int, which: Tensor | None = None
 
 
 def may_be_counted(labels: Tensor) -> bool:
-    """Whether how many pairs they make may decide what is done: not in a graph or a transform, nor where a device is waited for."""
+    """Whether what they hold may decide what is done: not in a graph or a transform, nor where a device is waited for."""
     return transforms.values_are_here() and is_known(labels)
 
 
@@ -325,7 +325,7 @@ def _index(name: str, index: Any, length: int | None, x: Tensor) -> Tensor:
 
 def _within(name: str, index: Tensor, rows: Tensor) -> None:
     """Indices of rows."""
-    if not _readable(index):  # a message that names a size of a graph would make it one of that size alone
+    if not may_be_counted(index):  # a message that names a size of a graph would make it one of that size alone
         return
     n = rows.shape[0]
     _refuse_where((index < 0) | (index >= n), index, f"{name}: expected indices of own rows, 0 to {n - 1}")
@@ -333,16 +333,11 @@ def _within(name: str, index: Tensor, rows: Tensor) -> None:
 
 def _refuse_where(wrong: Tensor, values: Tensor, message: str) -> None:
     """An error on every rank where there are any; on a CPU, whose values may be looked at."""
-    if not _readable(values):
+    if not may_be_counted(values):
         return
     if float(batch.largest(wrong.to(torch.float32))):
         got = ", ".join(map(str, values[wrong][:3].tolist())) or "others on another rank"
         raise ValueError(f"{message}, got {got}; pass those that are")
-
-
-def _readable(values: Tensor) -> bool:
-    """Whether they may be looked at."""
-    return values.device.type == "cpu" and transforms.values_are_here()
 
 
 def _one_of(index: Tensor, other: Tensor, rows: int) -> Tensor:
